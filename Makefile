@@ -1,0 +1,49 @@
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PORT ?= 8000
+BATON_HOME ?= var
+export PORT BATON_HOME
+PY := $(VENV)/bin/python
+
+.PHONY: help run test check lock format clean
+
+help:  ## what can be done here
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(VENV)/.run  ## the whole product on embedded defaults: portal, broker, worker, beat, three machine agents
+	@exec $(PY) manage.py runstack
+
+test: $(VENV)/.dev  ## everything that must be true: style, types, layers, unit tests, journeys, browser
+	@.ci/system-packages
+	@$(MAKE) --no-print-directory check
+	$(PY) -m pytest -q -m "journey or browser" tests
+
+check: $(VENV)/.dev  ## the quick half of the tests
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy portal runtimes deployments manage.py
+	$(PY) manage.py makemigrations --check --dry-run
+	$(PY) -m pytest -q -m "not journey and not browser" tests
+
+# The environment is built under a lock, so that two commands can start at once; the stamp names the lock file it came from.
+$(VENV)/.run: requirements.txt
+	@mkdir -p $(VENV) && flock $(VENV).lock .ci/environment "$(PYTHON)" $(VENV) requirements.txt .run
+
+$(VENV)/.dev: requirements-dev.txt
+	@mkdir -p $(VENV) && flock $(VENV).lock .ci/environment "$(PYTHON)" $(VENV) requirements-dev.txt .dev
+
+lock: $(VENV)/.dev  ## renew the hashed lock files from pyproject.toml
+	$(PY) -m pip install -q uv
+	$(PY) -m uv pip compile -q --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--extra portal --extra embedded --custom-compile-command "make lock" -o requirements.txt pyproject.toml
+	$(PY) -m uv pip compile -q --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--extra portal --extra embedded --extra postgres --extra dev --custom-compile-command "make lock" -o requirements-dev.txt pyproject.toml
+
+format: $(VENV)/.dev  ## put the code in its usual shape
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## remove what the tests and tools left behind (never var/)
+	rm -rf .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -1,0 +1,459 @@
+"""The wire: everything that crosses between portal, agent, keeper and runtime process, and its enums. No Django.
+
+There is one definition (docs/architecture.md, rule 8); models and serializers borrow the enums. Shapes are `msgspec` structs:
+`decode(Report, body)` is strict and its error names the field. All durations are seconds (float), all moments RFC 3339 UTC strings
+unless a name says `_boot` (seconds on CLOCK_BOOTTIME of the machine that wrote it).
+
+    portal -> agent     Orders      (GET  /agent/v1/orders/?after=<version>&wait=<seconds>, and the answer to a report)
+    agent  -> portal    Report      (POST /agent/v1/report/)
+    agent  -> portal    JoinRequest -> JoinAnswer (POST /agent/v1/join/)
+    portal -> agent     a Bundle's bytes by digest (GET /agent/v1/bundles/<digest>/)
+    agent  -> keeper    KeeperCommand, keeper -> agent KeeperNews   (JSON lines on the keeper's unix socket)
+    keeper -> process   ProcessCommand, process -> keeper ProcessNews (JSON lines on the socket inherited as CONTROL_FD_ENV)
+"""
+
+import hashlib
+import struct
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+
+# --------------------------------------------------------------------------------------------------------------------- enums
+
+
+class Status(StrEnum):
+    """Failover status of a member (docs/failover.md, Statuses)."""
+
+    LEADER = "leader"
+    FOLLOWER = "follower"
+    DISABLED = "disabled"
+    SINGLE_NODE = "single-node"
+    ISOLATED = "isolated"
+    UNKNOWN = "unknown"  # only the portal says this: the agent is silent, or reported a lower epoch
+
+
+class State(StrEnum):
+    """Do the inbounds of the group really run in this runtime: all, none, or some (an alarm)."""
+
+    ON = "on"
+    OFF = "off"
+    PARTLY = "partly"
+
+
+class Preference(StrEnum):
+    LEADER = "leader"
+    BACKUP = "backup"
+    NONE = "none"
+
+
+class Cause(StrEnum):
+    """Why a leadership changed."""
+
+    FIRST = "first"  # nobody led before
+    CRASH = "crash"  # proven death: the keeper saw the process end
+    SILENCE = "silence"  # the leader's session stood still for a full TTL
+    RELEASE = "release"  # the leader stopped cleanly
+    SWITCH = "switch"  # Play or Stop by a person
+    BALANCE = "balance"
+    DEPLOY = "deploy"  # handed over before its runtime was redeployed
+    DISABLE = "disable"
+
+
+class RuntimeState(StrEnum):
+    """What a runtime's process is doing."""
+
+    STOPPED = "stopped"  # as wished
+    STARTING = "starting"
+    READY = "ready"
+    BACKOFF = "backoff"  # exited three times in a row without having been ready; restarts later
+    FAILED = "failed"  # cannot be started: see the reason (a bundle that does not verify, say)
+
+
+class RouterState(StrEnum):
+    ABSENT = "absent"
+    STARTING = "starting"
+    RUNNING = "running"  # its etcd member answers and knows a majority
+    NO_MAJORITY = "no-majority"
+    FAILED = "failed"  # a port taken, a refused etcd version, an emptied data directory: see the reason
+
+
+class RequestKind(StrEnum):
+    SWITCH = "switch"
+    DISABLE = "disable"
+    ENABLE = "enable"
+
+
+class RequestStatus(StrEnum):
+    """The life of one wish for a group: written by the portal, carried by an agent, decided in etcd."""
+
+    PENDING = "pending"  # no agent has carried it yet
+    RUNNING = "running"  # it stands in control/<group>
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+
+class ComponentKind(StrEnum):
+    FILE = "file"
+    QUEUE = "queue"
+    LOG = "log"
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """Base of every message. Unknown fields are ignored, so that a newer side may add some."""
+
+
+# -------------------------------------------------------------------------------------------------------------------- bundles
+
+
+class Component(Wire):
+    """An inbound or outbound with its settings, every placeholder already replaced.
+
+    file inbound   {"folder": absolute path, "error_folder"?: path, "poll_seconds"?: "0.1"}
+    file outbound  {"folder": path, "receipts"?: path of a JSON-lines file that gets one line per delivery}
+    queue in/out   {"url": redis://…, "queue": name, "prefix": key prefix}
+    log outbound   {}
+    """
+
+    kind: ComponentKind
+    settings: dict[str, str] = {}
+
+
+class FlowSpec(Wire):
+    id: str  # stable across releases
+    name: str
+    version: str  # "1.4.0"
+    inbound: Component
+    outbound: Component
+    group: str | None = None  # GroupSpec.id; None: the flow starts and stops by itself
+    auto_start: bool = True  # only for an ungrouped flow
+
+
+class GroupSpec(Wire):
+    """A group of inbounds in this runtime. `members` are the runtime keys of all siblings, this one included; fewer than two, or
+    `failover` false, makes the runtime a single node for it."""
+
+    id: str  # stable: a rename keeps it
+    name: str
+    failover: bool
+    members: list[str]
+
+
+class BundleContent(Wire):
+    """What one runtime runs: immutable, addressed by the SHA-256 of its encoded bytes."""
+
+    environment: str  # slug, for people
+    machine: str
+    connector: str
+    release: int  # number
+    flows: list[FlowSpec]
+    groups: list[GroupSpec]
+
+
+# ---------------------------------------------------------------------------------------------------------- portal <-> agent
+
+
+class JoinRequest(Wire):
+    token: str  # one-time
+    agent_version: str
+    protocol_version: int = PROTOCOL_VERSION
+
+
+class JoinAnswer(Wire):
+    credential: str  # bearer of every later call; shown once
+    machine: str
+    environment: str
+    project: str
+
+
+class Timing(Wire):
+    """A failover profile (docs/failover.md, constants). Seconds; etcd's in milliseconds."""
+
+    ttl: float = 1.0
+    renewal: float = 0.2
+    guard: float = 0.2
+    request_timeout: float = 0.3
+    drain: float = 5.0
+    etcd_heartbeat_ms: int = 50
+    etcd_election_ms: int = 300
+
+
+class RouterOrder(Wire):
+    """One etcd member. `members` maps member name (the machine's) to its peer URL, this one included, identical on all machines."""
+
+    name: str
+    peer_host: str
+    peer_port: int
+    cluster_token: str
+    members: dict[str, str]
+    witness: bool = False
+    join_existing: bool = False  # --initial-cluster-state existing
+    may_start_empty: bool = True  # False once the cluster is known: an empty data directory is refused
+    heartbeat_ms: int = 50
+    election_ms: int = 300
+
+
+class RuntimeOrder(Wire):
+    key: str  # "<machine>.<connector>": unique and stable within the environment
+    connector: str
+    running: bool
+    digest: str | None  # of the bundle to run; None: nothing was deployed yet
+    release: int | None
+    restarts: int = 0  # grows by one for every ordered restart
+    preferences: dict[str, Preference] = {}  # by group id
+    stopped_flows: list[str] = []  # ids of ungrouped flows a person stopped
+
+
+class GroupRequest(Wire):
+    """One wish for a group; every member machine's agent gets it, the first to write it to control/<group> carries it."""
+
+    id: str
+    kind: RequestKind
+    group: str
+    machine: str | None  # switch: the candidate (None: any ready follower); disable, enable: whose member
+    expected_epoch: int | None  # switch only
+    cause: Cause
+    actor: str  # who asked, for people: "operator" or "deployment 12"
+    valid_seconds: float  # counted by the agent from receipt
+
+
+class Orders(Wire):
+    version: int  # grows with every change for this machine
+    namespace: str  # etcd key prefix of the environment: "/baton/<id>/"
+    generation: int = 1  # of the cluster; epoch = generation * 10**12 + revision
+    timing: Timing = Timing()
+    router: RouterOrder | None = None
+    runtimes: list[RuntimeOrder] = []
+    requests: list[GroupRequest] = []
+
+
+class RouterReport(Wire):
+    state: RouterState
+    reason: str = ""
+    member_id: str = ""
+    cluster_id: str = ""
+    etcd_version: str = ""
+    client_port: int | None = None
+    warning: str = ""  # "etcd 3.5.1: for a one-machine demonstration only"
+
+
+class PeerReport(Wire):
+    """Can this machine open a connection to a sibling's Internal IP : Failover port."""
+
+    machine: str
+    address: str  # host:port
+    reachable: bool
+    since: str
+    error: str = ""
+
+
+class GroupReport(Wire):
+    group: str
+    status: Status
+    state: State
+    reason: str  # one sentence, as decided by the process or said by the agent for a process that is not there
+    epoch: int = 0  # of the leadership this member knows of; 0 for a single node
+    leader: str | None = None  # runtime key this member believes leads
+    ready: bool = False
+    since: str = ""  # of this status
+    last_activity: str = ""  # when an inbound of the group last took something
+    disabled: list[str] = []  # runtime keys, as control/<group> says
+    open_request: str | None = None
+
+
+class FlowReport(Wire):
+    flow: str
+    name: str
+    on: bool
+    group: str | None = None
+    reason: str = ""  # why it is off, or what it last failed at
+    taken: int = 0  # items since the process started
+    delivered: int = 0
+    failed: int = 0
+    last_activity: str = ""
+
+
+class RuntimeReport(Wire):
+    key: str
+    state: RuntimeState
+    reason: str = ""
+    pid: int | None = None  # of the runtime process, in the host's numbering
+    started_at: str = ""
+    starts: int = 0  # since the agent's home was made
+    restarts: int = 0  # the order's counter that this process was started under
+    digest: str | None = None  # of the bundle the process runs
+    release: int | None = None
+    groups: list[GroupReport] = []
+    flows: list[FlowReport] = []
+
+
+class RequestOutcome(Wire):
+    id: str
+    status: RequestStatus
+    code: str = ""  # "busy", "stale", "not-ready", "no-majority", "drain-limit", "disabled"
+    reason: str = ""
+
+
+class LeadershipEvent(Wire):
+    """Written by the new leader when its inbounds are On. Unique by (group, epoch)."""
+
+    group: str
+    epoch: int
+    runtime: str
+    previous: str | None
+    cause: Cause
+    actor: str = ""
+    at: str = ""
+    detection_seconds: float | None = None  # from the last sign of the old leader to the take
+    gap_seconds: float | None = None  # from the last On of the old leader to On here
+
+
+class LogLine(Wire):
+    runtime: str  # key, "router" or "agent"
+    at: str
+    level: LogLevel
+    text: str
+
+
+class Report(Wire):
+    agent_version: str
+    boot_id: str
+    started_at: str  # of the agent process
+    orders_version: int  # newest version taken over into desired state
+    sequence: int  # grows by one per report of this agent process; an older one is ignored
+    router: RouterReport | None = None
+    peers: list[PeerReport] = []
+    runtimes: list[RuntimeReport] = []
+    outcomes: list[RequestOutcome] = []  # repeated until acknowledged
+    events: list[LeadershipEvent] = []  # repeated until acknowledged
+    logs: list[LogLine] = []
+    suggested_address: str = ""
+    suggested_port: int | None = None
+
+
+class ReportAnswer(Wire):
+    """The portal has stored the report: its outcomes, events and logs need not be sent again."""
+
+    accepted: bool
+    orders: Orders
+
+
+# ------------------------------------------------------------------------------------------------------- inside one machine
+
+CONTROL_FD_ENV = (
+    "BATON_CONTROL_FD"  # the process's end of a unix stream socketpair with its keeper; JSON lines both ways
+)
+LIFELINE_FD_ENV = "BATON_LIFELINE_FD"  # read end of the stack runner's pipe: end of file means "end your tree"
+PRESENCE_FD_ENV = (
+    "BATON_PRESENCE_FD"  # write end a keeper holds while it lives, so that the runner knows when all are gone
+)
+
+# The permit page: a file of PERMIT.size bytes mapped by process and keeper. Written by the process before its inbounds go On and
+# at each renewal; read by the keeper's watchdog: `on` and CLOCK_BOOTTIME past `permit_until` means the process hangs -> kill its tree.
+PERMIT = struct.Struct("<dI4x")  # permit_until_boot (earliest end among the groups that are On), on (0 or 1)
+
+
+class RuntimeConfig(Wire):
+    """`config.json` in a runtime's folder: all a process needs. Launched as `python -m runtimes.process <config.json>`."""
+
+    key: str
+    environment: str
+    machine: str
+    connector: str
+    launch: str  # unique per started process; session ids are "<launch>:<n>", so that a keeper knows whose session it deletes
+    bundle: str  # path of the verified bundle file
+    digest: str
+    release: int
+    etcd: str | None  # client URL of this machine's router; None: the machine has no router
+    namespace: str
+    generation: int
+    timing: Timing
+    data: str  # the runtime's own folder, kept across launches (error folders default to a place below it)
+    permit: str  # path of the permit page
+    preferences: dict[str, Preference] = {}
+    stopped_flows: list[str] = []
+
+
+class ProcessNews(Wire):
+    """process -> keeper -> agent. `status` is the whole picture and replaces the one before; events pile up until acknowledged."""
+
+    ready: bool | None = None
+    reason: str = ""
+    groups: list[GroupReport] | None = None
+    flows: list[FlowReport] | None = None
+    event: LeadershipEvent | None = None
+    outcome: RequestOutcome | None = None  # how a request in control/<group> ended, said by the member that closed it
+
+
+class ProcessCommand(Wire):
+    """agent -> keeper -> process."""
+
+    preferences: dict[str, Preference] | None = None
+    stopped_flows: list[str] | None = None
+    stop: bool = False  # give up leadership, stop inbounds, drain, end the session, exit 0
+
+
+class KeeperCommand(Wire):
+    to_process: ProcessCommand | None = None
+    stop_within: float | None = (
+        None  # SIGTERM, then SIGKILL of the whole tree after so many seconds; the keeper then exits
+    )
+    acknowledge: int | None = None  # events and outcomes up to this number were stored by the agent
+
+
+class KeeperNews(Wire):
+    """Sent whole on connect and after every change."""
+
+    launch: str
+    keeper_pid: int
+    pid: int | None  # None once the tree is empty
+    started_at: str
+    exit_reason: str = (
+        ""  # "exited with status 3", "killed by signal 9", "killed by its keeper: permit ended 40 ms ago, still On"
+    )
+    was_ready: bool = False
+    ready: bool = False
+    reason: str = ""
+    groups: list[GroupReport] = []
+    flows: list[FlowReport] = []
+    pending: list[tuple[int, ProcessNews]] = []  # numbered events and outcomes not yet acknowledged
+    log: list[LogLine] = []  # new lines since the last news on this connection
+
+
+# ------------------------------------------------------------------------------------------------------------ reading, writing
+
+T = TypeVar("T")
+
+
+def encode(message: Any) -> bytes:
+    """One message as JSON bytes without line breaks; field order is the class's, so equal messages give equal bytes."""
+    return msgspec.json.encode(message)
+
+
+def decode(kind: type[T], data: bytes | str) -> T:
+    """A message from JSON.
+
+    Raises:
+        msgspec.ValidationError: naming the field ("Expected `int`, got `str` - at `$.runtimes[0].pid`").
+    """
+    return msgspec.json.decode(data, type=kind)
+
+
+def digest_of(data: bytes) -> str:
+    """The address of a bundle: SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def runtime_key(machine: str, connector: str) -> str:
+    """Unique within an environment; machine names have no dot."""
+    return f"{machine}.{connector}"
