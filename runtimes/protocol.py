@@ -350,13 +350,9 @@ class ReportAnswer(Wire):
 
 # ------------------------------------------------------------------------------------------------------- inside one machine
 
-CONTROL_FD_ENV = (
-    "BATON_CONTROL_FD"  # the process's end of a unix stream socketpair with its keeper; JSON lines both ways
-)
+CONTROL_FD_ENV = "BATON_CONTROL_FD"  # the process's end of a unix stream socketpair with its keeper; JSON lines both ways
 LIFELINE_FD_ENV = "BATON_LIFELINE_FD"  # read end of the stack runner's pipe: end of file means "end your tree"
-PRESENCE_FD_ENV = (
-    "BATON_PRESENCE_FD"  # write end a keeper holds while it lives, so that the runner knows when all are gone
-)
+PRESENCE_FD_ENV = "BATON_PRESENCE_FD"  # write end a keeper holds while it lives, so that the runner knows when all are gone
 
 # The permit page: a file of PERMIT.size bytes mapped by process and keeper. Written by the process before its inbounds go On and
 # at each renewal; read by the keeper's watchdog: `on` and CLOCK_BOOTTIME past `permit_until` means the process hangs -> kill its tree.
@@ -405,9 +401,7 @@ class ProcessCommand(Wire):
 
 class KeeperCommand(Wire):
     to_process: ProcessCommand | None = None
-    stop_within: float | None = (
-        None  # SIGTERM, then SIGKILL of the whole tree after so many seconds; the keeper then exits
-    )
+    stop_within: float | None = None  # SIGTERM, then SIGKILL of the whole tree after so many seconds; the keeper then exits
     acknowledge: int | None = None  # events and outcomes up to this number were stored by the agent
 
 
@@ -418,9 +412,7 @@ class KeeperNews(Wire):
     keeper_pid: int
     pid: int | None  # None once the tree is empty
     started_at: str
-    exit_reason: str = (
-        ""  # "exited with status 3", "killed by signal 9", "killed by its keeper: permit ended 40 ms ago, still On"
-    )
+    exit_reason: str = ""  # "exited with status 3", "killed by signal 9", "killed by its keeper: permit ended 40 ms ago, still On"
     was_ready: bool = False
     ready: bool = False
     reason: str = ""
