@@ -116,7 +116,7 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
 # -------------------------------------------------------------------------------------------------------------------- bundles
 
 
-class Component(Wire):
+class Component(Wire, frozen=True):
     """An inbound or outbound with its settings, every placeholder already replaced.
 
     file inbound   {"folder": absolute path, "error_folder"?: path, "poll_seconds"?: "0.1"}
@@ -129,7 +129,7 @@ class Component(Wire):
     settings: dict[str, str] = {}
 
 
-class FlowSpec(Wire):
+class FlowSpec(Wire, frozen=True):
     id: str  # stable across releases
     name: str
     version: str  # "1.4.0"
@@ -139,7 +139,7 @@ class FlowSpec(Wire):
     auto_start: bool = True  # only for an ungrouped flow
 
 
-class GroupSpec(Wire):
+class GroupSpec(Wire, frozen=True):
     """A group of inbounds in this runtime. `members` are the runtime keys of all siblings, this one included; fewer than two, or
     `failover` false, makes the runtime a single node for it."""
 
@@ -149,7 +149,7 @@ class GroupSpec(Wire):
     members: list[str]
 
 
-class BundleContent(Wire):
+class BundleContent(Wire, frozen=True):
     """What one runtime runs: immutable, addressed by the SHA-256 of its encoded bytes."""
 
     environment: str  # slug, for people
@@ -163,20 +163,20 @@ class BundleContent(Wire):
 # ---------------------------------------------------------------------------------------------------------- portal <-> agent
 
 
-class JoinRequest(Wire):
+class JoinRequest(Wire, frozen=True):
     token: str  # one-time
     agent_version: str
     protocol_version: int = PROTOCOL_VERSION
 
 
-class JoinAnswer(Wire):
+class JoinAnswer(Wire, frozen=True):
     credential: str  # bearer of every later call; shown once
     machine: str
     environment: str
     project: str
 
 
-class Timing(Wire):
+class Timing(Wire, frozen=True):
     """A failover profile (docs/failover.md, constants). Seconds; etcd's in milliseconds."""
 
     ttl: float = 1.0
@@ -188,7 +188,7 @@ class Timing(Wire):
     etcd_election_ms: int = 300
 
 
-class RouterOrder(Wire):
+class RouterOrder(Wire, frozen=True):
     """One etcd member. `members` maps member name (the machine's) to its peer URL, this one included, identical on all machines."""
 
     name: str
@@ -203,7 +203,7 @@ class RouterOrder(Wire):
     election_ms: int = 300
 
 
-class RuntimeOrder(Wire):
+class RuntimeOrder(Wire, frozen=True):
     key: str  # "<machine>.<connector>": unique and stable within the environment
     connector: str
     running: bool
@@ -214,7 +214,7 @@ class RuntimeOrder(Wire):
     stopped_flows: list[str] = []  # ids of ungrouped flows a person stopped
 
 
-class GroupRequest(Wire):
+class GroupRequest(Wire, frozen=True):
     """One wish for a group; every member machine's agent gets it, the first to write it to control/<group> carries it."""
 
     id: str
@@ -227,7 +227,7 @@ class GroupRequest(Wire):
     valid_seconds: float  # counted by the agent from receipt
 
 
-class Orders(Wire):
+class Orders(Wire, frozen=True):
     version: int  # grows with every change for this machine
     namespace: str  # etcd key prefix of the environment: "/baton/<id>/"
     generation: int = 1  # of the cluster; epoch = generation * 10**12 + revision
@@ -237,7 +237,7 @@ class Orders(Wire):
     requests: list[GroupRequest] = []
 
 
-class RouterReport(Wire):
+class RouterReport(Wire, frozen=True):
     state: RouterState
     reason: str = ""
     member_id: str = ""
@@ -247,7 +247,7 @@ class RouterReport(Wire):
     warning: str = ""  # "etcd 3.5.1: for a one-machine demonstration only"
 
 
-class PeerReport(Wire):
+class PeerReport(Wire, frozen=True):
     """Can this machine open a connection to a sibling's Internal IP : Failover port."""
 
     machine: str
@@ -257,7 +257,7 @@ class PeerReport(Wire):
     error: str = ""
 
 
-class GroupReport(Wire):
+class GroupReport(Wire, frozen=True):
     group: str
     status: Status
     state: State
@@ -271,7 +271,7 @@ class GroupReport(Wire):
     open_request: str | None = None
 
 
-class FlowReport(Wire):
+class FlowReport(Wire, frozen=True):
     flow: str
     name: str
     on: bool
@@ -283,7 +283,7 @@ class FlowReport(Wire):
     last_activity: str = ""
 
 
-class RuntimeReport(Wire):
+class RuntimeReport(Wire, frozen=True):
     key: str
     state: RuntimeState
     reason: str = ""
@@ -297,14 +297,14 @@ class RuntimeReport(Wire):
     flows: list[FlowReport] = []
 
 
-class RequestOutcome(Wire):
+class RequestOutcome(Wire, frozen=True):
     id: str
     status: RequestStatus
     code: str = ""  # "busy", "stale", "not-ready", "no-majority", "drain-limit", "disabled"
     reason: str = ""
 
 
-class LeadershipEvent(Wire):
+class LeadershipEvent(Wire, frozen=True):
     """Written by the new leader when its inbounds are On. Unique by (group, epoch)."""
 
     group: str
@@ -318,14 +318,14 @@ class LeadershipEvent(Wire):
     gap_seconds: float | None = None  # from the last On of the old leader to On here
 
 
-class LogLine(Wire):
+class LogLine(Wire, frozen=True):
     runtime: str  # key, "router" or "agent"
     at: str
     level: LogLevel
     text: str
 
 
-class Report(Wire):
+class Report(Wire, frozen=True):
     agent_version: str
     boot_id: str
     started_at: str  # of the agent process
@@ -341,7 +341,7 @@ class Report(Wire):
     suggested_port: int | None = None
 
 
-class ReportAnswer(Wire):
+class ReportAnswer(Wire, frozen=True):
     """The portal has stored the report: its outcomes, events and logs need not be sent again."""
 
     accepted: bool
@@ -359,7 +359,7 @@ PRESENCE_FD_ENV = "BATON_PRESENCE_FD"  # write end a keeper holds while it lives
 PERMIT = struct.Struct("<dI4x")  # permit_until_boot (earliest end among the groups that are On), on (0 or 1)
 
 
-class RuntimeConfig(Wire):
+class RuntimeConfig(Wire, frozen=True):
     """`config.json` in a runtime's folder: all a process needs. Launched as `python -m runtimes.process <config.json>`."""
 
     key: str
@@ -380,7 +380,7 @@ class RuntimeConfig(Wire):
     stopped_flows: list[str] = []
 
 
-class ProcessNews(Wire):
+class ProcessNews(Wire, frozen=True):
     """process -> keeper -> agent. `status` is the whole picture and replaces the one before; events pile up until acknowledged."""
 
     ready: bool | None = None
@@ -391,7 +391,7 @@ class ProcessNews(Wire):
     outcome: RequestOutcome | None = None  # how a request in control/<group> ended, said by the member that closed it
 
 
-class ProcessCommand(Wire):
+class ProcessCommand(Wire, frozen=True):
     """agent -> keeper -> process."""
 
     preferences: dict[str, Preference] | None = None
@@ -399,13 +399,13 @@ class ProcessCommand(Wire):
     stop: bool = False  # give up leadership, stop inbounds, drain, end the session, exit 0
 
 
-class KeeperCommand(Wire):
+class KeeperCommand(Wire, frozen=True):
     to_process: ProcessCommand | None = None
     stop_within: float | None = None  # SIGTERM, then SIGKILL of the whole tree after so many seconds; the keeper then exits
     acknowledge: int | None = None  # events and outcomes up to this number were stored by the agent
 
 
-class KeeperNews(Wire):
+class KeeperNews(Wire, frozen=True):
     """Sent whole on connect and after every change."""
 
     launch: str

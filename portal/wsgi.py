@@ -1,0 +1,8 @@
+"""WSGI entry point, for servers without async; the agents’ long poll then holds a thread."""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
+application = get_wsgi_application()

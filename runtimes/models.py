@@ -1,0 +1,282 @@
+"""Where it runs, what was wished and what was heard.
+
+`desired_*` is written by the portal's acts and sent to agents as orders; `observed_*` is written by reports only (fleet.record_report).
+No page shows an observed fact without its age.
+"""
+
+import uuid
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import ClassVar
+
+from django.conf import settings
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db import models
+from django.db.models import Q
+
+from portal.models import NAME, Connector, Environment, Group, MachineKind
+from runtimes import protocol
+
+
+def choices(enum: type[StrEnum]) -> list[tuple[str, str]]:
+    """Django choices of a wire enum: "no-majority" reads "No majority"."""
+    return [(member.value, member.value.replace("-", " ").capitalize()) for member in enum]
+
+
+# ---------------------------------------------------------------------------------------------------------------- machines
+
+
+class MachineQuerySet(models.QuerySet["Machine"]):
+    def visible_to(self, user: AbstractBaseUser | AnonymousUser) -> "MachineQuerySet":
+        return self.filter(environment__project__team__memberships__user_id=user.pk or 0)
+
+    def silent_since(self, moment: datetime) -> "MachineQuerySet":
+        """Machines with an agent whose last report is older than `moment`."""
+        return self.filter(joined_at__isnull=False).filter(Q(last_report_at__lt=moment) | Q(last_report_at=None))
+
+
+class Machine(models.Model):
+    """A host of one environment. Exists from Apply to environment on; lives once its agent joined."""
+
+    environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="machines")
+    name = models.CharField(max_length=40, validators=[NAME])
+    kind = models.CharField(max_length=16, choices=MachineKind.choices)
+    # agent
+    credential_digest = models.CharField(max_length=64, blank=True, editable=False, db_index=True)  # SHA-256 of the bearer credential
+    joined_at = models.DateTimeField(null=True, blank=True)
+    last_report_at = models.DateTimeField(null=True, blank=True)
+    report_sequence = models.BigIntegerField(default=0)  # of the agent start below; an older report is ignored
+    agent_started_at = models.CharField(max_length=40, blank=True)
+    agent_version = models.CharField(max_length=40, blank=True)
+    boot_id = models.CharField(max_length=64, blank=True)
+    suggested_address = models.CharField(max_length=64, blank=True)
+    suggested_port = models.PositiveIntegerField(null=True, blank=True)
+    # orders
+    orders_version = models.BigIntegerField(default=1)  # grows with every change of what this machine should do (fleet.touch)
+    orders_taken = models.BigIntegerField(default=0)  # newest version its agent said it took over
+
+    objects = MachineQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["environment", "kind", "name"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["environment", "name"], name="one_machine_per_name_and_environment")]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def has_agent(self) -> bool:
+        return self.joined_at is not None
+
+    def is_silent(self, *, now: datetime) -> bool:
+        """No report for longer than settings.AGENT_SILENT_AFTER_SECONDS (or never one)."""
+        limit = timedelta(seconds=settings.AGENT_SILENT_AFTER_SECONDS)
+        return self.last_report_at is None or now - self.last_report_at > limit
+
+
+class JoinToken(models.Model):
+    """A one-time, expiring permission for one agent to become this machine's. Only the digest is kept."""
+
+    machine = models.ForeignKey(Machine, on_delete=models.CASCADE, related_name="join_tokens")
+    digest = models.CharField(max_length=64, unique=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+    expires_at = models.DateTimeField()
+    used_at = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return f"token for {self.machine}"
+
+
+class Router(models.Model):
+    """The etcd member on a machine that failover needs: a router on an external machine, the witness on the core machine."""
+
+    machine = models.OneToOneField(Machine, on_delete=models.CASCADE, related_name="router")
+    # wish: written by the step Deploy routers with resolved properties; empty until then
+    desired_running = models.BooleanField(default=False)
+    desired_host = models.CharField(max_length=255, blank=True)
+    desired_port = models.PositiveIntegerField(null=True, blank=True)
+    desired_members = models.JSONField(default=dict, blank=True)  # member name -> peer URL, the same on all machines
+    cluster_known = models.BooleanField(default=False)  # its member once ran: an empty data directory is refused from then on
+    # fact
+    observed_state = models.CharField(max_length=16, choices=choices(protocol.RouterState), default=protocol.RouterState.ABSENT)
+    observed_reason = models.TextField(blank=True)
+    observed_warning = models.TextField(blank=True)
+    observed_member_id = models.CharField(max_length=32, blank=True)
+    observed_cluster_id = models.CharField(max_length=32, blank=True)
+    observed_version = models.CharField(max_length=20, blank=True)
+    observed_peers = models.JSONField(default=list, blank=True)  # protocol.PeerReport as dicts
+
+    def __str__(self) -> str:
+        return f"{'witness' if self.machine.kind == MachineKind.CORE else 'router'} on {self.machine}"
+
+
+class Bundle(models.Model):
+    """What a runtime runs, addressed by the SHA-256 of its bytes (protocol.BundleContent, encoded). Never changed."""
+
+    digest = models.CharField(max_length=64, primary_key=True)
+    environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="bundles")
+    release_number = models.PositiveIntegerField()
+    content = models.BinaryField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.digest[:12]
+
+
+class Runtime(models.Model):
+    """A connector on one machine in one environment: a real process."""
+
+    environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="runtimes")
+    machine = models.ForeignKey(Machine, on_delete=models.CASCADE, related_name="runtimes")
+    connector = models.ForeignKey(Connector, on_delete=models.PROTECT, related_name="runtimes")
+    failover = models.BooleanField(default=False)  # as applied to this environment
+    preference = models.CharField(max_length=8, choices=choices(protocol.Preference), default=protocol.Preference.NONE)
+    # wish
+    desired_running = models.BooleanField(default=True)  # the intent of a person's start or stop persists
+    desired_bundle = models.ForeignKey(Bundle, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    desired_restarts = models.PositiveIntegerField(default=0)
+    desired_stopped_flows = models.JSONField(default=list, blank=True)  # keys of ungrouped flows a person stopped
+    # fact
+    observed_state = models.CharField(max_length=16, choices=choices(protocol.RuntimeState), default=protocol.RuntimeState.STOPPED)
+    observed_reason = models.TextField(blank=True)
+    observed_pid = models.PositiveIntegerField(null=True, blank=True)
+    observed_started_at = models.CharField(max_length=40, blank=True)
+    observed_starts = models.PositiveIntegerField(default=0)
+    observed_restarts = models.PositiveIntegerField(default=0)
+    observed_digest = models.CharField(max_length=64, blank=True)
+    observed_release = models.PositiveIntegerField(null=True, blank=True)
+    observed_flows = models.JSONField(default=list, blank=True)  # protocol.FlowReport as dicts
+    observed_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["machine", "connector"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["machine", "connector"], name="one_runtime_per_machine_and_connector"),
+            models.UniqueConstraint(
+                fields=["environment", "connector"],
+                condition=Q(preference="leader"),
+                name="one_preferred_leader_per_connector_and_environment",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.key
+
+    @property
+    def key(self) -> str:
+        """ "external01.erp": what agents, etcd and logs call it. Needs machine and connector selected."""
+        return protocol.runtime_key(self.machine.name, self.connector.name)
+
+
+# ------------------------------------------------------------------------------------------------------------------ groups
+
+
+class FailoverGroup(models.Model):
+    """A portal Group in one environment: made by Deploy routers/runtimes from the release that runs, kept for its history."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="failover_groups")
+    group = models.ForeignKey(Group, on_delete=models.PROTECT, related_name="failover_groups")
+    name = models.CharField(max_length=40)  # as the deployed release calls it
+    failover = models.BooleanField(default=True)  # False: a group in a connector that does not run in failover
+    epoch = models.BigIntegerField(default=0)  # highest heard of; a report below it is not believed
+    last_gap_seconds = models.FloatField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["environment", "name"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["environment", "group"], name="one_failover_group_per_environment")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class GroupMember(models.Model):
+    """A runtime in a group, as last reported. What a page says of it goes through `runtimes.failover.verdict` (age, lower epochs)."""
+
+    group = models.ForeignKey(FailoverGroup, on_delete=models.CASCADE, related_name="members")
+    runtime = models.ForeignKey(Runtime, on_delete=models.CASCADE, related_name="memberships")
+    observed_status = models.CharField(max_length=16, choices=choices(protocol.Status), default=protocol.Status.UNKNOWN)
+    observed_state = models.CharField(max_length=8, choices=choices(protocol.State), default=protocol.State.OFF)
+    observed_reason = models.TextField(blank=True)
+    observed_epoch = models.BigIntegerField(default=0)
+    observed_ready = models.BooleanField(default=False)
+    observed_since = models.CharField(max_length=40, blank=True)
+    observed_last_activity = models.CharField(max_length=40, blank=True)
+    observed_disabled = models.BooleanField(default=False)
+    observed_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["group", "runtime"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["group", "runtime"], name="one_member_per_group_and_runtime")]
+
+    def __str__(self) -> str:
+        return f"{self.runtime} in {self.group}"
+
+
+class LeadershipChange(models.Model):
+    """One change of leadership, as the new leader told it. Unique by epoch; read-only history."""
+
+    group = models.ForeignKey(FailoverGroup, on_delete=models.CASCADE, related_name="changes")
+    epoch = models.BigIntegerField()
+    runtime = models.CharField(max_length=82)  # key
+    previous = models.CharField(max_length=82, blank=True)
+    cause = models.CharField(max_length=16, choices=choices(protocol.Cause))
+    actor = models.CharField(max_length=150, blank=True)
+    at = models.DateTimeField()
+    detection_seconds = models.FloatField(null=True, blank=True)
+    gap_seconds = models.FloatField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-epoch"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["group", "epoch"], name="one_change_per_group_and_epoch")]
+
+    def __str__(self) -> str:
+        return f"{self.group}: {self.runtime} leads since epoch {self.epoch}"
+
+
+LIVE_REQUESTS = (protocol.RequestStatus.PENDING, protocol.RequestStatus.RUNNING)
+
+
+class GroupRequest(models.Model):
+    """A wish for a group (switch, disable, enable), carried to etcd by an agent. The database allows one live one per group."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    group = models.ForeignKey(FailoverGroup, on_delete=models.CASCADE, related_name="requests")
+    kind = models.CharField(max_length=8, choices=choices(protocol.RequestKind))
+    machine = models.CharField(max_length=40, blank=True)  # candidate, or whose member; empty: any ready follower
+    expected_epoch = models.BigIntegerField(null=True, blank=True)
+    cause = models.CharField(max_length=16, choices=choices(protocol.Cause))
+    actor = models.CharField(max_length=150)
+    status = models.CharField(max_length=12, choices=choices(protocol.RequestStatus), default=protocol.RequestStatus.PENDING)
+    code = models.CharField(max_length=40, blank=True)
+    reason = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["group"], condition=Q(status__in=LIVE_REQUESTS), name="one_live_request_per_group")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.machine or 'any'} in {self.group}: {self.status}"
+
+
+class RuntimeLog(models.Model):
+    """A line of a runtime's, router's or agent's log; bounded per machine and source (settings.LOG_LINES_KEPT_PER_RUNTIME)."""
+
+    machine = models.ForeignKey(Machine, on_delete=models.CASCADE, related_name="log_lines")
+    source = models.CharField(max_length=82)  # runtime key, "router" or "agent"
+    at = models.DateTimeField()
+    level = models.CharField(max_length=8, choices=choices(protocol.LogLevel))
+    text = models.TextField()
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        indexes: ClassVar = [models.Index(fields=["machine", "source", "id"], name="log_by_machine_and_source")]
+
+    def __str__(self) -> str:
+        return self.text

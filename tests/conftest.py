@@ -1,0 +1,61 @@
+"""The cast: people of team Demo with one role each, and a stranger of another team."""
+
+import pytest
+from django.contrib.auth.models import User
+
+from portal.models import Connector, Environment, Project, Role, Team
+from tests import factories
+
+
+@pytest.fixture
+def team(db: None) -> Team:
+    return Team.objects.create(name="Demo", slug="demo")
+
+
+@pytest.fixture
+def viewer(team: Team) -> User:
+    return factories.person("viewer", team, Role.VIEWER)
+
+
+@pytest.fixture
+def developer(team: Team) -> User:
+    return factories.person("developer", team, Role.DEVELOPER)
+
+
+@pytest.fixture
+def operator(team: Team) -> User:
+    return factories.person("operator", team, Role.OPERATOR)
+
+
+@pytest.fixture
+def admin(team: Team) -> User:
+    """Administrator of the team; also a superuser, for the admin site."""
+    user = factories.person("admin", team, Role.ADMINISTRATOR)
+    user.is_staff = user.is_superuser = True
+    user.save()
+    return user
+
+
+@pytest.fixture
+def stranger(db: None) -> User:
+    return factories.person("stranger", Team.objects.create(name="Others", slug="others"), Role.ADMINISTRATOR)
+
+
+@pytest.fixture
+def webshop(team: Team) -> Project:
+    return factories.project(team)
+
+
+@pytest.fixture
+def test_environment(webshop: Project) -> Environment:
+    return webshop.environments.get(kind="test")
+
+
+@pytest.fixture
+def acceptance(webshop: Project) -> Environment:
+    return webshop.environments.get(kind="acceptance")
+
+
+@pytest.fixture
+def erp(webshop: Project) -> Connector:
+    return factories.failover_design(webshop)
