@@ -26,7 +26,7 @@ def balance_failover(step_id: int) -> str:
 
 
 def send_step(step_id: int) -> None:
-    """Have a worker look at a step, once the surrounding transaction is committed. A broker that is away loses nothing: the sweep sends again."""
+    """Have a worker look at a step once the transaction is committed. A broker that is away loses nothing: the sweep sends again."""
 
     def deliver() -> None:
         task = balance_failover if StepRun.objects.filter(pk=step_id, kind=StepKind.BALANCE_FAILOVER).exists() else run_step

@@ -170,7 +170,7 @@ X_FRAME_OPTIONS = "DENY"
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
-        "rest_framework.authentication.BasicAuthentication",
+        "portal.api.authentication.RememberingBasicAuthentication",
         "rest_framework.authentication.TokenAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
@@ -189,6 +189,13 @@ SPECTACULAR_SETTINGS = {
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "SCHEMA_PATH_PREFIX": "/api/v1/",
+    "ENUM_NAME_OVERRIDES": {
+        "FailoverStatus": "runtimes.protocol.Status",
+        "RequestStatus": "runtimes.protocol.RequestStatus",
+        "Preference": "runtimes.models.PREFERENCES",
+        "RunStatus": "deployments.models.RunStatus",
+        "ActivationStatus": "deployments.models.ActivationStatus",
+    },
 }
 
 # -------------------------------------------------------------------------------------------------------- words, time, files

@@ -71,6 +71,11 @@ def consequence(group: FailoverGroup, member: GroupMember, action: str, *, now: 
     raise NotImplementedError
 
 
+def member_on(group: FailoverGroup, machine: str) -> GroupMember:
+    """The group's member on a machine. Raises UnknownCandidate (404) naming the machines that have one."""
+    raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Balanced:
     """One look at a group during Balance failover: done, or what it waits for, or why it cannot."""

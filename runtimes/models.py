@@ -23,6 +23,9 @@ def choices(enum: type[StrEnum]) -> list[tuple[str, str]]:
     return [(member.value, member.value.replace("-", " ").capitalize()) for member in enum]
 
 
+PREFERENCES = choices(protocol.Preference)
+
+
 # ---------------------------------------------------------------------------------------------------------------- machines
 
 
@@ -131,7 +134,7 @@ class Runtime(models.Model):
     machine = models.ForeignKey(Machine, on_delete=models.CASCADE, related_name="runtimes")
     connector = models.ForeignKey(Connector, on_delete=models.PROTECT, related_name="runtimes")
     failover = models.BooleanField(default=False)  # as applied to this environment
-    preference = models.CharField(max_length=8, choices=choices(protocol.Preference), default=protocol.Preference.NONE)
+    preference = models.CharField(max_length=8, choices=PREFERENCES, default=protocol.Preference.NONE)
     # wish
     desired_running = models.BooleanField(default=True)  # the intent of a person's start or stop persists
     desired_bundle = models.ForeignKey(Bundle, on_delete=models.PROTECT, null=True, blank=True, related_name="+")

@@ -1,0 +1,124 @@
+"""/api/v1/releases/"""
+
+from typing import Any
+
+from django.db.models import QuerySet
+from django.utils import timezone
+from django_filters import rest_framework as filters
+from drf_spectacular.utils import extend_schema
+from rest_framework import mixins, serializers, status
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.reverse import reverse
+from rest_framework.viewsets import GenericViewSet
+
+from deployments import releases, rollout
+from deployments.api.deployments import DeploymentSerializer
+from deployments.models import Activation, Release
+from portal import access
+from portal.api.fields import EnvironmentChoice, signed_in
+from portal.models import EnvironmentKind, Role
+
+
+class ReleaseSerializer(serializers.ModelSerializer[Release]):
+    project = serializers.CharField(source="project.slug")
+    active_on = serializers.SerializerMethodField()
+    created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
+
+    class Meta:
+        model = Release
+        fields: tuple[str, ...] = ("id", "project", "number", "name", "note", "digest", "active_on", "created_at", "created_by")
+
+    def get_active_on(self, release: Release) -> list[str]:
+        """Environments that chose this release."""
+        return [activation.environment.kind for activation in release.activations.all() if activation.status == "active"]
+
+
+class ReleaseDetailSerializer(ReleaseSerializer):
+    content = serializers.JSONField()
+
+    class Meta(ReleaseSerializer.Meta):
+        fields: tuple[str, ...] = (*ReleaseSerializer.Meta.fields, "content")
+
+
+class ReleaseInput(serializers.Serializer[Any]):
+    project = serializers.SlugField()
+    name = serializers.CharField(max_length=80)
+    note = serializers.CharField(default="", allow_blank=True)
+
+
+class ActivateInput(EnvironmentChoice):
+    at = serializers.DateTimeField(required=False, allow_null=True, default=None, help_text="Left out: now. RFC 3339.")
+
+
+class ActivationSerializer(serializers.ModelSerializer[Activation]):
+    release = serializers.IntegerField(source="release_id")
+    environment = serializers.CharField(source="environment.kind")
+    warnings = serializers.ListField(child=serializers.CharField(), default=list)
+
+    class Meta:
+        model = Activation
+        fields = ("id", "release", "environment", "status", "due_at", "activated_at", "reason", "warnings")
+
+
+class ReleaseFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter has no types
+    project = filters.CharFilter(field_name="project__slug")
+    number = filters.NumberFilter()
+
+
+class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Release]):
+    """Immutable numbered snapshots of a project's Create phase."""
+
+    serializer_class = ReleaseSerializer
+    filterset_class = ReleaseFilter
+    queryset = Release.objects.none()
+    lookup_value_regex = "[0-9]+"
+
+    def get_queryset(self) -> QuerySet[Release]:
+        rows = Release.objects.filter(project__team__memberships__user_id=self.request.user.pk or 0)
+        if self.action == "list":
+            rows = rows.defer("content")
+        return rows.select_related("project", "created_by").prefetch_related("activations__environment")
+
+    def get_serializer_class(self) -> type[ReleaseSerializer]:
+        return ReleaseDetailSerializer if self.action == "retrieve" else ReleaseSerializer
+
+    @extend_schema(request=ReleaseInput, responses={201: ReleaseSerializer})
+    def create(self, request: Request) -> Response:
+        """A new release from the latest saved version of every flow."""
+        body = ReleaseInput(data=request.data)
+        body.is_valid(raise_exception=True)
+        given = body.validated_data
+        project = access.get_project(request.user, given.pop("project"), role=Role.DEVELOPER)
+        release = releases.build(project, **given, by=signed_in(request))
+        return Response(ReleaseSerializer(release).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(request=ActivateInput, responses=ActivationSerializer)
+    @action(detail=True, methods=["post"])
+    def activate(self, request: Request, pk: str) -> Response:
+        """Choose the release for an environment, now or `at` a moment; 409 with one reason per missing property."""
+        release = self.get_object()
+        body = ActivateInput(data=request.data)
+        body.is_valid(raise_exception=True)
+        environment = access.get_environment(request.user, release.project.slug, body.validated_data["environment"], to_edit=True)
+        at, now = body.validated_data["at"], timezone.now()
+        if at:
+            activation = releases.schedule(release, environment, due_at=at, by=signed_in(request), now=now)
+        else:
+            activation = releases.activate(release, environment, by=signed_in(request), now=now)
+        activation.warnings = list(releases.warnings(release, environment))  # type: ignore[attr-defined]
+        return Response(ActivationSerializer(activation).data)
+
+    @extend_schema(request=EnvironmentChoice, responses={202: DeploymentSerializer})
+    @action(detail=True, methods=["post"], url_path="deployments")
+    def deploy(self, request: Request, pk: str) -> Response:
+        """Run the environment's plan from this release; 202 with Location."""
+        release = self.get_object()
+        body = EnvironmentChoice(data=request.data)
+        body.is_valid(raise_exception=True)
+        kind = EnvironmentKind(body.validated_data["environment"])
+        environment = access.get_environment(request.user, release.project.slug, kind, to_edit=True)
+        deployment = rollout.prepare(release, on=environment, by=signed_in(request), now=timezone.now())
+        location = reverse("api-deployment-detail", args=[deployment.pk], request=request)
+        return Response(DeploymentSerializer(deployment).data, status=status.HTTP_202_ACCEPTED, headers={"Location": location})

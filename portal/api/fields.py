@@ -1,0 +1,58 @@
+"""What the endpoints of all apps share: the filters by project and environment, and lookups that go through the gates."""
+
+from typing import Any, TypeVar
+
+from django.contrib.auth.models import User
+from django.db.models import Model
+from django_filters import rest_framework as filters
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.viewsets import GenericViewSet
+
+from portal import access
+from portal.models import Environment, EnvironmentKind, Role
+
+M = TypeVar("M", bound=Model)
+
+
+class EnvironmentFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter has no types
+    """`?project=webshop&environment=test` on rows that have an environment."""
+
+    project = filters.CharFilter(field_name="environment__project__slug")
+    environment = filters.ChoiceFilter(field_name="environment__kind", choices=EnvironmentKind.choices)
+
+
+def signed_in(request: Request) -> User:
+    """The person behind a request that passed IsAuthenticated."""
+    assert isinstance(request.user, User)
+    return request.user
+
+
+class EnvironmentChoice(serializers.Serializer[Any]):
+    """Body that names an environment of a project known from elsewhere."""
+
+    environment = serializers.ChoiceField(choices=EnvironmentKind.choices, help_text="test, acceptance or production")
+
+
+class Nothing(serializers.Serializer[Any]):
+    """An empty body."""
+
+
+class Gated(GenericViewSet[M]):
+    """Endpoints whose rows hang on an environment: reading is for members (others find nothing: 404), acts name their role."""
+
+    lookup_value_regex = "[0-9a-f-]+"
+
+    def environment_of(self, row: M) -> Environment:
+        environment: Environment = row.environment  # type: ignore[attr-defined]
+        return environment
+
+    def row_for(self, request: Request, role: Role | None = None) -> M:
+        """The row of this address. `role` None asks for the right to change and deploy its environment.
+
+        Raises Http404 for non-members and PermissionDenied naming the role that is needed.
+        """
+        row: M = self.get_object()
+        environment = self.environment_of(row)
+        access.require(request.user, environment.project.team_id, role or access.role_to_deploy(environment))
+        return row

@@ -1,0 +1,134 @@
+"""/api/v1/machines/ and /api/v1/runtimes/"""
+
+from typing import Any
+
+from django.db.models import QuerySet
+from django.utils import timezone
+from django_filters import rest_framework as filters
+from drf_spectacular.utils import extend_schema
+from rest_framework import mixins, serializers, status
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from portal.api.fields import EnvironmentFilter, Gated, Nothing, signed_in
+from portal.models import Role
+from runtimes import fleet
+from runtimes.models import Machine, Router, Runtime
+
+
+class RouterSerializer(serializers.ModelSerializer[Router]):
+    state = serializers.CharField(source="observed_state")
+    reason = serializers.CharField(source="observed_reason")
+    warning = serializers.CharField(source="observed_warning")
+    address = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Router
+        fields = ("state", "reason", "warning", "address")
+
+    def get_address(self, router: Router) -> str | None:
+        return f"{router.desired_host}:{router.desired_port}" if router.desired_port else None
+
+
+class MachineSerializer(serializers.ModelSerializer[Machine]):
+    project = serializers.CharField(source="environment.project.slug")
+    environment = serializers.CharField(source="environment.kind")
+    silent = serializers.SerializerMethodField()
+    router = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Machine
+        fields = ("id", "name", "kind", "project", "environment", "joined_at", "last_report_at", "silent", "agent_version", "router")
+
+    def get_silent(self, machine: Machine) -> bool:
+        return machine.is_silent(now=timezone.now())
+
+    @extend_schema(responses=RouterSerializer(allow_null=True))
+    def get_router(self, machine: Machine) -> Any:
+        router = getattr(machine, "router", None)
+        return RouterSerializer(router).data if router else None
+
+
+class TokenSerializer(serializers.Serializer[Any]):
+    token = serializers.CharField()
+
+
+class RuntimeSerializer(serializers.ModelSerializer[Runtime]):
+    """`desired_*` is the wish, the rest is what the agent last reported, at `last_report_at`."""
+
+    project = serializers.CharField(source="environment.project.slug")
+    environment = serializers.CharField(source="environment.kind")
+    runtime = serializers.CharField(source="key")
+    machine = serializers.CharField(source="machine.name")
+    connector = serializers.CharField(source="connector.name")
+    state = serializers.CharField(source="observed_state")
+    reason = serializers.CharField(source="observed_reason")
+    pid = serializers.IntegerField(source="observed_pid", allow_null=True)
+    release = serializers.IntegerField(source="observed_release", allow_null=True)
+    desired_release = serializers.IntegerField(source="desired_bundle.release_number", allow_null=True, default=None)
+    flows = serializers.JSONField(source="observed_flows")
+    last_report_at = serializers.DateTimeField(source="observed_at", allow_null=True)
+
+    class Meta:
+        model = Runtime
+        fields = (
+            "id", "runtime", "project", "environment", "machine", "connector", "failover", "preference", "state", "reason",
+            "pid", "release", "desired_running", "desired_release", "flows", "last_report_at",
+        )  # fmt: skip
+
+
+class MachineFilter(EnvironmentFilter):
+    name = filters.CharFilter()
+
+
+class RuntimeFilter(EnvironmentFilter):
+    machine = filters.CharFilter(field_name="machine__name")
+    connector = filters.CharFilter(field_name="connector__name")
+
+
+class MachineViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Machine]):
+    serializer_class = MachineSerializer
+    filterset_class = MachineFilter
+    queryset = Machine.objects.none()
+
+    def get_queryset(self) -> QuerySet[Machine]:
+        return Machine.objects.visible_to(self.request.user).select_related("environment__project", "router")
+
+    @extend_schema(request=Nothing, responses={201: TokenSerializer})
+    @action(detail=True, methods=["post"])
+    def token(self, request: Request, pk: str) -> Response:
+        """A one-time token with which an agent joins as this machine; shown once, ends earlier unused ones."""
+        machine = self.row_for(request, Role.ADMINISTRATOR)
+        return Response({"token": fleet.register(machine, by=signed_in(request))}, status=status.HTTP_201_CREATED)
+
+
+class RuntimeViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Runtime]):
+    serializer_class = RuntimeSerializer
+    filterset_class = RuntimeFilter
+    queryset = Runtime.objects.none()
+
+    def get_queryset(self) -> QuerySet[Runtime]:
+        return Runtime.objects.filter(environment__project__team__memberships__user_id=self.request.user.pk or 0).select_related(
+            "environment__project", "machine", "connector", "desired_bundle"
+        )
+
+    @extend_schema(request=Nothing, responses={202: RuntimeSerializer})
+    @action(detail=True, methods=["post"])
+    def start(self, request: Request, pk: str) -> Response:
+        return self._order(request, fleet.start)
+
+    @extend_schema(request=Nothing, responses={202: RuntimeSerializer})
+    @action(detail=True, methods=["post"])
+    def stop(self, request: Request, pk: str) -> Response:
+        """Stop the process; the intent persists until it is started again. A leader hands over first."""
+        return self._order(request, fleet.stop)
+
+    @extend_schema(request=Nothing, responses={202: RuntimeSerializer})
+    @action(detail=True, methods=["post"])
+    def restart(self, request: Request, pk: str) -> Response:
+        return self._order(request, fleet.restart)
+
+    def _order(self, request: Request, act: Any) -> Response:
+        act(self.row_for(request, Role.OPERATOR))
+        return Response(RuntimeSerializer(self.get_object()).data, status=status.HTTP_202_ACCEPTED)

@@ -1,0 +1,12 @@
+"""The part of /api/v1/ that runtimes owns."""
+
+from rest_framework.routers import SimpleRouter
+
+from runtimes.api.groups import GroupViewSet
+from runtimes.api.machines import MachineViewSet, RuntimeViewSet
+
+router = SimpleRouter()
+router.register("groups", GroupViewSet, basename="api-group")
+router.register("machines", MachineViewSet, basename="api-machine")
+router.register("runtimes", RuntimeViewSet, basename="api-runtime")
+urlpatterns = router.urls
