@@ -188,6 +188,7 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Design, release and deploy integration programs, and run them in active/passive failover.",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
     "SCHEMA_PATH_PREFIX": "/api/v1/",
     "ENUM_NAME_OVERRIDES": {
         "FailoverStatus": "runtimes.protocol.Status",
@@ -206,7 +207,6 @@ USE_TZ = True
 USE_I18N = False
 
 STATIC_URL = "static/"
-STATIC_ROOT = BATON_HOME / "static"
 WHITENOISE_USE_FINDERS = True  # no collectstatic step: the files are few
 WHITENOISE_AUTOREFRESH = DEBUG
 

@@ -1,0 +1,184 @@
+"""The public API as its callers see it: who may, what is answered, how it says no."""
+
+import pytest
+from django.contrib.auth.models import User
+from django.utils import timezone
+from rest_framework.test import APIClient
+
+from portal.models import Connector, Environment, Property
+from runtimes.models import FailoverGroup, GroupMember, Runtime
+from runtimes.protocol import State, Status
+from tests import factories
+
+
+def client_of(person: User) -> APIClient:
+    client = APIClient()
+    client.force_authenticate(person)
+    return client
+
+
+@pytest.fixture
+def group(test_environment: Environment, erp: Connector) -> FailoverGroup:
+    """erp-orders on Test: external01 leads under epoch 7, external02 follows, both heard of just now."""
+    made = factories.applied(test_environment, erp)
+    now = timezone.now()
+    for machine, status, state in (("external01", Status.LEADER, State.ON), ("external02", Status.FOLLOWER, State.OFF)):
+        GroupMember.objects.filter(group=made, runtime__machine__name=machine).update(
+            observed_status=status, observed_state=state, observed_epoch=7, observed_ready=True, observed_at=now
+        )
+    Runtime.objects.filter(machine__name="external01").update(observed_pid=4711, observed_state="ready", observed_at=now)
+    Runtime.objects.filter(machine__name="external02").update(observed_state="ready", observed_at=now)
+    FailoverGroup.objects.filter(pk=made.pk).update(epoch=7, last_gap_seconds=0.04)
+    made.refresh_from_db()
+    return made
+
+
+@pytest.mark.parametrize("path", ["groups", "machines", "runtimes", "properties", "releases", "deployments", "schema", "nothing-here"])
+@pytest.mark.django_db
+def test_nobody_reads_anything_without_credentials(path: str) -> None:
+    answer = APIClient().get(f"/api/v1/{path}/")
+    assert answer.status_code == 401
+    assert answer["Content-Type"] == "application/problem+json"
+    assert answer.json()["code"] == "not-authenticated"
+    assert answer["WWW-Authenticate"].startswith("Basic")
+
+
+def test_a_wrong_password_is_refused_and_a_right_one_is_remembered(viewer: User, webshop: object) -> None:
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION="Basic dmlld2VyOndyb25n")  # viewer:wrong
+    assert client.get("/api/v1/releases/").status_code == 401
+    client.credentials(HTTP_AUTHORIZATION="Basic dmlld2VyOmJhdG9u")  # viewer:baton
+    assert client.get("/api/v1/releases/").status_code == 200
+    assert client.get("/api/v1/releases/").status_code == 200
+    viewer.set_password("another")
+    viewer.save()
+    assert client.get("/api/v1/releases/").status_code == 401
+
+
+def test_a_token_works_as_well_as_a_password(viewer: User) -> None:
+    token = APIClient().post("/api/v1/token/", {"username": "viewer", "password": "baton"}).json()["token"]
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION=f"Token {token}")
+    assert client.get("/api/v1/groups/").json() == {"count": 0, "next": None, "previous": None, "results": []}
+
+
+def test_a_viewer_sees_who_leads(viewer: User, group: FailoverGroup) -> None:
+    answer = client_of(viewer).get("/api/v1/groups/?environment=test&project=webshop").json()
+    assert answer["count"] == 1
+    shown = answer["results"][0]
+    assert shown["id"] == str(group.pk)
+    assert (shown["name"], shown["environment"], shown["epoch"], shown["last_gap_seconds"]) == ("erp-orders", "test", 7, 0.04)
+    assert shown["leader"] == {"machine": "external01", "runtime": "external01.erp"}
+    first, second = sorted(shown["members"], key=lambda member: member["machine"])
+    assert (first["status"], first["state"], first["pid"], first["preference"]) == ("leader", "on", 4711, "none")
+    assert (second["status"], second["state"], second["pid"]) == ("follower", "off", None)
+    assert client_of(viewer).get("/api/v1/groups/?environment=production").json()["count"] == 0
+
+
+def test_a_leader_of_a_lower_epoch_is_shown_as_unknown(viewer: User, group: FailoverGroup) -> None:
+    GroupMember.objects.filter(group=group, runtime__machine__name="external02").update(
+        observed_status=Status.LEADER, observed_state=State.ON, observed_epoch=9
+    )
+    FailoverGroup.objects.update(epoch=9)
+    shown = client_of(viewer).get(f"/api/v1/groups/{group.pk}/").json()
+    assert {member["machine"]: member["status"] for member in shown["members"]} == {"external01": "unknown", "external02": "leader"}
+    assert shown["leader"]["machine"] == "external02"
+
+
+def test_a_stranger_finds_no_group_of_another_team(stranger: User, group: FailoverGroup) -> None:
+    client = client_of(stranger)
+    assert client.get("/api/v1/groups/").json()["count"] == 0
+    assert client.get(f"/api/v1/groups/{group.pk}/").status_code == 404
+    assert client.post(f"/api/v1/groups/{group.pk}/switch/", {}).status_code == 404
+
+
+@pytest.mark.parametrize("act", ["switch", "disable", "enable"])
+def test_a_developer_may_look_but_not_switch(developer: User, group: FailoverGroup, act: str) -> None:
+    answer = client_of(developer).post(f"/api/v1/groups/{group.pk}/{act}/", {"machine": "external02", "candidate": "external02"})
+    assert answer.status_code == 403
+    assert answer["Content-Type"] == "application/problem+json"
+    assert "operator" in answer.json()["detail"]
+
+
+def test_an_operator_hands_leadership_over(operator: User, group: FailoverGroup) -> None:
+    client = client_of(operator)
+    answer = client.post(f"/api/v1/groups/{group.pk}/switch/", {"candidate": "external02", "expected_leader": "external01"}, format="json")
+    assert answer.status_code == 202
+    assert answer.json()["status"] == "pending"
+    asked = client.get(f"/api/v1/groups/{group.pk}/requests/{answer.json()['request']}/").json()
+    assert (asked["kind"], asked["machine"], asked["status"]) == ("switch", "external02", "pending")
+    again = client.post(f"/api/v1/groups/{group.pk}/switch/", {"candidate": "external02"}, format="json")
+    assert (again.status_code, again.json()["code"]) == (409, "busy")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        pytest.param({"candidate": "external09"}, 404, "unknown-candidate", id="a machine that has no member"),
+        pytest.param({"candidate": 3.5}, 404, "unknown-candidate", id="not even a name"),
+        pytest.param({"candidate": "external02", "expected_leader": "external02"}, 412, "stale", id="another one leads"),
+    ],
+)
+def test_a_switch_that_cannot_be_right_is_refused(
+    operator: User, group: FailoverGroup, body: dict[str, str], status: int, code: str
+) -> None:
+    answer = client_of(operator).post(f"/api/v1/groups/{group.pk}/switch/", body, format="json")
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer["Content-Type"] == "application/problem+json"
+
+
+def test_a_candidate_that_is_not_ready_is_refused(operator: User, group: FailoverGroup) -> None:
+    GroupMember.objects.filter(runtime__machine__name="external02").update(observed_ready=False, observed_reason="It starts.")
+    answer = client_of(operator).post(f"/api/v1/groups/{group.pk}/switch/", {"candidate": "external02"}, format="json")
+    assert (answer.status_code, answer.json()["code"]) == (503, "not-ready")
+
+
+def test_a_developer_prefers_a_leader_and_the_sibling_becomes_backup(developer: User, group: FailoverGroup) -> None:
+    client = client_of(developer)
+    for machine in ("external01", "external02"):
+        answer = client.put(f"/api/v1/groups/{group.pk}/preference/", {"machine": machine, "preference": "leader"}, format="json")
+        assert answer.status_code == 200
+    shown = {member["machine"]: member["preference"] for member in answer.json()["members"]}
+    assert shown == {"external01": "backup", "external02": "leader"}
+    bad = client.put(f"/api/v1/groups/{group.pk}/preference/", {"machine": "external01", "preference": "boss"}, format="json")
+    assert (bad.status_code, list(bad.json()["errors"])) == (400, ["preference"])
+
+
+def test_a_property_is_filled_in_and_a_secret_is_never_given_back(developer: User, test_environment: Environment) -> None:
+    client = client_of(developer)
+    body = {"project": "webshop", "environment": "test", "key": "queues.url", "value": "redis://:geheim@127.0.0.1/", "secret": True}
+    assert client.post("/api/v1/properties/", body, format="json").status_code == 201
+    answer = client.get("/api/v1/properties/?project=webshop&environment=test&search=queues")
+    assert answer.json()["results"][0]["value"] is None
+    assert b"geheim" not in answer.content
+    assert Property.objects.get().value == "redis://:geheim@127.0.0.1/"
+
+
+def test_a_developer_changes_properties_in_test_only(developer: User, operator: User, acceptance: Environment) -> None:
+    body = {"project": "webshop", "environment": "acceptance", "key": "erp.outbox", "value": "/srv/out"}
+    assert client_of(developer).post("/api/v1/properties/", body, format="json").status_code == 403
+    assert client_of(operator).post("/api/v1/properties/", body, format="json").status_code == 201
+
+
+def test_a_runtime_is_listed_with_wish_and_fact(viewer: User, group: FailoverGroup) -> None:
+    listed = client_of(viewer).get("/api/v1/runtimes/?environment=test&machine=external01").json()["results"]
+    assert [(row["runtime"], row["pid"], row["state"], row["desired_running"]) for row in listed] == [
+        ("external01.erp", 4711, "ready", True)
+    ]
+
+
+def test_only_an_administrator_gets_a_machine_token(operator: User, admin: User, group: FailoverGroup) -> None:
+    machine = client_of(admin).get("/api/v1/machines/?name=external01").json()["results"][0]["id"]
+    assert client_of(operator).post(f"/api/v1/machines/{machine}/token/").status_code == 403
+    answer = client_of(admin).post(f"/api/v1/machines/{machine}/token/")
+    assert answer.status_code == 201
+    assert len(answer.json()["token"]) >= 32
+
+
+def test_the_schema_is_openapi_3_1_and_complete(viewer: User) -> None:
+    answer = client_of(viewer).get("/api/v1/schema/", headers={"Accept": "application/vnd.oai.openapi+json"})
+    assert answer.status_code == 200
+    schema = answer.json()
+    assert schema["openapi"].startswith("3.1")
+    for path in ("groups/{id}/switch", "releases/{id}/activate", "releases/{id}/deployments", "deployments/{id}/resume"):
+        assert f"/api/v1/{path}/" in schema["paths"]
