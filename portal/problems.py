@@ -9,6 +9,7 @@ from typing import Any
 from django.core.exceptions import PermissionDenied
 from django.http import Http404
 from rest_framework import exceptions
+from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
@@ -71,4 +72,6 @@ def handle(exception: Exception, context: dict[str, Any]) -> Response | None:
         case _:
             return None
     set_rollback()
+    if request := context.get("request"):  # a view with other renderers (the schema's YAML) says no in JSON as well
+        request.accepted_renderer, request.accepted_media_type = JSONRenderer(), JSONRenderer.media_type
     return Response(document, status=document["status"], headers=headers, content_type=CONTENT_TYPE)
