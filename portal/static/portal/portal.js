@@ -1,0 +1,245 @@
+// What the pages do in the browser. Everything works without it, but: live ages, local times, dialogs in place, right-click menus.
+(() => {
+  "use strict";
+
+  // ------------------------------------------------------------------------------------------------------------- times
+  const local = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+  const inWords = (seconds) => {
+    if (seconds < 60) return `${Math.max(0, Math.floor(seconds))} s`;
+    if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
+    if (seconds < 2 * 86400) return `${Math.floor(seconds / 3600)} h`;
+    return `${Math.floor(seconds / 86400)} days`;
+  };
+
+  // The browser's clock may be wrong: ages count from the server's clock, read from the newest response's Date header (or the page's load).
+  let offset = 0;
+  const now = () => Date.now() + offset;
+
+  const localTimes = (root) => {
+    root.querySelectorAll("time[data-local]").forEach((time) => {
+      time.textContent = local.format(new Date(time.dateTime));
+      time.removeAttribute("data-local");
+    });
+  };
+
+  const tick = () => {
+    document.querySelectorAll("time[data-age]").forEach((time) => {
+      if (!time.dateTime) return;
+      const age = (now() - new Date(time.dateTime)) / 1000;
+      time.textContent = age >= -1 ? `${inWords(age)} ago` : `in ${inWords(-age)}`;
+      if (time.dataset.staleAfter) time.classList.toggle("is-stale", age > Number(time.dataset.staleAfter));
+    });
+  };
+
+  // ------------------------------------------------------------------------------------------------------- live updates
+  const stale = () => document.getElementById("stale");
+  let answeredAt = Date.now();
+
+  const failed = (event) => {
+    const badge = stale();
+    // Only updates that the page makes by itself: a person's own click that fails is said by an alert.
+    const trigger = event.detail.requestConfig?.triggeringEvent;
+    if (trigger && trigger.isTrusted) {
+      say("The portal did not answer. Nothing was changed; try again.");
+      return;
+    }
+    if (badge && badge.hidden) {
+      badge.hidden = false;
+      document.getElementById("stale-since").dateTime = new Date(answeredAt + offset).toISOString();
+      document.body.classList.add("is-stale-page");
+    }
+  };
+
+  document.addEventListener("htmx:afterRequest", (event) => {
+    if (!event.detail.successful) return;
+    const date = event.detail.xhr.getResponseHeader("Date");
+    if (date && Math.abs(new Date(date) - now()) > 2000) offset = new Date(date) - Date.now();
+    answeredAt = Date.now();
+    const badge = stale();
+    if (badge && !badge.hidden) {
+      badge.hidden = true;
+      document.body.classList.remove("is-stale-page");
+    }
+  });
+  document.addEventListener("htmx:sendError", failed);
+  document.addEventListener("htmx:timeout", failed);
+  document.addEventListener("htmx:responseError", (event) => {
+    if (event.detail.xhr.status === 403 || event.detail.xhr.status === 404) {
+      say(event.detail.xhr.status === 403 ? "Your role does not include this." : "It is not there any more; load the page again.");
+    } else failed(event);
+  });
+  // A session that ended while the page polled: the sign-in page must not be swapped into a part of it.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (event.detail.xhr.responseURL && new URL(event.detail.xhr.responseURL).pathname === "/login/" && location.pathname !== "/login/") {
+      event.detail.shouldSwap = false;
+      location.reload();
+    }
+  });
+
+  const say = (text) => {
+    const box = document.getElementById("messages");
+    if (!box) return;
+    const alert = document.createElement("div");
+    alert.className = "alert alert-danger alert-dismissible";
+    alert.setAttribute("role", "alert");
+    alert.textContent = text;
+    const close = document.createElement("button");
+    close.type = "button";
+    close.className = "btn-close";
+    close.dataset.dismiss = "";
+    close.setAttribute("aria-label", "Dismiss");
+    alert.append(close);
+    box.replaceChildren(alert);
+  };
+
+  // ------------------------------------------------------------------------------------------------------------ dialogs
+  const dialog = () => document.getElementById("dialog");
+
+  document.addEventListener("htmx:afterSwap", (event) => {
+    if (event.detail.target.id !== "dialog") return;
+    if (!dialog().open) dialog().showModal();
+    const first = dialog().querySelector("[autofocus], .is-invalid, input:not([type=hidden]), select, textarea");
+    if (first) first.focus();
+    prepare(dialog());
+  });
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("[data-close-dialog]") && dialog().open) {
+      event.preventDefault();
+      dialog().close();
+    }
+    const dismiss = event.target.closest("[data-dismiss]");
+    if (dismiss) dismiss.closest(".alert").remove();
+  });
+
+  // ------------------------------------------------------------------------- menus: kebab button and right-click open the same
+  // <details class="menu" id="menu-x"> … </details>, and data-context-menu="#menu-x" on the element that is right-clicked.
+  const menus = () => document.querySelectorAll("details.menu[open]");
+  const closeMenus = (except) => menus().forEach((menu) => { if (menu !== except) menu.open = false; });
+
+  const placeAt = (menu, x, y) => {
+    const list = menu.querySelector(".menu-list");
+    list.classList.add("at-pointer");
+    const { width, height } = list.getBoundingClientRect();
+    list.style.left = `${Math.max(4, Math.min(x, innerWidth - width - 4))}px`;
+    list.style.top = `${Math.max(4, Math.min(y, innerHeight - height - 4))}px`;
+  };
+
+  document.addEventListener("toggle", (event) => {
+    const menu = event.target;
+    if (!menu.matches?.("details.menu")) return;
+    const list = menu.querySelector(".menu-list");
+    if (menu.open) {
+      closeMenus(menu);
+      if (!list.classList.contains("at-pointer")) {
+        list.classList.toggle("opens-left", list.getBoundingClientRect().right > innerWidth - 4);
+        list.classList.toggle("opens-up", list.getBoundingClientRect().bottom > innerHeight - 4 && menu.getBoundingClientRect().top > 240);
+      }
+    } else {
+      list.classList.remove("at-pointer", "opens-left", "opens-up");
+      list.removeAttribute("style");
+    }
+  }, true);
+
+  document.addEventListener("contextmenu", (event) => {
+    const owner = event.target.closest("[data-context-menu]");
+    if (!owner || event.target.closest("input, textarea, select") || event.shiftKey) return;  // Shift keeps the browser's own menu
+    const menu = document.querySelector(owner.dataset.contextMenu);
+    if (!menu) return;
+    event.preventDefault();
+    closeMenus(menu);
+    menu.open = true;
+    // From the keyboard (the menu key) there is no pointer: the menu opens at its button.
+    if (event.clientX || event.clientY) placeAt(menu, event.clientX, event.clientY);
+    menu.querySelector(".menu-item:not([disabled])")?.focus();
+  });
+
+  document.addEventListener("click", (event) => {
+    const inside = event.target.closest("details.menu[open]");
+    closeMenus(inside && !event.target.closest("a.menu-item, button.menu-item") ? inside : null);
+  });
+
+  document.addEventListener("keydown", (event) => {
+    const menu = event.target.closest?.("details.menu[open]");
+    if (!menu) return;
+    const items = [...menu.querySelectorAll(".menu-item:not([disabled])")];
+    const at = items.indexOf(document.activeElement);
+    const go = { ArrowDown: at + 1, ArrowUp: at < 0 ? items.length - 1 : at - 1, Home: 0, End: items.length - 1 }[event.key];
+    if (go !== undefined && items.length) {
+      event.preventDefault();
+      items[(go + items.length) % items.length].focus();
+    } else if (event.key === "Escape") {
+      menu.open = false;
+      menu.querySelector("summary").focus();
+    }
+  });
+
+  // ------------------------------------------------------------------------------------------------- confirm by typing
+  // <input data-confirm-name="production"> in a form keeps its submit buttons disabled until exactly that was typed.
+  const confirmable = (input) => {
+    const ready = input.value.trim() === input.dataset.confirmName;
+    input.form?.querySelectorAll("button[type=submit], input[type=submit]").forEach((button) => { button.disabled = !ready; });
+  };
+  document.addEventListener("input", (event) => { if (event.target.matches("[data-confirm-name]")) confirmable(event.target); });
+
+  // ------------------------------------------------------------------------------------------------------ small switches
+  document.addEventListener("click", (event) => {
+    const theme = event.target.closest("[data-theme]");
+    if (theme) { window.batonTheme(theme.dataset.theme); markTheme(); }
+    const toggle = event.target.closest("[data-toggle-sidebar]");
+    if (toggle) {
+      const open = document.body.classList.toggle("sidebar-open");
+      document.querySelector("button[data-toggle-sidebar]")?.setAttribute("aria-expanded", String(open));
+      if (open) document.querySelector("#sidebar a")?.focus();
+    }
+    const copy = event.target.closest("[data-copy]");
+    if (copy) {
+      const text = document.querySelector(copy.dataset.copy).innerText.trim();
+      navigator.clipboard?.writeText(text).then(() => {
+        const before = copy.innerHTML;
+        copy.textContent = "Copied";
+        setTimeout(() => { copy.innerHTML = before; }, 1500);
+      });
+    }
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && document.body.classList.contains("sidebar-open")) {
+      document.body.classList.remove("sidebar-open");
+      document.querySelector("button[data-toggle-sidebar]")?.focus();
+    }
+  });
+  // data-shows="#id" (or several): a checkbox or an option that shows or hides other fields; [data-shown-when="value"] inside them.
+  const shows = (control) => {
+    document.querySelectorAll(control.dataset.shows).forEach((part) => {
+      const wanted = part.dataset.shownWhen;
+      const on = control.type === "checkbox" ? control.checked : wanted === undefined ? Boolean(control.value) : wanted.split(" ").includes(control.value);
+      part.hidden = !on;
+      part.querySelectorAll("input, select, textarea").forEach((field) => { field.disabled = !on; });
+    });
+  };
+  document.addEventListener("change", (event) => { if (event.target.matches("[data-shows]")) shows(event.target); });
+
+  const markTheme = () => {
+    document.querySelectorAll("[data-theme]").forEach((button) => {
+      button.setAttribute("aria-pressed", String(button.dataset.theme === document.documentElement.dataset.themeChoice));
+    });
+  };
+
+  const prepare = (root) => {
+    localTimes(root);
+    root.querySelectorAll("[data-confirm-name]").forEach(confirmable);
+    root.querySelectorAll("[data-shows]").forEach(shows);
+  };
+
+  // An open menu must survive the polling of the part it stands in.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const open = event.detail.target.querySelector?.("details.menu[open], :focus[data-keep-focus]");
+    if (open && event.detail.requestConfig?.triggeringEvent === undefined && event.detail.target.id !== "dialog") event.detail.shouldSwap = false;
+  });
+  document.addEventListener("htmx:afterSettle", (event) => { prepare(event.detail.elt); tick(); });
+
+  prepare(document);
+  markTheme();
+  tick();
+  setInterval(tick, 1000);
+})();

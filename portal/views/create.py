@@ -1,0 +1,1 @@
+"""Create: flows, groups, versions."""

@@ -1,0 +1,1 @@
+"""Design: systems around the project, connectors on machines."""
