@@ -1,13 +1,28 @@
-"""Releases: build, activate now or at a time."""
+"""Releases: build, compare, activate now or at a time; and the bundle a runtime gets from one."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
+from django.db import IntegrityError, transaction
+from django.db.models import Max, OuterRef, Subquery
 
-from deployments.models import Activation, Release
-from portal.models import Environment, Project
+from deployments import plans
+from deployments.models import Activation, ActivationStatus, Release
+from portal import properties
+from portal.errors import Busy, Invalid, NotAllowed
+from portal.models import Connector, DesignedMachine, Environment, FlowVersion, Group, Project, Property
 from portal.properties import Missing
+from runtimes import protocol
+from runtimes.models import Machine, Router, Runtime
+
+ATTEMPTS = 10  # at a number or an activation that somebody else just took
+
+
+# ------------------------------------------------------------------------------------------------------------------- build
 
 
 def build(project: Project, *, name: str, note: str = "", by: AbstractBaseUser | None) -> Release:
@@ -16,42 +31,334 @@ def build(project: Project, *, name: str, note: str = "", by: AbstractBaseUser |
     Raises:
         Invalid: no name, or no flow has a saved version.
     """
-    raise NotImplementedError
+    name = name.strip()
+    if not name:
+        raise Invalid("Give the release a name.", field="name")
+    if len(name) > 80:
+        raise Invalid("The name is too long: use at most 80 characters.", field="name")
+    content = _snapshot(project)
+    digest = hashlib.sha256(canonical(content)).hexdigest()
+    for _ in range(ATTEMPTS):
+        last = Release.objects.filter(project=project).aggregate(last=Max("number"))["last"] or 0
+        try:
+            with transaction.atomic():
+                return Release.objects.create(
+                    project=project,
+                    number=last + 1,
+                    name=name,
+                    note=note,
+                    content=content,
+                    digest=digest,
+                    created_by_id=by.pk if by else None,
+                )
+        except IntegrityError:
+            continue
+    raise Busy("Others are making releases of this project at this moment: try again.")
+
+
+def canonical(content: Any) -> bytes:
+    """Equal content gives equal bytes: JSON with sorted keys and no spaces."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _snapshot(project: Project) -> dict[str, Any]:
+    newest = FlowVersion.objects.filter(flow=OuterRef("flow")).order_by("-major", "-minor", "-patch").values("pk")[:1]
+    versions = (
+        FlowVersion.objects.filter(flow__connector__project=project, pk=Subquery(newest))
+        .select_related("flow__connector")
+        .order_by("flow__connector__name", "flow__name")
+    )
+    groups = {group.key: group for group in Group.objects.filter(connector__project=project).select_related("connector")}
+    flows, used = [], {}
+    for version in versions:
+        definition = version.definition
+        group = definition["group"]
+        if group and group not in groups:
+            raise Invalid(
+                f"Flow {version.flow.name} {version.number} is in group {definition['group_name']}, which is gone: "
+                "choose a group and save a new version."
+            )
+        if group:
+            used[group] = groups[group]
+        flows.append(
+            {
+                "id": version.flow.key,
+                "name": definition["name"],
+                "version": version.number,
+                "connector": version.flow.connector.name,
+                "inbound": definition["inbound"],
+                "outbound": definition["outbound"],
+                "group": group,
+                "auto_start": definition["auto_start"],
+            }
+        )
+    if not flows:
+        raise Invalid("No flow has a saved version: save one in Create › Flows first.")
+    connectors = Connector.objects.filter(project=project).select_related("system").prefetch_related("placements__machine")
+    return {
+        "flows": flows,
+        "groups": [
+            {"id": key, "name": group.name, "connector": group.connector.name}
+            for key, group in sorted(used.items(), key=lambda item: (item[1].connector.name, item[1].name))
+        ],
+        "connectors": [
+            {
+                "name": connector.name,
+                "system": connector.system.name,
+                "failover": connector.failover,
+                "machines": sorted(placement.machine.name for placement in connector.placements.all()),
+            }
+            for connector in connectors
+        ],
+        "machines": [
+            {"name": machine.name, "kind": machine.kind, "router": machine.router}
+            for machine in DesignedMachine.objects.filter(project=project)
+        ],
+    }
+
+
+def compare(before: Release, after: Release) -> list[str]:
+    """What `after` changes against `before`, one sentence each; empty when they hold the same."""
+    sentences = []
+    for kind, key in (("Flow", "flows"), ("Group", "groups"), ("Connector", "connectors"), ("Machine", "machines")):
+        old = {item.get("id", item["name"]): item for item in before.content[key]}
+        new = {item.get("id", item["name"]): item for item in after.content[key]}
+        sentences += [f"{kind} {new[name]['name']} is new." for name in new if name not in old]
+        sentences += [f"{kind} {old[name]['name']} is gone." for name in old if name not in new]
+        for name in new:
+            changed = [field for field in new[name] if name in old and new[name][field] != old[name].get(field)]
+            if changed:
+                parts = ", ".join(f"{field} ({_short(old[name].get(field))} → {_short(new[name][field])})" for field in changed)
+                sentences.append(f"{kind} {new[name]['name']} changed: {parts}.")
+    return sentences
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        settings = ", ".join(f"{name}={text}" for name, text in value.get("settings", {}).items())
+        return f"{value.get('kind', '')} {settings}".strip()
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+# ------------------------------------------------------------------------------------------------------------ what it needs
+
+
+def _places(release: Release, environment: Environment) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(machine, connector) of every runtime and (machine, kind) of every router: as applied here, or as the release was designed."""
+    machines = list(Machine.objects.filter(environment=environment).select_related("router").prefetch_related("runtimes__connector"))
+    if machines:
+        return (
+            [(machine.name, runtime.connector.name) for machine in machines for runtime in machine.runtimes.all()],
+            [(machine.name, machine.kind) for machine in machines if hasattr(machine, "router")],
+        )
+    content = release.content
+    return (
+        [(machine, connector["name"]) for connector in content["connectors"] for machine in connector["machines"]],
+        [(machine["name"], machine["kind"]) for machine in content["machines"] if machine["router"]],
+    )
 
 
 def missing(release: Release, environment: Environment) -> list[Missing]:
     """Every placeholder without a value, per runtime and router, for this release on this environment; fixed number of queries."""
-    raise NotImplementedError
+    values = list(Property.objects.filter(environment=environment))
+    runtimes, routers = _places(release, environment)
+    found = []
+    for machine, kind in routers:
+        address = properties.failover_address(machine, values)
+        name = properties.router_name(machine, kind)
+        found += [
+            Missing(use.key, name, use.used_by)
+            for use, value in zip(properties.router_uses(machine), address, strict=True)
+            if value is None
+        ]
+    for machine, connector in runtimes:
+        known = properties.lookup(values, machine=machine, connector=connector)
+        key = protocol.runtime_key(machine, connector)
+        found += [
+            Missing(use.key, key, use.used_by)
+            for flow in release.content["flows"]
+            if flow["connector"] == connector
+            for use in properties.uses(flow["name"], flow)
+            if use.key not in known
+        ]
+    return found
 
 
 def warnings(release: Release, environment: Environment) -> list[str]:
     """What does not forbid activation but should be known: a failover group and no Balance failover step in the plan, …"""
-    raise NotImplementedError
+    content = release.content
+    runtimes, routers = _places(release, environment)
+    count: dict[str, int] = {}
+    for _, connector in runtimes:
+        count[connector] = count.get(connector, 0) + 1
+    failing_over = {item["name"] for item in content["connectors"] if item["failover"] and count.get(item["name"], 0) > 1}
+    groups = [group["name"] for group in content["groups"] if group["connector"] in failing_over]
+    sentences = plans.balance_findings(list(plans.plan_of(environment).steps.all()), groups)
+    if groups and not routers:
+        sentences.append(
+            f"{environment.name} has no routers, so nothing fails over there: use Design › Architecture › Apply settings, "
+            "then Deploy › Architecture › Apply to environment."
+        )
+    for name in sorted({flow["connector"] for flow in content["flows"]} - set(count)):
+        sentences.append(f"Connector {name} has no runtime on {environment.name}: its flows run nowhere there.")
+    for flow in content["flows"]:
+        if flow["connector"] in failing_over and not flow["group"]:
+            machines = " and ".join(sorted(machine for machine, connector in runtimes if connector == flow["connector"]))
+            sentences.append(f"Flow {flow['name']} has no group: it takes on {machines} at the same time.")
+    return sentences
+
+
+def bundle_for(release: Release, runtime: Runtime, values: Iterable[Property]) -> protocol.BundleContent:
+    """What this release gives a runtime to run, every placeholder replaced from `values` (the environment's properties).
+
+    Raises:
+        NotAllowed: placeholders without a value, one reason each, or the release knows nothing of the connector.
+    """
+    machine, connector = runtime.machine.name, runtime.connector.name
+    content = release.content
+    designed = next((item for item in content["connectors"] if item["name"] == connector), None)
+    if designed is None:
+        raise NotAllowed(f"Release {release.number} has no connector {connector}: make a new release from Create.")
+    rows = list(values)
+    lacking: list[Missing] = []
+
+    def component(flow: dict[str, Any], side: str) -> protocol.Component:
+        settings, _ = properties.resolve(flow[side]["settings"], rows, machine=machine, connector=connector)
+        return protocol.Component(kind=protocol.ComponentKind(flow[side]["kind"]), settings=settings)
+
+    known = properties.lookup(rows, machine=machine, connector=connector)
+    mine = [flow for flow in content["flows"] if flow["connector"] == connector]
+    for flow in mine:
+        lacking += [Missing(use.key, runtime.key, use.used_by) for use in properties.uses(flow["name"], flow) if use.key not in known]
+    if lacking:
+        reasons = [item.sentence for item in lacking]
+        raise NotAllowed(" ".join(reasons), reasons=reasons)
+    siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id).select_related(
+        "machine", "connector"
+    )
+    members = sorted(sibling.key for sibling in siblings)
+    failover = (
+        bool(designed["failover"]) and len(members) > 1 and Router.objects.filter(machine__environment_id=runtime.environment_id).exists()
+    )
+    return protocol.BundleContent(
+        environment=runtime.environment.kind,
+        machine=machine,
+        connector=connector,
+        release=release.number,
+        flows=[
+            protocol.FlowSpec(
+                id=flow["id"],
+                name=flow["name"],
+                version=flow["version"],
+                inbound=component(flow, "inbound"),
+                outbound=component(flow, "outbound"),
+                group=flow["group"],
+                auto_start=flow["auto_start"],
+            )
+            for flow in mine
+        ],
+        groups=[
+            protocol.GroupSpec(id=group["id"], name=group["name"], failover=failover, members=members)
+            for group in content["groups"]
+            if group["connector"] == connector
+        ],
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------- activate
 
 
 def active(environment: Environment) -> Release | None:
-    raise NotImplementedError
+    """The release chosen for the environment now."""
+    return Release.objects.filter(activations__environment=environment, activations__status=ActivationStatus.ACTIVE).first()
+
+
+def _refuse(release: Release, environment: Environment) -> None:
+    if release.project_id != environment.project_id:
+        raise Invalid(f"Release {release.number} belongs to another project.", field="release")
+    reasons = [item.sentence for item in missing(release, environment)]
+    if reasons:
+        count = f"{len(reasons)} property values are" if len(reasons) > 1 else "A property value is"
+        raise NotAllowed(
+            f"{count} missing for release {release.number} on {environment.name}: fill in Deploy › Properties. {' '.join(reasons)}",
+            reasons=reasons,
+        )
 
 
 def activate(release: Release, environment: Environment, *, by: AbstractBaseUser | None, now: datetime) -> Activation:
-    """Choose the release for the environment. Raises NotAllowed with one reason per missing property."""
-    raise NotImplementedError
+    """Choose the release for the environment. Raises NotAllowed with one reason per missing property.
+
+    The release that is active already stays so: nothing is written.
+    """
+    _refuse(release, environment)
+    for _ in range(ATTEMPTS):
+        mine = {"environment": environment, "status": ActivationStatus.ACTIVE}
+        if present := Activation.objects.filter(**mine, release=release).first():
+            return present
+        try:
+            with transaction.atomic():
+                Activation.objects.filter(**mine).update(status=ActivationStatus.REPLACED)
+                return Activation.objects.create(**mine, release=release, activated_at=now, created_by_id=by.pk if by else None)
+        except IntegrityError:  # somebody activated between the two statements: theirs is replaced in turn
+            continue
+    raise Busy(f"Others are activating releases on {environment.name} at this moment: try again.")
 
 
 def schedule(release: Release, environment: Environment, *, due_at: datetime, by: AbstractBaseUser, now: datetime) -> Activation:
     """Activate later, by Celery beat. Raises Invalid when `due_at` is not in the future."""
-    raise NotImplementedError
+    if release.project_id != environment.project_id:
+        raise Invalid(f"Release {release.number} belongs to another project.", field="release")
+    if due_at <= now:
+        raise Invalid("Choose a time in the future, or activate now.", field="due_at")
+    return Activation.objects.create(
+        environment=environment, release=release, status=ActivationStatus.SCHEDULED, due_at=due_at, created_by_id=by.pk
+    )
 
 
 def cancel_schedule(activation: Activation, *, by: AbstractBaseUser) -> None:
-    raise NotImplementedError
+    """Take back a scheduled activation; doing so twice succeeds. Raises NotAllowed when it was carried out before."""
+    scheduled = Activation.objects.filter(pk=activation.pk, status=ActivationStatus.SCHEDULED)
+    if not scheduled.update(status=ActivationStatus.CANCELLED, reason=f"Cancelled by {by.get_username()}."):
+        activation.refresh_from_db()
+        if activation.status != ActivationStatus.CANCELLED:
+            raise NotAllowed(f"This activation is {activation.status} already: it can no longer be cancelled.")
+    activation.refresh_from_db()
 
 
 def due(now: datetime) -> Sequence[int]:
-    """Ids of scheduled activations whose time has come."""
-    raise NotImplementedError
+    """Ids of scheduled activations whose time has come, the oldest first."""
+    scheduled = Activation.objects.filter(status=ActivationStatus.SCHEDULED, due_at__lte=now)
+    return list(scheduled.order_by("due_at", "pk").values_list("pk", flat=True))
+
+
+class _Handled(Exception):  # noqa: N818 - not an error: another worker was first
+    pass
 
 
 def activate_due(activation_id: int, *, now: datetime) -> str:
     """Carry out one scheduled activation, exactly once however often it is called. Returns a sentence."""
-    raise NotImplementedError
+    activation = Activation.objects.select_related("release", "environment").get(pk=activation_id)
+    release, environment = activation.release, activation.environment
+    mine = Activation.objects.filter(pk=activation_id, status=ActivationStatus.SCHEDULED, due_at__lte=now)
+    try:
+        _refuse(release, environment)
+    except NotAllowed as refusal:
+        if not mine.update(status=ActivationStatus.FAILED, reason=refusal.sentence):
+            return f"Activation {activation_id} was handled already, or is not due."
+        return f"Release {release.number} was not activated on {environment.name}: {refusal.sentence}"
+    for _ in range(ATTEMPTS):
+        try:
+            with transaction.atomic():
+                Activation.objects.filter(environment=environment, status=ActivationStatus.ACTIVE).update(status=ActivationStatus.REPLACED)
+                if not mine.update(status=ActivationStatus.ACTIVE, activated_at=now):
+                    raise _Handled
+        except IntegrityError:
+            continue
+        except _Handled:
+            return f"Activation {activation_id} was handled already, or is not due."
+        return f"Release {release.number} is active on {environment.name}."
+    return f"Activation {activation_id} waits: others are activating releases on {environment.name} at this moment."

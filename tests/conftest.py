@@ -2,9 +2,18 @@
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connections
 
 from portal.models import Connector, Environment, Project, Role, Team
 from tests import factories
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """SQLite in a file, as `make run` uses it: in memory, two connections lock each other out instead of waiting."""
+    database = connections.databases["default"]
+    if database["ENGINE"].endswith("sqlite3"):
+        database.setdefault("TEST", {})["NAME"] = str(tmp_path_factory.mktemp("database") / "test.sqlite3")
 
 
 @pytest.fixture

@@ -1,0 +1,216 @@
+"""Plans: a good default, edits that keep Balance failover last, and sentences on what is weak."""
+
+import pytest
+from django.contrib.auth.models import User
+
+from deployments import plans
+from deployments.models import Plan, Step, StepKind
+from portal.errors import Invalid, NotAllowed
+from portal.models import Connector, Environment, System
+from runtimes.models import FailoverGroup, Machine, Router, Runtime
+from tests.deployments.test_releases import together
+
+RULE = "Balance failover comes last, after the deployment of all runtimes"
+
+
+@pytest.fixture
+def plan(test_environment: Environment, group: FailoverGroup) -> Plan:
+    """The default plan: 1 alerting off, 2 routers, 3 external01.erp, 4 external02.erp, 5 Balance failover."""
+    return plans.default_plan(test_environment)
+
+
+def kinds(plan: Plan) -> list[str]:
+    steps = list(Step.objects.filter(plan=plan).order_by("position"))
+    assert [step.position for step in steps] == list(range(1, len(steps) + 1)), "positions are dense"
+    return [step.kind for step in steps]
+
+
+def at(plan: Plan, position: int) -> Step:
+    return Step.objects.get(plan=plan, position=position)
+
+
+def warehouse(environment: Environment) -> Runtime:
+    system = System.objects.create(project=environment.project, name="Warehouse", slug="warehouse")
+    connector = Connector.objects.create(project=environment.project, system=system, name="warehouse")
+    return Runtime.objects.create(
+        environment=environment, machine=Machine.objects.get(environment=environment, name="core01"), connector=connector
+    )
+
+
+def test_the_default_plan_deploys_routers_core_and_externals_and_balances_last(plan: Plan) -> None:
+    warehouse(plan.environment)
+    made = plans.default_plan(plan.environment)
+    assert made == plan
+    assert [step.title for step in plan.steps.all()] == [
+        "Alerting off until the deployment ends",
+        "Deploy routers",
+        "Deploy runtime core01.warehouse",
+        "Deploy runtime external01.erp",
+        "Deploy runtime external02.erp",
+        "Balance failover",
+    ]
+    assert plans.lint(plan) == []
+
+
+def test_without_failover_the_default_plan_has_no_routers_and_no_balance(plan: Plan) -> None:
+    Router.objects.all().delete()
+    Runtime.objects.update(failover=False)
+    assert kinds(plans.default_plan(plan.environment)) == ["alerting-off", "deploy-runtime", "deploy-runtime"]
+
+
+def test_a_default_plan_needs_an_applied_architecture(acceptance: Environment) -> None:
+    with pytest.raises(NotAllowed, match="Acceptance has no runtimes: apply the architecture first"):
+        plans.default_plan(acceptance)
+
+
+def test_a_new_step_comes_before_balance(plan: Plan) -> None:
+    step = plans.add_step(plan, StepKind.RESTART_RUNTIME, machine="external01", connector="erp", timeout_seconds=30)
+    assert (step.position, step.timeout_seconds) == (5, 30)
+    assert kinds(plan)[-2:] == ["restart-runtime", "balance-failover"]
+
+
+def test_a_step_is_inserted_where_asked(plan: Plan) -> None:
+    plans.add_step(plan, StepKind.MANUAL, position=1, instruction="Tell the warehouse.")
+    assert kinds(plan) == ["manual", "alerting-off", "deploy-routers", "deploy-runtime", "deploy-runtime", "balance-failover"]
+
+
+def test_balance_in_the_middle_is_refused(plan: Plan) -> None:
+    plans.remove_step(at(plan, 5))
+    with pytest.raises(Invalid, match=f"{RULE}: Deploy runtime external02.erp would come after it"):
+        plans.add_step(plan, StepKind.BALANCE_FAILOVER, position=4)
+    assert plans.add_step(plan, StepKind.BALANCE_FAILOVER).position == 5
+    assert len(kinds(plan)) == 5
+
+
+def test_a_second_balance_is_refused(plan: Plan) -> None:
+    with pytest.raises(Invalid, match=f"{RULE}: this plan already has it"):
+        plans.add_step(plan, StepKind.BALANCE_FAILOVER)
+
+
+def test_nothing_is_added_or_moved_behind_balance(plan: Plan) -> None:
+    with pytest.raises(Invalid, match=RULE):
+        plans.add_step(plan, StepKind.STOP_RUNTIME, position=6, machine="external01", connector="erp")
+    with pytest.raises(Invalid, match=RULE):
+        plans.move_step(at(plan, 1), 5)
+    with pytest.raises(Invalid, match=RULE):
+        plans.move_step(at(plan, 5), 2)
+    assert kinds(plan) == ["alerting-off", "deploy-routers", "deploy-runtime", "deploy-runtime", "balance-failover"]
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 4), (4, 1), (2, 3), (3, 3)])
+def test_moving_keeps_the_order_of_the_others(plan: Plan, old: int, new: int) -> None:
+    names = [step.title for step in plan.steps.all()]
+    plans.move_step(at(plan, old), new)
+    names.insert(new - 1, names.pop(old - 1))
+    assert [step.title for step in plan.steps.all()] == names
+    kinds(plan)
+
+
+def test_positions_that_do_not_exist_are_refused(plan: Plan) -> None:
+    for position in (0, 7):
+        with pytest.raises(Invalid, match="choose 1 to 6"):
+            plans.add_step(plan, StepKind.DEPLOY_ROUTERS, position=position)
+    with pytest.raises(Invalid, match="choose 1 to 5"):
+        plans.move_step(at(plan, 1), 6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "field", "sentence"),
+    [
+        pytest.param(
+            "deploy-machine", {"machine": "external09"}, "machine", "external09 is no machine on Test. There is core01", id="machine"
+        ),
+        pytest.param("deploy-machine", {}, "machine", "Choose a machine", id="no machine"),
+        pytest.param(
+            "deploy-runtime", {"machine": "core01", "connector": "erp"}, "connector", "core01.erp is no runtime on Test", id="runtime"
+        ),
+        pytest.param("stop-runtime", {"machine": "external01"}, "connector", "Choose a runtime. There is erp", id="no connector"),
+        pytest.param(
+            "group-stop",
+            {"machine": "external01", "connector": "erp", "group": "sales"},
+            "group",
+            "sales is no group of erp on Test. There is erp-orders",
+            id="group",
+        ),
+        pytest.param("manual", {"instruction": " "}, "instruction", "Say what the person should do", id="manual without words"),
+        pytest.param("deploy-routers", {"timeout_seconds": 0}, "timeout_seconds", "number of seconds", id="no time"),
+        pytest.param("deploy-routers", {"timeout_seconds": "soon"}, "timeout_seconds", "number of seconds", id="time in words"),
+        pytest.param("deploy-routers", {"colour": "red"}, "colour", "no field colour", id="unknown field"),
+        pytest.param("dance", {}, "kind", "no kind of step", id="unknown kind"),
+    ],
+)
+def test_a_wrong_step_is_refused_naming_its_field(plan: Plan, kind: str, fields: dict[str, str | int], field: str, sentence: str) -> None:
+    with pytest.raises(Invalid, match=sentence) as refusal:
+        plans.add_step(plan, kind, **fields)  # type: ignore[arg-type]
+    assert refusal.value.field == field
+    assert len(kinds(plan)) == 5
+
+
+def test_a_step_is_changed_and_keeps_the_rest(plan: Plan) -> None:
+    step = at(plan, 3)
+    plans.change_step(step, timeout_seconds="300")
+    assert (step.machine, step.connector, step.timeout_seconds) == ("external01", "erp", 300)
+    with pytest.raises(Invalid, match="external07 is no machine"):
+        plans.change_step(step, machine="external07")
+
+
+def test_removing_closes_the_gap_and_may_be_repeated(plan: Plan) -> None:
+    step = at(plan, 2)
+    plans.remove_step(step)
+    plans.remove_step(step)
+    assert kinds(plan) == ["alerting-off", "deploy-runtime", "deploy-runtime", "balance-failover"]
+    with pytest.raises(NotAllowed, match="This step is gone"):
+        plans.move_step(step, 1)
+
+
+def test_a_plan_is_copied_and_lint_names_what_is_not_there(plan: Plan, acceptance: Environment) -> None:
+    copy = plans.copy_to(plan, acceptance)
+    assert kinds(copy) == kinds(plan)
+    assert (
+        "Step 3, Deploy runtime external01.erp: external01 is no machine on Acceptance. There is none: apply the architecture first."
+        in (plans.problems(copy))
+    )
+    with pytest.raises(Invalid, match="plan of Test already"):
+        plans.copy_to(plan, plan.environment)
+
+
+def test_lint_finds_a_missing_balance(plan: Plan) -> None:
+    plans.remove_step(at(plan, 5))
+    (sentence,) = plans.lint(plan)
+    assert sentence.startswith("A failover group exists (erp-orders), but no Balance failover step does: add it as the last step")
+
+
+def test_lint_finds_a_runtime_that_is_not_deployed(plan: Plan) -> None:
+    plans.remove_step(at(plan, 4))
+    assert plans.lint(plan) == ["No step deploys external02.erp. Balance failover needs every runtime on the release that is deployed."]
+    plans.add_step(plan, StepKind.DEPLOY_MACHINE, machine="external02")
+    assert plans.lint(plan) == []
+
+
+def test_lint_finds_routers_missing_or_late(plan: Plan) -> None:
+    plans.move_step(at(plan, 2), 4)
+    assert plans.lint(plan) == [
+        "Deploy routers comes after the deployment of a runtime: put it first, runtimes in failover need their router."
+    ]
+    plans.remove_step(at(plan, 4))
+    assert plans.lint(plan) == ["Routers exist, but no Deploy routers step does: add it before the runtimes are deployed."]
+
+
+def test_lint_finds_alerting_off_too_late_and_an_empty_plan(plan: Plan) -> None:
+    plans.move_step(at(plan, 1), 4)
+    assert plans.lint(plan) == ["Alerting off comes after the first deployment of a runtime: alerts are sent until then."]
+    Step.objects.all().delete()
+    assert plans.lint(plan) == ["The plan of Test has no steps: make the default plan or add steps."]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_people_editing_at_once_leave_a_dense_plan_with_balance_last(plan: Plan, developer: User) -> None:
+    first, second = at(plan, 3), at(plan, 4)
+    together(
+        lambda: plans.add_step(plan, StepKind.MANUAL, instruction="a"),
+        lambda: plans.add_step(plan, StepKind.MANUAL, position=1, instruction="b"),
+        lambda: plans.move_step(first, 1),
+        lambda: plans.remove_step(second),
+    )
+    assert sorted(kinds(plan)) == ["alerting-off", "balance-failover", "deploy-routers", "deploy-runtime", "manual", "manual"]
+    assert kinds(plan)[-1] == "balance-failover"

@@ -1,0 +1,302 @@
+"""Releases: built once, chosen when nothing is missing, now or at a time; and what a runtime gets from one."""
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import close_old_connections
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from deployments import plans, releases
+from deployments.models import Activation, ActivationStatus, Release, StepKind
+from portal import properties
+from portal.errors import Invalid, NotAllowed
+from portal.models import Connector, Environment, Flow, Group, Project, Property
+from runtimes import protocol
+from runtimes.models import FailoverGroup, Router, Runtime
+from tests import factories
+from tests.deployments.conftest import VALUES, save_version
+
+
+def together(*acts: Callable[[], object]) -> list[object]:
+    """Run the acts at the same time, each on its own connection; what each returned or raised."""
+    start = threading.Barrier(len(acts))
+    results: list[object] = [None] * len(acts)
+
+    def run(number: int, act: Callable[[], object]) -> None:
+        start.wait()
+        try:
+            results[number] = act()
+        except Exception as error:
+            results[number] = error
+        finally:
+            close_old_connections()
+
+    threads = [threading.Thread(target=run, args=(number, act)) for number, act in enumerate(acts)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+# ------------------------------------------------------------------------------------------------------------------- build
+
+
+def test_a_release_holds_the_latest_saved_version_of_every_flow(flow: Flow, developer: User) -> None:
+    save_version(flow, 10, description="by number, not by text")
+    save_version(flow, 9)
+    Flow.objects.create(connector=flow.connector, name="draft", inbound_kind="file", outbound_kind="log")
+    release = releases.build(flow.connector.project, name=" Summer ", note="n", by=developer)
+    assert (release.number, release.name, release.created_by) == (1, "Summer", developer)
+    assert [(item["name"], item["version"], item["connector"]) for item in release.content["flows"]] == [("erp-orders", "1.10.0", "erp")]
+    assert release.content["groups"] == [{"id": Group.objects.get().key, "name": "erp-orders", "connector": "erp"}]
+    assert release.content["connectors"] == [
+        {"name": "erp", "system": "ERP", "failover": True, "machines": ["external01", "external02"]},
+    ]
+    assert [(item["name"], item["kind"], item["router"]) for item in release.content["machines"]] == [
+        ("core01", "core", True),
+        ("external01", "external", True),
+        ("external02", "external", True),
+    ]
+
+
+def test_equal_content_has_an_equal_digest_and_its_own_number(release: Release, flow: Flow, developer: User) -> None:
+    again = releases.build(release.project, name="Second", by=developer)
+    assert (again.number, again.digest) == (2, release.digest)
+    save_version(flow, 1)
+    assert releases.build(release.project, name="Third", by=developer).digest != release.digest
+
+
+def test_a_release_never_follows_later_edits(release: Release, flow: Flow) -> None:
+    Group.objects.update(name="renamed")
+    flow.inbound_settings = {"folder": "/elsewhere"}
+    flow.save()
+    release.refresh_from_db()
+    assert release.content["groups"][0]["name"] == "erp-orders"
+    assert release.content["flows"][0]["inbound"]["settings"] == {"folder": "${erp.outbox}"}
+
+
+def test_a_release_needs_a_name_and_a_saved_flow(webshop: Project, erp: Connector, developer: User) -> None:
+    with pytest.raises(Invalid, match="Give the release a name") as refusal:
+        releases.build(webshop, name="  ", by=developer)
+    assert refusal.value.field == "name"
+    with pytest.raises(Invalid, match="No flow has a saved version: save one in Create"):
+        releases.build(webshop, name="First", by=developer)
+
+
+def test_a_saved_version_in_a_group_that_is_gone_is_refused(flow: Flow, developer: User) -> None:
+    Group.objects.all().delete()
+    with pytest.raises(Invalid, match=r"Flow erp-orders 1\.0\.0 is in group erp-orders, which is gone"):
+        releases.build(flow.connector.project, name="First", by=developer)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_people_making_releases_at_once_get_two_numbers(flow: Flow, developer: User) -> None:
+    project = flow.connector.project
+    made = together(*[lambda name=name: releases.build(project, name=name, by=developer) for name in ("a", "b", "c")])
+    assert sorted(item.number for item in made if isinstance(item, Release)) == [1, 2, 3]
+
+
+def test_compare_says_what_changed(release: Release, flow: Flow, developer: User) -> None:
+    flow.outbound_settings = {"queue": "orders2"}
+    save_version(flow, 1)
+    Group.objects.update(name="orders")
+    later = releases.build(release.project, name="Second", by=developer)
+    assert releases.compare(release, release) == []
+    flow_sentence, group_sentence = releases.compare(release, later)
+    assert flow_sentence.startswith("Flow erp-orders changed: version (1.0.0 → 1.1.0), outbound (queue url=${queues.url}")
+    assert group_sentence == "Group orders changed: name (erp-orders → orders)."
+
+
+# ------------------------------------------------------------------------------------------------------------ what it needs
+
+
+def test_every_missing_value_is_named_per_runtime_and_router(release: Release, test_environment: Environment) -> None:
+    sentences = [item.sentence for item in releases.missing(release, test_environment)]
+    assert "external01.erp needs a value for erp.outbox (flow erp-orders, inbound folder)." in sentences
+    assert "external02.erp needs a value for erp.outbox (flow erp-orders, inbound folder)." in sentences
+    assert "router on external02 needs a value for external02.failover.internal-ip (Internal IP)." in sentences
+    assert "witness on core01 needs a value for core01.failover.port (Failover port)." in sentences
+    assert len(sentences) == 2 * 3 + 3 * 2
+
+
+def test_the_applied_machines_count_once_there_are_some(
+    release: Release, filled: Environment, group: FailoverGroup, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    Property.objects.filter(key="erp.outbox").update(machine="external01")
+    Runtime.objects.filter(machine__name="external01").delete()
+    with django_assert_num_queries(4):
+        found = releases.missing(release, filled)
+    assert [item.sentence for item in found] == ["external02.erp needs a value for erp.outbox (flow erp-orders, inbound folder)."]
+
+
+def test_warnings_name_what_activation_allows(release: Release, filled: Environment, group: FailoverGroup) -> None:
+    (sentence,) = releases.warnings(release, filled)
+    assert sentence.startswith("A failover group exists (erp-orders), but no Balance failover step does: ")
+    plans.default_plan(filled)
+    assert releases.warnings(release, filled) == []
+    Router.objects.all().delete()
+    assert releases.warnings(release, filled)[0].startswith("Test has no routers, so nothing fails over there")
+
+
+def test_warnings_name_an_ungrouped_inbound_and_a_connector_without_runtime(
+    flow: Flow, filled: Environment, developer: User, group: FailoverGroup
+) -> None:
+    save_version(flow, 1, group=None, group_name=None)
+    release = releases.build(filled.project, name="Ungrouped", by=developer)
+    assert releases.warnings(release, filled) == ["Flow erp-orders has no group: it takes on external01 and external02 at the same time."]
+    Runtime.objects.all().delete()
+    assert releases.warnings(release, filled) == ["Connector erp has no runtime on Test: its flows run nowhere there."]
+
+
+# ----------------------------------------------------------------------------------------------------------------- bundles
+
+
+def test_a_bundle_holds_resolved_settings_and_all_siblings(release: Release, filled: Environment, group: FailoverGroup) -> None:
+    runtime = Runtime.objects.get(machine__name="external02")
+    bundle = releases.bundle_for(release, runtime, Property.objects.filter(environment=filled))
+    (flow,) = bundle.flows
+    assert (bundle.environment, bundle.machine, bundle.connector, bundle.release) == ("test", "external02", "erp", 1)
+    assert flow.inbound == protocol.Component(kind=protocol.ComponentKind.FILE, settings={"folder": VALUES["erp.outbox"]})
+    assert flow.outbound.settings == {"url": VALUES["queues.url"], "queue": "orders", "prefix": "baton:"}
+    assert bundle.groups == [
+        protocol.GroupSpec(id=group.group.key, name="erp-orders", failover=True, members=["external01.erp", "external02.erp"])
+    ]
+    assert protocol.decode(protocol.BundleContent, protocol.encode(bundle)) == bundle
+
+
+@pytest.mark.parametrize("lacking", ["transfer", "sibling", "router"])
+def test_failover_needs_transfer_a_sibling_and_routers(
+    flow: Flow, filled: Environment, developer: User, group: FailoverGroup, lacking: str
+) -> None:
+    if lacking == "transfer":
+        Connector.objects.update(failover=False)
+    elif lacking == "sibling":
+        Runtime.objects.filter(machine__name="external01").delete()
+    else:
+        Router.objects.all().delete()
+    release = releases.build(filled.project, name="First", by=developer)
+    bundle = releases.bundle_for(release, Runtime.objects.get(machine__name="external02"), Property.objects.all())
+    assert [spec.failover for spec in bundle.groups] == [False]
+
+
+def test_a_bundle_is_refused_naming_the_keys_without_a_value(release: Release, filled: Environment, group: FailoverGroup) -> None:
+    properties.remove_value(filled, "erp.outbox")
+    properties.remove_value(filled, "queues.url")
+    with pytest.raises(NotAllowed) as refusal:
+        releases.bundle_for(release, Runtime.objects.get(machine__name="external02"), Property.objects.all())
+    assert refusal.value.reasons == [
+        "external02.erp needs a value for erp.outbox (flow erp-orders, inbound folder).",
+        "external02.erp needs a value for queues.url (flow erp-orders, outbound url).",
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------- activate
+
+
+def test_activation_is_refused_with_one_reason_per_missing_value(release: Release, test_environment: Environment, developer: User) -> None:
+    with pytest.raises(NotAllowed, match="12 property values are missing for release 1 on Test: fill in Deploy › Properties") as refusal:
+        releases.activate(release, test_environment, by=developer, now=timezone.now())
+    assert len(refusal.value.reasons) == 12
+    assert releases.active(test_environment) is None
+
+
+def test_activating_replaces_the_former_choice(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    first = releases.activate(release, filled, by=developer, now=now)
+    assert releases.activate(release, filled, by=developer, now=now) == first
+    later = releases.build(release.project, name="Second", by=developer)
+    releases.activate(later, filled, by=developer, now=now)
+    first.refresh_from_db()
+    assert first.status == ActivationStatus.REPLACED
+    assert releases.active(filled) == later
+
+
+def test_a_release_of_another_project_is_refused(release: Release, developer: User) -> None:
+    other = factories.project(release.project.team, "depot").environments.get(kind="test")
+    with pytest.raises(Invalid, match="another project"):
+        releases.activate(release, other, by=developer, now=timezone.now())
+    with pytest.raises(Invalid, match="another project"):
+        releases.schedule(release, other, due_at=timezone.now() + timedelta(hours=1), by=developer, now=timezone.now())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_activations_at_once_exactly_one_stays_active(release: Release, filled: Environment, developer: User) -> None:
+    others = [releases.build(release.project, name=name, by=developer) for name in ("b", "c")]
+    now = timezone.now()
+    results = together(*[lambda chosen=chosen: releases.activate(chosen, filled, by=developer, now=now) for chosen in (release, *others)])
+    assert all(isinstance(item, Activation) for item in results)
+    assert Activation.objects.filter(status=ActivationStatus.ACTIVE).count() == 1
+
+
+# ----------------------------------------------------------------------------------------------------------------- schedules
+
+
+def test_a_schedule_lies_in_the_future(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    with pytest.raises(Invalid, match="Choose a time in the future") as refusal:
+        releases.schedule(release, filled, due_at=now, by=developer, now=now)
+    assert refusal.value.field == "due_at"
+
+
+def test_a_due_activation_is_carried_out_once(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = releases.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    assert list(releases.due(now)) == []
+    assert releases.activate_due(planned.pk, now=now) == f"Activation {planned.pk} was handled already, or is not due."
+    assert releases.active(filled) is None
+    later = now + timedelta(minutes=5)
+    assert list(releases.due(later)) == [planned.pk]
+    assert releases.activate_due(planned.pk, now=later) == "Release 1 is active on Test."
+    assert releases.activate_due(planned.pk, now=later) == f"Activation {planned.pk} was handled already, or is not due."
+    assert releases.active(filled) == release
+    assert list(releases.due(later)) == []
+
+
+def test_a_due_activation_that_is_not_allowed_fails_with_its_reason(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = releases.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    properties.remove_value(filled, "erp.outbox")
+    assert "was not activated on Test: 2 property values are missing" in releases.activate_due(planned.pk, now=now + timedelta(hours=1))
+    planned.refresh_from_db()
+    assert planned.status == ActivationStatus.FAILED
+    assert "external01.erp needs a value for erp.outbox" in planned.reason
+
+
+def test_a_cancelled_schedule_is_never_carried_out(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = releases.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    releases.cancel_schedule(planned, by=developer)
+    releases.cancel_schedule(planned, by=developer)
+    assert planned.reason == "Cancelled by developer."
+    releases.activate_due(planned.pk, now=now + timedelta(hours=1))
+    assert releases.active(filled) is None
+
+
+def test_a_schedule_that_was_carried_out_can_not_be_cancelled(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = releases.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    releases.activate_due(planned.pk, now=now + timedelta(hours=1))
+    with pytest.raises(NotAllowed, match="active already"):
+        releases.cancel_schedule(planned, by=developer)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_workers_carry_out_a_due_activation_once(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = releases.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    later = now + timedelta(hours=1)
+    results = together(*[lambda: releases.activate_due(planned.pk, now=later)] * 4)
+    assert sorted(map(str, results)) == [f"Activation {planned.pk} was handled already, or is not due."] * 3 + [
+        "Release 1 is active on Test."
+    ]
+
+
+def test_warnings_do_not_forbid(release: Release, filled: Environment, group: FailoverGroup, developer: User) -> None:
+    plans.add_step(plans.plan_of(filled), StepKind.DEPLOY_ROUTERS)
+    assert releases.warnings(release, filled)
+    assert releases.activate(release, filled, by=developer, now=timezone.now()).status == ActivationStatus.ACTIVE
