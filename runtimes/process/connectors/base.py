@@ -1,0 +1,204 @@
+"""What an inbound and an outbound are to the loop, and the registry of their kinds.
+
+All their methods but `abort` run in the flow's own worker thread and may block; `abort` is called by the election loop and must not.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from runtimes.process.permits import Duty
+from runtimes.protocol import Component, ComponentKind
+
+CHUNK = 1024 * 1024  # bytes; items of any size pass in constant memory
+
+
+class ConfigError(Exception):
+    """The bundle cannot be run: names the flow, the setting and the remedy."""
+
+
+class NotReady(Exception):
+    """A connector cannot work yet (a folder that cannot be made, say); it is tried again."""
+
+
+class ItemError(Exception):
+    """This very item cannot be delivered: counted, and after bounded tries moved aside with this reason."""
+
+
+class ItemChanged(Exception):
+    """The item changed or went away while it was read: this attempt is dropped, nothing is counted."""
+
+
+class Unavailable(Exception):
+    """Source or target cannot be reached: not the item's fault, so items wait in the source."""
+
+
+class Fenced(Unavailable):
+    """The target has seen a higher epoch of this group: this leadership is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who took an item from its source; travels with it."""
+
+    flow: str
+    group: str  # name; "" for an ungrouped flow
+    epoch: int
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One message. `open` gives its bytes in chunks and raises ItemChanged before the end if they are not what they were."""
+
+    id: str
+    name: bytes  # as the source wrote it, decodable or not
+    size: int
+    origin: Origin
+    open: Callable[[], AbstractContextManager[Iterator[bytes]]] = field(repr=False)
+    handle: Any = field(repr=False, default=None)  # the inbound's own
+    sha256: str | None = None  # when the source vouches for it
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where a connector finds itself: for messages, ids and default places."""
+
+    flow_id: str
+    flow: str
+    component: Component
+    side: str  # "inbound" or "outbound"
+    key: str  # the runtime's
+    machine: str
+    group: str  # name or ""
+    data: Path
+    log: Any
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A setting's text.
+
+        Raises:
+            ConfigError: it is missing or empty and has no default.
+        """
+        value = self.component.settings.get(name, "")
+        if value:
+            return value
+        if default is None:
+            raise self.error(name, "is missing", "fill it in on the flow's page")
+        return default
+
+    def folder(self, name: str, default: Path | None = None) -> Path:
+        value = self.component.settings.get(name, "")
+        if not value and default is not None:
+            return default
+        path = Path(self.text(name))
+        if not path.is_absolute():
+            raise self.error(name, f"is not an absolute path: {path}", "begin it with /")
+        return path
+
+    def seconds(self, name: str, default: float) -> float:
+        value = self.text(name, str(default))
+        try:
+            number = float(value)
+        except ValueError:
+            raise self.error(name, f"is not a number of seconds: {value}", f"write it as {default:g}") from None
+        if not 0.01 <= number <= 3600:
+            raise self.error(name, f"is out of range: {value}", "choose between 0.01 and 3600 seconds")
+        return number
+
+    def error(self, name: str, what: str, remedy: str) -> ConfigError:
+        return ConfigError(f"flow {self.flow}: setting {name} of its {self.component.kind} {self.side} {what}; {remedy}")
+
+
+class Inbound(Protocol):
+    """Takes items from a source. An item leaves the source only by `remove` (delivered) or `reject` (moved aside)."""
+
+    def __init__(self, setting: Setting) -> None: ...
+
+    def prepare(self) -> None:
+        """Make ready to lead, before any duty. Raises NotReady."""
+
+    def begin(self, duty: Duty) -> None:
+        """Start under this duty: fence, claim what a former leader left unfinished. Raises Unavailable."""
+
+    def poll(self, duty: Duty) -> Sequence[Item]:
+        """What may be taken now, in order; cheap, takes nothing irrevocably. Raises Unavailable."""
+
+    def remove(self, item: Item, duty: Duty) -> None:
+        """The target has it. Raises Unavailable."""
+
+    def reject(self, item: Item, reason: str, duty: Duty) -> None:
+        """Move it aside with the reason. Raises Unavailable when there is no room for it: it then stays and is skipped for a while."""
+
+    def wait_seconds(self) -> float:
+        """How long to wait after a poll that brought nothing."""
+
+    def abort(self) -> None:
+        """Cut what is in flight: the permit has ended."""
+
+
+class Outbound(Protocol):
+    """Gives items to a target."""
+
+    def __init__(self, setting: Setting) -> None: ...
+
+    def prepare(self) -> None: ...
+
+    def begin(self, duty: Duty) -> None:
+        """Fence the target before anything is taken. Raises Unavailable."""
+
+    def deliver(self, item: Item, duty: Duty) -> None:
+        """Return only when the target has the item; `duty.check()` immediately before the commit.
+
+        Raises:
+            ItemError, ItemChanged, Unavailable, PermitEnded
+        """
+
+    def abort(self) -> None: ...
+
+
+INBOUNDS: dict[ComponentKind, type[Inbound]] = {}
+OUTBOUNDS: dict[ComponentKind, type[Outbound]] = {}
+
+I = TypeVar("I", bound=type[Inbound])  # noqa: E741
+O = TypeVar("O", bound=type[Outbound])  # noqa: E741
+
+
+def inbound(kind: ComponentKind) -> Callable[[I], I]:
+    """Register an inbound kind."""
+
+    def register(made: I) -> I:
+        INBOUNDS[kind] = made
+        return made
+
+    return register
+
+
+def outbound(kind: ComponentKind) -> Callable[[O], O]:
+    """Register an outbound kind."""
+
+    def register(made: O) -> O:
+        OUTBOUNDS[kind] = made
+        return made
+
+    return register
+
+
+def make_folder(path: Path, what: str) -> None:
+    """Create a folder with its parents where it is missing.
+
+    Raises:
+        NotReady: naming the folder and the remedy.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotReady(f"{what} {path} cannot be made: {error.strerror}; create it, or choose another in the properties") from error
+
+
+def logger() -> Any:
+    return structlog.get_logger()

@@ -1,0 +1,364 @@
+"""Inbound and outbound `queue`: Redis Streams, fenced by epoch.
+
+Keys, all under the setting `prefix`:
+
+    <queue>               the stream; one entry per item: its header, and where its bytes are
+    <queue>:errors        entries that could not be delivered, with the reason; their bytes stay
+    fence:<group id>      the highest epoch seen for a group; whoever comes with a lower one is refused
+    upload:<attempt>      the item's bytes as a list of chunks; expires until the commit
+    committed:<attempt>   an hour's memory of a commit, so that one of unknown outcome is asked again and not doubled
+
+An item enters by one script: refuse a lower epoch, keep the upload, add the entry. Epoch 0 (a single node, an ungrouped flow) skips the
+comparison and never moves the mark.
+"""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from runtimes.process.connectors.base import (
+    CHUNK,
+    Fenced,
+    Item,
+    ItemError,
+    Origin,
+    Setting,
+    Unavailable,
+    inbound,
+    outbound,
+)
+from runtimes.process.permits import Duty
+from runtimes.protocol import ComponentKind
+
+CONNECT_SECONDS = 1.0
+ANSWER_SECONDS = 3.0
+UPLOAD_SECONDS = 600  # an upload that nobody commits is gone after this
+BATCH = 10
+WAITING_LIMIT = 100  # entries held by this consumer at a time
+CONSUMERS = "baton"  # the one consumer group of a queue
+
+# Refused epochs answer with this word first.
+_FENCE = """
+local epoch = tonumber(ARGV[1])
+if epoch > 0 then
+  local mark = tonumber(redis.call('GET', KEYS[1]) or '0')
+  if epoch < mark then return {err = 'FENCED ' .. string.format('%.0f', mark)} end
+  if epoch > mark then redis.call('SET', KEYS[1], ARGV[1]) end
+end
+"""
+RAISE = _FENCE + "return 1"
+APPEND = (
+    _FENCE
+    + """
+redis.call('RPUSH', KEYS[2], ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return 1
+"""
+)
+COMMIT = (
+    """
+local done = redis.call('GET', KEYS[4])
+if done then return done end
+"""
+    + _FENCE
+    + """
+if redis.call('LLEN', KEYS[2]) ~= tonumber(ARGV[2]) then return {err = 'UPLOADLOST'} end
+redis.call('PERSIST', KEYS[2])
+local fields = {}
+for i = 3, #ARGV do fields[#fields + 1] = ARGV[i] end
+local id = redis.call('XADD', KEYS[3], '*', unpack(fields))
+redis.call('SET', KEYS[4], id, 'EX', 3600)
+return id
+"""
+)
+# Reading is fenced too: a stale leader that read an entry would keep it from the new one.
+READ = _FENCE + "return redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', KEYS[2], '>')"
+CLAIM = _FENCE + "return redis.call('XAUTOCLAIM', KEYS[2], ARGV[2], ARGV[3], '0', ARGV[4], 'COUNT', '100')"
+FINISH = (
+    _FENCE
+    + """
+redis.call('XACK', KEYS[2], ARGV[2], ARGV[3])
+redis.call('XDEL', KEYS[2], ARGV[3])
+if KEYS[3] ~= '' then redis.call('DEL', KEYS[3]) end
+return 1
+"""
+)
+REJECT = (
+    _FENCE
+    + """
+local entry = redis.call('XRANGE', KEYS[2], ARGV[3], ARGV[3])
+if entry[1] then
+  local fields = entry[1][2]
+  fields[#fields + 1] = 'reason'
+  fields[#fields + 1] = ARGV[4]
+  redis.call('XADD', KEYS[3], '*', unpack(fields))
+end
+redis.call('XACK', KEYS[2], ARGV[2], ARGV[3])
+redis.call('XDEL', KEYS[2], ARGV[3])
+return 1
+"""
+)
+
+
+class Broker:
+    """One connection pool to the queue's server, with short time-outs and no retries, and its errors in this project's words."""
+
+    def __init__(self, setting: Setting) -> None:
+        url = setting.text("url")
+        self.queue = setting.text("queue")
+        self.prefix = setting.text("prefix", "baton:")
+        try:
+            self._redis = redis.Redis.from_url(
+                url,
+                socket_connect_timeout=CONNECT_SECONDS,
+                socket_timeout=ANSWER_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+                health_check_interval=0,
+                decode_responses=False,
+            )
+        except ValueError as error:
+            raise setting.error("url", f"is not usable: {error}", "write it as redis://host:port/0") from error
+        self._address = url.rsplit("@", 1)[-1].removeprefix("redis://").rstrip("/")
+        self._scripts = {text: self._redis.register_script(text) for text in (RAISE, APPEND, COMMIT, READ, CLAIM, FINISH, REJECT)}
+
+    @property
+    def stream(self) -> str:
+        return self.prefix + self.queue
+
+    def fence_key(self, duty: Duty) -> str:
+        return f"{self.prefix}fence:{duty.group or ''}"
+
+    def script(self, text: str, keys: Sequence[str | bytes], args: Sequence[Any]) -> Any:
+        return self.call(partial(self._scripts[text], keys=list(keys), args=list(args)))
+
+    def command(self, *words: Any) -> Any:
+        return self.call(partial(self._redis.execute_command, *words))
+
+    def call(self, act: Any) -> Any:
+        """Raises Fenced, UploadLost, NoQueue or Unavailable."""
+        try:
+            return act()
+        except redis.ResponseError as error:
+            text = str(error)
+            if "FENCED" in text:
+                mark = text.split("FENCED", 1)[1].split()[0].rstrip(",.")
+                raise Fenced(f"queue {self.queue} has seen epoch {mark} of this group: another leads") from error
+            if "UPLOADLOST" in text:
+                raise UploadLost(f"the upload to queue {self.queue} was lost; it is sent again") from error
+            if "NOGROUP" in text:
+                raise NoQueue(f"queue {self.queue} was emptied; it is made again") from error
+            raise Unavailable(f"queue {self.queue} at {self._address} refuses: {error}") from error
+        except (redis.RedisError, OSError, ValueError, AttributeError) as error:  # the last two: its socket was cut by `abort`
+            raise Unavailable(f"queue {self.queue} at {self._address} cannot be reached: {error}") from error
+
+    def fence(self, duty: Duty) -> None:
+        """Raise the group's mark to this epoch, before anything is taken. A single node leaves it alone."""
+        if duty.group is not None and duty.epoch > 0:
+            self.script(RAISE, [self.fence_key(duty)], [duty.epoch])
+
+    def abort(self) -> None:
+        try:
+            self._redis.connection_pool.disconnect(inuse_connections=True)
+        except Exception:  # noqa: S110 - another thread uses the socket that is shut here; nothing may reach the election loop
+            pass
+
+
+class UploadLost(Unavailable):
+    pass
+
+
+class NoQueue(Unavailable):
+    pass
+
+
+@outbound(ComponentKind.QUEUE)
+class QueueOutbound:
+    """Settings: url, queue, prefix."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._broker = Broker(setting)
+        self._open: dict[tuple[str, int], tuple[list[Any], list[Any]]] = {}  # commits of unknown outcome, by item id and epoch
+
+    def prepare(self) -> None:
+        pass  # an absent queue is the queue's fault: items wait in the source
+
+    def begin(self, duty: Duty) -> None:
+        self._open.clear()
+        self._broker.fence(duty)
+
+    def deliver(self, item: Item, duty: Duty) -> None:
+        unknown = self._open.get((item.id, duty.epoch))
+        if unknown is not None:
+            try:
+                self._commit(item, duty, *unknown)
+            except UploadLost:
+                self._open.pop((item.id, duty.epoch), None)
+            else:
+                return
+        attempt = uuid.uuid4().hex
+        keys = [
+            self._broker.fence_key(duty),
+            f"{self._broker.prefix}upload:{attempt}",
+            self._broker.stream,
+            f"{self._broker.prefix}committed:{attempt}",
+        ]
+        self._commit(item, duty, keys, self._upload(item, duty, keys))
+
+    def abort(self) -> None:
+        self._broker.abort()
+
+    def _upload(self, item: Item, duty: Duty, keys: Sequence[str]) -> list[Any]:
+        """Send the bytes; gives the commit's arguments."""
+        digest, size, count = hashlib.sha256(), 0, 0
+        with item.open() as chunks:
+            for chunk in chunks:
+                digest.update(chunk)
+                size += len(chunk)
+                count += 1
+                duty.check()
+                self._broker.script(APPEND, keys[:2], [duty.epoch, chunk, UPLOAD_SECONDS])
+        if item.sha256 is not None and digest.hexdigest() != item.sha256:
+            raise ItemError(f"its content does not match its header: sha256 {digest.hexdigest()}, expected {item.sha256}")
+        origin = item.origin
+        fields: list[Any] = ["id", item.id, "name", item.name, "size", size, "sha256", digest.hexdigest(), "upload", keys[1]]
+        fields += ["flow", os.fsencode(origin.flow), "group", os.fsencode(origin.group), "epoch", origin.epoch, "machine", origin.machine]
+        if duty.group is not None and duty.epoch == 0:
+            fields += ["unfenced", "1"]
+        return [duty.epoch, count, *fields]
+
+    def _commit(self, item: Item, duty: Duty, keys: list[Any], args: list[Any]) -> None:
+        mark = (item.id, duty.epoch)
+        self._open[mark] = (keys, args)
+        duty.check()
+        try:
+            self._broker.script(COMMIT, keys, args)
+        except (Fenced, UploadLost):
+            del self._open[mark]
+            raise
+        del self._open[mark]
+
+
+@inbound(ComponentKind.QUEUE)
+class QueueInbound:
+    """Settings: url, queue, prefix. Entries that cannot be delivered go to the stream `<prefix><queue>:errors`."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._broker = Broker(setting)
+        self._consumer = setting.key
+        self._waiting: dict[bytes, Item] = {}  # read or claimed, not yet finished; oldest first
+        self._delivered: dict[bytes, bytes] = {}  # entry -> upload: delivered by this process, but not yet taken off the queue
+
+    def prepare(self) -> None:
+        pass
+
+    def begin(self, duty: Duty) -> None:
+        """Fence, then claim every entry that a former consumer had read but not finished."""
+        self._waiting.clear()
+        self._broker.fence(duty)
+        self._make_group()
+        cursor: bytes = b"0-0"
+        while True:
+            answer = self._broker.script(CLAIM, self._keys(duty), [duty.epoch, CONSUMERS, self._consumer, cursor])
+            self._keep(answer[1])
+            cursor = answer[0]
+            if cursor == b"0-0":
+                return
+
+    def poll(self, duty: Duty) -> Sequence[Item]:
+        """Entries that wait here, with fresh ones behind them, so that a failing one never holds up the rest."""
+        for entry, upload in list(self._delivered.items()):
+            self._finish(entry, upload, duty)
+        if len(self._waiting) >= WAITING_LIMIT:
+            return list(self._waiting.values())
+        duty.check_take()
+        try:
+            answer = self._broker.script(READ, self._keys(duty), [duty.epoch, CONSUMERS, self._consumer, BATCH])
+        except NoQueue:
+            self._waiting.clear()
+            self._make_group()
+            return []
+        for _, entries in answer or ():
+            self._keep(entries)
+        return list(self._waiting.values())
+
+    def remove(self, item: Item, duty: Duty) -> None:
+        entry, upload = item.handle
+        self._waiting.pop(entry, None)
+        self._delivered[entry] = upload
+        self._finish(entry, upload, duty)
+
+    def reject(self, item: Item, reason: str, duty: Duty) -> None:
+        entry, _ = item.handle
+        keys = [*self._keys(duty), f"{self._broker.stream}:errors"]
+        self._broker.script(REJECT, keys, [duty.epoch, CONSUMERS, entry, os.fsencode(reason)])
+        self._waiting.pop(entry, None)
+
+    def wait_seconds(self) -> float:
+        return 0.1
+
+    def abort(self) -> None:
+        self._broker.abort()
+
+    def _finish(self, entry: bytes, upload: bytes, duty: Duty) -> None:
+        self._broker.script(FINISH, [*self._keys(duty), upload], [duty.epoch, CONSUMERS, entry])
+        self._delivered.pop(entry, None)
+
+    def _keys(self, duty: Duty) -> list[str]:
+        return [self._broker.fence_key(duty), self._broker.stream]
+
+    def _make_group(self) -> None:
+        try:
+            self._broker.command("XGROUP", "CREATE", self._broker.stream, CONSUMERS, "0", "MKSTREAM")
+        except Unavailable as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    def _keep(self, entries: Any) -> None:
+        for entry in entries or ():
+            if entry and entry[1] and entry[0] not in self._delivered:
+                flat = entry[1]
+                fields = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=False))
+                self._waiting.setdefault(entry[0], self._item(entry[0], fields))
+
+    def _item(self, entry: bytes, fields: dict[bytes, bytes]) -> Item:
+        """An item from its entry; a malformed one can be held too, and fails when it is opened, so it moves aside like any other."""
+
+        def text(name: bytes) -> str:
+            return os.fsdecode(fields.get(name, b""))
+
+        trouble = "" if fields.get(b"id") and fields.get(b"upload") else "the entry has no id or no upload: it was not written by Baton"
+        numbers = {name: int(text(name)) if text(name).isdigit() else 0 for name in (b"size", b"epoch")}
+        origin = Origin(text(b"flow"), text(b"group"), numbers[b"epoch"], text(b"machine"))
+        upload = fields.get(b"upload", b"")
+        opener = partial(self._open, upload, numbers[b"size"], trouble)
+        identity = text(b"id") or entry.decode()
+        name = fields.get(b"name", b"")
+        return Item(identity, name, numbers[b"size"], origin, opener, (entry, upload), text(b"sha256") or None)
+
+    @contextmanager
+    def _open(self, upload: bytes, size: int, trouble: str) -> Iterator[Iterator[bytes]]:
+        if trouble:
+            raise ItemError(trouble)
+        yield self._chunks(upload, size)
+
+    def _chunks(self, upload: bytes, size: int) -> Iterator[bytes]:
+        index = received = 0
+        while received < size:
+            chunk = self._broker.command("LINDEX", upload, index)
+            if chunk is None:
+                raise ItemError(f"its bytes are gone from the queue after {received} of {size}")
+            yield chunk
+            received += len(chunk)
+            index += 1
+
+
+assert CHUNK <= 512 * 1024 * 1024  # a Redis value's limit

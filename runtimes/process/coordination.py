@@ -1,0 +1,289 @@
+"""The election's I/O: this process's session and its own transactions in etcd (docs/failover.md, "Sessions are observed records").
+
+One own transaction is open at a time (the loop awaits each), none is retried, an answer after its time-out is thrown away. Every own
+transaction compares and rewrites the own session, so each is a renewal too: its answer names the groups that this session leads.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from runtimes.process.election import GroupView
+from runtimes.process.etcd import Answer, Entry, Etcd, OutcomeUnknown, delete, put, read, unchanged
+from runtimes.process.permits import NEVER, Clock, boot_clock
+from runtimes.process.records import (
+    ControlRecord,
+    GroupMark,
+    LeaderRecord,
+    Observed,
+    SessionRecord,
+    control_key,
+    leader_key,
+    parse,
+    plain,
+    session_key,
+)
+from runtimes.protocol import Cause, GroupSpec, RequestOutcome, RuntimeConfig
+
+
+class Result(StrEnum):
+    DONE = "done"
+    REFUSED = "refused"  # a comparison failed: nothing was written
+    UNKNOWN = "unknown"  # it may have been carried out, or may yet be
+
+
+class Coordinator:
+    """The records as last received, the own session, and the permits that its renewals gave."""
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        config: RuntimeConfig,
+        groups: Sequence[GroupSpec],
+        marks: Callable[[], dict[str, GroupMark]],
+        clock: Clock = boot_clock,
+    ) -> None:
+        self.etcd = etcd
+        self.me = config.key
+        self.timing = config.timing
+        self.groups = {group.id: group for group in groups}
+        self.started = False
+        self.contact_until = NEVER
+        self.sent_at = NEVER  # of the newest own transaction
+        self.permits: dict[str, float] = dict.fromkeys(self.groups, NEVER)
+        self.held_off: set[str] = set()
+        self.trouble = ""
+        self.last_on: dict[str, tuple[str, float]] = {}  # by group: the peer last seen On, and when
+        self.last_sign: dict[str, float] = {}  # by peer: when its last write was received
+        self._namespace = config.namespace
+        self._launch = config.launch
+        self._release = config.release
+        self._marks = marks
+        self._clock = clock
+        self._number = 1
+        self._counter = 0
+        self._revision = 0  # of the own last write
+        self._as_of: dict[str, int] = {}  # by key: the store's revision at which it was last received
+        self._entries: dict[str, Entry] = {}
+        self._sessions: dict[str, Observed] = {}
+        self._runtimes = sorted({self.me, *(member for group in groups for member in group.members)})
+
+    # ------------------------------------------------------------------------------------------------------------- what is known
+
+    @property
+    def session(self) -> str:
+        return f"{self._launch}:{self._number}"
+
+    @property
+    def own_session(self) -> Observed | None:
+        """The record at the own key, whoever wrote it; None while nothing was read."""
+        return self._sessions.get(self.me)
+
+    @property
+    def sessions(self) -> Mapping[str, Observed]:
+        return self._sessions
+
+    def leader(self, group: str) -> tuple[LeaderRecord | None, int]:
+        entry = self._entries.get(leader_key(self._namespace, group))
+        return (parse(LeaderRecord, entry.value), entry.revision) if entry else (None, 0)
+
+    def control(self, group: str) -> tuple[ControlRecord, int]:
+        entry = self._entries.get(control_key(self._namespace, group))
+        return (parse(ControlRecord, entry.value) or ControlRecord(), entry.revision) if entry else (ControlRecord(), 0)
+
+    def watched(self) -> list[str]:
+        return self._keys()
+
+    # ---------------------------------------------------------------------------------------------------------------- own session
+
+    async def look(self) -> Result:
+        """Read everything before a session starts. Never grants a permit."""
+        sent = self.sent_at = self._clock()
+        try:
+            answer = await self._ask([], [read(key) for key in self._keys()], [], sent)
+        except OutcomeUnknown as error:
+            self.trouble = str(error)
+            return Result.UNKNOWN
+        self._receive(answer)
+        self._adopt_own()
+        return Result.DONE
+
+    async def start(self) -> Result:
+        """Begin a session over what stands at the own key (absent, or stood still for a TTL: the caller has decided that)."""
+        observed = self.own_session
+        assert observed is not None and not self.started
+        self._revision = observed.revision
+        return await self._transact([], [])
+
+    async def renew(self) -> Result:
+        return await self._transact([], [])
+
+    async def end(self) -> Result:
+        """Delete the own session: the last own transaction."""
+        sent = self.sent_at = self._clock()
+        key = session_key(self._namespace, self.me)
+        try:
+            answer = await self._ask([unchanged(key, self._revision)], [delete(key)], [], sent)
+        except OutcomeUnknown as error:
+            self.trouble = str(error)
+            return Result.UNKNOWN
+        self.started = False
+        return Result.DONE if answer.succeeded else Result.REFUSED
+
+    # ------------------------------------------------------------------------------------------------------------- own transactions
+
+    async def take(self, view: GroupView, cause: Cause, actor: str) -> Result:
+        """Become the leader: the leader key as seen, its holder's session as it was watched, control unchanged, the own session mine."""
+        compare = [
+            unchanged(leader_key(self._namespace, view.spec.id), view.leader_revision),
+            unchanged(control_key(self._namespace, view.spec.id), view.control_revision),
+        ]
+        leader = view.leader
+        if leader is not None and leader.runtime is not None and leader.runtime != self.me:
+            observed = view.sessions[leader.runtime]
+            # A record of another session cannot become the leader's again (a session starts only after its forerunner's permits ended),
+            # so only the leader's own, standing or absent, must be compared.
+            if observed.record is None or observed.record.session == leader.session:
+                compare.append(unchanged(session_key(self._namespace, leader.runtime), observed.revision))
+        previous = (leader.runtime or leader.previous) if leader else None
+        record = LeaderRecord(self.me, self.session, cause, actor, previous)
+        return await self._transact(compare, [put(leader_key(self._namespace, view.spec.id), plain(record))])
+
+    async def give_up(self, view: GroupView, to: str | None, cause: Cause, actor: str, outcome: RequestOutcome | None) -> Result:
+        """Hand the group to `to`, or leave it vacant. The caller has turned the group Off and voided its duty before.
+
+        The group is held off until a later renewal succeeds, whatever comes of this (failover.md, Give up).
+        """
+        group = view.spec.id
+        self.permits[group] = NEVER
+        self.held_off.add(group)
+        compare = [
+            unchanged(leader_key(self._namespace, group), view.leader_revision),
+            unchanged(control_key(self._namespace, group), view.control_revision),
+        ]
+        session = None
+        request = view.control.request.id if outcome and view.control.request else None
+        if to is not None:
+            observed = view.sessions[to]
+            assert observed.record is not None
+            session = observed.record.session
+            compare.append(unchanged(session_key(self._namespace, to), observed.revision))
+        puts = [put(leader_key(self._namespace, group), plain(LeaderRecord(to, session, cause, actor, self.me, request)))]
+        if outcome is not None:
+            puts.append(put(control_key(self._namespace, group), plain(view.control.closing(outcome))))
+        return await self._transact(compare, puts)
+
+    async def close_request(self, view: GroupView, outcome: RequestOutcome) -> Result:
+        """End the open request without a change of leader."""
+        key = control_key(self._namespace, view.spec.id)
+        return await self._transact([unchanged(key, view.control_revision)], [put(key, plain(view.control.closing(outcome)))])
+
+    async def watch(self, woken: Callable[[bool], None]) -> None:
+        """Follow the watched keys for ever; `woken(True)` asks for a renewal at once, `woken(False)` for a decision."""
+        while True:
+            try:
+                async for event in self.etcd.watch(self.watched()):
+                    key = event.entry.key
+                    entry = Entry(key, 0) if event.deleted else event.entry
+                    if self._note(key, entry, event.entry.revision, self._clock()) and (event.deleted or not self._is_session(key)):
+                        woken(not self._is_session(key))
+            except OutcomeUnknown:
+                await asyncio.sleep(self.timing.renewal)
+
+    # ---------------------------------------------------------------------------------------------------------------------- inside
+
+    def _keys(self) -> list[str]:
+        return [
+            *(session_key(self._namespace, runtime) for runtime in self._runtimes),
+            *(leader_key(self._namespace, group) for group in self.groups),
+            *(control_key(self._namespace, group) for group in self.groups),
+        ]
+
+    async def _ask(self, compare: Sequence[Any], success: Sequence[Any], failure: Sequence[Any], sent: float) -> Answer:
+        timeout = self.timing.request_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await self.etcd.transact(compare, success, failure, timeout=timeout)
+        except TimeoutError as error:
+            raise OutcomeUnknown(f"the router at {self.etcd.url} did not answer within {timeout:g} s") from error
+        if self._clock() - sent > timeout:  # paused meanwhile: the answer is as late as this process
+            raise OutcomeUnknown("this process stood still while it waited for an answer")
+        return answer
+
+    async def _transact(self, compare: Iterable[Any], puts: Iterable[Any]) -> Result:
+        """One own transaction on the own last write, which it rewrites; its success is a renewal."""
+        key = session_key(self._namespace, self.me)
+        self._counter += 1
+        record = SessionRecord(self.session, self._counter, self.me, self._release, self._marks())
+        reads = [read(each) for each in self._keys()]
+        sent = self.sent_at = self._clock()
+        try:
+            answer = await self._ask([unchanged(key, self._revision), *compare], [put(key, plain(record)), *puts, *reads], reads, sent)
+        except OutcomeUnknown as error:
+            self.trouble = str(error)
+            return Result.UNKNOWN
+        self._receive(answer)
+        if not answer.succeeded:
+            self._adopt_own()
+            return Result.REFUSED
+        self.started = True
+        self._revision = answer.entries[key].revision
+        self.trouble = ""
+        self.held_off.clear()
+        self._grant(sent + self.timing.ttl - self.timing.guard)
+        return Result.DONE
+
+    def _grant(self, until: float) -> None:
+        """A permit for the groups that this very answer names with this very session, and in which this member is not disabled."""
+        self.contact_until = until
+        for group in self.groups:
+            leader, _ = self.leader(group)
+            if leader is None or leader.runtime != self.me or leader.session != self.session:
+                self.permits[group] = NEVER
+            elif self.me not in self.control(group)[0].disabled:
+                self.permits[group] = until
+
+    def _adopt_own(self) -> None:
+        """After a refusal: an own write of unknown outcome has come true, or nothing moved, or the session is lost."""
+        observed = self._sessions[self.me]
+        if observed.record is not None and observed.record.session == self.session:
+            self._revision = observed.revision
+            self.started = True
+        elif self.started:
+            self.started = False
+            self._number += 1
+            self.permits = dict.fromkeys(self.groups, NEVER)
+            self.contact_until = NEVER
+            self.held_off.clear()
+            self.trouble = "its session was ended by another; it begins a new one"
+
+    def _receive(self, answer: Answer) -> None:
+        received = self._clock()
+        for key, entry in answer.entries.items():
+            self._note(key, entry, answer.revision, received)
+
+    def _note(self, key: str, entry: Entry, as_of: int, received: float) -> bool:
+        """Keep what is newer than what is known; tells whether it was news."""
+        if as_of < self._as_of.get(key, -1):
+            return False
+        self._as_of[key] = as_of
+        known = self._entries.get(key)
+        self._entries[key] = entry
+        if known is not None and known.revision == entry.revision:
+            return False
+        if self._is_session(key):
+            self._observe(key.removeprefix(f"{self._namespace}sessions/"), entry, received)
+        return True
+
+    def _observe(self, runtime: str, entry: Entry, received: float) -> None:
+        record = parse(SessionRecord, entry.value)
+        self._sessions[runtime] = Observed(record, entry.revision, received)
+        if record is not None and runtime != self.me:
+            self.last_sign[runtime] = received
+            for group, mark in record.groups.items():
+                if mark.on:
+                    self.last_on[group] = (runtime, received)
+
+    def _is_session(self, key: str) -> bool:
+        return key.startswith(f"{self._namespace}sessions/")

@@ -1,0 +1,282 @@
+"""One worker thread per flow: takes from its inbound, gives to its outbound, only while its duty is valid.
+
+The election loop hands a duty over and takes it back; it never waits for a worker.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtimes.process.connectors import INBOUNDS, OUTBOUNDS
+from runtimes.process.connectors.base import (
+    ConfigError,
+    Inbound,
+    Item,
+    ItemChanged,
+    ItemError,
+    NotReady,
+    Outbound,
+    Setting,
+    Unavailable,
+)
+from runtimes.process.connectors.file import now_text
+from runtimes.process.permits import Duty, PermitEnded
+from runtimes.protocol import Component, FlowReport, FlowSpec
+
+TRIES = 3  # of an item that itself fails, before it is moved aside
+TRY_AGAIN_SECONDS = (0.2, 1.0)
+ASIDE_SECONDS, ASIDE_LIMIT = 5.0, 300.0  # an item that could not even be moved aside is skipped for so long, doubling
+AWAY_SECONDS, AWAY_LIMIT = 0.1, 1.0  # between asks of a source or target that is away
+PREPARE_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What an item has met so far."""
+
+    tries: int
+    again_at: float  # time.monotonic()
+    reason: str
+    aside_wait: float = ASIDE_SECONDS
+
+
+class Flow:
+    """A flow of this runtime. Public methods are called by the election loop and return at once."""
+
+    def __init__(
+        self, spec: FlowSpec, *, key: str, machine: str, group_name: str, data: Path, changed: Callable[[], None], log: Any
+    ) -> None:
+        self.spec = spec
+        self.ready = False
+        self.on = False  # the inbound really runs
+        self.reason = "starting"
+        self._log = log.bind(flow=spec.name)
+        self._changed = changed
+        self._setting = (spec.id, spec.name, key, machine, group_name, data)
+        self._inbound: Inbound = _made(INBOUNDS, spec.inbound, self._settings(spec.inbound, "inbound"))
+        self._outbound: Outbound = _made(OUTBOUNDS, spec.outbound, self._settings(spec.outbound, "outbound"))
+        self._wake = threading.Condition()
+        self._duty: Duty | None = None
+        self._closing = False
+        self._busy = False
+        self._working: Duty | None = None  # the duty the worker has not yet let go
+        self._troubles: dict[str, Trouble] = {}
+        self._taken = self._delivered = self._failed = 0
+        self._last_activity = ""
+        self._said = ""
+        self._thread = threading.Thread(target=self._run, name=f"flow {spec.name}", daemon=True)
+
+    def open(self) -> None:
+        self._thread.start()
+
+    def start(self, duty: Duty) -> None:
+        """Run under this duty, once the worker has let go of the one before."""
+        with self._wake:
+            self._duty = duty
+            self._wake.notify_all()
+
+    def stop(self) -> None:
+        """Take nothing more; what is in flight ends by its own duty's permit."""
+        with self._wake:
+            self._duty = None
+            self._wake.notify_all()
+
+    def abort(self) -> None:
+        """The permit ended: cut what is in flight."""
+        self.stop()
+        if self._busy:
+            self._inbound.abort()
+            self._outbound.abort()
+
+    def close(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._duty = None
+            self._wake.notify_all()
+
+    @property
+    def busy(self) -> bool:
+        """Is an item between source and target, or the inbound not yet let go."""
+        return self._working is not None
+
+    @property
+    def last_activity(self) -> str:
+        return self._last_activity
+
+    def report(self) -> FlowReport:
+        return FlowReport(
+            flow=self.spec.id,
+            name=self.spec.name,
+            on=self.on,
+            group=self.spec.group,
+            reason=self.reason,
+            taken=self._taken,
+            delivered=self._delivered,
+            failed=self._failed,
+            last_activity=self._last_activity,
+        )
+
+    # ------------------------------------------------------------------------------------------------------------------ the worker
+
+    def _settings(self, component: Component, side: str) -> Setting:
+        flow_id, name, key, machine, group_name, data = self._setting
+        return Setting(flow_id, name, component, side, key, machine, group_name, data, self._log)
+
+    def _run(self) -> None:
+        self._prepare()
+        while not self._closing:
+            with self._wake:
+                self._wake.wait_for(lambda: self._duty is not None or self._closing)
+                duty = self._working = self._duty
+            if duty is None:
+                continue
+            try:
+                self._work(duty)
+            except Exception as error:
+                self._log.exception("the flow failed and starts again")
+                self._say(f"failed: {error!r}; it starts again", bad=True)
+                self._pause(duty, 1.0)
+            finally:
+                self._let_go(duty)
+
+    def _prepare(self) -> None:
+        while not self._closing:
+            try:
+                self._inbound.prepare()
+                self._outbound.prepare()
+            except NotReady as error:
+                self._say(str(error), bad=True)
+                self._changed()
+                with self._wake:
+                    self._wake.wait_for(lambda: self._closing, PREPARE_SECONDS)
+            else:
+                self.ready = True
+                self._say("")
+                self._changed()
+                return
+
+    def _work(self, duty: Duty) -> None:
+        away = AWAY_SECONDS
+        begun = False
+        while self._wanted(duty):
+            try:
+                if not begun:
+                    self._outbound.begin(duty)
+                    self._inbound.begin(duty)
+                    begun = True
+                    self._set_on(duty)
+                quiet = self._round(duty)
+                away = AWAY_SECONDS
+            except PermitEnded:
+                return
+            except Unavailable as error:
+                if duty.valid():
+                    self._say(f"{error}; items wait in the source", bad=True)
+                self._pause(duty, away)
+                away = min(away * 2, AWAY_LIMIT)
+            else:
+                self._say("")
+                if quiet:
+                    self._pause(duty, self._inbound.wait_seconds())
+
+    def _let_go(self, duty: Duty) -> None:
+        with self._wake:
+            self.on = False
+            self._working = None
+            if self._duty is duty and not duty.valid():
+                self._duty = None
+        self._changed()
+
+    def _set_on(self, duty: Duty) -> None:
+        with self._wake:
+            if self._duty is duty:
+                self.on = True
+        self._changed()
+
+    def _wanted(self, duty: Duty) -> bool:
+        return self._duty is duty and duty.taking and duty.valid() and not self._closing
+
+    def _round(self, duty: Duty) -> bool:
+        """Every item that the inbound offers, once; True when there was nothing to do."""
+        items = self._inbound.poll(duty)
+        now = time.monotonic()
+        due = [item for item in items if item.id not in self._troubles or self._troubles[item.id].again_at <= now]
+        if self._troubles:
+            offered = {item.id for item in items}
+            self._troubles = {key: trouble for key, trouble in self._troubles.items() if key in offered}
+        for item in due:
+            if not self._wanted(duty):
+                break
+            self._one(item, duty)
+        return not due
+
+    def _one(self, item: Item, duty: Duty) -> None:
+        trouble = self._troubles.get(item.id)
+        try:
+            self._busy = True
+            duty.check_take()
+            if trouble is None:
+                self._taken += 1
+            elif trouble.tries >= TRIES:
+                self._aside(item, duty, trouble)
+                return
+            self._last_activity = now_text()
+            self._outbound.deliver(item, duty)
+            self._delivered += 1
+            self._troubles.pop(item.id, None)
+            self._inbound.remove(item, duty)
+        except ItemChanged as change:
+            self._log.info(f"{item.name!r}: {change}; it is taken when it has settled")
+        except ItemError as error:
+            self._failed_once(item, duty, trouble, str(error))
+        finally:
+            self._busy = False
+
+    def _failed_once(self, item: Item, duty: Duty, trouble: Trouble | None, reason: str) -> None:
+        tries = (trouble.tries if trouble else 0) + 1
+        self._log.warning(f"item {item.id} cannot be delivered (try {tries} of {TRIES}): {reason}", item=item.id)
+        waits = TRY_AGAIN_SECONDS
+        trouble = Trouble(tries, time.monotonic() + waits[min(tries, len(waits)) - 1], reason)
+        self._troubles[item.id] = trouble
+        if tries >= TRIES:
+            self._aside(item, duty, trouble)
+
+    def _aside(self, item: Item, duty: Duty, trouble: Trouble) -> None:
+        """Move a failing item out of the way; when even that fails it stays in the source and the rest goes on."""
+        try:
+            self._inbound.reject(item, trouble.reason, duty)
+        except Unavailable as error:
+            self._log.error(f"item {item.id} stays in the source and is skipped for {trouble.aside_wait:g} s: {error}", item=item.id)
+            trouble.again_at = time.monotonic() + trouble.aside_wait
+            trouble.aside_wait = min(trouble.aside_wait * 2, ASIDE_LIMIT)
+        else:
+            self._failed += 1
+            self._troubles.pop(item.id, None)
+            self._log.error(f"item {item.id} was moved aside after {trouble.tries} tries: {trouble.reason}", item=item.id)
+
+    def _pause(self, duty: Duty, seconds: float) -> None:
+        with self._wake:
+            self._wake.wait_for(lambda: not self._wanted(duty), seconds)
+
+    def _say(self, reason: str, bad: bool = False) -> None:
+        """Why the flow is off or what it last failed at: logged once, not at every try."""
+        if reason != self.reason:
+            self.reason = reason
+            self._changed()
+        if reason != self._said:
+            if bad:
+                self._log.warning(reason)
+            elif self._said:
+                self._log.info("works again")
+            self._said = reason
+
+
+def _made(registry: dict[Any, Any], component: Component, setting: Setting) -> Any:
+    kind = registry.get(component.kind)
+    if kind is None:
+        known = ", ".join(sorted(registry))
+        raise ConfigError(f"flow {setting.flow}: {component.kind} is no kind of {setting.side}; use one of: {known}")
+    return kind(setting)

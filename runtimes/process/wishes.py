@@ -1,0 +1,247 @@
+"""Writes a person's wish for a group into `control/<group>` (docs/failover.md, Hand-over and Disable). Called by the agent.
+
+Nothing here votes: the leader, or the member concerned, obeys what stands there.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runtimes.process.etcd import Answer, Etcd, OutcomeUnknown, Tls, put, read, read_prefix, unchanged
+from runtimes.process.records import (
+    ControlRecord,
+    Disabled,
+    LeaderRecord,
+    OpenRequest,
+    SessionRecord,
+    control_key,
+    epoch_of,
+    leader_key,
+    parse,
+    plain,
+    session_key,
+)
+from runtimes.protocol import GroupRequest, RequestKind, RequestOutcome, RequestStatus, Timing
+
+TRIES = 5  # when another writes the same record in between; each try reads anew
+
+
+class RefusedError(Exception):
+    """The wish cannot be carried out, with its code."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One reading of everything that a wish depends on."""
+
+    control: ControlRecord
+    control_revision: int
+    leader: LeaderRecord | None
+    leader_revision: int
+    sessions: Mapping[str, tuple[SessionRecord, int]]  # by runtime, with the revision
+
+    def epoch(self, generation: int) -> int:
+        return epoch_of(generation, self.leader_revision) if self.leader is not None and self.leader.runtime is not None else 0
+
+
+async def place_request(
+    etcd: str,
+    namespace: str,
+    request: GroupRequest,
+    *,
+    member: str,
+    generation: int,
+    timing: Timing,
+    activated: int | None = None,
+    tls: Tls | None = None,
+) -> RequestOutcome:
+    """Carry one wish into etcd through this machine's router. Carrying it twice, or from two machines, has the effect of once.
+
+    Args:
+        member: key of any runtime of the group's connector ("external01.erp"): tells which connector `request.machine` runs.
+        activated: number of the activated release; a candidate must run it or the leader's. None: not compared.
+
+    Returns:
+        RUNNING: a switch stands in control/<group>; the member that closes it reports the outcome (ProcessNews.outcome), and calling
+        again tells it too. SUCCEEDED, or FAILED with `code` busy, stale, not-ready, disabled or no-majority (then it may be tried again
+        while it is valid).
+    """
+    client = Etcd(etcd, tls)
+    trouble = ""
+    try:
+        for _ in range(TRIES):
+            try:
+                picture = await _look(client, namespace, request.group, timing)
+                outcome, changed = await _judge(client, namespace, request, picture, member, generation, timing, activated)
+                if changed is None:
+                    return outcome
+                key = control_key(namespace, request.group)
+                compare = [
+                    unchanged(key, picture.control_revision),
+                    unchanged(leader_key(namespace, request.group), picture.leader_revision),
+                ]
+                if (await _transact(client, compare, [put(key, plain(changed))], [], timing)).succeeded:
+                    return outcome
+            except RefusedError as refusal:
+                return RequestOutcome(id=request.id, status=RequestStatus.FAILED, code=refusal.code, reason=str(refusal))
+            except OutcomeUnknown as error:
+                trouble = str(error)  # it may have been written: the next reading finds it by the request's id
+                await asyncio.sleep(timing.renewal / 2)
+        if trouble:
+            return RequestOutcome(id=request.id, status=RequestStatus.FAILED, code="no-majority", reason=trouble)
+        reason = f"the record of the group changed {TRIES} times while the wish was written; try again"
+        return RequestOutcome(id=request.id, status=RequestStatus.FAILED, code="busy", reason=reason)
+    finally:
+        await client.close()
+
+
+async def _judge(
+    client: Etcd,
+    namespace: str,
+    request: GroupRequest,
+    picture: Picture,
+    member: str,
+    generation: int,
+    timing: Timing,
+    activated: int | None,
+) -> tuple[RequestOutcome, ControlRecord | None]:
+    """The outcome, with the record to write for it (None: nothing is to be written)."""
+    control = picture.control
+    known = control.outcome_of(request.id)
+    if known is not None:
+        return known, None
+    if control.request is not None and control.request.id == request.id:
+        return _running(request), None
+    runtime = _runtime(request, member)
+    if request.kind == RequestKind.DISABLE:
+        assert runtime is not None
+        outcome = _succeeded(request, f"{runtime} is disabled: it stops at its next renewal and leads no more until it is enabled")
+        disabled = {**control.disabled, runtime: Disabled(request.id, request.actor, request.cause)}
+        return outcome, ControlRecord(disabled, control.request, control.done).remembering(outcome)
+    if request.kind == RequestKind.ENABLE:
+        assert runtime is not None
+        outcome = _succeeded(request, f"{runtime} is enabled")
+        disabled = {key: value for key, value in control.disabled.items() if key != runtime}
+        return outcome, ControlRecord(disabled, control.request, control.done).remembering(outcome)
+    if control.request is not None:
+        raise RefusedError(
+            "busy", f"another switch of this group is under way (asked by {control.request.actor or 'somebody'}); wait for it"
+        )
+    leader = _leader(picture)
+    epoch = picture.epoch(generation)
+    if request.expected_epoch is not None and request.expected_epoch != epoch:
+        raise RefusedError("stale", f"leadership has changed meanwhile: {leader} holds epoch {epoch}; look again and repeat")
+    if runtime == leader:
+        return _succeeded(request, f"{leader} leads already"), None
+    release = picture.sessions[leader][0].release if leader in picture.sessions else None
+    releases = None if activated is None else {activated, release}
+    await _require_ready(client, namespace, request.group, picture, runtime, leader, releases, timing)
+    wish = OpenRequest(request.id, runtime, epoch, request.cause, request.actor)
+    return _running(request), ControlRecord(control.disabled, wish, control.done)
+
+
+def _runtime(request: GroupRequest, member: str) -> str | None:
+    if request.machine is None:
+        if request.kind != RequestKind.SWITCH:
+            raise RefusedError("not-ready", f"{request.kind} needs a machine")
+        return None
+    return f"{request.machine}.{member.split('.', 1)[1]}"
+
+
+def _leader(picture: Picture) -> str:
+    if picture.leader is None or picture.leader.runtime is None:
+        raise RefusedError("not-ready", "nobody leads this group now, so nobody can hand it over; a ready member takes it by itself")
+    return picture.leader.runtime
+
+
+async def _require_ready(
+    client: Etcd,
+    namespace: str,
+    group: str,
+    picture: Picture,
+    runtime: str | None,
+    leader: str,
+    releases: set[int | None] | None,
+    timing: Timing,
+) -> None:
+    """The candidate, or with None at least one follower, is ready; its session is seen to move, which only a living process does."""
+    if runtime is not None:
+        candidates = [runtime]
+    else:
+        candidates = [key for key, (record, _) in picture.sessions.items() if key != leader and group in record.groups]
+    reasons = {key: _why_not(key, picture, group, releases) for key in candidates}
+    standing = [key for key, reason in reasons.items() if not reason]
+    if standing:
+        moving = await _moving(client, namespace, {key: picture.sessions[key][1] for key in standing}, timing)
+        if moving:
+            return
+        reasons.update({key: f"the session of {key} stands still" for key in standing})
+    disabled = runtime is not None and runtime in picture.control.disabled
+    raise RefusedError("disabled" if disabled else "not-ready", "; ".join(reasons.values()) or "this group has no other member that runs")
+
+
+def _why_not(key: str, picture: Picture, group: str, releases: set[int | None] | None) -> str:
+    if key in picture.control.disabled:
+        return f"{key} is disabled; enable it first"
+    if key not in picture.sessions:
+        return f"{key} has no session: its process does not run, or its router is not connected"
+    record = picture.sessions[key][0]
+    mark = record.groups.get(group)
+    if mark is None:
+        return f"the release of {key} does not know this group; deploy it"
+    if not mark.ready:
+        return f"{key} says that it is not ready"
+    if releases is not None and record.release not in releases:
+        return f"{key} runs release {record.release}, neither the activated one nor the leader's; deploy it"
+    return ""
+
+
+async def _moving(client: Etcd, namespace: str, revisions: Mapping[str, int], timing: Timing) -> bool:
+    """Does any of these sessions get a new write within a TTL."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timing.ttl
+    while loop.time() < deadline:
+        await asyncio.sleep(timing.renewal / 4)
+        answer = await _transact(client, [], [read(session_key(namespace, key)) for key in revisions], [], timing)
+        for key, revision in revisions.items():
+            entry = answer.entries[session_key(namespace, key)]
+            if entry.revision not in (0, revision):
+                return True
+    return False
+
+
+async def _look(client: Etcd, namespace: str, group: str, timing: Timing) -> Picture:
+    prefix = session_key(namespace, "")
+    reads = [read(control_key(namespace, group)), read(leader_key(namespace, group)), read_prefix(prefix)]
+    entries = (await _transact(client, [], reads, [], timing)).entries
+    control, leader = entries[control_key(namespace, group)], entries[leader_key(namespace, group)]
+    sessions = {}
+    for key, entry in entries.items():
+        record = parse(SessionRecord, entry.value) if key.startswith(prefix) else None
+        if record is not None:
+            sessions[key.removeprefix(prefix)] = (record, entry.revision)
+    return Picture(
+        parse(ControlRecord, control.value) or ControlRecord(),
+        control.revision,
+        parse(LeaderRecord, leader.value),
+        leader.revision,
+        sessions,
+    )
+
+
+async def _transact(client: Etcd, compare: Any, success: Any, failure: Any, timing: Timing) -> Answer:
+    # A person's wish may wait a little longer than a renewal may.
+    return await client.transact(compare, success, failure, timeout=max(1.0, timing.request_timeout))
+
+
+def _running(request: GroupRequest) -> RequestOutcome:
+    return RequestOutcome(id=request.id, status=RequestStatus.RUNNING, reason="the leader drains and hands over")
+
+
+def _succeeded(request: GroupRequest, reason: str) -> RequestOutcome:
+    return RequestOutcome(id=request.id, status=RequestStatus.SUCCEEDED, reason=reason)
