@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 
-class OutcomeUnknown(Exception):
+class OutcomeUnknown(Exception):  # noqa: N818 - says what happened
     """The request may or may not have been carried out, now or later: a time-out, a broken connection, an error of the server."""
 
 

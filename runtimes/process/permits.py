@@ -18,7 +18,7 @@ def boot_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class PermitEnded(Exception):
+class PermitEnded(Exception):  # noqa: N818 - says what happened
     """This runtime may not take or emit any more: the item stays where it is."""
 
 

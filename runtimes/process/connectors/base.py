@@ -21,7 +21,7 @@ class ConfigError(Exception):
     """The bundle cannot be run: names the flow, the setting and the remedy."""
 
 
-class NotReady(Exception):
+class NotReady(Exception):  # noqa: N818 - says what happened
     """A connector cannot work yet (a folder that cannot be made, say); it is tried again."""
 
 
@@ -29,11 +29,11 @@ class ItemError(Exception):
     """This very item cannot be delivered: counted, and after bounded tries moved aside with this reason."""
 
 
-class ItemChanged(Exception):
+class ItemChanged(Exception):  # noqa: N818 - says what happened
     """The item changed or went away while it was read: this attempt is dropped, nothing is counted."""
 
 
-class Unavailable(Exception):
+class Unavailable(Exception):  # noqa: N818 - says what happened
     """Source or target cannot be reached: not the item's fault, so items wait in the source."""
 
 
