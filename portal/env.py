@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
@@ -40,6 +41,22 @@ def words(name: str, default: list[str]) -> list[str]:
     """A comma-separated list."""
     value = os.environ.get(name)
     return default if value is None else [word.strip() for word in value.split(",") if word.strip()]
+
+
+def folder(name: str, default: Path) -> Path:
+    """The variable (or `default` when it is missing or empty) as an absolute path of a folder that is there and can be written to.
+
+    It is made for its owner only when it is new. Raises ImproperlyConfigured naming the variable and what is wrong.
+    """
+    value = os.environ.get(name) or str(default)
+    try:
+        path = Path(os.path.abspath(Path(value).expanduser()))  # noqa: PTH100 - links stay as the person wrote them
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ImproperlyConfigured(f"{name} is {value!r}, a folder that cannot be written to ({reason}). Name another one.") from None
 
 
 def secret(name: str, kept_in: Path) -> str:

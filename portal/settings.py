@@ -8,7 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from portal import env
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-BATON_HOME = Path(env.text("BATON_HOME", str(BASE_DIR / "var"))).resolve()
+BATON_HOME = env.folder("BATON_HOME", BASE_DIR / "var")
 # Set by `make run`: this portal is the demonstration on embedded defaults; /readyz then waits for the groups to have leaders.
 BATON_STACK_STARTED_AT = env.text("BATON_STACK_STARTED_AT", "")
 
@@ -91,7 +91,6 @@ if _database.scheme in ("postgres", "postgresql"):
         }
     }
 elif _database.scheme == "":
-    BATON_HOME.mkdir(parents=True, exist_ok=True)
     DATABASES = {
         "default": {
             "ENGINE": "django.db.backends.sqlite3",
