@@ -1,0 +1,672 @@
+"""A keeper: the small parent of one launched process, its router's etcd included.
+
+`python -m runtimes.agent.keeper <spec.json>` detaches from its caller, takes the lock of its folder, starts the program and stays
+until the program and everything it started are gone. It outlives the agent. Contract: docs/failover.md, Parts; `runtimes/protocol.py`.
+
+One keeper is one launch. When the program ends, the keeper kills what is left of its tree, deletes the dead process's session (proven
+death: the follower takes over at once), leaves `exit.json` and ends; the agent starts a new keeper for the next launch.
+
+    keeper.lock   held while the keeper lives: never two processes of one runtime
+    keeper.sock   KeeperCommand in, KeeperNews out, JSON lines
+    exit.json     the last KeeperNews of a launch that ended, with every event nobody has stored yet
+    process.log   the program's output, at most twice LOG_FILE_BYTES
+
+Exit status of the caller's side: 0 started, 3 another keeper holds the lock, 4 could not start (the reason is on standard error).
+Imports are few on purpose: a restart waits for them.
+"""
+
+import contextlib
+import fcntl
+import glob
+import mmap
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from runtimes.agent import linux
+from runtimes.protocol import (
+    CONTROL_FD_ENV,
+    LIFELINE_FD_ENV,
+    PERMIT,
+    PRESENCE_FD_ENV,
+    FlowReport,
+    GroupReport,
+    KeeperCommand,
+    KeeperNews,
+    LogLevel,
+    LogLine,
+    ProcessNews,
+    Wire,
+    decode,
+    encode,
+)
+
+WATCH_SECONDS = 0.02  # between two looks at the permit page
+LOG_LINES = 2_000
+LOG_LINES_PER_NEWS = 200
+LOG_LINE_BYTES = 8_000
+LOG_FILE_BYTES = 2_000_000
+INPUT_BYTES = 8_000_000  # one message of a process or agent is never longer
+MARKER_ENV = "BATON_KEEPER_FOLDER"  # borne by every process of the tree, so that a killed keeper's leftovers are found
+STARTED, LOCKED, REFUSED = 0, 3, 4
+
+
+class KeeperSpec(Wire):
+    """What to keep. Times in seconds."""
+
+    name: str  # runtime key, or "router"
+    launch: str
+    folder: str
+    argv: list[str]
+    environment: dict[str, str] = {}
+    permit: str | None = None  # path of the permit page; None: no watchdog
+    runtime: str | None = None  # whose session to delete; None: the program has none
+    etcd: str | None = None
+    namespace: str = ""
+    previous_launch: str | None = None  # a launch whose keeper could not delete its session itself
+    lifeline_seconds: float = 4.0  # from the lifeline's end to SIGKILL
+    after_locks: str = ""  # a glob of lock files: at the lifeline's end wait until nobody holds one (routers end last) …
+    after_locks_seconds: float = 5.0  # … but no longer than this
+
+
+def exit_sentence(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFSIGNALED(status):
+        return f"killed by signal {os.WTERMSIG(status)}"
+    return f"exited with status {os.waitstatus_to_exitcode(status)}"
+
+
+def read_log_line(raw: bytes) -> tuple[LogLevel, str]:
+    """Level and text of one line of output: structlog's and etcd's JSON are understood, anything else is an `info` line."""
+    text = raw[:LOG_LINE_BYTES].decode("utf-8", "replace").rstrip()
+    if text.startswith("{"):
+        try:
+            fields = msgspec.json.decode(raw)
+        except msgspec.DecodeError:
+            return LogLevel.INFO, text
+        if isinstance(fields, dict):
+            level = str(fields.pop("level", "info")).lower()
+            message = fields.pop("event", None) or fields.pop("msg", None)
+            for noise in ("timestamp", "ts", "caller", "logger", "at"):
+                fields.pop(noise, None)
+            rest = " ".join(f"{name}={value}" for name, value in fields.items())
+            return LEVELS.get(level, LogLevel.INFO), f"{message} {rest}".rstrip()[:LOG_LINE_BYTES] if message else text
+    return LogLevel.INFO, text
+
+
+LEVELS = {
+    "debug": LogLevel.DEBUG,
+    "info": LogLevel.INFO,
+    "warn": LogLevel.WARNING,
+    "warning": LogLevel.WARNING,
+    "error": LogLevel.ERROR,
+    "critical": LogLevel.ERROR,
+    "dpanic": LogLevel.ERROR,
+    "panic": LogLevel.ERROR,
+    "fatal": LogLevel.ERROR,
+}
+
+
+def permit_overrun(page: mmap.mmap, now: float) -> float | None:
+    """Seconds since the permit ended while the process still says On; None while all is well."""
+    until, on = PERMIT.unpack_from(page, 0)
+    return now - until if on == 1 and now > until else None
+
+
+class LogBook:
+    """The last lines in memory, and all of them in a file of limited size."""
+
+    def __init__(self, runtime: str, path: Path) -> None:
+        self.runtime = runtime
+        self.path = path
+        self.lines: deque[LogLine] = deque(maxlen=LOG_LINES)
+        self.total = 0  # lines ever written
+        self.partial = b""
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the keeper lives
+
+    def feed(self, data: bytes) -> None:
+        self._to_file(data)
+        *lines, self.partial = (self.partial + data).split(b"\n")
+        if len(self.partial) > LOG_LINE_BYTES:
+            lines.append(self.partial)
+            self.partial = b""
+        for line in lines:
+            if line.strip():
+                self.add(*read_log_line(line))
+
+    def finish(self) -> None:
+        if self.partial.strip():
+            self.add(*read_log_line(self.partial))
+        self.partial = b""
+
+    def say(self, level: LogLevel, text: str) -> None:
+        """A line of the keeper itself."""
+        self._to_file(f"keeper: {text}\n".encode())
+        self.add(level, text)
+
+    def add(self, level: LogLevel, text: str) -> None:
+        self.lines.append(LogLine(runtime=self.runtime, at=linux.utc_now(), level=level, text=text))
+        self.total += 1
+
+    def since(self, cursor: int) -> tuple[list[LogLine], int]:
+        """Lines after `cursor` (a former total), at most LOG_LINES_PER_NEWS of them, and the cursor behind them."""
+        first = self.total - len(self.lines)
+        found: list[LogLine] = []
+        if cursor < first:
+            found.append(
+                LogLine(
+                    runtime=self.runtime, at=linux.utc_now(), level=LogLevel.WARNING, text=f"{first - cursor} log lines were dropped"
+                )
+            )
+            cursor = first
+        upto = min(self.total, cursor + LOG_LINES_PER_NEWS)
+        found += [self.lines[index - first] for index in range(cursor, upto)]
+        return found, upto
+
+    def _to_file(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not end the process
+            if self.file.tell() + len(data) > LOG_FILE_BYTES:
+                self.file.close()
+                self.path.replace(self.path.with_name(self.path.name + ".1"))
+                self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            self.file.write(data)
+
+
+class Lines:
+    """A non-blocking stream socket that carries JSON lines."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.received = b""
+        self.unsent = b""
+
+    def read(self) -> list[bytes] | None:
+        """Complete lines that have arrived; None when the other side has closed (or talks nonsense)."""
+        try:
+            data = self.sock.recv(262_144)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not data or len(self.received) > INPUT_BYTES:
+            return None
+        *lines, self.received = (self.received + data).split(b"\n")
+        return [line for line in lines if line]
+
+    def write(self, message: bytes | None = None) -> bool:
+        """Queue a message and send what the other side takes. Returns: False when it is gone."""
+        if message is not None:
+            self.unsent += message + b"\n"
+        try:
+            while self.unsent:
+                self.unsent = self.unsent[self.sock.send(self.unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            return False
+        return True
+
+
+class Connection(Lines):
+    """An agent at the keeper's socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.owed = True  # does the agent need a fresh KeeperNews
+
+
+class Keeper:
+    """State of one launch; `run()` returns when the tree is empty and the agent was told."""
+
+    def __init__(self, spec: KeeperSpec) -> None:
+        self.spec = spec
+        self.folder = Path(spec.folder)
+        self.selector = selectors.DefaultSelector()
+        self.connections: list[Connection] = []
+        self.status: int | None = None  # wait status of the program
+        self.pid: int | None = None
+        self.stop_at: float | None = None  # monotonic: SIGKILL then
+        self.stop_pending = ""  # why SIGTERM was sent
+        self.killing = ""  # why the tree is being killed; empty: it is not
+        self.lifeline_ended_at: float | None = None
+        self.log_sent = 0  # lines some agent has received
+        self.numbered = 0
+        self.pending: list[tuple[int, ProcessNews]] = []
+        self.ready = False
+        self.was_ready = False
+        self.reason = ""
+        self.groups: list[GroupReport] = []
+        self.flows: list[FlowReport] = []
+        self.page: mmap.mmap | None = None
+        self.session_ended = threading.Event()
+
+    # ------------------------------------------------------------------------------------------------------------- start
+
+    def start(self) -> None:
+        """Lock, sweep, listen, launch. Raises: OSError, RuntimeError with the reason."""
+        self.lock = linux.lock(self.folder / "keeper.lock")
+        if self.lock is None:
+            raise BlockingIOError("another keeper holds the lock")
+        marker = f"{MARKER_ENV}={self.folder}".encode()
+        left = linux.end_marked(marker, patience=5.0)
+        if left:
+            raise RuntimeError(f"processes {left} of an earlier launch do not end")
+        (self.folder / "exit.json").unlink(missing_ok=True)
+        self.log = LogBook(self.spec.name, self.folder / "process.log")
+        self._listen()
+        self._open_permit()
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+        self._catch_signals()
+        self._watch_lifeline()
+        self._launch()
+
+    def _listen(self) -> None:
+        path = self.folder / "keeper.sock"
+        path.unlink(missing_ok=True)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o177)
+        try:
+            with linux.short_path(path) as short:
+                self.listener.bind(short)
+        finally:
+            os.umask(before)
+        self.listener.listen(8)
+        self.listener.setblocking(False)
+        self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
+
+    def _open_permit(self) -> None:
+        if self.spec.permit is None:
+            return
+        handle = os.open(self.spec.permit, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(handle, 0)  # a page of the former launch says nothing about this one
+            os.ftruncate(handle, PERMIT.size)
+            self.page = mmap.mmap(handle, PERMIT.size)
+        finally:
+            os.close(handle)
+
+    def _catch_signals(self) -> None:
+        self.wake, wake_end = socket.socketpair()
+        self.wake.setblocking(False)
+        wake_end.setblocking(False)
+        self.wake_end = wake_end
+        signal.set_wakeup_fd(wake_end.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGHUP, lambda *_: None)  # an ignored signal would be inherited by the program, a handler is not
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda got, _: self.stop(self.spec.lifeline_seconds, f"its keeper got signal {got}"))
+        self.selector.register(self.wake, selectors.EVENT_READ, self._drain_wake)
+
+    def _watch_lifeline(self) -> None:
+        self.presence = _descriptor(PRESENCE_FD_ENV)  # only held: its end tells the runner that this keeper is gone
+        self.lifeline = _descriptor(LIFELINE_FD_ENV)
+        if self.lifeline is not None:
+            self.selector.register(self.lifeline, selectors.EVENT_READ, self._lifeline_event)
+
+    def _launch(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        log_read, log_write = os.pipe2(os.O_CLOEXEC)
+        environment = {name: value for name, value in os.environ.items() if name not in (LIFELINE_FD_ENV, PRESENCE_FD_ENV)}
+        environment |= self.spec.environment
+        environment |= {CONTROL_FD_ENV: str(theirs.fileno()), MARKER_ENV: str(self.folder)}
+        keeper = os.getpid()
+        self.started_at = linux.utc_now()
+        self.process = subprocess.Popen(
+            self.spec.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log_write,
+            stderr=log_write,
+            cwd=self.folder,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            preexec_fn=lambda: linux.die_with_parent(keeper),  # noqa: PLW1509 - this keeper has one thread
+        )
+        self.pid = self.process.pid
+        theirs.close()
+        os.close(log_write)
+        os.set_blocking(log_read, False)
+        self.log_pipe: int | None = log_read
+        self.selector.register(log_read, selectors.EVENT_READ, self._log_event)
+        self.control: Lines | None = Lines(ours)
+        self.selector.register(ours, selectors.EVENT_READ, self._control_event)
+        threading.Thread(target=self._prepare_proof, daemon=True).start()
+
+    # --------------------------------------------------------------------------------------------------------------- loop
+
+    def run(self) -> None:
+        """Until the tree is empty."""
+        while not self._tree_is_empty():
+            for key, _ in self.selector.select(self._patience()):
+                act: Callable[[], None] = key.data
+                act()
+            self._watch()
+            self._advance_stop()
+            self._publish()
+        self._finish()
+
+    def _patience(self) -> float | None:
+        if self.killing or self.status is not None:
+            return 0.002
+        if self.page is not None or any(connection.owed for connection in self.connections):
+            return WATCH_SECONDS
+        return 0.1 if self.stop_at is not None or self.lifeline_ended_at is not None else None
+
+    def _tree_is_empty(self) -> bool:
+        """Reap whatever has ended; when the program itself has ended, kill what is left of its tree."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return True  # as a subreaper we inherit every orphan: no children means an empty tree
+            if pid == 0:
+                break
+            if pid == self.pid:
+                self.status = status
+                self.process.returncode = os.waitstatus_to_exitcode(status)
+                self.killing = self.killing or "left behind"
+        if self.killing:
+            for child in linux.descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+        return False
+
+    def _watch(self) -> None:
+        if self.page is None or self.killing:
+            return
+        now = linux.boot_seconds()
+        if permit_overrun(self.page, now) is None:
+            return
+        over = permit_overrun(self.page, now)  # read twice: a renewal may have been half written
+        if over is not None:
+            self.kill(f"killed by its keeper: permit ended {over * 1000:.0f} ms ago, still On")
+
+    def kill(self, reason: str) -> None:
+        """SIGKILL to the whole tree, now."""
+        self.killing = self.killing or reason
+        for child in linux.descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        self.log.say(LogLevel.ERROR, reason)
+
+    def stop(self, within: float, why: str) -> None:
+        """SIGTERM to the program, SIGKILL of the tree after so many seconds. A second call may only shorten the time."""
+        until = time.monotonic() + max(within, 0.0)
+        if self.stop_at is None and self.pid is not None and self.status is None:
+            self.stop_pending = why
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGTERM)
+        self.stop_within = within
+        self.stop_at = until if self.stop_at is None else min(self.stop_at, until)
+
+    def _advance_stop(self) -> None:
+        if self.lifeline_ended_at is not None and self.stop_at is None and self._siblings_are_gone():
+            self.stop(self.spec.lifeline_seconds, "the program that started this machine's agent has ended")
+        if self.stop_at is not None and not self.killing and time.monotonic() >= self.stop_at:
+            self.kill(f"killed by its keeper: it did not stop within {self.stop_within:g} s")
+
+    def _siblings_are_gone(self) -> bool:
+        if not self.spec.after_locks or self.lifeline_ended_at is None:
+            return True
+        if time.monotonic() - self.lifeline_ended_at > self.spec.after_locks_seconds:
+            return True
+        return not any(linux.is_locked(Path(path)) for path in glob.glob(self.spec.after_locks))
+
+    # ------------------------------------------------------------------------------------------------------------- events
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            sock, _ = self.listener.accept()
+            connection = Connection(sock)
+            self.connections.append(connection)
+            self.selector.register(sock, selectors.EVENT_READ, lambda: self._connection_event(connection))
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.wake.recv(4096)
+
+    def _lifeline_event(self) -> None:
+        assert self.lifeline is not None
+        if os.read(self.lifeline, 64) == b"":
+            self.selector.unregister(self.lifeline)
+            self.lifeline_ended_at = time.monotonic()
+
+    def _log_event(self) -> None:
+        if self.log_pipe is None:
+            return
+        try:
+            data = os.read(self.log_pipe, 65_536)
+        except BlockingIOError:
+            return
+        if data:
+            self.log.feed(data)
+            self._owe()
+        else:
+            self.selector.unregister(self.log_pipe)
+            os.close(self.log_pipe)
+            self.log_pipe = None
+
+    def _control_event(self) -> None:
+        assert self.control is not None
+        lines = self.control.read()
+        for line in lines or []:
+            try:
+                self._take(decode(ProcessNews, line))
+            except msgspec.MsgspecError as error:
+                self.log.say(LogLevel.ERROR, f"the process sent news that cannot be read: {error}")
+        if lines is None:
+            self.selector.unregister(self.control.sock)
+            self.control.sock.close()
+            self.control = None
+
+    def _take(self, news: ProcessNews) -> None:
+        if news.ready is not None:
+            self.ready = news.ready
+            self.was_ready = self.was_ready or news.ready
+            self.reason = news.reason
+        if news.groups is not None:
+            self.groups = news.groups
+        if news.flows is not None:
+            self.flows = news.flows
+        if news.event is not None or news.outcome is not None:
+            self.numbered += 1
+            self.pending.append((self.numbered, ProcessNews(event=news.event, outcome=news.outcome)))
+        self._owe()
+
+    def _connection_event(self, connection: Connection) -> None:
+        lines = connection.read()
+        for line in lines or []:
+            try:
+                self._obey(decode(KeeperCommand, line))
+            except msgspec.MsgspecError as error:
+                self.log.say(LogLevel.ERROR, f"the agent sent a command that cannot be read: {error}")
+        if lines is None:
+            self._drop(connection)
+
+    def _obey(self, command: KeeperCommand) -> None:
+        if command.acknowledge is not None:
+            self.pending = [item for item in self.pending if item[0] > command.acknowledge]
+        if command.to_process is not None and self.control is not None:
+            self.control.write(encode(command.to_process))
+        if command.stop_within is not None:
+            self.stop(command.stop_within, "ordered")
+
+    def _drop(self, connection: Connection) -> None:
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self.selector.unregister(connection.sock)
+            connection.sock.close()
+
+    # --------------------------------------------------------------------------------------------------------------- news
+
+    def _owe(self) -> None:
+        for connection in self.connections:
+            connection.owed = True
+
+    def news(self, log: list[LogLine]) -> KeeperNews:
+        return KeeperNews(
+            launch=self.spec.launch,
+            keeper_pid=os.getpid(),
+            pid=self.pid,
+            started_at=self.started_at,
+            exit_reason=self._exit_reason(),
+            was_ready=self.was_ready,
+            ready=self.ready and self.pid is not None,
+            reason=self.reason,
+            groups=self.groups,
+            flows=self.flows,
+            pending=self.pending,
+            log=log,
+        )
+
+    def _exit_reason(self) -> str:
+        if self.status is None or self.pid is not None:
+            return ""
+        if self.killing.startswith("killed"):
+            return self.killing
+        if self.stop_pending and os.waitstatus_to_exitcode(self.status) in (0, -signal.SIGTERM):
+            return f"stopped: {self.stop_pending}"
+        return exit_sentence(self.status)
+
+    def _publish(self) -> None:
+        """Send the whole picture to whoever is owed one and has read the last; a slow agent gets fewer, never older, news."""
+        for connection in list(self.connections):
+            if connection.owed and not connection.unsent:
+                log, self.log_sent = self.log.since(self.log_sent)
+                connection.owed = self.log_sent < self.log.total
+                connection.unsent = encode(self.news(log)) + b"\n"
+            if connection.unsent and not connection.write():
+                self._drop(connection)
+        if self.control is not None and self.control.unsent:
+            self.control.write()
+
+    # ---------------------------------------------------------------------------------------------------------------- end
+
+    def _prepare_proof(self) -> None:
+        """Load what deletes a session while there is time, so that a death is proven within milliseconds."""
+        if self.spec.runtime is None:
+            return
+        time.sleep(0.3)  # the program's own start goes first
+        from runtimes.process import coordination  # noqa: F401
+
+        if self.spec.previous_launch is not None:
+            self._end_session(self.spec.previous_launch, patience=5.0)
+
+    def _end_session(self, launch: str, patience: float) -> bool:
+        """Delete the session of a launch whose tree is proven empty; tries again for `patience` seconds while the router is away."""
+        if self.spec.runtime is None or self.spec.etcd is None:
+            return True
+        from runtimes.process.coordination import end_session
+
+        until = time.monotonic() + patience
+        while True:
+            try:
+                said = end_session(self.spec.etcd, self.spec.namespace, self.spec.runtime, launch, timeout=0.5)
+            except Exception as error:  # whatever it is: the session ends by silence instead
+                said = f"the session of {launch} could not be deleted: {error}"
+                if time.monotonic() + 0.3 < until:
+                    time.sleep(0.3)
+                    continue
+                self.log.say(LogLevel.WARNING, said)
+                return False
+            self.log.say(LogLevel.INFO, said)
+            return True
+
+    def _finish(self) -> None:
+        """The tree is empty: prove the death, leave the record, tell the agent, end."""
+        proven = self._end_session(self.spec.launch, patience=0.0)
+        for _ in range(64):  # what the process said and wrote last is still in the pipes
+            if self.control is not None:
+                self._control_event()
+            self._log_event()
+        self.log.finish()
+        self.pid = None
+        last_words, _ = self.log.since(max(self.log_sent, self.log.total - LOG_LINES_PER_NEWS))
+        linux.write_atomically(self.folder / "exit.json", encode(self.news(last_words)), durable=False)
+        self._owe()
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            self._publish()
+            if not any(connection.owed or connection.unsent for connection in self.connections):
+                break
+            time.sleep(0.005)
+        for connection in list(self.connections):
+            self._drop(connection)
+        (self.folder / "keeper.sock").unlink(missing_ok=True)
+        if not proven and self.lifeline_ended_at is None:
+            self.listener.close()
+            assert self.lock is not None
+            fcntl.flock(self.lock, fcntl.LOCK_UN)  # the restart need not wait for a router that is away
+            self._end_session(self.spec.launch, patience=5.0)
+
+
+def _descriptor(name: str) -> int | None:
+    """A descriptor inherited by number in an environment variable, made private to this process."""
+    text = os.environ.get(name, "")
+    if not text.isdigit():
+        return None
+    try:
+        os.set_inheritable(int(text), False)
+    except OSError:
+        return None  # the number was inherited, the descriptor was not
+    return int(text)
+
+
+def detach() -> int | None:
+    """Leave the caller's session and process tree.
+
+    Returns: in the keeper a descriptor to report on; in the caller's child None, after the keeper has reported (never returns: exits).
+    """
+    report_read, report_write = os.pipe2(os.O_CLOEXEC)
+    if os.fork() != 0:
+        os.close(report_write)
+        with open(report_read, "rb") as report:
+            said = report.read()
+        if said == b"started":
+            os._exit(STARTED)
+        os.write(2, said or b"the keeper ended before it could say why\n")
+        os._exit(LOCKED if said.startswith(b"locked") else REFUSED)
+    os.close(report_read)
+    os.setsid()
+    return report_write
+
+
+def main(arguments: list[str]) -> int:
+    spec = decode(KeeperSpec, Path(arguments[0]).read_bytes())
+    report = detach()
+    assert report is not None
+    os.chdir(spec.folder)
+    null = os.open(os.devnull, os.O_RDONLY)
+    errors = os.open(Path(spec.folder) / "keeper.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    os.dup2(null, 0)
+    os.dup2(errors, 1)
+    os.dup2(errors, 2)
+    os.close(null)
+    os.close(errors)
+    keeper = Keeper(spec)
+    try:
+        keeper.start()
+    except BlockingIOError:
+        os.write(report, b"locked: another keeper runs this program")
+        return LOCKED
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        os.write(report, f"cannot start {spec.argv[0]}: {error}".encode())
+        return REFUSED
+    os.write(report, b"started")
+    os.close(report)
+    keeper.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
