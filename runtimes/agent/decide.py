@@ -22,7 +22,7 @@ def retry_delay(failures: int, *, first: float = 0.1, longest: float = 2.0) -> f
     return float(min(first * 2 ** min(max(failures - 1, 0), 16), longest)) if failures > 0 else 0.0
 
 
-class Launched(Wire):
+class Launched(Wire, frozen=True):
     """What a process was started with and cannot take over while it runs."""
 
     digest: str

@@ -1,19 +1,19 @@
 """The agent's folder: what it remembers between starts. Everything is mode 0600 in folders of mode 0700.
 
-    agent.lock             held by the running agent: one agent per home
-    identity.json          credential and names, from joining
-    orders.json            the last orders: what to bring back after a reboot, with or without the portal
-    requests.json          wishes for groups already handled
-    spool.json             events and outcomes the portal has not stored yet
-    bundles/<digest>.json  verified bundles
-    runtimes/<key>/        one folder per runtime: keeper, config, permit page, log, data/
-    router/                keeper, log, member.json and data/ of the etcd member
+agent.lock             held by the running agent: one agent per home
+identity.json          credential and names, from joining
+orders.json            the last orders: what to bring back after a reboot, with or without the portal
+requests.json          wishes for groups already handled
+spool.json             events and outcomes the portal has not stored yet
+bundles/<digest>.json  verified bundles
+runtimes/<key>/        one folder per runtime: keeper, config, permit page, log, data/
+router/                keeper, log, member.json and data/ of the etcd member
 """
 
 import re
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Identity(Wire):
+class Identity(Wire, frozen=True):
     """Who this machine is to the portal."""
 
     credential: str
@@ -57,6 +57,10 @@ class Home:
         folder = self.root / "runtimes" / ("%2E" + name[1:] if name.startswith(".") else name)
         (folder / "data").mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
+
+    def running_keys(self) -> list[str]:
+        """Runtimes whose keeper lives, ordered or not."""
+        return [unquote(lock.parent.name) for lock in (self.root / "runtimes").glob("*/keeper.lock") if linux.is_locked(lock)]
 
     def read(self, name: str, kind: type[T]) -> T | None:
         """A remembered message; None when there is none, or when it was written by a version whose shape is no longer understood."""

@@ -17,7 +17,7 @@ Imports are few on purpose: a restart waits for them.
 
 import contextlib
 import fcntl
-import glob
+import importlib
 import mmap
 import os
 import selectors
@@ -61,7 +61,7 @@ MARKER_ENV = "BATON_KEEPER_FOLDER"  # borne by every process of the tree, so tha
 STARTED, LOCKED, REFUSED = 0, 3, 4
 
 
-class KeeperSpec(Wire):
+class KeeperSpec(Wire, frozen=True):
     """What to keep. Times in seconds."""
 
     name: str  # runtime key, or "router"
@@ -69,13 +69,14 @@ class KeeperSpec(Wire):
     folder: str
     argv: list[str]
     environment: dict[str, str] = {}
+    without: str = ""  # inherited environment entries that begin with this are left out
     permit: str | None = None  # path of the permit page; None: no watchdog
     runtime: str | None = None  # whose session to delete; None: the program has none
     etcd: str | None = None
     namespace: str = ""
     previous_launch: str | None = None  # a launch whose keeper could not delete its session itself
     lifeline_seconds: float = 4.0  # from the lifeline's end to SIGKILL
-    after_locks: str = ""  # a glob of lock files: at the lifeline's end wait until nobody holds one (routers end last) …
+    after_locks: str = ""  # the runtimes' folder: at the lifeline's end wait until no keeper there holds its lock (routers end last) …
     after_locks_seconds: float = 5.0  # … but no longer than this
 
 
@@ -132,7 +133,7 @@ class LogBook:
         self.lines: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.total = 0  # lines ever written
         self.partial = b""
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the keeper lives
+        self.file = path.open("ab", buffering=0)  # open as long as the keeper lives
 
     def feed(self, data: bytes) -> None:
         self._to_file(data)
@@ -164,9 +165,7 @@ class LogBook:
         found: list[LogLine] = []
         if cursor < first:
             found.append(
-                LogLine(
-                    runtime=self.runtime, at=linux.utc_now(), level=LogLevel.WARNING, text=f"{first - cursor} log lines were dropped"
-                )
+                LogLine(runtime=self.runtime, at=linux.utc_now(), level=LogLevel.WARNING, text=f"{first - cursor} log lines were dropped")
             )
             cursor = first
         upto = min(self.total, cursor + LOG_LINES_PER_NEWS)
@@ -178,7 +177,7 @@ class LogBook:
             if self.file.tell() + len(data) > LOG_FILE_BYTES:
                 self.file.close()
                 self.path.replace(self.path.with_name(self.path.name + ".1"))
-                self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+                self.file = self.path.open("ab", buffering=0)
             self.file.write(data)
 
 
@@ -318,6 +317,8 @@ class Keeper:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         log_read, log_write = os.pipe2(os.O_CLOEXEC)
         environment = {name: value for name, value in os.environ.items() if name not in (LIFELINE_FD_ENV, PRESENCE_FD_ENV)}
+        if self.spec.without:
+            environment = {name: value for name, value in environment.items() if not name.startswith(self.spec.without)}
         environment |= self.spec.environment
         environment |= {CONTROL_FD_ENV: str(theirs.fileno()), MARKER_ENV: str(self.folder)}
         keeper = os.getpid()
@@ -330,7 +331,7 @@ class Keeper:
             cwd=self.folder,
             env=environment,
             pass_fds=[theirs.fileno()],
-            preexec_fn=lambda: linux.die_with_parent(keeper),  # noqa: PLW1509 - this keeper has one thread
+            preexec_fn=lambda: linux.die_with_parent(keeper),  # safe: this keeper has one thread so far
         )
         self.pid = self.process.pid
         theirs.close()
@@ -420,7 +421,7 @@ class Keeper:
             return True
         if time.monotonic() - self.lifeline_ended_at > self.spec.after_locks_seconds:
             return True
-        return not any(linux.is_locked(Path(path)) for path in glob.glob(self.spec.after_locks))
+        return not any(linux.is_locked(path) for path in Path(self.spec.after_locks).glob("*/keeper.lock"))
 
     # ------------------------------------------------------------------------------------------------------------- events
 
@@ -557,34 +558,28 @@ class Keeper:
         if self.spec.runtime is None:
             return
         time.sleep(0.3)  # the program's own start goes first
-        from runtimes.process import coordination  # noqa: F401
-
+        importlib.import_module("runtimes.process.farewell")
         if self.spec.previous_launch is not None:
             self._end_session(self.spec.previous_launch, patience=5.0)
 
     def _end_session(self, launch: str, patience: float) -> bool:
-        """Delete the session of a launch whose tree is proven empty; tries again for `patience` seconds while the router is away."""
+        """Delete the session of a launch whose tree is proven empty, trying for `patience` seconds.
+
+        Returns: False when the router did not answer in time; the session then ends by silence.
+        """
         if self.spec.runtime is None or self.spec.etcd is None:
             return True
-        from runtimes.process.coordination import end_session
+        from runtimes.process.farewell import end_session
 
-        until = time.monotonic() + patience
-        while True:
-            try:
-                said = end_session(self.spec.etcd, self.spec.namespace, self.spec.runtime, launch, timeout=0.5)
-            except Exception as error:  # whatever it is: the session ends by silence instead
-                said = f"the session of {launch} could not be deleted: {error}"
-                if time.monotonic() + 0.3 < until:
-                    time.sleep(0.3)
-                    continue
-                self.log.say(LogLevel.WARNING, said)
-                return False
-            self.log.say(LogLevel.INFO, said)
-            return True
+        began = time.monotonic()
+        said = end_session(self.spec.etcd, self.spec.namespace, self.spec.runtime, launch, timeout=patience)
+        answered = time.monotonic() - began < patience
+        self.log.say(LogLevel.INFO if answered else LogLevel.WARNING, said)
+        return answered
 
     def _finish(self) -> None:
         """The tree is empty: prove the death, leave the record, tell the agent, end."""
-        proven = self._end_session(self.spec.launch, patience=0.0)
+        proven = self._end_session(self.spec.launch, patience=0.5)
         for _ in range(64):  # what the process said and wrote last is still in the pipes
             if self.control is not None:
                 self._control_event()
@@ -630,8 +625,7 @@ def detach() -> int | None:
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
     if os.fork() != 0:
         os.close(report_write)
-        with open(report_read, "rb") as report:
-            said = report.read()
+        said = b"".join(iter(lambda: os.read(report_read, 4096), b""))
         if said == b"started":
             os._exit(STARTED)
         os.write(2, said or b"the keeper ended before it could say why\n")

@@ -52,9 +52,9 @@ def children(pid: int) -> list[int]:
     """Direct children of all threads of a process; empty when it is gone."""
     found: list[int] = []
     with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
+        for task in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):
-                found += [int(word) for word in Path(f"/proc/{pid}/task/{task}/children").read_bytes().split()]
+                found += [int(word) for word in (task / "children").read_bytes().split()]
     return found
 
 
@@ -69,12 +69,12 @@ def descendants(pid: int) -> list[int]:
 def processes_marked(marker: bytes) -> list[int]:
     """Processes whose environment holds the entry `marker` ("NAME=value"): what a killed keeper may have left behind."""
     found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if marker in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
-                found.append(int(name))
+            if marker in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
     return found
 
 
@@ -125,7 +125,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        with open(handle, "wb") as file:
+        with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             if durable:

@@ -38,7 +38,7 @@ class CannotStart(Exception):
     """A keeper said why it could not start its program."""
 
 
-class LaunchRecord(Wire):
+class LaunchRecord(Wire, frozen=True):
     """`launch.json`: the last launch, so that a restarted agent knows what runs, and a rebooted machine what ran."""
 
     launch: str
@@ -47,7 +47,6 @@ class LaunchRecord(Wire):
     ordered_stop: bool = False
     collected: bool = False  # its end was seen and counted
     exits_in_a_row: int = 0
-    start_again_in: float = 0.0
     what: msgspec.Raw = msgspec.Raw(b"{}")
 
 
@@ -179,6 +178,7 @@ class Program:
         etcd: str | None = None,
         namespace: str = "",
         after_locks: str = "",
+        without: str = "",
     ) -> None:
         """Start a keeper with its program. Raises: CannotStart."""
         spec = KeeperSpec(
@@ -193,6 +193,7 @@ class Program:
             namespace=namespace,
             previous_launch=self.unclean_launch,
             after_locks=after_locks,
+            without=without,
         )
         linux.write_atomically(self.folder / "spec.json", encode(spec), durable=False)
         self.record = LaunchRecord(

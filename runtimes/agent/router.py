@@ -1,0 +1,439 @@
+"""The machine's router: one etcd member, kept by a keeper like any other program (docs/failover.md, Parts)."""
+
+import asyncio
+import random
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import httpx
+import msgspec
+import structlog
+
+from runtimes.agent import linux
+from runtimes.agent.decide import Keeping
+from runtimes.agent.etcd_binary import EtcdBinary, NoEtcd, find_etcd
+from runtimes.agent.home import Home
+from runtimes.agent.program import CannotStart, Program, new_launch
+from runtimes.agent.spool import LogBuffer, Spool
+from runtimes.protocol import LogLevel, LogLine, RouterOrder, RouterReport, RouterState, Wire, encode
+
+log = structlog.get_logger()
+QUOTA_BYTES = 256 * 1024 * 1024
+FIRST_CLIENT_PORT = 20_000
+LOOK_SECONDS = 1.0  # between two looks at a member that is well …
+LOOK_SOON_SECONDS = 0.15  # … and at one that is not yet
+RETRY_SECONDS = 3.0  # after something a person has to put right
+STOP_SECONDS = 4.0
+SAME_LINE_SECONDS = 60.0
+
+
+class Member(Wire, frozen=True):
+    """`router/member.json`: what this machine's member was started as."""
+
+    name: str
+    cluster_token: str
+    members: dict[str, str]
+    client_port: int
+    led: bool = False  # did it ever know a majority
+    member_id: str = ""
+    cluster_id: str = ""
+
+
+class RouterLaunch(Wire, frozen=True):
+    """What a running etcd cannot take over while it runs."""
+
+    order: RouterOrder
+    client_port: int
+    version: str
+    warning: str
+
+
+class Begin(StrEnum):
+    GO = "go"
+    DISCARD = "discard"  # old data that never was part of a cluster goes first
+    REFUSE = "refuse"
+
+
+def may_start(order: RouterOrder, member: Member | None, *, data: bool) -> tuple[Begin, str]:
+    """May an etcd with this order use the data directory as it is. `data`: is there any."""
+    if not data:
+        if order.may_start_empty:
+            return Begin.GO, "a new member"
+        return Begin.REFUSE, (
+            "the data directory of this router is empty although its cluster is known: an emptied member could vote twice; "
+            "remove it from the cluster and add it again through a healthy router"
+        )
+    if member is None:
+        return Begin.GO, "its data is here"
+    anew = not member.led and order.may_start_empty
+    if member.cluster_token != order.cluster_token:
+        if anew:
+            return Begin.DISCARD, "it never was part of a cluster"
+        return Begin.REFUSE, (
+            f"this router's data belongs to the cluster {member.cluster_token}, but {order.cluster_token} is ordered: "
+            "it stays with the former one until the cluster is rebuilt"
+        )
+    if set(member.members) != set(order.members):
+        if anew:
+            return Begin.DISCARD, "it never was part of a cluster"
+        return Begin.REFUSE, (
+            f"the cluster has the members {', '.join(sorted(member.members))}, but {', '.join(sorted(order.members))} are ordered: "
+            "members are added and removed one at a time through a healthy router"
+        )
+    if anew and member.members != order.members:
+        return Begin.DISCARD, "it never was part of a cluster"
+    return Begin.GO, "its data is here"
+
+
+def command(binary: str, order: RouterOrder, *, listen_host: str, client_port: int, data: str) -> list[str]:
+    """The etcd command line of one member."""
+    host = f"[{listen_host}]" if ":" in listen_host else listen_host
+    client = f"http://127.0.0.1:{client_port}"
+    return [
+        binary,
+        f"--name={order.name}",
+        f"--data-dir={data}",
+        f"--listen-peer-urls=http://{host}:{order.peer_port}",
+        f"--initial-advertise-peer-urls={order.members[order.name]}",
+        f"--listen-client-urls={client}",
+        f"--advertise-client-urls={client}",
+        "--initial-cluster=" + ",".join(f"{name}={url}" for name, url in sorted(order.members.items())),
+        f"--initial-cluster-token={order.cluster_token}",
+        f"--initial-cluster-state={'existing' if order.join_existing else 'new'}",
+        f"--heartbeat-interval={order.heartbeat_ms}",
+        f"--election-timeout={order.election_ms}",
+        "--pre-vote=true",
+        "--strict-reconfig-check=true",
+        "--auto-compaction-mode=periodic",
+        "--auto-compaction-retention=5m",
+        f"--quota-backend-bytes={QUOTA_BYTES}",
+        "--logger=zap",
+        "--log-outputs=stderr",
+        "--log-level=info",
+    ]
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a member says of itself."""
+
+    state: RouterState
+    reason: str
+    member_id: str = ""
+    cluster_id: str = ""
+
+
+def judge(status: dict[str, Any] | None, health: bool, alarms: list[str], answered: str) -> Health:
+    """From etcd's answers. `status`: of /v3/maintenance/status; `health`: of /health, which reads through the majority."""
+    if status is None:
+        return Health(RouterState.STARTING, answered)
+    header = status.get("header", {})
+    ids = {"member_id": f"{int(header.get('member_id', 0)):x}", "cluster_id": f"{int(header.get('cluster_id', 0)):x}"}
+    if "NOSPACE" in alarms:
+        return Health(RouterState.FAILED, "its database is full (alarm NOSPACE): compact and defragment it, then disarm the alarm", **ids)
+    if int(status.get("leader", 0)) == 0:
+        return Health(RouterState.NO_MAJORITY, "it sees no majority of the cluster's members", **ids)
+    if not health:
+        return Health(RouterState.NO_MAJORITY, "it does not get an answer from a majority of the cluster's members", **ids)
+    return Health(RouterState.RUNNING, "", **ids)
+
+
+class RouterSupervisor:
+    """Reconciles the etcd member for ever."""
+
+    def __init__(self, home: Home, *, changed: Callable[[], None], spool: Spool, logs: LogBuffer, etcd: str | None = None) -> None:
+        self.home = home
+        self.folder = home.router
+        self.data = self.folder / "data"
+        self.changed = changed
+        self.logs = logs
+        self.chosen = etcd
+        self.program = Program("router", self.folder, self._program_changed, spool.store, self._write)
+        self.order: RouterOrder | None = None
+        self.member: Member | None = home.read("router/member.json", Member)
+        self.wake = asyncio.Event()
+        self.health = Health(RouterState.ABSENT, "")
+        self.refused = ""  # why the order cannot be carried out
+        self.last_error = ""  # etcd's own, from its log
+        self.said: dict[str, float] = {}
+        self.client = httpx.AsyncClient(trust_env=False, timeout=2.0)
+
+    # -------------------------------------------------------------------------------------------------------------- wishes
+
+    def take(self, order: RouterOrder | None) -> None:
+        if order == self.order:
+            return
+        self.order = order
+        self.program.forget_back_off()
+        if order is not None and (self.member is None or self.program.keeping is Keeping.GONE):
+            self._remember_port()  # known before it runs, so that the runtimes need not start twice
+        self.wake.set()
+
+    @property
+    def endpoint(self) -> str | None:
+        """Client URL for this machine's runtimes; None without a router."""
+        if self.order is None or self.member is None:
+            return None
+        return f"http://127.0.0.1:{self.member.client_port}"
+
+    def _remember_port(self) -> None:
+        """Keep the client port while it can be had, else pick a free one that the kernel will not hand out."""
+        assert self.order is not None
+        if self.member is not None and (self.program.keeping is not Keeping.GONE or not linux.why_not_free("127.0.0.1", self._port())):
+            return
+        port = pick_port("127.0.0.1")
+        if self.member is None:
+            # an empty token: the member was never started
+            self.member = Member(name=self.order.name, cluster_token="", members={}, client_port=port)
+        else:
+            self.member = msgspec.structs.replace(self.member, client_port=port)
+        self._save_member()
+
+    def _port(self) -> int:
+        assert self.member is not None
+        return self.member.client_port
+
+    def _save_member(self) -> None:
+        assert self.member is not None
+        self.home.write("router/member.json", self.member)
+
+    # ---------------------------------------------------------------------------------------------------------------- loop
+
+    async def run(self) -> None:
+        await self.program.attach()
+        while True:
+            self.wake.clear()
+            before = self.report(), self.endpoint
+            try:
+                patience = await self._step()
+            except (OSError, msgspec.MsgspecError) as error:
+                self.refused = f"cannot be started: {error}"
+                patience = RETRY_SECONDS
+            if (self.report(), self.endpoint) != before:
+                self.changed()
+            try:
+                await asyncio.wait_for(self.wake.wait(), patience)
+            except TimeoutError:
+                pass
+
+    async def _step(self) -> float | None:
+        program, order = self.program, self.order
+        if program.keeping is Keeping.STUCK:
+            await program.attach()
+            return 0.5
+        if program.keeping is Keeping.ALIVE:
+            if program.stopping:
+                return None
+            launched: RouterLaunch | None = program.what(RouterLaunch)
+            if order is None:
+                program.stop("no router is ordered here", STOP_SECONDS)
+                return None
+            if launched is not None and needs_restart(launched.order, order, led=self.member is not None and self.member.led):
+                return self._change(order)
+            self.refused = ""
+            await self._look(order)
+            return LOOK_SECONDS if self.health.state is RouterState.RUNNING else LOOK_SOON_SECONDS
+        if order is None:
+            self.health, self.refused = Health(RouterState.ABSENT, ""), ""
+            return None
+        wait = program.start_again_at - time.monotonic()
+        if wait > 0:
+            return wait + 0.001
+        await self._start(order)
+        return RETRY_SECONDS if self.refused else 0.0
+
+    def _change(self, order: RouterOrder) -> float | None:
+        """The order has changed under a running member: restart it when its data allows, else leave it as it is and say so."""
+        begin, because = may_start(order, self.member, data=self._has_data())
+        if begin is Begin.REFUSE:
+            self.refused = because
+            return RETRY_SECONDS
+        log.info("router_restarts", text=f"The router is restarted: its order has changed ({because}).")
+        self.program.stop("its order has changed", STOP_SECONDS)
+        return None
+
+    def _has_data(self) -> bool:
+        return (self.data / "member").exists()
+
+    async def _start(self, order: RouterOrder) -> None:
+        self.health = Health(RouterState.STARTING, "starting")
+        known = self.member if self.member is not None and self.member.cluster_token else None
+        begin, because = may_start(order, known, data=self._has_data())
+        if begin is Begin.REFUSE:
+            self._refuse(because)
+            return
+        if order.name not in order.members:
+            self._refuse(f"the order does not name {order.name} among the cluster's members")
+            return
+        try:
+            listen_host = await resolve(order.peer_host)
+        except OSError as error:
+            self._refuse(f"{order.peer_host} cannot be resolved: {error}; correct the machine's Internal IP address")
+            return
+        taken = linux.why_not_free(listen_host, order.peer_port)
+        if taken:
+            self._refuse(taken)
+            return
+        try:
+            binary = await asyncio.to_thread(find_etcd, self.chosen)
+        except NoEtcd as error:
+            self._refuse(str(error))
+            return
+        if begin is Begin.DISCARD:
+            log.warning("router_data_discarded", text=f"The data of the former router is discarded: {because}.")
+            await asyncio.to_thread(shutil.rmtree, self.data)
+        await self._launch(order, binary, listen_host)
+
+    async def _launch(self, order: RouterOrder, binary: EtcdBinary, listen_host: str) -> None:
+        self._remember_port()
+        assert self.member is not None
+        led = self.member.led and self._has_data()
+        self.member = msgspec.structs.replace(
+            self.member, name=order.name, cluster_token=order.cluster_token, members=order.members, led=led
+        )
+        self._save_member()
+        self.data.mkdir(mode=0o700, exist_ok=True)
+        self.refused = self.last_error = ""
+        what = RouterLaunch(order=order, client_port=self._port(), version=binary.version, warning=binary.warning)
+        argv = command(binary.path, order, listen_host=listen_host, client_port=self._port(), data=str(self.data))
+        log.info("router_starts", text=f"The router starts: etcd {binary.version} at {order.peer_host}:{order.peer_port}.")
+        try:
+            await self.program.launch(new_launch(), argv, what, after_locks=str(self.home.root / "runtimes"), without="ETCD_")
+        except CannotStart as error:
+            self._refuse(f"etcd cannot be started: {error}")
+
+    def _refuse(self, because: str) -> None:
+        if because != self.refused:
+            log.error("router_refused", text=f"The router is not started: {because}.")
+        self.refused = because
+
+    # ------------------------------------------------------------------------------------------------------------- looking
+
+    async def _look(self, order: RouterOrder) -> None:
+        """Ask the member how it is, and whether the cluster knows its present address."""
+        was = self.health.state
+        try:
+            status = await self._post("/v3/maintenance/status", {})
+            health = (await self.client.get(f"{self.endpoint}/health")).status_code == 200
+            alarms = [] if health else await self._alarms()
+            self.health = judge(status, health, alarms, "")
+        except (httpx.HTTPError, ValueError) as error:
+            answered = f"etcd does not answer yet: {type(error).__name__}"
+            late = was in (RouterState.RUNNING, RouterState.NO_MAJORITY)
+            self.health = Health(RouterState.NO_MAJORITY, "etcd does not answer") if late else Health(RouterState.STARTING, answered)
+            return
+        assert self.member is not None
+        if self.health.state is RouterState.RUNNING:
+            ids = {"led": True, "member_id": self.health.member_id, "cluster_id": self.health.cluster_id}
+            known = msgspec.structs.replace(self.member, **ids)
+            if known != self.member:
+                self.member = known
+                self._save_member()
+            self.program.forget_back_off()
+            if was is not RouterState.RUNNING:
+                log.info("router_runs", text=f"The router runs and knows a majority (member {self.health.member_id}).")
+                await self._tell_address(order)
+
+    async def _alarms(self) -> list[str]:
+        found = await self._post("/v3/maintenance/alarm", {"action": "GET"})
+        return [str(alarm.get("alarm")) for alarm in found.get("alarms", [])]
+
+    async def _tell_address(self, order: RouterOrder) -> None:
+        """A member whose own address has changed tells the cluster, so that the others dial the new one."""
+        wanted = [order.members[order.name]]
+        try:
+            for member in (await self._post("/v3/cluster/member/list", {})).get("members", []):
+                if f"{int(member['ID']):x}" == self.health.member_id and member.get("peerURLs") != wanted:
+                    await self._post("/v3/cluster/member/update", {"ID": member["ID"], "peerURLs": wanted})
+                    log.info("router_address_told", text=f"The cluster now knows this router at {wanted[0]}.")
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            log.error("router_address_not_told", text=f"The cluster could not be told this router's address: {error}.")
+
+    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = await self.client.post(f"{self.endpoint}{path}", content=encode(body))
+        answer.raise_for_status()
+        fields = msgspec.json.decode(answer.content)
+        if not isinstance(fields, dict):
+            raise ValueError(f"etcd answered {answer.content[:80]!r}")
+        return fields
+
+    # -------------------------------------------------------------------------------------------------------------- reports
+
+    def _program_changed(self) -> None:
+        if self.program.keeping is Keeping.GONE:
+            self.wake.set()
+
+    def _write(self, line: LogLine) -> None:
+        """Only etcd's warnings and errors go on to the portal, and the same one once a minute."""
+        if line.level not in (LogLevel.WARNING, LogLevel.ERROR):
+            return
+        if line.level is LogLevel.ERROR:
+            self.last_error = line.text
+        head, now = line.text[:60], time.monotonic()
+        if now - self.said.get(head, -SAME_LINE_SECONDS) < SAME_LINE_SECONDS:
+            return
+        if len(self.said) > 200:
+            self.said.clear()
+        self.said[head] = now
+        self.logs.add(line)
+
+    def report(self) -> RouterReport | None:
+        if self.order is None and self.program.keeping is Keeping.GONE:
+            return None
+        launched: RouterLaunch | None = self.program.what(RouterLaunch)
+        alive = self.program.keeping is Keeping.ALIVE
+        state, reason = self.health.state, self.health.reason
+        if self.program.keeping is Keeping.STUCK:
+            state, reason = RouterState.FAILED, "its keeper holds the lock but does not answer"
+        elif self.refused:
+            state, reason = RouterState.FAILED, self.refused
+        elif not alive and self.order is not None and self.program.exits_in_a_row:
+            state = RouterState.FAILED if self.program.exits_in_a_row >= 3 else RouterState.STARTING
+            reason = f"etcd {self.program.exit_reason}" + (f": {self.last_error}" if self.last_error else "")
+        return RouterReport(
+            state=state,
+            reason=reason,
+            member_id=self.member.member_id if self.member is not None else "",
+            cluster_id=self.member.cluster_id if self.member is not None else "",
+            etcd_version=launched.version if launched is not None and alive else "",
+            client_port=self.member.client_port if self.member is not None and self.order is not None else None,
+            warning=launched.warning if launched is not None and alive else "",
+        )
+
+    async def close(self) -> None:
+        await self.program.let_go()
+        await self.client.aclose()
+
+
+def needs_restart(launched: RouterOrder, order: RouterOrder, *, led: bool) -> bool:
+    """Does a running member have to be restarted for this order. `led`: it was part of a cluster, which then keeps its own list of
+    the others' addresses."""
+
+    def essence(of: RouterOrder) -> RouterOrder:
+        members = {name: url if name == of.name or not led else "" for name, url in of.members.items()}
+        return msgspec.structs.replace(of, members=members, join_existing=False, may_start_empty=True, witness=False)
+
+    return essence(launched) != essence(order)
+
+
+async def resolve(host: str) -> str:
+    """etcd listens on addresses only. Raises: OSError."""
+    loop = asyncio.get_running_loop()
+    found = await asyncio.wait_for(loop.getaddrinfo(host, None, type=socket.SOCK_STREAM), 3.0)
+    return str(found[0][4][0])
+
+
+def pick_port(host: str) -> int:
+    """A free port below the kernel's ephemeral range. Raises: OSError when there is none."""
+    upper = linux.first_ephemeral_port()
+    lower = min(FIRST_CLIENT_PORT, upper // 2)
+    for _ in range(200):
+        port = random.randrange(lower, upper)  # noqa: S311 - not a secret
+        if not linux.why_not_free(host, port):
+            return port
+    raise OSError(f"no free port between {lower} and {upper} on {host}")

@@ -1,0 +1,98 @@
+"""What waits for the portal: events and outcomes on disk until they are stored there, log lines in memory within bounds."""
+
+from collections import deque
+
+import structlog
+
+from runtimes.agent.home import Home
+from runtimes.agent.linux import utc_now
+from runtimes.protocol import LeadershipEvent, LogLevel, LogLine, ProcessNews, RequestOutcome, RequestStatus, Wire
+
+log = structlog.get_logger()
+KEPT = 2_000  # events, and outcomes, that wait at most
+LOG_LINES = 5_000
+LOG_LINES_PER_REPORT = 500
+OPEN = (RequestStatus.PENDING, RequestStatus.RUNNING)
+
+
+class Spooled(Wire, frozen=True):
+    events: list[LeadershipEvent] = []
+    outcomes: list[RequestOutcome] = []
+
+
+class Spool:
+    """Every addition is on disk when the call returns."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        kept = home.read("spool.json", Spooled) or Spooled()
+        self.events = list(kept.events)
+        self.outcomes = list(kept.outcomes)
+
+    def store(self, news: ProcessNews) -> None:
+        if news.event is not None and news.event not in self.events:
+            self.events.append(news.event)
+        if news.outcome is not None:
+            self._add_outcome(news.outcome)
+        self._save()
+
+    def add_outcome(self, outcome: RequestOutcome) -> None:
+        self._add_outcome(outcome)
+        self._save()
+
+    def _add_outcome(self, outcome: RequestOutcome) -> None:
+        """One outcome per request waits: an end replaces `running`, never the other way round."""
+        known = next((item for item in self.outcomes if item.id == outcome.id), None)
+        if known is not None and (known == outcome or known.status not in OPEN):
+            return
+        if known is not None:
+            self.outcomes.remove(known)
+        self.outcomes.append(outcome)
+
+    def stored(self, events: list[LeadershipEvent], outcomes: list[RequestOutcome]) -> None:
+        """The portal has these."""
+        if not events and not outcomes:
+            return
+        self.events = [event for event in self.events if event not in events]
+        self.outcomes = [outcome for outcome in self.outcomes if outcome not in outcomes]
+        self._save()
+
+    def _save(self) -> None:
+        if len(self.events) > KEPT or len(self.outcomes) > KEPT:
+            log.warning("spool_full", text=f"More than {KEPT} events wait for the portal; the oldest are dropped.")
+            self.events, self.outcomes = self.events[-KEPT:], self.outcomes[-KEPT:]
+        self.home.write("spool.json", Spooled(events=self.events, outcomes=self.outcomes))
+
+
+class LogBuffer:
+    """Log lines on their way to the portal: the oldest go first when it is away, and their number is told."""
+
+    def __init__(self) -> None:
+        self.lines: deque[LogLine] = deque()
+        self.dropped = 0
+        self.sending = 0
+
+    def add(self, line: LogLine) -> None:
+        self.lines.append(line)
+        if len(self.lines) > LOG_LINES:
+            self.lines.popleft()
+            self.dropped += 1
+            self.sending = max(0, self.sending - 1)
+
+    def is_long(self) -> bool:
+        """More lines wait than one report carries."""
+        return len(self.lines) > LOG_LINES_PER_REPORT
+
+    def take(self) -> list[LogLine]:
+        """The next lines to send; they stay until `stored()`."""
+        if self.dropped:
+            text = f"{self.dropped} log lines were dropped while the portal was away"
+            self.lines.appendleft(LogLine(runtime="agent", at=utc_now(), level=LogLevel.WARNING, text=text))
+            self.dropped = 0
+        self.sending = min(len(self.lines), LOG_LINES_PER_REPORT)
+        return [self.lines[index] for index in range(self.sending)]
+
+    def stored(self) -> None:
+        for _ in range(self.sending):
+            self.lines.popleft()
+        self.sending = 0

@@ -1,0 +1,375 @@
+"""One runtime on this machine: from its order to a ready process, and back to what the portal is told about it."""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from runtimes.agent.decide import Act, BundleState, Keeping, Launched, Seen, Step, next_step, retry_delay
+from runtimes.agent.home import Home, TamperedBundle
+from runtimes.agent.linux import python_command, utc_now, write_atomically
+from runtimes.agent.program import CannotStart, Program, new_launch
+from runtimes.agent.spool import LogBuffer, Spool
+from runtimes.protocol import (
+    BundleContent,
+    FlowReport,
+    GroupReport,
+    ProcessCommand,
+    RuntimeConfig,
+    RuntimeOrder,
+    RuntimeReport,
+    RuntimeState,
+    State,
+    Status,
+    Timing,
+    decode,
+    encode,
+)
+
+log = structlog.get_logger()
+STOP_MARGIN = 3.0  # seconds beyond the drain limit that a stopping process gets
+ATTACH_AGAIN = 0.5
+
+
+class BundleUnavailable(Exception):
+    """The portal did not give a bundle; the message says why."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all runtimes of this machine share."""
+
+    namespace: str
+    generation: int
+    timing: Timing
+    etcd: str | None
+    machine: str
+
+
+class RuntimeSupervisor:
+    """Reconciles one runtime for ever; `changed` is called when something worth a report happened."""
+
+    def __init__(
+        self,
+        key: str,
+        home: Home,
+        *,
+        fetch: Callable[[str], Awaitable[bytes]],
+        changed: Callable[[], None],
+        spool: Spool,
+        logs: LogBuffer,
+        command: list[str] | None = None,
+    ) -> None:
+        self.key = key
+        self.home = home
+        self.folder = home.runtime(key)
+        self.fetch = fetch
+        self.changed = changed
+        self.command = command or python_command("runtimes.process")
+        self.program = Program(key, self.folder, self._program_changed, spool.store, logs.add)
+        self.order: RuntimeOrder | None = None
+        self.around: Surroundings | None = None
+        self.wake = asyncio.Event()
+        self.bundle_state: dict[str, tuple[BundleState, str]] = {}  # by digest
+        self.fetch_again_at = 0.0
+        self.fetch_failures = 0
+        self.fetching: asyncio.Task[None] | None = None
+        self.cannot = ""  # why the last start was refused
+        self.waiting = ""  # why the order cannot be carried out as it is
+        self.told: ProcessCommand | None = None
+        self.absent_since = utc_now()
+        self.essence: object = None
+        self.contents: dict[str, BundleContent] = {}
+
+    # -------------------------------------------------------------------------------------------------------------- wishes
+
+    def take(self, order: RuntimeOrder | None, around: Surroundings) -> None:
+        """A new wish. None: the runtime is no longer of this machine."""
+        if order == self.order and around == self.around:
+            return
+        before = self.order
+        if order is None or before is None or (order.digest, order.restarts) != (before.digest, before.restarts):
+            self.program.forget_back_off()
+            self.fetch_again_at = 0.0 if self.fetching is None or self.fetching.done() else self.fetch_again_at
+            self.fetch_failures = 0
+        self.order, self.around = order, around
+        self.wake.set()
+
+    def wished(self) -> Launched | None:
+        if self.order is None or self.around is None or not self.order.running or self.order.digest is None:
+            return None
+        return Launched(
+            digest=self.order.digest,
+            release=self.order.release or 0,
+            restarts=self.order.restarts,
+            etcd=self.around.etcd,
+            namespace=self.around.namespace,
+            generation=self.around.generation,
+            timing=self.around.timing,
+        )
+
+    def seen(self) -> Seen:
+        launched: Launched | None = self.program.what(Launched)
+        state, reason = self._bundle(self.order.digest) if self.order and self.order.digest else (BundleState.HERE, "")
+        return Seen(
+            keeping=self.program.keeping,
+            stopping=bool(self.program.stopping),
+            launched=launched,
+            bundle=state,
+            bundle_reason=reason,
+            fallback_here=launched is not None and self._bundle(launched.digest)[0] is BundleState.HERE,
+            fetch_again_at=self.fetch_again_at,
+            start_again_at=self.program.start_again_at,
+            exits_in_a_row=self.program.exits_in_a_row,
+        )
+
+    def _bundle(self, digest: str) -> tuple[BundleState, str]:
+        """Its state, verified from disk once in the life of this agent and again before each start."""
+        if digest not in self.bundle_state:
+            try:
+                here = self.home.bundle(digest) is not None
+                self.bundle_state[digest] = (BundleState.HERE if here else BundleState.MISSING, "")
+            except TamperedBundle as error:
+                self.bundle_state[digest] = (BundleState.REFUSED, str(error))
+        return self.bundle_state[digest]
+
+    # ---------------------------------------------------------------------------------------------------------------- loop
+
+    async def run(self) -> None:
+        await self.program.attach()
+        while True:
+            self.wake.clear()
+            try:
+                step = next_step(self.wished(), self.seen(), now=time.monotonic())
+                patience = await self._do(step)
+            except (OSError, msgspec.MsgspecError) as error:
+                self.cannot = f"cannot be started: {error}"
+                log.error("supervision_failed", program=self.key, text=f"{self.key}: {error}.")
+                patience = 2.0
+            self._note()
+            try:
+                await asyncio.wait_for(self.wake.wait(), patience)
+            except TimeoutError:
+                pass
+
+    async def _do(self, step: Step) -> float | None:
+        """Carry out one step. Returns: seconds after which to look again at the latest; None: when something happens."""
+        self.waiting = step.because if step.act is Act.WAIT else ""
+        if step.act is Act.NOTHING:
+            self._tell()
+            return None
+        if step.act is Act.WAIT:
+            self._tell()
+            at = step.at or 0.0
+            return None if at == math.inf else max(0.0, at - time.monotonic()) + 0.001
+        if step.act is Act.ATTACH:
+            await self.program.attach()
+            self._tell()
+            return ATTACH_AGAIN
+        if step.act is Act.FETCH:
+            self._begin_fetch()
+            return 0.0
+        if step.act is Act.STOP:
+            log.info("runtime_stops", program=self.key, text=f"{self.key} is stopped: {step.because}.")
+            assert self.around is not None
+            self.program.stop(step.because, self.around.timing.drain + STOP_MARGIN)
+            return None
+        assert step.launch is not None
+        await self._start(step.launch)
+        return 0.0
+
+    def _tell(self) -> None:
+        """Preferences and stopped flows go to the living process without a restart."""
+        if self.order is None or self.program.pid is None or self.program.stopping:
+            return
+        live = ProcessCommand(preferences=self.order.preferences, stopped_flows=self.order.stopped_flows)
+        if live != self.told:
+            self.program.tell(live)
+            self.told = live
+
+    def _begin_fetch(self) -> None:
+        """In the background: while a portal is slow, a process that crashes still restarts at once."""
+        assert self.order is not None and self.order.digest is not None
+        digest, release = self.order.digest, self.order.release
+        self.bundle_state[digest] = (BundleState.UNREACHABLE, f"the bundle of release {release} is being fetched")
+        self.fetch_again_at = math.inf
+        self.fetching = asyncio.create_task(self._fetch(digest, release))
+
+    async def _fetch(self, digest: str, release: int | None) -> None:
+        try:
+            self.home.bundle_path(digest)
+            self.home.keep_bundle(digest, await self.fetch(digest))
+            self.fetch_failures = 0
+            self.bundle_state[digest] = (BundleState.HERE, "")
+        except (BundleUnavailable, TamperedBundle, OSError) as error:
+            self.fetch_failures += 1
+            refused = isinstance(error, TamperedBundle)
+            self.bundle_state[digest] = (BundleState.REFUSED if refused else BundleState.UNREACHABLE, str(error))
+            self.fetch_again_at = time.monotonic() + retry_delay(self.fetch_failures, first=0.5, longest=30.0 if refused else 5.0)
+            if self.fetch_failures == 1:
+                log.error("bundle_not_taken", program=self.key, text=f"{self.key} cannot take over release {release}: {error}.")
+        self.wake.set()
+
+    async def _start(self, wished: Launched) -> None:
+        assert self.order is not None and self.around is not None
+        data = self.home.bundle(wished.digest)
+        if data is None:
+            self.bundle_state.pop(wished.digest, None)  # it was changed on disk: fetch it again
+            return
+        content = decode(BundleContent, data)
+        launch = new_launch()
+        config = RuntimeConfig(
+            key=self.key,
+            environment=content.environment,
+            machine=self.around.machine,
+            connector=self.order.connector,
+            launch=launch,
+            bundle=str(self.home.bundle_path(wished.digest)),
+            digest=wished.digest,
+            release=content.release,
+            etcd=wished.etcd,
+            namespace=wished.namespace,
+            generation=wished.generation,
+            timing=wished.timing,
+            data=str(self.folder / "data"),
+            permit=str(self.folder / "permit"),
+            preferences=self.order.preferences,
+            stopped_flows=self.order.stopped_flows,
+        )
+        path = self.folder / "config.json"
+        write_atomically(path, encode(config))
+        self.told = ProcessCommand(preferences=config.preferences, stopped_flows=config.stopped_flows)
+        log.info("runtime_starts", program=self.key, text=f"{self.key} starts with release {content.release}.")
+        try:
+            await self.program.launch(
+                launch,
+                [*self.command, str(path)],
+                wished,
+                permit=self.folder / "permit",
+                runtime=self.key,
+                etcd=wished.etcd,
+                namespace=wished.namespace,
+            )
+            self.cannot = ""
+        except CannotStart as error:
+            self.cannot = str(error)
+            log.error("runtime_cannot_start", program=self.key, text=f"{self.key} cannot be started: {error}.")
+
+    # -------------------------------------------------------------------------------------------------------------- reports
+
+    def _program_changed(self) -> None:
+        self.wake.set()
+        self._note()
+
+    def _note(self) -> None:
+        """Ask for a report at once when more than counters changed."""
+        report = self.report()
+        quiet = [msgspec.structs.replace(group, last_activity="") for group in report.groups]
+        flows = [(flow.flow, flow.on, flow.reason) for flow in report.flows]
+        essence = (report.state, report.reason, report.pid, report.digest, report.restarts, quiet, flows)
+        if essence != self.essence:
+            self.essence = essence
+            self.changed()
+
+    def state(self) -> tuple[RuntimeState, str]:
+        program, wished = self.program, self.wished()
+        if program.keeping is Keeping.STUCK:
+            return RuntimeState.FAILED, "its keeper holds the lock but does not answer"
+        if program.keeping is Keeping.ALIVE:
+            said = program.news.reason if program.news is not None else ""
+            reason = f"it is being stopped: {program.stopping}" if program.stopping else self.waiting or said
+            return (RuntimeState.READY if program.ready else RuntimeState.STARTING), reason
+        if wished is None:
+            undeployed = self.order is not None and self.order.digest is None
+            return RuntimeState.STOPPED, "nothing was deployed here yet" if undeployed else "stopped as ordered"
+        ended = program.exit_reason
+        wait = program.start_again_at - time.monotonic()
+        if self.bundle_state.get(wished.digest, (BundleState.HERE, ""))[0] in (BundleState.REFUSED, BundleState.UNREACHABLE):
+            return RuntimeState.FAILED, self.bundle_state[wished.digest][1]
+        if self.cannot:
+            return RuntimeState.FAILED, self.cannot
+        if wait > 0:
+            count = program.exits_in_a_row
+            # the moment, not the seconds left: a sentence that changes all the time would be news all the time
+            return RuntimeState.BACKOFF, f"{ended}: {count} exits in a row without having been ready; tries again later"
+        return RuntimeState.STARTING, f"{ended}; restarting" if ended and program.starts else "starting"
+
+    def report(self) -> RuntimeReport:
+        state, reason = self.state()
+        program, news = self.program, self.program.news
+        alive = program.pid is not None and news is not None
+        launched: Launched | None = program.what(Launched)
+        groups: list[GroupReport] = news.groups if alive and news is not None else []
+        flows: list[FlowReport] = news.flows if alive and news is not None else []
+        if not groups:
+            groups = self._absent_groups(launched, state, reason)
+        else:
+            self.absent_since = ""
+        return RuntimeReport(
+            key=self.key,
+            state=state,
+            reason=reason,
+            pid=program.pid,
+            started_at=news.started_at if alive and news is not None else "",
+            starts=program.starts,
+            restarts=launched.restarts if launched is not None else 0,
+            digest=launched.digest if launched is not None else None,
+            release=launched.release if launched is not None else None,
+            groups=groups,
+            flows=flows or self._absent_flows(launched, state, reason),
+        )
+
+    def _absence(self, state: RuntimeState, reason: str) -> str:
+        if self.program.pid is not None:
+            return f"the process of {self.key} is starting"
+        return f"the process of {self.key} is not running: {reason or state}"
+
+    def _content(self, launched: Launched | None) -> BundleContent | None:
+        """Of the bundle that runs or last ran, else of the wished one."""
+        digest = launched.digest if launched is not None else self.order.digest if self.order is not None else None
+        if digest is None:
+            return None
+        if digest not in self.contents:
+            try:
+                data = self.home.bundle(digest)
+                if data is None:
+                    return None
+                self.contents = {digest: decode(BundleContent, data)}
+            except (TamperedBundle, msgspec.MsgspecError):
+                return None
+        return self.contents[digest]
+
+    def _absent_groups(self, launched: Launched | None, state: RuntimeState, reason: str) -> list[GroupReport]:
+        content = self._content(launched)
+        if content is None:
+            return []
+        self.absent_since = self.absent_since or utc_now()
+        said = self._absence(state, reason)
+        return [
+            GroupReport(group=group.id, status=Status.ISOLATED, state=State.OFF, reason=said, since=self.absent_since)
+            for group in content.groups
+        ]
+
+    def _absent_flows(self, launched: Launched | None, state: RuntimeState, reason: str) -> list[FlowReport]:
+        content = self._content(launched)
+        said = self._absence(state, reason)
+        return [
+            FlowReport(flow=flow.id, name=flow.name, on=False, group=flow.group, reason=said)
+            for flow in (content.flows if content is not None else [])
+        ]
+
+    def digests(self) -> set[str]:
+        """Bundles this runtime still needs."""
+        launched: Launched | None = self.program.what(Launched)
+        return {digest for digest in (self.order and self.order.digest, launched and launched.digest) if digest}
+
+    async def close(self) -> None:
+        """Let go of the keeper; the process goes on."""
+        if self.fetching is not None:
+            self.fetching.cancel()
+            await asyncio.gather(self.fetching, return_exceptions=True)
+        await self.program.let_go()
