@@ -13,10 +13,12 @@ from runtimes.protocol import GroupRequest, RequestOutcome, RequestStatus, Wire
 log = structlog.get_logger()
 KEPT = 1_000  # handled ids remembered
 AGAIN_SECONDS = 0.25
+FOLLOW_SECONDS = 1.0  # between two questions how a wish that stands in etcd has ended; the member that closes it tells sooner
+FOLLOW_BEYOND = 30.0  # after its validity
 NO_MAJORITY_SECONDS = 5.0  # a router that finds no majority for so long gives a wish back
 
 
-class NotPlaced(Exception):
+class NotPlaced(Exception):  # noqa: N818 - said by name
     """The router did not take the wish now; the message says why."""
 
 
@@ -36,6 +38,7 @@ class Carrier:
         self.changed = changed
         self.handled: list[str] = (home.read("requests.json", Handled) or Handled()).ids
         self.waiting: dict[str, tuple[GroupRequest, float]] = {}  # by id, with the monotonic moment of receipt
+        self.standing: dict[str, tuple[GroupRequest, float]] = {}  # written, their end not known yet
         self.wake = asyncio.Event()
 
     def take(self, requests: list[GroupRequest]) -> None:
@@ -46,6 +49,8 @@ class Carrier:
             for request in requests
             if request.id not in self.handled
         }
+        open_ids = {request.id for request in requests}
+        self.standing = {key: item for key, item in self.standing.items() if key in open_ids}
         self.wake.set()
 
     async def run(self) -> None:
@@ -53,8 +58,11 @@ class Carrier:
             self.wake.clear()
             for request, received in list(self.waiting.values()):
                 await self._carry(request, received)
+            for request, received in list(self.standing.values()):
+                await self._follow(request, received)
+            patience = AGAIN_SECONDS if self.waiting else FOLLOW_SECONDS if self.standing else None
             try:
-                await asyncio.wait_for(self.wake.wait(), AGAIN_SECONDS if self.waiting else None)
+                await asyncio.wait_for(self.wake.wait(), patience)
             except TimeoutError:
                 pass
 
@@ -69,12 +77,28 @@ class Carrier:
         self.handled = [*self.handled, request.id][-KEPT:]
         self.home.write("requests.json", Handled(ids=self.handled))
         self.waiting.pop(request.id, None)
+        if outcome.status in OPEN:
+            self.standing[request.id] = (request, received)
         self.spool.add_outcome(outcome)
         level = 20 if outcome.status in OPEN or outcome.status is RequestStatus.SUCCEEDED else 30
         log.log(
             level, "request_carried", text=f"The wish of {request.actor} to {request.kind} is {outcome.status}. {outcome.reason}".strip()
         )
         self.changed()
+
+    async def _follow(self, request: GroupRequest, received: float) -> None:
+        """The news of an end may be lost with the process that had it; etcd remembers."""
+        if time.monotonic() - received > request.valid_seconds + FOLLOW_BEYOND:
+            self.standing.pop(request.id, None)
+            return
+        try:
+            outcome = await self.place(request)
+        except NotPlaced:
+            return
+        if outcome.status not in OPEN:
+            self.standing.pop(request.id, None)
+            self.spool.add_outcome(outcome)
+            self.changed()
 
 
 def lost_wish(request: GroupRequest, age: float, trouble: str) -> RequestOutcome | None:

@@ -24,15 +24,15 @@ BUNDLE_SECONDS = 30.0
 LONGEST_WAIT = 2.0  # between two tries
 
 
-class JoinRefused(Exception):
+class JoinRefused(Exception):  # noqa: N818 - said by name
     """The portal does not accept the token; the message says what to do."""
 
 
-class NotKnown(Exception):
+class NotKnown(Exception):  # noqa: N818 - said by name
     """401: the portal does not know this machine's credential."""
 
 
-class PortalAway(Exception):
+class PortalAway(Exception):  # noqa: N818 - said by name
     """The portal did not answer as it should; the message says how. Worth another try."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 VERSION_SECONDS = 5.0
 
 
-class NoEtcd(Exception):
+class NoEtcd(Exception):  # noqa: N818 - said by name
     """No etcd that may be used; the message says what was found and what to install."""
 
 

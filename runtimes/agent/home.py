@@ -35,7 +35,7 @@ class Identity(Wire, frozen=True):
     token_digest: str  # of the token it joined with, so that a new one joins anew
 
 
-class TamperedBundle(Exception):
+class TamperedBundle(Exception):  # noqa: N818 - said by name
     """A bundle whose bytes are not what its digest says."""
 
 

@@ -18,6 +18,7 @@ Imports are few on purpose: a restart waits for them.
 import contextlib
 import fcntl
 import importlib
+import io
 import mmap
 import os
 import selectors
@@ -124,6 +125,11 @@ def permit_overrun(page: mmap.mmap, now: float) -> float | None:
     return now - until if on == 1 and now > until else None
 
 
+def open_private(path: Path) -> io.FileIO:
+    """A log file of mode 0600, unbuffered, for appending. The umask stays as it was: the program inherits it."""
+    return io.FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
+
+
 class LogBook:
     """The last lines in memory, and all of them in a file of limited size."""
 
@@ -133,7 +139,7 @@ class LogBook:
         self.lines: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.total = 0  # lines ever written
         self.partial = b""
-        self.file = path.open("ab", buffering=0)  # open as long as the keeper lives
+        self.file = open_private(path)
 
     def feed(self, data: bytes) -> None:
         self._to_file(data)
@@ -177,7 +183,7 @@ class LogBook:
             if self.file.tell() + len(data) > LOG_FILE_BYTES:
                 self.file.close()
                 self.path.replace(self.path.with_name(self.path.name + ".1"))
-                self.file = self.path.open("ab", buffering=0)
+                self.file = open_private(self.path)
             self.file.write(data)
 
 

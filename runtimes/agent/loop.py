@@ -16,7 +16,7 @@ from runtimes.agent.peers import Peers
 from runtimes.agent.router import RouterSupervisor, pick_port
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.agent.supervisor import RuntimeSupervisor, Surroundings
-from runtimes.protocol import GroupRequest, LogLevel, LogLine, Orders, Report, RequestOutcome, RuntimeOrder, Wire
+from runtimes.protocol import GroupRequest, LogLevel, LogLine, Orders, Report, RequestOutcome, RequestStatus, RuntimeOrder, Wire
 
 log = structlog.get_logger()
 REPORT_SECONDS = 2.0  # at least so often
@@ -31,14 +31,11 @@ class Suggestion(Wire, frozen=True):
 class Agent:
     """One machine. `run()` goes on until it is cancelled; keepers, router and runtimes go on without it."""
 
-    def __init__(
-        self, home: Home, identity: Identity, logs: LogBuffer, version: str, *, etcd: str | None = None, process: list[str] | None = None
-    ) -> None:
+    def __init__(self, home: Home, identity: Identity, logs: LogBuffer, version: str, *, etcd: str | None = None) -> None:
         self.home = home
         self.identity = identity
         self.logs = logs
         self.version = version
-        self.process = process
         self.portal = Portal(identity.portal, identity.credential)
         self.spool = Spool(home)
         self.changed = asyncio.Event()
@@ -154,7 +151,6 @@ class Agent:
                     changed=self.changed.set,
                     spool=self.spool,
                     logs=self.logs,
-                    command=self.process,
                 )
                 self._start(f"runtime {key}", self.runtimes[key].run)
             self.runtimes[key].take(wished.get(key), around)
@@ -169,7 +165,25 @@ class Agent:
         self.changed.set()
 
     async def _place(self, request: GroupRequest) -> RequestOutcome:
-        raise NotPlaced("not built yet")
+        """Write one wish through this machine's router. Raises: NotPlaced."""
+        from runtimes.process.coordination import place_request
+
+        member = next((runtime.key for runtime in self.runtimes.values() if runtime.has_group(request.group)), None)
+        if self.orders is None or self.router.endpoint is None:
+            raise NotPlaced("this machine has no router")
+        if member is None:
+            raise NotPlaced(f"no runtime of this machine is a member of the group {request.group}")
+        outcome = await place_request(
+            self.router.endpoint,
+            self.orders.namespace,
+            request,
+            member=member,
+            generation=self.orders.generation,
+            timing=self.orders.timing,
+        )
+        if outcome.status is RequestStatus.FAILED and outcome.code == "no-majority":
+            raise NotPlaced(outcome.reason)
+        return outcome
 
     # -------------------------------------------------------------------------------------------------------------- reports
 

