@@ -16,6 +16,7 @@ from runtimes.agent.peers import Peers
 from runtimes.agent.router import RouterSupervisor, pick_port
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.agent.supervisor import RuntimeSupervisor, Surroundings
+from runtimes.process.wishes import place_request
 from runtimes.protocol import GroupRequest, LogLevel, LogLine, Orders, Report, RequestOutcome, RequestStatus, RuntimeOrder, Wire
 
 log = structlog.get_logger()
@@ -166,8 +167,6 @@ class Agent:
 
     async def _place(self, request: GroupRequest) -> RequestOutcome:
         """Write one wish through this machine's router. Raises: NotPlaced."""
-        from runtimes.process.coordination import place_request
-
         member = next((runtime.key for runtime in self.runtimes.values() if runtime.has_group(request.group)), None)
         if self.orders is None or self.router.endpoint is None:
             raise NotPlaced("this machine has no router")

@@ -67,6 +67,7 @@ class LittlePortal:
         self.tokens = {TOKEN: "external01"}
         self.forgotten: set[str] = set()
         self.server: ThreadingHTTPServer | None = None
+        self.connections: list[socket.socket] = []
         self.arrive()
 
     def arrive(self) -> None:
@@ -74,6 +75,10 @@ class LittlePortal:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                portal.connections.append(self.connection)
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -144,6 +149,12 @@ class LittlePortal:
             server.shutdown()
             server.server_close()
             self.thread.join()
+            for connection in self.connections:
+                try:
+                    connection.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+            self.connections.clear()
 
     def order(self, machine: str, **fields: Any) -> None:
         version = self.orders[machine].version + 1 if machine in self.orders else 1

@@ -40,7 +40,13 @@ def end(*_: object) -> None:
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in behaviour else end)
 if "family" in behaviour:
-    script = "import os,sys,time; pid=os.fork(); open(sys.argv[1]+('.child' if pid else '.grandchild'),'w').write(str(os.getpid())); time.sleep(600)"
+    script = """
+import os, sys, time
+who = "child" if os.fork() else "grandchild"
+with open(sys.argv[1] + "." + who, "w") as file:
+    file.write(str(os.getpid()))
+time.sleep(600)
+"""
     subprocess.Popen([sys.executable, "-c", script, str(folder / "pid")], start_new_session=True)
     while not (folder / "pid.grandchild").exists() or not (folder / "pid.child").exists():
         time.sleep(0.01)
@@ -54,7 +60,7 @@ if "event" in behaviour:
 if "hang" in behaviour:
     (folder / "behaviour").unlink()  # only once
     until = time.clock_gettime(time.CLOCK_BOOTTIME) + 0.3
-    with open(config["permit"], "r+b") as page:
+    with Path(config["permit"]).open("r+b") as page:
         page.write(PERMIT.pack(until, 1))
     os.kill(os.getpid(), signal.SIGSTOP)
 received = b""
