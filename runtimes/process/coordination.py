@@ -88,9 +88,12 @@ class Coordinator:
         entry = self._entries.get(leader_key(self._namespace, group))
         return (parse(LeaderRecord, entry.value), entry.revision) if entry else (None, 0)
 
-    def control(self, group: str) -> tuple[ControlRecord, int]:
+    def control(self, group: str) -> tuple[ControlRecord | None, int]:
+        """The group's wishes; None when the record stands but cannot be read (a newer program's): then nothing may be done."""
         entry = self._entries.get(control_key(self._namespace, group))
-        return (parse(ControlRecord, entry.value) or ControlRecord(), entry.revision) if entry else (ControlRecord(), 0)
+        if entry is None or entry.revision == 0:
+            return ControlRecord(), 0
+        return parse(ControlRecord, entry.value), entry.revision
 
     def watched(self) -> list[str]:
         return self._keys()
@@ -241,8 +244,10 @@ class Coordinator:
             leader, _ = self.leader(group)
             if leader is None or leader.runtime != self.me or leader.session != self.session:
                 self.permits[group] = NEVER
-            elif self.me not in self.control(group)[0].disabled:
-                self.permits[group] = until
+            else:
+                control, _ = self.control(group)
+                if control is not None and self.me not in control.disabled:
+                    self.permits[group] = until
 
     def _adopt_own(self) -> None:
         """After a refusal: an own write of unknown outcome has come true, or nothing moved, or the session is lost."""
@@ -262,6 +267,10 @@ class Coordinator:
         received = self._clock()
         for key, entry in answer.entries.items():
             self._note(key, entry, answer.revision, received)
+        for group in self.groups:  # a leader that this release does not know as a member is observed too
+            leader, _ = self.leader(group)
+            if leader is not None and leader.runtime is not None and leader.runtime not in self._runtimes:
+                self._runtimes.append(leader.runtime)
 
     def _note(self, key: str, entry: Entry, as_of: int, received: float) -> bool:
         """Keep what is newer than what is known; tells whether it was news."""

@@ -78,6 +78,7 @@ class GroupView:
     leader: LeaderRecord | None = None
     leader_revision: int = 0
     control: ControlRecord = field(default_factory=ControlRecord)
+    unreadable: bool = False  # one of the two stands but was written by a program that this one does not understand
     control_revision: int = 0
     sessions: Mapping[str, Observed] = field(default_factory=dict)
     own: Own = field(default_factory=Own)
@@ -144,6 +145,10 @@ def decide_session(observed: Observed | None, session: str, started: bool, now: 
 def decide(view: GroupView, now: float) -> Decision:
     """What this process does with a failover group now. The rules stand in docs/failover.md, in this order of precedence."""
     own, disabled = view.own, view.me in view.control.disabled
+    if view.unreadable:
+        return Decision(
+            Action.FOLLOW, Status.ISOLATED, "isolated: the records of this group cannot be read; a newer program wrote them, deploy it here"
+        )
     if now >= own.contact_until - margin(view.timing):
         why = own.trouble or "no answer from a majority of the routers yet"
         return Decision(Action.FOLLOW, Status.DISABLED if disabled else Status.ISOLATED, f"isolated: {why}")

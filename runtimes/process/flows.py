@@ -19,6 +19,7 @@ from runtimes.process.connectors.base import (
     ItemError,
     NotReady,
     Outbound,
+    Refusing,
     Setting,
     Unavailable,
 )
@@ -66,6 +67,7 @@ class Flow:
         self._troubles: dict[str, Trouble] = {}
         self._taken = self._delivered = self._failed = 0
         self._last_activity = ""
+        self._refused: set[str] = set()  # items that the target would not take: the others go first
         self._said = ""
         self._thread = threading.Thread(target=self._run, name=f"flow {spec.name}", daemon=True)
 
@@ -204,9 +206,11 @@ class Flow:
         items = self._inbound.poll(duty)
         now = time.monotonic()
         due = [item for item in items if item.id not in self._troubles or self._troubles[item.id].again_at <= now]
-        if self._troubles:
+        due.sort(key=lambda item: item.id in self._refused)  # stable: only these go last
+        if self._troubles or self._refused:
             offered = {item.id for item in items}
             self._troubles = {key: trouble for key, trouble in self._troubles.items() if key in offered}
+            self._refused &= offered
         for item in due:
             if not self._wanted(duty):
                 break
@@ -230,6 +234,9 @@ class Flow:
             self._inbound.remove(item, duty)
         except ItemChanged as change:
             self._log.info(f"{item.name!r}: {change}; it is taken when it has settled")
+        except Refusing:
+            self._refused.add(item.id)
+            raise
         except ItemError as error:
             self._failed_once(item, duty, trouble, str(error))
         finally:

@@ -6,6 +6,7 @@ A reader that stands still must not stop the election: what does not fit into th
 import queue
 import sys
 import threading
+import time
 from typing import Any
 
 import structlog
@@ -19,13 +20,10 @@ class _Journal:
     def __init__(self) -> None:
         self._lines: queue.Queue[str] = queue.Queue(KEPT_LINES)
         self._dropped = 0
-        self._idle = threading.Event()
-        self._idle.set()
         threading.Thread(target=self._run, name="journal", daemon=True).start()
 
     def write(self, line: str) -> int:
         try:
-            self._idle.clear()
             self._lines.put_nowait(line)
         except queue.Full:
             self._dropped += 1
@@ -36,12 +34,12 @@ class _Journal:
 
     def drain(self, seconds: float) -> None:
         """Wait until everything is written, at most so long."""
-        self._idle.wait(seconds)
+        deadline = time.monotonic() + seconds
+        while self._lines.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def _run(self) -> None:
         while True:
-            if self._lines.empty():
-                self._idle.set()
             line = self._lines.get()
             try:
                 if self._dropped:
@@ -51,6 +49,7 @@ class _Journal:
                 sys.stdout.flush()
             except (OSError, ValueError):
                 pass  # the reader is gone
+            self._lines.task_done()
 
 
 _journal: _Journal | None = None

@@ -28,7 +28,7 @@ from runtimes.process.election import (
 from runtimes.process.etcd import Etcd
 from runtimes.process.flows import Flow
 from runtimes.process.permits import ALWAYS, NEVER, Clock, Duty, PermitPage, boot_clock
-from runtimes.process.records import GroupMark, epoch_of
+from runtimes.process.records import ControlRecord, GroupMark, epoch_of
 from runtimes.process.seat import Seat
 from runtimes.protocol import (
     Cause,
@@ -63,6 +63,7 @@ class Runtime:
         self._renew_now = False
         self._confirm = False  # after anything but success, the next own transaction is a plain renewal
         self._session = ""
+        self._session_sentence = ""
         self._said: dict[str, str] = {}
         self._last_flows: list[FlowReport] = []
         self._last_flows_at = NEVER
@@ -231,13 +232,15 @@ class Runtime:
                 self._renew_now = False
                 self._settle(coordinator, await coordinator.renew())
             return
+        self._session_sentence = decision.sentence
         self._say("session", decision.sentence)
+        due = now >= self._next_renewal(coordinator)
         if decision.action == SessionAction.START:
-            if now >= self._next_renewal(coordinator) or self._renew_now or not self._confirm:
+            if due or self._renew_now or not self._confirm:
                 self._renew_now = False
                 self._settle(coordinator, await coordinator.start())
-        elif now >= self._next_renewal(coordinator):
-            await coordinator.look()
+        elif due and await coordinator.look() == Result.DONE and decision.action == SessionAction.LOOK:
+            await self._session_step(coordinator)  # what was read says at once whether a session may start
 
     def _next_renewal(self, coordinator: Coordinator) -> float:
         return coordinator.sent_at + self._config.timing.renewal
@@ -310,6 +313,7 @@ class Runtime:
         group = seat.spec.id
         leader, leader_revision = coordinator.leader(group)
         control, control_revision = coordinator.control(group)
+        unreadable = control is None or (leader is None and leader_revision != 0)
         own = Own(
             preference=self._preferences.get(group, Preference.NONE),
             ready=seat.ready,
@@ -317,7 +321,7 @@ class Runtime:
             stopping=self._stopping_since is not None,
             permit_until=coordinator.permits[group],
             contact_until=coordinator.contact_until,
-            trouble=coordinator.trouble,
+            trouble=coordinator.trouble or ("" if coordinator.started else self._session_sentence),
             held_off=group in coordinator.held_off,
             busy=seat.busy,
             drain_since=seat.drain_since,
@@ -330,7 +334,8 @@ class Runtime:
             coordinator.session,
             leader,
             leader_revision,
-            control,
+            control or ControlRecord(),
+            unreadable,
             control_revision,
             coordinator.sessions,
             own,

@@ -128,12 +128,15 @@ async def _judge(
         outcome = _succeeded(request, f"{runtime} is enabled")
         disabled = {key: value for key, value in control.disabled.items() if key != runtime}
         return outcome, ControlRecord(disabled, control.request, control.done).remembering(outcome)
-    if control.request is not None:
+    epoch = picture.epoch(generation)
+    if control.request is not None and control.request.expected_epoch == epoch:
         raise RefusedError(
             "busy", f"another switch of this group is under way (asked by {control.request.actor or 'somebody'}); wait for it"
         )
+    if control.request is not None:  # its leadership is over, and nobody has led since who would have closed it
+        reason = "leadership changed before the request was carried out"
+        control = control.closing(RequestOutcome(id=control.request.id, status=RequestStatus.FAILED, code="stale", reason=reason))
     leader = _leader(picture)
-    epoch = picture.epoch(generation)
     if request.expected_epoch is not None and request.expected_epoch != epoch:
         raise RefusedError("stale", f"leadership has changed meanwhile: {leader} holds epoch {epoch}; look again and repeat")
     if runtime == leader:
@@ -226,12 +229,18 @@ async def _look(client: Etcd, namespace: str, group: str, timing: Timing) -> Pic
         if record is not None:
             sessions[key.removeprefix(prefix)] = (record, entry.revision)
     return Picture(
-        parse(ControlRecord, control.value) or ControlRecord(),
+        _control(parse(ControlRecord, control.value), control.revision),
         control.revision,
         parse(LeaderRecord, leader.value),
         leader.revision,
         sessions,
     )
+
+
+def _control(record: ControlRecord | None, revision: int) -> ControlRecord:
+    if record is None and revision != 0:
+        raise RefusedError("not-ready", "the record of this group was written by a newer program; upgrade this machine's agent")
+    return record or ControlRecord()
 
 
 async def _transact(client: Etcd, compare: Any, success: Any, failure: Any, timing: Timing) -> Answer:

@@ -37,6 +37,10 @@ class Unavailable(Exception):  # noqa: N818 - says what happened
     """Source or target cannot be reached: not the item's fault, so items wait in the source."""
 
 
+class Refusing(Unavailable):
+    """The target answers but does not take this now (no space left): items wait, and this one lets the others go first."""
+
+
 class Fenced(Unavailable):
     """The target has seen a higher epoch of this group: this leadership is over."""
 

@@ -19,6 +19,7 @@ from runtimes.process.connectors.base import (
     ItemError,
     NotReady,
     Origin,
+    Refusing,
     Setting,
     Unavailable,
     inbound,
@@ -268,7 +269,7 @@ class FileOutbound:
             if self._receipts is not None:
                 self._receipt(self._receipts, item, name, digest)
         except OSError as error:
-            raise Unavailable(f"cannot write to {self._folder}: {error.strerror}") from error
+            raise Refusing(f"cannot write to {self._folder}: {error.strerror}") from error
         finally:
             _remove(part)
 

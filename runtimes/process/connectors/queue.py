@@ -30,6 +30,7 @@ from runtimes.process.connectors.base import (
     Item,
     ItemError,
     Origin,
+    Refusing,
     Setting,
     Unavailable,
     inbound,
@@ -155,7 +156,7 @@ class Broker:
                 raise UploadLost(f"the upload to queue {self.queue} was lost; it is sent again") from error
             if "NOGROUP" in text:
                 raise NoQueue(f"queue {self.queue} was emptied; it is made again") from error
-            raise Unavailable(f"queue {self.queue} at {self._address} refuses: {error}") from error
+            raise Refusing(f"queue {self.queue} at {self._address} refuses: {error}") from error
         except (redis.RedisError, OSError, ValueError, AttributeError) as error:  # the last two: its socket was cut by `abort`
             raise Unavailable(f"queue {self.queue} at {self._address} cannot be reached: {error}") from error
 

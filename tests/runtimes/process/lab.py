@@ -1,4 +1,4 @@
-"""Real servers and real runtime processes for tests. Everything listens on 127.0.0.1, below the ephemeral ports, and is stopped by its owner."""
+"""Real servers and real runtime processes for tests, on 127.0.0.1, below the ephemeral ports; each is stopped by its owner."""
 
 import base64
 import json

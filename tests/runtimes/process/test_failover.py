@@ -1,7 +1,6 @@
 """Two real runtime processes, three real routers, a real queue."""
 
 import asyncio
-import os
 import signal
 import time
 
@@ -195,7 +194,7 @@ def test_items_wait_in_the_source_while_the_queue_is_away(landscape: Landscape) 
             drop(landscape, f"order {number}")
         time.sleep(2)
         assert first.leads(), "leadership does not move"
-        assert len(os.listdir(landscape.outbox)) == 3
+        assert len(list(landscape.outbox.iterdir())) == 3
     finally:
         landscape.broker.process.send_signal(signal.SIGCONT)
     until(lambda: len(landscape.queued()) == 3, 8, "the files are queued")
@@ -211,7 +210,7 @@ def test_two_hundred_files_pass_well_within_ten_seconds(landscape: Landscape) ->
     until(lambda: len(landscape.queued()) == 200, 10, "all are queued")
     assert time.monotonic() - started < 6
     assert len({fields[b"sha256"] for fields in landscape.queued()}) == 200
-    until(lambda: not os.listdir(landscape.outbox), 2, "the outbox is empty")
+    until(lambda: not list(landscape.outbox.iterdir()), 2, "the outbox is empty")
 
 
 def test_leadership_follows_the_killed_again_and_again(landscape: Landscape) -> None:

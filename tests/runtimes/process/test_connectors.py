@@ -1,0 +1,336 @@
+"""Inbounds and outbounds against real folders and a real queue."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from runtimes.process.connectors import INBOUNDS, OUTBOUNDS
+from runtimes.process.connectors.base import ConfigError, Fenced, Item, ItemChanged, ItemError, Setting, Unavailable
+from runtimes.process.connectors.file import FileInbound, FileOutbound, target_name
+from runtimes.process.connectors.queue import QueueInbound, QueueOutbound
+from runtimes.process.flows import Flow
+from runtimes.process.permits import Duty, PermitEnded
+from runtimes.protocol import Component, ComponentKind, FlowSpec
+from tests.runtimes.process.lab import Broker, folder, queue, until
+
+LATIN_1 = "bestellung-ü.xml".encode("latin-1")
+EPOCH = 10**12 + 5
+
+
+def setting(component: Component, tmp_path: Path, side: str = "inbound") -> Setting:
+    log = structlog.get_logger()
+    return Setting("f", "erp-orders", component, side, "external01.erp", "external01", "orders", tmp_path / "data", log)
+
+
+def duty(epoch: int = EPOCH, clock: Callable[[], float] = lambda: 0.0) -> Duty:
+    return Duty("g", "orders", epoch, 1.0, clock)
+
+
+def settled(inbound: FileInbound, held: Duty) -> list[Item]:
+    """What the poller offers once everything has stood still."""
+    inbound.poll(held)
+    time.sleep(0.55)
+    return list(inbound.poll(held))
+
+
+def content(item: Item) -> bytes:
+    with item.open() as chunks:
+        return b"".join(chunks)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> FileInbound:
+    made = FileInbound(setting(folder(tmp_path / "outbox", error_folder=str(tmp_path / "errors")), tmp_path))
+    made.prepare()
+    return made
+
+
+@pytest.fixture
+def flows(tmp_path: Path) -> Iterator[Callable[..., Flow]]:
+    made: list[Flow] = []
+
+    def start(inbound: Component, outbound: Component, held: Duty) -> Flow:
+        spec = FlowSpec(id="f", name="erp-orders", version="1.0.0", inbound=inbound, outbound=outbound)
+        log = structlog.get_logger()
+        flow = Flow(spec, key="e.erp", machine="e", group_name="orders", data=tmp_path / "data", changed=lambda: None, log=log)
+        flow.open()
+        flow.start(held)
+        made.append(flow)
+        return flow
+
+    yield start
+    for flow in made:
+        flow.close()
+    until(lambda: not any(flow.busy for flow in made), 5)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ file
+
+
+def test_a_file_is_offered_once_it_has_stood_still_and_names_need_no_encoding(source: FileInbound, tmp_path: Path) -> None:
+    for name, data in {LATIN_1: b"<x/>", b"empty": b"", b".hidden": b"x", b"a.tmp": b"x", b"b.part": b"x"}.items():
+        (tmp_path / "outbox" / os.fsdecode(name)).write_bytes(data)
+    (tmp_path / "outbox" / "folder").mkdir()
+    assert source.poll(duty()) == []
+    items = settled(source, duty())
+    assert {item.name: content(item) for item in items} == {LATIN_1: b"<x/>", b"empty": b""}
+    assert len({item.id for item in items}) == 2
+    assert {item.id for item in source.poll(duty())} == {item.id for item in items}, "ids are stable"
+    assert items[0].origin.group == "orders" and items[0].origin.epoch == EPOCH
+
+
+def test_a_file_still_being_written_is_not_offered(source: FileInbound, tmp_path: Path) -> None:
+    with (tmp_path / "outbox" / "growing").open("wb") as file:
+        for _ in range(8):
+            file.write(b"x")
+            file.flush()
+            assert source.poll(duty()) == []
+            time.sleep(0.1)
+    time.sleep(0.6)
+    assert len(source.poll(duty())) == 1
+
+
+def test_a_file_that_changes_while_it_is_read_drops_the_attempt_and_stays(source: FileInbound, tmp_path: Path) -> None:
+    path = tmp_path / "outbox" / "order"
+    path.write_bytes(b"first")
+    (item,) = settled(source, duty())
+    with item.open() as chunks, pytest.raises(ItemChanged):
+        next(chunks)
+        path.write_bytes(b"second, longer")
+        list(chunks)
+    source.remove(item, duty())
+    assert path.read_bytes() == b"second, longer", "another file than the delivered one is not removed"
+
+
+def test_a_rejected_file_moves_to_the_error_folder_with_its_reason(source: FileInbound, tmp_path: Path) -> None:
+    (tmp_path / "outbox" / "bad").write_bytes(b"x")
+    (item,) = settled(source, duty())
+    source.reject(item, "it is bad", duty())
+    assert (tmp_path / "errors" / "bad").read_bytes() == b"x"
+    assert json.loads((tmp_path / "errors" / "bad.reason.json").read_text())["reason"] == "it is bad"
+    (tmp_path / "outbox" / "bad").write_bytes(b"another")
+    (item,) = settled(source, duty())
+    source.reject(item, "bad again", duty())
+    assert len(list((tmp_path / "errors").iterdir())) == 4, "the first is kept"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(LATIN_1, id="not UTF-8"),
+        pytest.param(b"../../etc/passwd", id="leads out of the folder"),
+        pytest.param(b"..", id="the folder above"),
+        pytest.param(b"", id="no name"),
+        pytest.param(b"x" * 300 + b".xml", id="too long"),
+    ],
+)
+def test_a_target_name_stays_in_the_folder_and_fits(name: bytes) -> None:
+    made = target_name("0" * 32, name)
+    assert b"/" not in made and len(made) <= 255 and made.startswith(b"0" * 32 + b"-")
+    if len(name) < 200 and b"/" not in name and name:
+        assert made == b"0" * 32 + b"-" + name
+
+
+def test_a_delivery_is_written_whole_then_receipted(source: FileInbound, tmp_path: Path) -> None:
+    (tmp_path / "outbox" / os.fsdecode(LATIN_1)).write_bytes(b"<x/>")
+    (item,) = settled(source, duty())
+    target = FileOutbound(setting(folder(tmp_path / "inbox", receipts=str(tmp_path / "in" / "received.jsonl")), tmp_path, "outbound"))
+    target.prepare()
+    target.deliver(item, duty())
+    (line,) = (tmp_path / "in" / "received.jsonl").read_text().splitlines()
+    receipt = json.loads(line)
+    assert set(receipt) == {"id", "flow", "group", "epoch", "machine", "sha256", "file", "received_at"}
+    assert receipt["sha256"] == hashlib.sha256(b"<x/>").hexdigest()
+    assert (receipt["flow"], receipt["group"], receipt["epoch"], receipt["machine"]) == ("erp-orders", "orders", EPOCH, "external01")
+    assert "\\udcfc" in line and receipt["received_at"].endswith("Z")
+    assert [os.fsencode(path.name) for path in (tmp_path / "inbox").iterdir()] == [os.fsencode(receipt["file"])]
+
+
+def test_a_wrong_hash_or_an_ended_permit_leaves_nothing_behind(source: FileInbound, tmp_path: Path) -> None:
+    (tmp_path / "outbox" / "order").write_bytes(b"x")
+    (item,) = settled(source, duty())
+    target = FileOutbound(setting(folder(tmp_path / "inbox"), tmp_path, "outbound"))
+    target.prepare()
+    with pytest.raises(ItemError, match="does not match"):
+        target.deliver(replace(item, sha256="00"), duty())
+    with pytest.raises(PermitEnded):
+        target.deliver(item, duty(clock=lambda: 1.0))
+    assert list((tmp_path / "inbox").iterdir()) == []
+
+
+def test_a_missing_or_wrong_setting_is_named_with_its_flow_and_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"flow erp-orders: setting folder of its file inbound is missing; fill it in"):
+        INBOUNDS[ComponentKind.FILE](setting(Component(kind=ComponentKind.FILE), tmp_path))
+    with pytest.raises(ConfigError, match=r"setting folder of its file outbound is not an absolute path"):
+        OUTBOUNDS[ComponentKind.FILE](setting(Component(kind=ComponentKind.FILE, settings={"folder": "x"}), tmp_path, "outbound"))
+    with pytest.raises(ConfigError, match=r"setting poll_seconds .* is not a number"):
+        INBOUNDS[ComponentKind.FILE](setting(folder(tmp_path, poll_seconds="often"), tmp_path))
+    with pytest.raises(ConfigError, match=r"setting url .* is not usable"):
+        OUTBOUNDS[ComponentKind.QUEUE](
+            setting(Component(kind=ComponentKind.QUEUE, settings={"url": "nowhere", "queue": "q"}), tmp_path, "outbound")
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------------- queue
+
+
+def send(
+    broker: Broker, tmp_path: Path, source: FileInbound, data: bytes = b"<x/>", held: Duty | None = None, name: bytes = LATIN_1
+) -> None:
+    (tmp_path / "outbox" / os.fsdecode(name)).write_bytes(data)
+    held = held or duty()
+    (item,) = settled(source, held)
+    outbound = QueueOutbound(setting(queue(broker), tmp_path, "outbound"))
+    outbound.begin(held)
+    outbound.deliver(item, held)
+    source.remove(item, held)
+
+
+def consumer(broker: Broker, tmp_path: Path, key: str = "core01.warehouse") -> QueueInbound:
+    return QueueInbound(replace(setting(queue(broker), tmp_path), key=key))
+
+
+def test_an_item_passes_the_queue_byte_for_byte_with_its_origin(broker: Broker, tmp_path: Path, source: FileInbound) -> None:
+    data = os.urandom(3 * 1024 * 1024 + 17)
+    send(broker, tmp_path, source, data)
+    inbound, free = consumer(broker, tmp_path), Duty(None, "", 0, 1.0, lambda: 0.0)
+    inbound.begin(free)
+    (item,) = inbound.poll(free)
+    assert (item.name, content(item), item.sha256) == (LATIN_1, data, hashlib.sha256(data).hexdigest())
+    assert (item.origin.flow, item.origin.group, item.origin.epoch, item.origin.machine) == ("erp-orders", "orders", EPOCH, "external01")
+    inbound.remove(item, free)
+    assert broker.client.xlen("t:orders") == 0
+    assert list(broker.client.scan_iter("t:upload:*")) == [], "its bytes are gone with it"
+
+
+def test_a_lower_epoch_is_refused_and_a_single_node_neither_compares_nor_lowers(
+    broker: Broker, tmp_path: Path, source: FileInbound
+) -> None:
+    (tmp_path / "outbox" / "order").write_bytes(b"x")
+    old, new, alone = duty(EPOCH), duty(EPOCH + 1), duty(0)
+    (item,) = settled(source, old)
+    stale, fresh = (QueueOutbound(setting(queue(broker), tmp_path, "outbound")) for _ in range(2))
+    stale.begin(old)
+    fresh.begin(new)
+    with pytest.raises(Fenced, match=str(EPOCH + 1)):
+        stale.deliver(item, old)
+    with pytest.raises(Fenced):
+        stale.begin(old)
+    assert broker.client.xlen("t:orders") == 0
+    stale.begin(alone)
+    stale.deliver(item, alone)
+    ((_, fields),) = broker.client.xrange("t:orders")
+    assert fields[b"unfenced"] == b"1"
+    with pytest.raises(Fenced):
+        stale.begin(old)
+
+
+def test_an_ended_permit_commits_nothing(broker: Broker, tmp_path: Path, source: FileInbound) -> None:
+    now = [0.0]
+    held = duty(clock=lambda: now[0])
+    (tmp_path / "outbox" / "order").write_bytes(b"")
+    (item,) = settled(source, held)
+    now[0] = 1.0
+    with pytest.raises(PermitEnded):
+        QueueOutbound(setting(queue(broker), tmp_path, "outbound")).deliver(item, held)
+    assert broker.client.xlen("t:orders") == 0
+
+
+def test_a_new_leader_claims_what_the_former_had_read_and_the_former_can_finish_nothing(
+    broker: Broker, tmp_path: Path, source: FileInbound
+) -> None:
+    send(broker, tmp_path, source)
+    old, new = duty(EPOCH), duty(EPOCH + 1)
+    first, second = consumer(broker, tmp_path, "external01.w"), consumer(broker, tmp_path, "external02.w")
+    first.begin(old)
+    (item,) = first.poll(old)
+    second.begin(new)
+    with pytest.raises(Fenced):
+        first.remove(item, old)
+    with pytest.raises(Fenced):
+        first.poll(old)
+    (claimed,) = second.poll(new)
+    assert (claimed.id, content(claimed)) == (item.id, b"<x/>")
+    second.remove(claimed, new)
+    assert broker.client.xlen("t:orders") == 0
+
+
+def test_a_queue_that_is_away_is_not_the_items_fault(tmp_path: Path) -> None:
+    gone = Component(kind=ComponentKind.QUEUE, settings={"url": "redis://127.0.0.1:1/0", "queue": "q"})
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        QueueOutbound(setting(gone, tmp_path, "outbound")).begin(duty())
+
+
+# ------------------------------------------------------------------------------------------------------------------------ flows
+
+
+def test_an_undeliverable_entry_goes_to_the_error_stream_and_the_rest_arrives(
+    broker: Broker, tmp_path: Path, source: FileInbound, flows: Callable[..., Flow]
+) -> None:
+    broker.client.xadd("t:orders", {"strange": "entry"})
+    send(broker, tmp_path, source, b"lost", name=b"lost")
+    broker.client.delete(*broker.client.scan_iter("t:upload:*"))
+    send(broker, tmp_path, source, b"good", name=b"good")
+    flow = flows(queue(broker), folder(tmp_path / "inbox"), Duty(None, "", 0, float("inf")))
+    until(lambda: len(list((tmp_path / "inbox").glob("*-good"))) == 1, 3, "the good one arrives")
+    until(lambda: broker.client.xlen("t:orders:errors") == 2, 6, "the bad ones are moved aside")
+    reasons = [fields[b"reason"] for _, fields in broker.client.xrange("t:orders:errors")]
+    assert b"was not written by Baton" in reasons[0] and b"gone from the queue" in reasons[1]
+    assert broker.client.xlen("t:orders") == 0
+    assert (flow.report().delivered, flow.report().failed) == (1, 2)
+
+
+class Picky(FileOutbound):
+    """A target that cannot take one kind of item."""
+
+    def deliver(self, item: Item, duty: Duty) -> None:
+        if item.name.startswith(b"bad"):
+            raise ItemError("the target cannot take it")
+        super().deliver(item, duty)
+
+
+@pytest.fixture
+def picky(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OUTBOUNDS, ComponentKind.FILE, Picky)
+
+
+@pytest.mark.usefixtures("picky")
+def test_a_full_error_folder_leaves_the_item_and_never_blocks_the_rest(tmp_path: Path, flows: Callable[..., Flow]) -> None:
+    (tmp_path / "outbox").mkdir()
+    blocked = tmp_path / "errors"
+    blocked.mkdir()
+    for name in ("bad", "good-1", "good-2"):
+        (tmp_path / "outbox" / name).write_bytes(b"x")
+    (blocked / "bad.reason.json").mkdir()  # the reason cannot be written: root writes into any folder
+    flow = flows(folder(tmp_path / "outbox", error_folder=str(blocked)), folder(tmp_path / "inbox"), Duty(None, "", 0, float("inf")))
+    until(lambda: flow.report().delivered == 2, 3, "the good ones arrive")
+    time.sleep(2)
+    assert (tmp_path / "outbox" / "bad").exists()
+    (tmp_path / "outbox" / "good-3").write_bytes(b"x")
+    until(lambda: flow.report().delivered == 3, 2, "a later one arrives too")
+
+
+@pytest.mark.usefixtures("picky")
+def test_an_item_the_target_cannot_take_is_moved_aside_after_bounded_tries(tmp_path: Path, flows: Callable[..., Flow]) -> None:
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox" / "bad").write_bytes(b"x")
+    flows(folder(tmp_path / "outbox"), folder(tmp_path / "inbox"), Duty(None, "", 0, float("inf")))
+    until(lambda: (tmp_path / "data" / "errors" / "f" / "bad").exists(), 4, "it is moved aside")
+    assert "cannot take" in (tmp_path / "data" / "errors" / "f" / "bad.reason.json").read_text()
+
+
+def test_a_voided_duty_never_comes_back(tmp_path: Path) -> None:
+    held: Any = duty()
+    held.check_take()
+    held.void()
+    held.extend(100.0)
+    held.resume()
+    assert not held.valid() and not held.taking

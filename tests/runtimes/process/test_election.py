@@ -1,0 +1,177 @@
+# ruff: noqa: E501 - a table reads better in long lines
+"""Who leads: the decisions as a table. `now` is 100 s; a session seen 0.1 s ago lives, one seen 1 s ago has stood still for the TTL."""
+
+from dataclasses import replace
+
+import pytest
+
+from runtimes.process.election import Action, GroupView, Own, SessionAction, decide, decide_session, single_node_cause
+from runtimes.process.records import ControlRecord, Disabled, GroupMark, LeaderRecord, Observed, OpenRequest, SessionRecord
+from runtimes.protocol import Cause, GroupSpec, Preference, Status
+
+NOW = 100.0
+A, B, C = "external01.erp", "external02.erp", "external03.erp"
+SPEC = GroupSpec(id="g", name="orders", failover=True, members=[A, B, C])
+FRESH, STALE = NOW - 0.1, NOW - 1.0
+EPOCH = 10**12 + 7
+
+
+def seen(
+    runtime: str, since: float = FRESH, *, ready: bool = True, preference: Preference = Preference.NONE, session: str = ""
+) -> Observed:
+    mark = GroupMark(ready=ready, on=False, preference=preference)
+    return Observed(SessionRecord(session or f"{runtime}:1", 3, runtime, 1, {"g": mark}), 50, since)
+
+
+GONE = Observed(None, 0, FRESH)
+ALL = {A: seen(A), B: seen(B), C: Observed(None, 0, FRESH)}
+A_LEADS = LeaderRecord(A, f"{A}:1", Cause.FIRST)
+B_LEADS = LeaderRecord(B, f"{B}:1", Cause.FIRST)
+NOBODY_OFF = ControlRecord()
+OFF_A = ControlRecord({A: Disabled("r0", "operator")})
+OFF_B = ControlRecord({B: Disabled("r0", "operator")})
+OWN = Own(permit_until=NOW + 0.7, contact_until=NOW + 0.7)
+
+
+def view(me: str = A, leader: LeaderRecord | None = A_LEADS, own: Own = OWN, **changes: object) -> GroupView:
+    base = GroupView(SPEC, me, f"{me}:1", leader, 7 if leader else 0, sessions=ALL, own=own)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def request(to: str | None = B, epoch: int = EPOCH, disabled: ControlRecord = NOBODY_OFF) -> ControlRecord:
+    return ControlRecord(disabled.disabled, OpenRequest("r1", to, epoch, Cause.SWITCH, "operator"))
+
+
+@pytest.mark.parametrize(
+    ("situation", "action", "status", "says"),
+    [
+        pytest.param(view(), Action.LEAD, Status.LEADER, f"epoch {EPOCH}", id="the leader with a permit leads"),
+        pytest.param(
+            view(own=replace(OWN, contact_until=NOW + 0.04, trouble="no answer")), Action.FOLLOW, Status.ISOLATED, "no answer",
+            id="a leader stops just before its permit ends",
+        ),
+        pytest.param(view(own=replace(OWN, permit_until=NOW)), Action.FOLLOW, Status.LEADER, "waits", id="a leader without a permit is off"),
+        pytest.param(view(own=replace(OWN, held_off=True)), Action.FOLLOW, Status.FOLLOWER, "gave", id="an unknown give-up stays off"),
+        pytest.param(view(own=Own()), Action.FOLLOW, Status.ISOLATED, "majority", id="without any contact a process is isolated"),
+        pytest.param(view(unreadable=True), Action.FOLLOW, Status.ISOLATED, "newer", id="records of a newer program are left alone"),
+        pytest.param(view(B), Action.FOLLOW, Status.FOLLOWER, f"follows {A}", id="a follower follows a living leader"),
+        pytest.param(view(B, sessions={**ALL, A: GONE}), Action.TAKE, Status.FOLLOWER, "gone", id="proven death is followed at once"),
+        pytest.param(
+            view(B, sessions={**ALL, A: seen(A, STALE)}), Action.TAKE, Status.FOLLOWER, "stood still", id="a full TTL of silence is death"
+        ),
+        pytest.param(
+            view(B, sessions={**ALL, A: seen(A, STALE + 0.01)}), Action.FOLLOW, Status.FOLLOWER, "follows", id="less than a TTL is not"
+        ),
+        pytest.param(
+            view(B, sessions={**ALL, A: seen(A, session="other:1")}), Action.TAKE, Status.FOLLOWER, "another session",
+            id="a leader that began anew leads no more",
+        ),
+        pytest.param(view(B, sessions={B: seen(B)}), Action.FOLLOW, Status.FOLLOWER, "follows", id="an unheard leader is not judged"),
+        pytest.param(view(B, None), Action.TAKE, Status.FOLLOWER, "nobody has led", id="the first one takes"),
+        pytest.param(
+            view(B, LeaderRecord(None, None, Cause.RELEASE, "", A)), Action.TAKE, Status.FOLLOWER, "stopped cleanly", id="a vacant one is taken"
+        ),
+        pytest.param(view(B, None, replace(OWN, ready=False, reason="no folder")), Action.FOLLOW, Status.FOLLOWER, "no folder", id="not ready"),
+        pytest.param(view(B, None, replace(OWN, stopping=True)), Action.FOLLOW, Status.FOLLOWER, "stopping", id="a stopping one takes nothing"),
+        pytest.param(
+            view(B, None, replace(OWN, not_before=NOW + 1)), Action.FOLLOW, Status.FOLLOWER, "anew", id="a new cluster: a TTL is waited"
+        ),
+        pytest.param(
+            view(B, None, sessions={**ALL, A: seen(A, preference=Preference.LEADER)}), Action.FOLLOW, Status.FOLLOWER, "goes first",
+            id="the better preferred goes first",
+        ),
+        pytest.param(
+            view(B, None, replace(OWN, vacant_since=NOW - 0.2), sessions={**ALL, A: seen(A, preference=Preference.LEADER)}),
+            Action.TAKE, Status.FOLLOWER, "takes over", id="but for one renewal only",
+        ),
+        pytest.param(
+            view(B, None, sessions={**ALL, A: seen(A, STALE, preference=Preference.LEADER)}), Action.TAKE, Status.FOLLOWER, "takes over",
+            id="a silent better preferred one is not waited for",
+        ),
+        pytest.param(
+            view(B, None, sessions={**ALL, A: seen(A, preference=Preference.LEADER)}, control=OFF_A), Action.TAKE, Status.FOLLOWER, "takes",
+            id="nor a disabled one",
+        ),
+        pytest.param(view(B, None, control=OFF_B), Action.FOLLOW, Status.DISABLED, "operator", id="a disabled member never takes"),
+        pytest.param(view(control=OFF_A), Action.DRAIN, Status.DISABLED, "draining", id="a disabled leader drains"),
+        pytest.param(
+            view(own=replace(OWN, drain_since=NOW), control=OFF_A), Action.HAND_OVER, Status.DISABLED, B, id="then hands over to a ready one"
+        ),
+        pytest.param(
+            view(own=replace(OWN, drain_since=NOW), control=OFF_A, sessions={**ALL, B: seen(B, ready=False)}),
+            Action.RELEASE, Status.DISABLED, "gives leadership up", id="or leaves the group to nobody",
+        ),
+        pytest.param(
+            view(own=replace(OWN, drain_since=NOW - 0.5, busy=True, permit_until=NOW), control=OFF_A), Action.HAND_OVER, Status.DISABLED, B,
+            id="a disabled leader drains no longer than its permit",
+        ),
+        pytest.param(view(own=replace(OWN, stopping=True, drain_since=NOW)), Action.HAND_OVER, Status.LEADER, B, id="stopping hands over"),
+        pytest.param(view(control=request()), Action.DRAIN, Status.LEADER, "draining", id="a switch drains first"),
+        pytest.param(
+            view(control=request(), own=replace(OWN, drain_since=NOW - 1, busy=True)), Action.DRAIN, Status.LEADER, B, id="while in flight"
+        ),
+        pytest.param(view(control=request(), own=replace(OWN, drain_since=NOW)), Action.HAND_OVER, Status.LEADER, "operator", id="then gives"),
+        pytest.param(
+            view(control=request(None), own=replace(OWN, drain_since=NOW)), Action.HAND_OVER, Status.LEADER, B, id="Stop: any ready follower"
+        ),
+        pytest.param(
+            view(control=request(), own=replace(OWN, drain_since=NOW - 5, busy=True)), Action.CLOSE, Status.LEADER, "5 s", id="the drain limit"
+        ),
+        pytest.param(view(control=request(epoch=EPOCH - 1)), Action.CLOSE, Status.LEADER, "changed", id="a stale switch is closed"),
+        pytest.param(view(control=request(A)), Action.CLOSE, Status.LEADER, "already", id="a switch to the leader is fulfilled"),
+        pytest.param(
+            view(control=request(), sessions={**ALL, B: seen(B, STALE)}), Action.CLOSE, Status.LEADER, "stood still", id="a silent candidate"
+        ),
+        pytest.param(view(control=request(disabled=OFF_B)), Action.CLOSE, Status.LEADER, "disabled", id="a disabled candidate"),
+        pytest.param(view(control=request("x.erp")), Action.CLOSE, Status.LEADER, "no member", id="an unknown candidate"),
+        pytest.param(
+            view(control=request(None), sessions={A: seen(A), B: GONE, C: GONE}), Action.CLOSE, Status.LEADER, "Disable",
+            id="Stop without a ready follower offers Disable",
+        ),
+    ],
+)  # fmt: skip
+def test_decide(situation: GroupView, action: Action, status: Status, says: str) -> None:
+    decision = decide(situation, NOW)
+    assert (decision.action, decision.status) == (action, status), decision.sentence
+    assert says in decision.sentence
+
+
+@pytest.mark.parametrize(
+    ("leader", "sessions", "cause"),
+    [
+        pytest.param(None, ALL, Cause.FIRST, id="nobody led before"),
+        pytest.param(A_LEADS, {**ALL, A: GONE}, Cause.CRASH, id="the keeper ended the session"),
+        pytest.param(A_LEADS, {**ALL, A: seen(A, STALE)}, Cause.SILENCE, id="the session stood still"),
+        pytest.param(LeaderRecord(None, None, Cause.DISABLE, "ann", A), ALL, Cause.DISABLE, id="the leader was disabled"),
+    ],
+)
+def test_a_take_tells_why(leader: LeaderRecord | None, sessions: dict[str, Observed], cause: Cause) -> None:
+    assert decide(view(B, leader, sessions=sessions), NOW).cause == cause
+
+
+@pytest.mark.parametrize(
+    ("observed", "started", "action"),
+    [
+        pytest.param(None, False, SessionAction.LOOK, id="nothing read yet"),
+        pytest.param(GONE, False, SessionAction.START, id="no session stands"),
+        pytest.param(seen(A, FRESH), False, SessionAction.WAIT, id="another process may live"),
+        pytest.param(seen(A, STALE), False, SessionAction.START, id="it has stood still for a TTL"),
+        pytest.param(seen(A, FRESH), True, SessionAction.RENEW, id="the own session is renewed"),
+    ],
+)
+def test_a_session_starts_only_where_none_can_live(observed: Observed | None, started: bool, action: SessionAction) -> None:
+    assert decide_session(observed, f"{A}:1", started, NOW, 1.0).action == action
+
+
+@pytest.mark.parametrize(
+    ("spec", "etcd", "says"),
+    [
+        pytest.param(SPEC, "http://127.0.0.1:1", None, id="a failover group"),
+        pytest.param(SPEC, None, "no router", id="a machine without a router"),
+        pytest.param(GroupSpec(id="g", name="g", failover=True, members=[A]), "http://x", "no peer", id="no peer"),
+        pytest.param(GroupSpec(id="g", name="g", failover=False, members=[A, B]), "http://x", "not on", id="failover is off"),
+    ],
+)
+def test_a_single_node_tells_its_cause(spec: GroupSpec, etcd: str | None, says: str | None) -> None:
+    cause = single_node_cause(spec, A, etcd)
+    assert cause is None if says is None else cause is not None and says in cause
