@@ -9,7 +9,6 @@ import logging
 import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from functools import partial
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
@@ -43,7 +42,10 @@ def register(machine: Machine, *, by: AbstractBaseUser) -> str:
     with transaction.atomic():
         JoinToken.objects.filter(machine=machine, used_at=None, expires_at__gt=now).update(expires_at=now)
         JoinToken.objects.create(
-            machine=machine, digest=_digest(token), created_by_id=by.pk, expires_at=now + timedelta(seconds=settings.JOIN_TOKEN_VALID_SECONDS)
+            machine=machine,
+            digest=_digest(token),
+            created_by_id=by.pk,
+            expires_at=now + timedelta(seconds=settings.JOIN_TOKEN_VALID_SECONDS),
         )
     return token
 
@@ -56,7 +58,8 @@ def join(request: protocol.JoinRequest, *, now: datetime) -> protocol.JoinAnswer
     """
     if request.protocol_version != protocol.PROTOCOL_VERSION:
         raise Invalid(
-            f"This portal speaks protocol {protocol.PROTOCOL_VERSION}, the agent {request.protocol_version}: install the agent of this portal's version.",
+            f"This portal speaks protocol {protocol.PROTOCOL_VERSION}, the agent {request.protocol_version}: "
+            "install the agent of this portal's version.",
             field="protocol_version",
         )
     token = JoinToken.objects.filter(digest=_digest(request.token)).select_related("machine__environment__project").first()
@@ -105,9 +108,17 @@ def record_report(machine: Machine, report: protocol.Report, *, now: datetime) -
             return False
         if news.cluster_became_known:  # from now on an empty data directory is refused
             touch(machine)
-        for hook in on_report:
-            transaction.on_commit(partial(hook, machine.environment_id), robust=True)
+        transaction.on_commit(lambda: _tell(machine.environment_id))
     return True
+
+
+def _tell(environment_id: int) -> None:
+    """A listener's trouble is not the agent's: its report is stored."""
+    for hook in on_report:
+        try:
+            hook(environment_id)
+        except Exception:
+            logger.exception("A listener to reports failed.")
 
 
 # -------------------------------------------------------------------------------------------------------------------- orders
@@ -118,7 +129,7 @@ def touch(*machines: Machine) -> None:
     ids = sorted({machine.pk for machine in machines})
     if ids:
         Machine.objects.filter(pk__in=ids).update(orders_version=F("orders_version") + 1)
-        transaction.on_commit(partial(wakeup.send, ids), robust=True)
+        transaction.on_commit(lambda: wakeup.send(ids))
 
 
 def newest_orders(machine_id: int) -> int | None:

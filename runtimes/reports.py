@@ -213,6 +213,7 @@ def _store_events(machine: Machine, runtimes: dict[str, Runtime], events: list[p
                 cause=event.cause,
                 actor=event.actor[:150],
                 at=moment(event.at, now),
+                heard_at=now,
                 detection_seconds=event.detection_seconds,
                 gap_seconds=event.gap_seconds,
             )

@@ -22,6 +22,7 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
+from portal import problems
 from portal.errors import Invalid, NotAllowed
 from runtimes import fleet, protocol, wakeup
 from runtimes.models import Machine
@@ -60,13 +61,11 @@ def _answer(message: object) -> HttpResponse:
 
 
 def problem(refusal: NotAllowed) -> HttpResponse:
-    """problem+json (RFC 9457), as the public API answers."""
-    body: dict[str, Any] = {"type": "about:blank", "title": refusal.sentence, "status": refusal.status, "code": refusal.code}
-    body |= {"detail": refusal.sentence, "reasons": refusal.reasons}
-    if refusal.field:
-        body["field"] = refusal.field
+    """problem+json, as the public API answers."""
+    errors = {refusal.field: [refusal.sentence]} if refusal.field else None
+    document = problems.body(refusal.status, refusal.code, refusal.sentence, reasons=refusal.reasons, errors=errors)
     headers = {"WWW-Authenticate": 'Bearer realm="baton"'} if refusal.status == 401 else {}
-    return HttpResponse(msgspec.json.encode(body), content_type="application/problem+json", status=refusal.status, headers=headers)
+    return HttpResponse(msgspec.json.encode(document), content_type=problems.CONTENT_TYPE, status=refusal.status, headers=headers)
 
 
 def _body(request: HttpRequest, kind: type[T]) -> T:
