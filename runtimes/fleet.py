@@ -243,14 +243,14 @@ def _refresh_groups(runtime: Runtime, content: protocol.BundleContent) -> set[Ma
     )
     known = {group.key: group for group in Group.objects.filter(connector_id=runtime.connector_id)}
     touched: set[Machine] = set()
-    kept: list[object] = []
+    kept: list[FailoverGroup] = []
     for spec in content.groups:
         if spec.id not in known:
             raise Invalid(f"Group {spec.name} ({spec.id}) of the bundle is no group of connector {content.connector}.", field="groups")
         group, _ = FailoverGroup.objects.update_or_create(
             environment_id=runtime.environment_id, group=known[spec.id], defaults={"name": spec.name, "failover": spec.failover}
         )
-        kept.append(group.pk)
+        kept.append(group)
         present = {member.runtime_id: member for member in group.members.select_related("runtime__machine")}
         for sibling in siblings:
             if sibling.pk not in present:

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import msgspec
 from asgiref.sync import sync_to_async
-from django.db import DataError, close_old_connections
+from django.contrib.auth.decorators import login_not_required
+from django.db import DataError, connections
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils import timezone
@@ -100,8 +101,9 @@ def _machine(request: HttpRequest) -> Machine:
 
 
 def agent_view(view: AgentView) -> AgentView:
-    """No cookies, so no CSRF; refusals become problem+json."""
+    """No person, so no login; no cookies, so no CSRF; refusals become problem+json."""
 
+    @login_not_required
     @csrf_exempt
     @wraps(view)
     def guarded(request: HttpRequest, **kwargs: Any) -> HttpResponse:
@@ -144,6 +146,7 @@ def bundle(request: HttpRequest, digest: str) -> HttpResponse:
     return HttpResponse(bytes(found.content), content_type="application/octet-stream", headers={"Cache-Control": "no-store"})
 
 
+@login_not_required
 @csrf_exempt
 async def orders(request: HttpRequest) -> HttpResponse:
     """The machine's orders, as soon as their version is above `after`; 204 when `wait` seconds brought none."""
@@ -200,7 +203,9 @@ async def _in_thread(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         try:
             return work(*args, **kwargs)
         finally:
-            close_old_connections()
+            for connection in connections.all(initialized_only=True):
+                if not connection.in_atomic_block:  # never in production; a test's own transaction is left alone
+                    connection.close_if_unusable_or_obsolete()
 
     return await sync_to_async(run)()
 
