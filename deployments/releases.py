@@ -341,7 +341,9 @@ class _Handled(Exception):  # noqa: N818 - not an error: another worker was firs
 
 def activate_due(activation_id: int, *, now: datetime) -> str:
     """Carry out one scheduled activation, exactly once however often it is called. Returns a sentence."""
-    activation = Activation.objects.select_related("release", "environment").get(pk=activation_id)
+    activation = Activation.objects.select_related("release", "environment").filter(pk=activation_id).first()
+    if activation is None:
+        return f"Activation {activation_id} is gone."
     release, environment = activation.release, activation.environment
     mine = Activation.objects.filter(pk=activation_id, status=ActivationStatus.SCHEDULED, due_at__lte=now)
     try:
