@@ -1,5 +1,14 @@
 """Addresses of the pages of runtimes."""
 
-from django.urls import URLPattern
+from django.urls import URLPattern, path
 
-urlpatterns: list[URLPattern] = []
+from runtimes.views import groups, timeline
+
+_environment = "projects/<slug:slug>/<slug:kind>/"
+
+urlpatterns: list[URLPattern] = [
+    # Operate
+    path(_environment + "groups/", groups.groups, name="groups"),
+    path(_environment + "groups/<uuid:pk>/<slug:machine>/<slug:act>/", groups.group_act, name="group-act"),
+    path(_environment + "timeline/", timeline.timeline, name="timeline"),
+]

@@ -1,0 +1,183 @@
+"""All projects at a glance: which release is where, groups not healthy, silent machines, running deployments.
+
+Reads only, in a fixed number of queries however many projects there are.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from django.db.models import Count, F, Max, Q, Window
+from django.db.models.functions import RowNumber
+
+from deployments.landscape import active_releases
+from deployments.models import DONE, LIVE, Activation, ActivationStatus, Deployment, Release
+from portal.models import Environment, Project
+from runtimes import boards
+from runtimes.boards import Board
+from runtimes.models import Machine, Runtime
+
+ROWS_SHOWN = 6  # releases per project: those in use anywhere, filled up with the newest
+
+
+@dataclass
+class Place:
+    """An environment's column."""
+
+    environment: Environment
+    active: Release | None = None
+    runs: dict[int, int] = field(default_factory=dict)  # release number -> number of runtimes that run it
+    runtimes: int = 0
+    machines: list[Machine] = field(default_factory=list)
+    silent: list[Machine] = field(default_factory=list)
+    unregistered: list[Machine] = field(default_factory=list)
+    boards: list[Board] = field(default_factory=list)
+    last: Deployment | None = None  # the newest deployment
+    scheduled: list[Activation] = field(default_factory=list)
+
+    @property
+    def mixed(self) -> bool:
+        """A plan stopped halfway leaves several releases running; a page must show it."""
+        return len(self.runs) > 1
+
+    @property
+    def troubled(self) -> list[Board]:
+        return boards.troubled(self.boards)
+
+    @property
+    def is_live(self) -> bool:
+        return self.last is not None and self.last.status in LIVE
+
+    @property
+    def behind(self) -> bool:
+        """What was activated is not (everywhere) what runs."""
+        return bool(self.active and self.runtimes and self.runs.get(self.active.number, 0) < self.runtimes)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A release in an environment."""
+
+    place: Place
+    active: bool
+    running: int  # runtimes that run it
+    deployment: Deployment | None  # the environment's last one, when it was of this release
+    scheduled: Activation | None
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.active or self.running or self.deployment or self.scheduled)
+
+
+@dataclass(frozen=True)
+class Row:
+    release: Release
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Glance:
+    """One project."""
+
+    project: Project
+    places: list[Place]
+    rows: list[Row]
+    releases: int  # how many there are altogether
+
+    @property
+    def troubles(self) -> int:
+        return sum(len(place.troubled) + len(place.silent) for place in self.places)
+
+
+def glances(projects: Sequence[Project], *, now: datetime) -> list[Glance]:
+    """Every project; `projects` come with their environments prefetched."""
+    environments = [environment for project in projects for environment in project.environments.all()]
+    places = {environment.pk: Place(environment) for environment in environments}
+    fill(places, environments, now=now)
+    releases = newest(projects, used=used_numbers(places.values()))
+    counts = dict(Release.objects.filter(project__in=projects).values_list("project").annotate(n=Count("pk")).order_by())
+    return [glance(project, places, releases, counts.get(project.pk, 0)) for project in projects]
+
+
+def fill(places: dict[int, Place], environments: Sequence[Environment], *, now: datetime) -> None:
+    """Read what each column shows."""
+    active = active_releases(environments)
+    for board in boards.boards(environments, now=now):
+        places[board.group.environment_id].boards.append(board)
+    for machine in Machine.objects.filter(environment__in=environments):
+        place = places[machine.environment_id]
+        place.machines.append(machine)
+        if not machine.has_agent:
+            place.unregistered.append(machine)
+        elif machine.is_silent(now=now):
+            place.silent.append(machine)
+    for pk, number, count in (
+        Runtime.objects.filter(environment__in=environments)
+        .values_list("environment", "observed_release")
+        .annotate(n=Count("pk"))
+        .order_by()
+    ):
+        places[pk].runtimes += count
+        if number is not None:
+            places[pk].runs[number] = count
+    for deployment in last_deployments(environments):
+        places[deployment.environment_id].last = deployment
+    scheduled = Activation.objects.filter(environment__in=environments, status=ActivationStatus.SCHEDULED).select_related("release")
+    for activation in scheduled.defer("release__content"):
+        places[activation.environment_id].scheduled.append(activation)
+    for pk, place in places.items():
+        place.active = active.get(pk)
+
+
+def last_deployments(environments: Iterable[Environment]) -> Iterable[Deployment]:
+    """The newest deployment of each environment, with `steps_done` of `steps_all`."""
+    newest_ids = Deployment.objects.filter(environment__in=environments).values("environment").annotate(newest=Max("pk")).values("newest")
+    found = (
+        Deployment.objects.filter(pk__in=newest_ids)
+        .select_related("release", "environment__project", "created_by")
+        .defer("release__content")
+    )
+    return found.annotate(steps_all=Count("steps"), steps_done=Count("steps", filter=Q(steps__status__in=DONE)))
+
+
+def used_numbers(places: Iterable[Place]) -> Q:
+    """The releases that some environment runs, has chosen, will choose or deployed last."""
+    used = Q(pk__in=[])
+    for place in places:
+        numbers = {*place.runs, *([place.active.number] if place.active else []), *([place.last.release.number] if place.last else [])}
+        numbers |= {activation.release.number for activation in place.scheduled}
+        if numbers:
+            used |= Q(project=place.environment.project_id, number__in=numbers)
+    return used
+
+
+def newest(projects: Sequence[Project], *, used: Q) -> dict[int, list[Release]]:
+    """Per project id the releases in use and the newest few, newest first."""
+    rank = Window(RowNumber(), partition_by=F("project"), order_by=F("number").desc())
+    ranked = Release.objects.filter(project__in=projects).annotate(rank=rank).filter(rank__lte=ROWS_SHOWN).values("pk")
+    found = (
+        Release.objects.filter(Q(pk__in=list(ranked.values_list("pk", flat=True))) | used).defer("content").order_by("project", "-number")
+    )
+    grouped: dict[int, list[Release]] = {}
+    for release in found:
+        grouped.setdefault(release.project_id, []).append(release)
+    return grouped
+
+
+def glance(project: Project, places: dict[int, Place], releases: dict[int, list[Release]], number: int) -> Glance:
+    columns = [places[environment.pk] for environment in project.environments.all()]
+    every = [Row(release, [cell(release, place) for place in columns]) for release in releases.get(project.pk, [])]
+    used = [row for row in every if any(not cell.is_empty for cell in row.cells)]
+    fillers = [row for row in every if row not in used][: max(0, ROWS_SHOWN - len(used))]
+    rows = sorted([*used, *fillers], key=lambda row: -row.release.number)
+    return Glance(project, columns, rows, number)
+
+
+def cell(release: Release, place: Place) -> Cell:
+    return Cell(
+        place=place,
+        active=place.active is not None and place.active.pk == release.pk,
+        running=place.runs.get(release.number, 0),
+        deployment=place.last if place.last and place.last.release_id == release.pk else None,
+        scheduled=next((activation for activation in place.scheduled if activation.release_id == release.pk), None),
+    )

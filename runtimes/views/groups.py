@@ -1,0 +1,101 @@
+"""Operate › Groups: who leads, what was wished, and the buttons that move leadership."""
+
+from typing import Any
+from uuid import UUID
+
+from django.contrib import messages
+from django.http import Http404, HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.http import require_GET, require_http_methods
+from portal.htmx import UserRequest, dialog, redirect, render
+
+from portal.access import get_environment, may
+from portal.errors import NotAllowed
+from portal.models import Environment, Role
+from runtimes import boards, failover
+from runtimes.forms import GroupActForm
+from runtimes.models import FailoverGroup, GroupMember, GroupRequest
+
+
+@require_GET
+def groups(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """The table of groups; its part asks for itself every 2 s."""
+    environment = get_environment(request.user, slug, kind)
+    return render(request, "runtimes/groups.html", groups_context(request, environment), part="runtimes/_groups.html")
+
+
+def groups_context(request: UserRequest, environment: Environment) -> dict[str, Any]:
+    """What the table needs; the filter (problems only) lives in the URL."""
+    every = boards.boards([environment], now=timezone.now())
+    only_problems = request.GET.get("show") == "problems"
+    return {
+        "environment": environment,
+        "boards": boards.troubled(every) if only_problems else every,
+        "number_of_groups": len(every),
+        "number_troubled": len(boards.troubled(every)),
+        "only_problems": only_problems,
+        "may_operate": may(request.user, environment.project.team_id, Role.OPERATOR),
+        "here": request.get_full_path(),
+    }
+
+
+@require_http_methods(["GET", "POST"])
+def group_act(request: UserRequest, slug: str, kind: str, pk: UUID, machine: str, act: str) -> HttpResponse:
+    """Play, Stop, Disable or Enable one member: first the consequence in words, then the deed."""
+    environment = get_environment(request.user, slug, kind, role=Role.OPERATOR)
+    group = get_object_or_404(boards.with_members(FailoverGroup.objects.filter(environment=environment)), pk=pk)
+    member = member_on(group, machine)
+    context = act_context(request, group, member, act)
+    form, back = context["form"], context["back"]
+    if form.is_valid():
+        try:
+            asked = ask(group, machine, act, expected_leader=form.cleaned_data["expected_leader"], actor=request.user.get_username())
+            messages.info(request, f"{boards.wish_of(asked)} was asked for; the group {group} shows how it goes.")
+            return redirect(request, back)
+        except NotAllowed as refusal:
+            context["refusal"] = refusal
+    return dialog(request, "runtimes/group_act.html", context, back=back)
+
+
+def act_context(request: UserRequest, group: FailoverGroup, member: GroupMember, act: str) -> dict[str, Any]:
+    """What the dialog says. Where the person came from is where he goes back to, if it is a page of this portal."""
+    if act not in boards.ACTS:
+        raise Http404("There is no such act.")
+    now = timezone.now()
+    leader = failover.verdict(group, now=now).leader
+    led_by = leader.member.runtime.machine.name if leader else ""
+    came_from = request.POST.get("next") or request.GET.get("next", "")
+    known = url_has_allowed_host_and_scheme(came_from, {request.get_host()}, require_https=request.is_secure())
+    back = came_from if known else reverse("groups", args=[group.environment.project.slug, group.environment.kind])
+    initial = {"expected_leader": led_by, "next": back}
+    return {
+        "environment": group.environment,
+        "group": group,
+        "member": member,
+        "act": act,
+        "label": boards.ACTS[act],
+        "consequence": failover.consequence(group, member, act, now=now),
+        "form": GroupActForm(request.POST or None, environment=group.environment, name=group.name, initial=initial),
+        "back": back,
+    }
+
+
+def member_on(group: FailoverGroup, machine: str) -> GroupMember:
+    """The group's member on a machine; 404 when there is none."""
+    member = next((member for member in group.members.all() if member.runtime.machine.name == machine), None)
+    if member is None:
+        raise Http404(f"No member of {group} is on {machine}.")
+    return member
+
+
+def ask(group: FailoverGroup, machine: str, act: str, *, expected_leader: str, actor: str) -> GroupRequest:
+    """The deed of a button. Stop on a leader is a hand-over to any ready follower."""
+    now = timezone.now()
+    if act == "play":
+        return failover.switch(group, candidate=machine, expected_leader=expected_leader or None, actor=actor, now=now)
+    if act == "stop":
+        return failover.switch(group, candidate=None, expected_leader=machine, actor=actor, now=now)
+    return (failover.disable if act == "disable" else failover.enable)(group, machine, actor=actor, now=now)

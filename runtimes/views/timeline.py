@@ -1,0 +1,107 @@
+"""Operate › Timeline: who led when, why it changed, and how long nobody led."""
+
+import csv
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.core.paginator import Paginator
+from django.db.models import Count, OuterRef, Q, QuerySet, Subquery, Sum
+from django.http import HttpResponse
+from django.utils import timezone
+from django.views.decorators.http import require_GET
+from portal.htmx import UserRequest, render
+
+from portal.access import get_environment
+from portal.models import Environment
+from runtimes import boards, protocol
+from runtimes.models import FailoverGroup, LeadershipChange
+from runtimes.timeline import Lane, Window, lanes
+
+WINDOWS = {
+    "15m": timedelta(minutes=15),
+    "1h": timedelta(hours=1),
+    "6h": timedelta(hours=6),
+    "24h": timedelta(days=1),
+    "7d": timedelta(days=7),
+}
+MONTH = timedelta(days=30)
+
+
+@require_GET
+def timeline(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """Lanes for a window, then every change; filters live in the URL, `?format=csv` exports the list."""
+    environment = get_environment(request.user, slug, kind)
+    changes = chosen(environment, request.GET.get("group", ""), request.GET.get("cause", ""))
+    if request.GET.get("format") == "csv":
+        return as_csv(environment, changes)
+    now = timezone.now()
+    page = Paginator(changes, 50).get_page(request.GET.get("page"))
+    window = request.GET.get("window", "")
+    window = window if window in WINDOWS else "1h"
+    context = {
+        "environment": environment,
+        "window": window,
+        "windows": list(WINDOWS),
+        "page": page,
+        "changes": [boards.in_words(change) for change in page.object_list],
+        "causes": [(cause.value, cause.value.capitalize()) for cause in protocol.Cause],
+        "chosen_group": request.GET.get("group", ""),
+        "chosen_cause": request.GET.get("cause", ""),
+    }
+    context |= drawn(environment, Window(now - WINDOWS[window], now))
+    return render(request, "runtimes/timeline.html", context, part="runtimes/_timeline.html")
+
+
+def chosen(environment: Environment, group: str, cause: str) -> "QuerySet[LeadershipChange]":
+    """The changes the filters ask for, newest first; a filter that makes no sense is ignored."""
+    changes = LeadershipChange.objects.filter(group__environment=environment).select_related("group").order_by("-at", "-epoch")
+    if group:
+        changes = changes.filter(group__name=group)
+    if cause in list(protocol.Cause):
+        changes = changes.filter(cause=cause)
+    return changes
+
+
+def drawn(environment: Environment, window: Window) -> dict[str, Any]:
+    """Lanes of every group, and how often and how long nobody led in the last 30 days. A fixed number of queries."""
+    month = Q(changes__at__gte=window.end - MONTH)
+    groups = boards.with_members(FailoverGroup.objects.filter(environment=environment)).annotate(
+        month_changes=Count("changes", filter=month),
+        month_gap=Sum("changes__gap_seconds", filter=month & Q(changes__gap_seconds__gt=0)),
+        before=Subquery(LeadershipChange.objects.filter(group=OuterRef("pk"), at__lt=window.start).order_by("-epoch").values("pk")[:1]),
+    )
+    found = list(groups)
+    wanted = Q(at__gte=window.start) | Q(pk__in=[group.before for group in found if group.before])
+    by_group: dict[Any, list[LeadershipChange]] = {}
+    for change in LeadershipChange.objects.filter(wanted, group__in=found):
+        by_group.setdefault(change.group_id, []).append(change)
+    return {
+        "window_start": window.start,
+        "window_end": window.end,
+        "ticks": window.ticks(),
+        "groups": [{"group": group, "lanes": group_lanes(group, by_group.get(group.pk, []), window)} for group in found],
+    }
+
+
+def group_lanes(group: FailoverGroup, changes: list[LeadershipChange], window: Window) -> list[Lane]:
+    machines = {member.runtime.machine.name: member.runtime.machine for member in group.members.all()}
+    leader = machines.get(boards.in_words(max(changes, key=lambda change: change.epoch)).machine) if changes else None
+    return lanes(sorted(machines), changes, window, known_until=heard_until(leader, window))
+
+
+def heard_until(leader: Any, window: Window) -> datetime:
+    """Until when the present leader is known to lead: now while its machine reports, else its last report."""
+    if leader is None:
+        return window.start
+    return window.end if not leader.is_silent(now=window.end) else leader.last_report_at or window.start
+
+
+def as_csv(environment: Environment, changes: "QuerySet[LeadershipChange]") -> HttpResponse:
+    answer = HttpResponse(content_type="text/csv; charset=utf-8")
+    answer["Content-Disposition"] = f'attachment; filename="leadership-{environment.project.slug}-{environment.kind}.csv"'
+    writer = csv.writer(answer)
+    writer.writerow(["at", "group", "epoch", "leader", "previous", "cause", "actor", "gap_seconds", "detection_seconds"])
+    for change in changes.iterator():
+        row = [change.at.isoformat(), change.group.name, change.epoch, change.runtime, change.previous, change.cause, change.actor]
+        writer.writerow([*row, change.gap_seconds, change.detection_seconds])
+    return answer
