@@ -88,6 +88,15 @@ class Glance:
     def troubles(self) -> int:
         return sum(len(place.troubled) + len(place.silent) for place in self.places)
 
+    @property
+    def exceptions(self) -> bool:
+        return self.troubles > 0
+
+    @property
+    def is_running(self) -> bool:
+        """Something runs somewhere, so "all well" means something."""
+        return any(place.boards for place in self.places)
+
 
 def glances(projects: Sequence[Project], *, now: datetime) -> list[Glance]:
     """Every project; `projects` come with their environments prefetched."""

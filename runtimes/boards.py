@@ -11,7 +11,7 @@ from django.db.models import OuterRef, QuerySet, Subquery
 
 from portal.models import Environment
 from runtimes import failover, protocol
-from runtimes.models import LIVE_REQUESTS, FailoverGroup, GroupRequest, LeadershipChange, Machine
+from runtimes.models import LIVE_REQUESTS, FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine
 
 OUTCOME_SHOWN_FOR = timedelta(minutes=10)  # how long an ended request stays on the page, unless a newer one replaces it
 
@@ -132,18 +132,20 @@ def with_members(groups: "QuerySet[FailoverGroup]") -> "QuerySet[FailoverGroup]"
 
 def boards(environments: Iterable[Environment], *, now: datetime, machine: str = "") -> list[Board]:
     """Every group of these environments, unhealthy ones first; with `machine`, those with a member there."""
-    groups = FailoverGroup.objects.filter(environment__in=environments).annotate(
-        change_id=Subquery(LeadershipChange.objects.filter(group=OuterRef("pk")).order_by("-epoch").values("pk")[:1]),
-        request_id=Subquery(GroupRequest.objects.filter(group=OuterRef("pk")).order_by("-created_at").values("pk")[:1]),
-    )
+    groups = FailoverGroup.objects.filter(environment__in=environments)
     if machine:
-        groups = groups.filter(pk__in=groups.filter(members__runtime__machine__name=machine).values("pk"))
-    found = [group for group in with_members(groups) if group.members.all()]
-    changes = LeadershipChange.objects.in_bulk([group.change_id for group in found if group.change_id])
-    requests = GroupRequest.objects.in_bulk([group.request_id for group in found if group.request_id])
+        groups = groups.filter(pk__in=GroupMember.objects.filter(runtime__machine__name=machine).values("group"))
+    latest = groups.annotate(
+        change=Subquery(LeadershipChange.objects.filter(group=OuterRef("pk")).order_by("-epoch").values("pk")[:1]),
+        request=Subquery(GroupRequest.objects.filter(group=OuterRef("pk")).order_by("-created_at").values("pk")[:1]),
+    ).values_list("pk", "change", "request")
+    newest = {pk: (change, request) for pk, change, request in latest}
+    changes = LeadershipChange.objects.in_bulk([change for change, _ in newest.values() if change])
+    requests = GroupRequest.objects.in_bulk([request for _, request in newest.values() if request])
     made = [
-        board_of(group, changes.get(group.change_id), requests.get(group.request_id), now=now)  # type: ignore[arg-type]
-        for group in found
+        board_of(group, changes.get(newest[group.pk][0]), requests.get(newest[group.pk][1]), now=now)
+        for group in with_members(FailoverGroup.objects.filter(pk__in=newest))
+        if group.members.all()
     ]
     return sorted(made, key=lambda board: (board.verdict.healthy, board.group.name, board.system))
 

@@ -10,12 +10,12 @@ from django.http import HttpResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods
-from portal.htmx import UserRequest, dialog, redirect, render
 
 from deployments import landscape
 from deployments.models import LIVE, Deployment
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed, Stale
+from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Role
 from runtimes import architecture as architecture_acts
 from runtimes.architecture import Change

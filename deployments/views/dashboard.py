@@ -3,9 +3,9 @@
 from django.http import HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
-from portal.htmx import UserRequest, render
 
 from deployments import overview
+from portal.htmx import UserRequest, render
 from portal.models import Project
 
 

@@ -6,20 +6,20 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.db.models import Q
-from django.http import Http404, HttpResponse, HttpResponseBase
+from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
-from portal.htmx import UserRequest, dialog, redirect, render
 
 from deployments import landscape, machines
 from deployments.landscape import MachineBox, RuntimeBox
 from portal import access
 from portal.access import get_environment, may
 from portal.errors import Invalid, NotAllowed
+from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Property, Role
 from runtimes import boards, failover, fleet, protocol
 from runtimes.forms import ConfirmForm, PreferenceForm
@@ -179,7 +179,7 @@ TAB_CONTEXTS = {
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-def register_machine(request: UserRequest, slug: str, kind: str, name: str) -> HttpResponseBase:
+def register_machine(request: UserRequest, slug: str, kind: str, name: str) -> HttpResponse:
     """The command that registers an agent: its one-time token is made by the button, shown once and kept nowhere in clear."""
     environment = get_environment(request.user, slug, kind, role=Role.ADMINISTRATOR)
     machine = get_object_or_404(Machine, environment=environment, name=name)
@@ -190,9 +190,9 @@ def register_machine(request: UserRequest, slug: str, kind: str, name: str) -> H
         "token": token,
         "origin": request.build_absolute_uri("/").rstrip("/"),
         "token_minutes": settings.JOIN_TOKEN_VALID_SECONDS // 60,
-        "asked_at": timezone.now(),
+        **contact_context(machine, since=timezone.now()),
     }
-    return render(request, "deployments/register_machine.html", context | contact_context(machine, since=None))
+    return render(request, "deployments/register_machine.html", context)
 
 
 @require_GET
@@ -206,11 +206,10 @@ def machine_contact(request: UserRequest, slug: str, kind: str, name: str) -> Ht
 
 def contact_context(machine: Machine, since: datetime | None) -> dict[str, Any]:
     """Has an agent joined (since the token was made) and reported?"""
-    joined = machine.joined_at is not None and (since is None or machine.joined_at >= since)
-    reported = (
-        joined and machine.last_report_at is not None and machine.joined_at is not None and machine.last_report_at >= machine.joined_at
-    )
-    return {"joined": joined, "reported": reported, "since": since}
+    joined, heard = machine.joined_at, machine.last_report_at
+    has_joined = joined is not None and (since is None or joined >= since)
+    reported = has_joined and joined is not None and heard is not None and heard >= joined
+    return {"joined": has_joined, "reported": reported, "since": since}
 
 
 # -------------------------------------------------------------------------------------------------------------------- acts

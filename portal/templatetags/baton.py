@@ -153,10 +153,10 @@ def ago(value: Any, never: str = "–") -> dict[str, Any]:
 
 
 @register.inclusion_tag("components/_when.html")
-def when(value: Any, never: str = "–") -> dict[str, Any]:
-    """A moment, local time with UTC on hover (UTC without JavaScript)."""
+def when(value: Any, never: str = "–", seconds: bool = False) -> dict[str, Any]:
+    """A moment, local time with UTC on hover (UTC without JavaScript); to the second where that matters."""
     moment = _moment(value)
-    return {"moment": moment.astimezone(UTC) if moment else None, "never": never}
+    return {"moment": moment.astimezone(UTC) if moment else None, "never": never, "seconds": seconds}
 
 
 @register.filter

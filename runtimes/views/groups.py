@@ -10,10 +10,10 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_GET, require_http_methods
-from portal.htmx import UserRequest, dialog, redirect, render
 
 from portal.access import get_environment, may
 from portal.errors import NotAllowed
+from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Role
 from runtimes import boards, failover
 from runtimes.forms import GroupActForm

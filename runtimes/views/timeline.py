@@ -9,9 +9,9 @@ from django.db.models import Count, OuterRef, Q, QuerySet, Subquery, Sum
 from django.http import HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
-from portal.htmx import UserRequest, render
 
 from portal.access import get_environment
+from portal.htmx import UserRequest, render
 from portal.models import Environment
 from runtimes import boards, protocol
 from runtimes.models import FailoverGroup, LeadershipChange

@@ -4,6 +4,13 @@
 
   // ------------------------------------------------------------------------------------------------------------- times
   const local = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+  // Where seconds matter (changes of leadership, logs): today's are only a time.
+  const exactTime = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+  const exactDate = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const inLocalTime = (moment, exact) => {
+    if (!exact) return local.format(moment);
+    return (moment.toDateString() === new Date().toDateString() ? exactTime : exactDate).format(moment);
+  };
 
   const inWords = (seconds) => {
     if (seconds < 60) return `${Math.max(0, Math.floor(seconds))} s`;
@@ -18,7 +25,7 @@
 
   const localTimes = (root) => {
     root.querySelectorAll("time[data-local]").forEach((time) => {
-      time.textContent = local.format(new Date(time.dateTime));
+      time.textContent = inLocalTime(new Date(time.dateTime), time.dataset.local === "seconds");
       time.removeAttribute("data-local");
     });
   };
