@@ -49,8 +49,8 @@ class Change:
     words: str
 
     @property
-    def detection_seconds(self) -> float | None:
-        return self.row.detection_seconds
+    def epoch(self) -> str:
+        return epoch_in_words(self.row.epoch)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class MemberLine:
     buttons: list[Button] = field(default_factory=list)
 
     @property
-    def epoch(self) -> int | None:
-        return self.said.member.observed_epoch or None
+    def epoch(self) -> str:
+        return epoch_in_words(self.said.member.observed_epoch)
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,10 @@ class Board:
     lines: list[MemberLine]
     last_change: Change | None
     request: GroupRequest | None  # live, or ended a short while ago
+
+    @property
+    def epoch(self) -> str:
+        return epoch_in_words(self.group.epoch)
 
     @property
     def request_is_live(self) -> bool:
@@ -114,6 +118,12 @@ def moment(text: str) -> datetime | None:
         return None
 
 
+def epoch_in_words(epoch: int) -> str:
+    """ "1·240": generation and revision, of which an epoch is made (docs/failover.md); "–" where there is none."""
+    generation, revision = divmod(epoch, 10**12)
+    return f"{generation}·{revision}" if epoch else "–"
+
+
 def in_words(change: LeadershipChange) -> Change:
     return Change(
         row=change,
@@ -125,9 +135,7 @@ def in_words(change: LeadershipChange) -> Change:
 
 def with_members(groups: "QuerySet[FailoverGroup]") -> "QuerySet[FailoverGroup]":
     """The groups with everything `failover.verdict` needs."""
-    return groups.select_related("environment__project", "group__connector__system").prefetch_related(
-        "members__runtime__machine", "members__runtime__connector"
-    )
+    return groups.select_related("environment__project", "group__connector__system").prefetch_related(failover.with_members())
 
 
 def boards(environments: Iterable[Environment], *, now: datetime, machine: str = "") -> list[Board]:
@@ -224,18 +232,16 @@ def buttons_of(
 
 
 def refusal_of(act: str, said: failover.MemberVerdict, verdict: failover.Verdict) -> str:
-    """Why a button is no use for this member now; the act itself may still refuse for other reasons."""
+    """Why a button is no use for this member now; the act looks again and may still refuse."""
     name, leads = machine_of(said), verdict.leader is not None and verdict.leader.member.pk == said.member.pk
     if act == "play":
-        return {
-            protocol.Status.LEADER: f"{name} leads already.",
-            protocol.Status.DISABLED: f"{name} is disabled: enable it first.",
-            protocol.Status.UNKNOWN: f"{name} has not been heard from.",
-            protocol.Status.ISOLATED: f"{name} has no connection to a majority.",
-            protocol.Status.SINGLE_NODE: f"{name} runs alone: there is nobody to hand over to.",
-        }.get(said.status, "")
+        return f"{name} leads already." if leads else failover.obstacle(verdict, said)
     if act == "stop":
-        return "" if leads and said.status == protocol.Status.LEADER else f"{name} does not lead: nothing to stop here."
+        if not leads:
+            return f"{name} does not lead: nothing to stop here."
+        others = [other for other in verdict.members if other is not said]
+        if all(failover.obstacle(verdict, other) for other in others):
+            return "No follower is ready to take over. Disable stops it all the same."
     return ""
 
 

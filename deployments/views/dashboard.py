@@ -13,5 +13,6 @@ from portal.models import Project
 def dashboard(request: UserRequest) -> HttpResponse:
     """Which release is where, and what is not well. The part asks for itself every 2 s."""
     projects = list(Project.objects.visible_to(request.user).select_related("team").prefetch_related("environments"))
-    context = {"glances": overview.glances(projects, now=timezone.now())}
+    glances = overview.glances(projects, now=timezone.now())
+    context = {"glances": sorted(glances, key=lambda glance: not glance.troubles)}
     return render(request, "deployments/dashboard.html", context, part="deployments/_dashboard.html")
