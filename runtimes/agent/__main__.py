@@ -43,8 +43,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.token_file and not options.token:
         try:
             options.token = Path(options.token_file).read_text().strip()
-        except OSError as error:
-            parser.error(f"--token-file {options.token_file}: {error.strerror}")
+        except OSError as error:  # a machine that has joined needs it no more
+            print(f"baton-agent: the token file {options.token_file} cannot be read: {error.strerror}.", file=sys.stderr)
     return options
 
 
@@ -127,6 +127,7 @@ def watch_lifeline(loop: asyncio.AbstractEventLoop, end: asyncio.Event) -> int |
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    os.environ.pop("BATON_JOIN_TOKEN", None)  # not for the programs it starts
     logs = LogBuffer()
     set_up_logging(logs)
     home = Home(Path(options.home))

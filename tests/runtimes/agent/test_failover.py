@@ -1,0 +1,203 @@
+"""Three machines with real agents, keepers, routers and runtime processes: what happens to leadership."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from runtimes.protocol import (
+    Cause,
+    Component,
+    ComponentKind,
+    FlowSpec,
+    GroupReport,
+    GroupRequest,
+    GroupSpec,
+    Preference,
+    RequestKind,
+    RequestOutcome,
+    RequestStatus,
+    RuntimeOrder,
+)
+from tests.runtimes.agent.conftest import Host, LittlePortal, cluster, content, eventually, is_alive
+
+pytestmark = pytest.mark.journey
+NAMES = ("core01", "external01", "external02")
+EXTERNAL = NAMES[1:]
+
+
+class Landscape:
+    """ERP in failover on external01 (preferred) and external02; the witness on core01."""
+
+    def __init__(self, folder: Path, hosts: Callable[[str], Host], portal: LittlePortal) -> None:
+        self.portal = portal
+        self.outbox, self.inbox = folder / "outbox", folder / "inbox"
+        self.outbox.mkdir()
+        self.inbox.mkdir()
+        self.routers = cluster(*NAMES)
+        self.machines = {name: hosts(name) for name in NAMES}
+        self.bundles = {name: portal.keep(self._bundle(name)) for name in EXTERNAL}
+        for name in NAMES:
+            self.order(name)
+            self.machines[name].start(standin=False)
+
+    def _bundle(self, machine: str) -> object:
+        flow = FlowSpec(
+            id="f1",
+            name="erp-orders",
+            version="1.0.0",
+            inbound=Component(kind=ComponentKind.FILE, settings={"folder": str(self.outbox)}),
+            outbound=Component(kind=ComponentKind.FILE, settings={"folder": str(self.inbox)}),
+            group="g1",
+        )
+        group = GroupSpec(id="g1", name="erp-orders", failover=True, members=[f"{name}.erp" for name in EXTERNAL])
+        return content(machine=machine, flows=[flow], groups=[group])
+
+    def order(self, name: str, requests: list[GroupRequest] | None = None) -> None:
+        preference = {"external01": Preference.LEADER, "external02": Preference.BACKUP}
+        mine = []
+        if name in EXTERNAL:
+            order = {"key": f"{name}.erp", "connector": "erp", "running": True, "digest": self.bundles[name], "release": 1}
+            mine.append(RuntimeOrder(**order, preferences={"g1": preference[name]}))
+        self.portal.order(name, router=self.routers[name], runtimes=mine, requests=requests or [])
+
+    def ask(self, request: GroupRequest) -> None:
+        for name in EXTERNAL:
+            self.order(name, [request])
+
+    def group(self, name: str) -> GroupReport | None:
+        runtime = self.machines[name].runtime(f"{name}.erp")
+        return runtime.groups[0] if runtime is not None and runtime.groups else None
+
+    def leader(self) -> str | None:
+        """The one machine that reports leader and On."""
+        leads = [name for name in EXTERNAL if (group := self.group(name)) and (group.status, group.state) == ("leader", "on")]
+        return leads[0] if len(leads) == 1 else None
+
+    def follower(self) -> str | None:
+        follows = [name for name in EXTERNAL if (group := self.group(name)) and group.status == "follower" and group.ready]
+        return follows[0] if len(follows) == 1 else None
+
+    def settled(self) -> tuple[str, str] | None:
+        leader, follower = self.leader(), self.follower()
+        return (leader, follower) if leader and follower else None
+
+    def pid(self, name: str) -> int:
+        return self.machines[name].runtime(f"{name}.erp").pid
+
+    def outcomes(self, request: str) -> list[RequestOutcome]:
+        return [
+            outcome
+            for name in EXTERNAL
+            for report in self.portal.reports.get(name, [])
+            for outcome in report.outcomes
+            if outcome.id == request
+        ]
+
+    def arrives(self, name: str) -> None:
+        """A file dropped now is delivered, byte for byte."""
+        (self.outbox / f".{name}").write_bytes(name.encode() * 100)
+        (self.outbox / f".{name}").rename(self.outbox / name)
+        eventually(lambda: any(path.read_bytes() == name.encode() * 100 for path in self.inbox.glob(f"*{name}")), within=8)
+
+
+@pytest.fixture
+def landscape(tmp_path: Path, hosts: Callable[[str], Host], portal: LittlePortal) -> Iterator[Landscape]:
+    landscape = Landscape(tmp_path, hosts, portal)
+    eventually(landscape.settled, within=20)
+    yield landscape
+
+
+def test_a_killed_leader_is_followed_within_two_seconds_and_comes_back_as_follower_within_five(landscape: Landscape) -> None:
+    landscape.arrives("first")
+    for turn in range(4):
+        leader, follower = landscape.settled()
+        epoch = landscape.group(leader).epoch
+        killed_at = time.monotonic()
+        os.kill(landscape.pid(leader), signal.SIGKILL)
+        eventually(lambda follower=follower: landscape.leader() == follower, within=2)
+        eventually(lambda pair=(follower, leader): landscape.settled() == pair, within=5 - (time.monotonic() - killed_at))
+        assert landscape.group(follower).epoch > epoch
+        landscape.arrives(f"after-{turn}")
+    causes = [event.cause for reports in landscape.portal.reports.values() for report in reports for event in report.events]
+    assert Cause.CRASH in causes, "the death was proven, not waited for"
+
+
+def test_play_moves_leadership_and_the_outcome_is_told(landscape: Landscape) -> None:
+    leader, follower = landscape.settled()
+    wish = GroupRequest(
+        id="r1",
+        kind=RequestKind.SWITCH,
+        group="g1",
+        machine=follower,
+        expected_epoch=landscape.group(leader).epoch,
+        cause=Cause.SWITCH,
+        actor="operator",
+        valid_seconds=30,
+    )
+    landscape.ask(wish)
+    eventually(lambda: landscape.settled() == (follower, leader))
+    eventually(lambda: RequestStatus.SUCCEEDED in [outcome.status for outcome in landscape.outcomes("r1")])
+    assert RequestStatus.FAILED not in [outcome.status for outcome in landscape.outcomes("r1")]
+
+
+def test_disable_holds_until_enable(landscape: Landscape) -> None:
+    leader, follower = landscape.settled()
+    fields = {"group": "g1", "machine": follower, "expected_epoch": None, "actor": "operator", "valid_seconds": 30}
+    landscape.ask(GroupRequest(id="d1", kind=RequestKind.DISABLE, cause=Cause.DISABLE, **fields))
+    eventually(lambda: landscape.group(follower).status == "disabled")
+    landscape.ask(GroupRequest(id="e1", kind=RequestKind.ENABLE, cause=Cause.DISABLE, **fields))
+    eventually(lambda: landscape.settled() == (leader, follower))
+
+
+def test_agents_killed_and_the_portal_gone_leave_leadership_where_it_is_and_failover_working(landscape: Landscape) -> None:
+    leader, follower = landscape.settled()
+    pids = {name: landscape.pid(name) for name in EXTERNAL}
+    landscape.portal.leave()
+    for machine in landscape.machines.values():
+        machine.kill_agent()
+    landscape.arrives("without agents")
+    os.kill(pids[leader], signal.SIGKILL)
+    landscape.arrives("without agents and leader")
+    assert is_alive(pids[follower])
+    landscape.portal.reports.clear()
+    landscape.portal.arrive()
+    for machine in landscape.machines.values():
+        machine.start("--portal", landscape.portal.url, standin=False)
+    eventually(lambda: landscape.settled() == (follower, leader))
+    assert landscape.pid(follower) == pids[follower]
+
+
+def test_a_group_without_a_majority_is_told_no_majority(landscape: Landscape) -> None:
+    leader, follower = landscape.settled()
+    for name in NAMES:
+        if name != leader:
+            landscape.machines[name].kill_agent()
+            landscape.machines[name].end_lifeline()
+    eventually(lambda: landscape.machines[leader].portal.last(leader).router.state == "no-majority", within=15)
+    eventually(lambda: landscape.group(leader).status == "isolated")
+    landscape.ask(
+        GroupRequest(
+            id="r2",
+            kind=RequestKind.SWITCH,
+            group="g1",
+            machine=follower,
+            expected_epoch=None,
+            cause=Cause.SWITCH,
+            actor="operator",
+            valid_seconds=30,
+        )
+    )
+    outcome = eventually(lambda: landscape.outcomes("r2"), within=15)[-1]
+    assert (outcome.status, outcome.code) == (RequestStatus.FAILED, "no-majority")
+
+
+def test_a_stopped_runtime_hands_over_and_everything_ends_in_time(landscape: Landscape) -> None:
+    for machine in landscape.machines.values():
+        machine.end_lifeline()
+    began = time.monotonic()
+    assert all(machine.all_gone(within=9) for machine in landscape.machines.values())
+    assert time.monotonic() - began < 9
