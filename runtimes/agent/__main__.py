@@ -52,7 +52,7 @@ def version() -> str:
     try:
         return metadata.version("baton-integration")
     except metadata.PackageNotFoundError:
-        return "0.1.0"
+        return "source"
 
 
 def set_up_logging(logs: LogBuffer) -> None:

@@ -44,10 +44,8 @@ class Carrier:
     def take(self, requests: list[GroupRequest]) -> None:
         """The open wishes of the latest orders; one that is no longer among them is dropped."""
         now = time.monotonic()
-        self.waiting = {
-            request.id: (request, self.waiting[request.id][1] if request.id in self.waiting else now)
-            for request in requests
-            if request.id not in self.handled
+        self.waiting = {  # as first received: its validity counts from then
+            request.id: self.waiting.get(request.id, (request, now)) for request in requests if request.id not in self.handled
         }
         open_ids = {request.id for request in requests}
         self.standing = {key: item for key, item in self.standing.items() if key in open_ids}

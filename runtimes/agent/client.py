@@ -36,6 +36,10 @@ class PortalAway(Exception):  # noqa: N818 - said by name
     """The portal did not answer as it should; the message says how. Worth another try."""
 
 
+class NotTaken(PortalAway):
+    """The portal refuses what was sent."""
+
+
 class Portal:
     """One HTTP client for one portal. `credential` empty: only join() works."""
 
@@ -61,8 +65,11 @@ class Portal:
         return _read(JoinAnswer, response)
 
     async def report(self, report: Report) -> ReportAnswer:
-        """Raises: NotKnown, PortalAway."""
-        return _read(ReportAnswer, _known(await self._call("POST", "/agent/v1/report/", content=encode(report))))
+        """Raises: NotKnown, PortalAway; NotTaken when the report itself is refused."""
+        response = _known(await self._call("POST", "/agent/v1/report/", content=encode(report)))
+        if response.status_code in (400, 413, 422):
+            raise NotTaken(f"{self.url} refuses this report: {_detail(response)}")
+        return _read(ReportAnswer, response)
 
     async def orders(self, after: int) -> Orders | None:
         """Wait for orders newer than `after`; None when there were none within WAIT_SECONDS. Raises: NotKnown, PortalAway."""

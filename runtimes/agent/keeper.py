@@ -21,6 +21,7 @@ import importlib
 import io
 import mmap
 import os
+import select
 import selectors
 import signal
 import socket
@@ -78,7 +79,8 @@ class KeeperSpec(Wire, frozen=True):
     previous_launch: str | None = None  # a launch whose keeper could not delete its session itself
     lifeline_seconds: float = 4.0  # from the lifeline's end to SIGKILL
     after_locks: str = ""  # the runtimes' folder: at the lifeline's end wait until no keeper there holds its lock (routers end last) …
-    after_locks_seconds: float = 5.0  # … but no longer than this
+    after_locks_seconds: float = 4.5  # … but no longer than this …
+    grace_seconds: float = 0.0  # … and no less: other machines' runtimes may still be handing over through this router
 
 
 def exit_sentence(status: int) -> str:
@@ -90,7 +92,7 @@ def exit_sentence(status: int) -> str:
 
 def read_log_line(raw: bytes) -> tuple[LogLevel, str]:
     """Level and text of one line of output: structlog's and etcd's JSON are understood, anything else is an `info` line."""
-    text = raw[:LOG_LINE_BYTES].decode("utf-8", "replace").rstrip()
+    text = raw[:LOG_LINE_BYTES].decode("utf-8", "replace").replace("\0", "").rstrip()
     if text.startswith("{"):
         try:
             fields = msgspec.json.decode(raw)
@@ -296,7 +298,7 @@ class Keeper:
         handle = os.open(self.spec.permit, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(handle, 0)  # a page of the former launch says nothing about this one
-            os.ftruncate(handle, PERMIT.size)
+            os.posix_fallocate(handle, 0, PERMIT.size)  # a full disk must fail here, not as SIGBUS in the process
             self.page = mmap.mmap(handle, PERMIT.size)
         finally:
             os.close(handle)
@@ -425,8 +427,9 @@ class Keeper:
     def _siblings_are_gone(self) -> bool:
         if not self.spec.after_locks or self.lifeline_ended_at is None:
             return True
-        if time.monotonic() - self.lifeline_ended_at > self.spec.after_locks_seconds:
-            return True
+        waited = time.monotonic() - self.lifeline_ended_at
+        if waited < self.spec.grace_seconds or waited > self.spec.after_locks_seconds:
+            return waited > self.spec.after_locks_seconds
         return not any(linux.is_locked(path) for path in Path(self.spec.after_locks).glob("*/keeper.lock"))
 
     # ------------------------------------------------------------------------------------------------------------- events
@@ -604,11 +607,16 @@ class Keeper:
         for connection in list(self.connections):
             self._drop(connection)
         (self.folder / "keeper.sock").unlink(missing_ok=True)
-        if not proven and self.lifeline_ended_at is None:
-            self.listener.close()
-            assert self.lock is not None
-            fcntl.flock(self.lock, fcntl.LOCK_UN)  # the restart need not wait for a router that is away
-            self._end_session(self.spec.launch, patience=5.0)
+        self.listener.close()
+        assert self.lock is not None
+        fcntl.flock(self.lock, fcntl.LOCK_UN)  # the restart need wait neither for this program's last breath nor for a router that is away
+        for _ in range(10):
+            if proven or self.lifeline_ended_at is not None or self._lifeline_is_over():
+                return
+            proven = self._end_session(self.spec.launch, patience=0.5)
+
+    def _lifeline_is_over(self) -> bool:
+        return self.lifeline is not None and bool(select.select([self.lifeline], [], [], 0)[0])
 
 
 def _descriptor(name: str) -> int | None:

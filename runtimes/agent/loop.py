@@ -5,11 +5,12 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import structlog
 
 from runtimes.agent import linux
 from runtimes.agent.carrier import Carrier, NotPlaced
-from runtimes.agent.client import LONGEST_WAIT, NotKnown, Portal, PortalAway, own_address
+from runtimes.agent.client import LONGEST_WAIT, NotKnown, NotTaken, Portal, PortalAway, own_address
 from runtimes.agent.decide import Keeping, retry_delay
 from runtimes.agent.home import Home, Identity
 from runtimes.agent.peers import Peers
@@ -114,13 +115,16 @@ class Agent:
             asked_at: monotonic moment at which the call that brought them began.
         """
         if self.orders is not None:
-            if orders == self.orders:
+            if same(orders, self.orders):
                 return
             if orders.version < self.orders.version:
                 if asked_at < self.orders_at:
                     return
                 log.warning("orders_went_back", text=f"The portal's orders went back from {self.orders.version} to {orders.version}.")
-        self.home.write("orders.json", orders)
+        try:
+            self.home.write("orders.json", orders)
+        except OSError as error:
+            log.error("orders_not_kept", text=f"The orders cannot be written down ({error}); a reboot would bring back older ones.")
         self._carry_out(orders)
         self.changed.set()
 
@@ -224,6 +228,8 @@ class Agent:
             except (NotKnown, PortalAway) as error:
                 failures += 1
                 self._complain(error)
+                if isinstance(error, NotTaken):
+                    self.logs.stored()  # whatever it is that the portal refuses, log lines shall not keep the rest from it for ever
                 await asyncio.sleep(retry_delay(failures, longest=LONGEST_WAIT))
                 continue
             failures = 0
@@ -268,6 +274,15 @@ class Agent:
         if self.portal_said:
             self.portal_said = ""
             log.info("portal_back", text="The portal answers again.")
+
+
+def same(orders: Orders, known: Orders) -> bool:
+    """Do they wish the same; how long a wish for a group is still valid changes all the time and is counted from its first receipt."""
+
+    def essence(of: Orders) -> Orders:
+        return msgspec.structs.replace(of, requests=[msgspec.structs.replace(item, valid_seconds=0) for item in of.requests])
+
+    return essence(orders) == essence(known)
 
 
 def to_portal(logs: LogBuffer) -> structlog.typing.Processor:

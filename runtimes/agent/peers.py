@@ -12,14 +12,14 @@ PROBE_SECONDS = 2.0  # between two rounds
 CONNECT_SECONDS = 1.0
 
 
-def addresses(order: RouterOrder | None) -> dict[str, tuple[str, int]]:
-    """Of every sibling, by machine name."""
+def addresses(order: RouterOrder | None, *, own: bool = False) -> dict[str, tuple[str, int]]:
+    """Of every sibling, by machine name; `own`: of this machine too."""
     if order is None:
         return {}
     found = {}
     for name, url in order.members.items():
         parts = urlsplit(url)
-        if name != order.name and parts.hostname and parts.port:
+        if (own or name != order.name) and parts.hostname and parts.port:
             found[name] = (parts.hostname, parts.port)
     return found
 

@@ -177,7 +177,9 @@ class Program:
         runtime: str | None = None,
         etcd: str | None = None,
         namespace: str = "",
+        lifeline_seconds: float = 4.0,
         after_locks: str = "",
+        grace_seconds: float = 0.0,
         without: str = "",
     ) -> None:
         """Start a keeper with its program. Raises: CannotStart."""
@@ -192,7 +194,9 @@ class Program:
             etcd=etcd,
             namespace=namespace,
             previous_launch=self.unclean_launch,
+            lifeline_seconds=lifeline_seconds,
             after_locks=after_locks,
+            grace_seconds=grace_seconds,
             without=without,
         )
         linux.write_atomically(self.folder / "spec.json", encode(spec), durable=False)

@@ -5,7 +5,7 @@ import random
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -18,6 +18,7 @@ from runtimes.agent import linux
 from runtimes.agent.decide import Keeping
 from runtimes.agent.etcd_binary import EtcdBinary, NoEtcd, find_etcd
 from runtimes.agent.home import Home
+from runtimes.agent.peers import addresses
 from runtimes.agent.program import CannotStart, Program, new_launch
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.protocol import LogLevel, LogLine, RouterOrder, RouterReport, RouterState, Wire, encode
@@ -186,7 +187,7 @@ class RouterSupervisor:
         assert self.order is not None
         if self.member is not None and (self.program.keeping is not Keeping.GONE or not linux.why_not_free("127.0.0.1", self._port())):
             return
-        port = pick_port("127.0.0.1")
+        port = pick_port("127.0.0.1", avoid={peer for _, peer in addresses(self.order, own=True).values()})
         if self.member is None:
             # an empty token: the member was never started
             self.member = Member(name=self.order.name, cluster_token="", members={}, client_port=port)
@@ -303,7 +304,15 @@ class RouterSupervisor:
         argv = command(binary.path, order, listen_host=listen_host, client_port=self._port(), data=str(self.data))
         log.info("router_starts", text=f"The router starts: etcd {binary.version} at {order.peer_host}:{order.peer_port}.")
         try:
-            await self.program.launch(new_launch(), argv, what, after_locks=str(self.home.root / "runtimes"), without="ETCD_")
+            await self.program.launch(
+                new_launch(),
+                argv,
+                what,
+                lifeline_seconds=2.0,
+                after_locks=str(self.home.root / "runtimes"),
+                grace_seconds=1.0,
+                without="ETCD_",
+            )
         except CannotStart as error:
             self._refuse(f"etcd cannot be started: {error}")
 
@@ -428,12 +437,12 @@ async def resolve(host: str) -> str:
     return str(found[0][4][0])
 
 
-def pick_port(host: str) -> int:
+def pick_port(host: str, avoid: Collection[int] = ()) -> int:
     """A free port below the kernel's ephemeral range. Raises: OSError when there is none."""
     upper = linux.first_ephemeral_port()
     lower = min(FIRST_CLIENT_PORT, upper // 2)
     for _ in range(200):
         port = random.randrange(lower, upper)  # noqa: S311 - not a secret
-        if not linux.why_not_free(host, port):
+        if port not in avoid and not linux.why_not_free(host, port):
             return port
     raise OSError(f"no free port between {lower} and {upper} on {host}")
