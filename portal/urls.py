@@ -26,6 +26,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("admin/", admin.site.urls),
     path("api/v1/", include(api_patterns)),
     path("projects/<slug:slug>/", teams.project, name="project"),
+    path("agent/v1/", include("runtimes.api.agents")),
     path("", include("runtimes.urls")),
     path("", include("deployments.urls")),
 ]

@@ -1,10 +1,23 @@
 """Design -> machines, runtimes and routers of one environment: what Apply would change, and Apply."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from django.contrib.auth.models import AbstractBaseUser
+from django.db import IntegrityError, transaction
+from django.db.models import F
+from django.utils import timezone
 
-from portal.models import Environment
+from portal.errors import Busy, NotAllowed, Stale
+from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement
+from runtimes import fleet
+from runtimes.models import Machine, Router, Runtime
+from runtimes.protocol import Preference, RuntimeState
+
+# Called before an environment is changed; raises NotAllowed when it must not be now. deployments adds "a deployment runs".
+guards: list[Callable[[Environment], None]] = []
+
+RUNS = (RuntimeState.STARTING, RuntimeState.READY, RuntimeState.BACKOFF)
 
 
 @dataclass(frozen=True)
@@ -17,18 +30,197 @@ class Change:
     sentence: str  # "Router on external01 will be created."
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What the design asks for: machine names, (machine, connector) names, and names of machines with a router."""
+
+    machines: dict[str, DesignedMachine]
+    runtimes: dict[tuple[str, str], Connector]
+    routers: set[str]
+
+
+@dataclass(frozen=True)
+class _Present:
+    """What the environment has, by the same names."""
+
+    machines: dict[str, Machine]
+    runtimes: dict[tuple[str, str], Runtime]
+    routers: dict[str, Router]
+
+
+def _drawn(environment: Environment) -> _Drawn:
+    machines = {machine.name: machine for machine in DesignedMachine.objects.filter(project=environment.project_id)}
+    placements = Placement.objects.filter(machine__project=environment.project_id).select_related("machine", "connector")
+    runtimes = {(placement.machine.name, placement.connector.name): placement.connector for placement in placements}
+    hosts = {machine for (machine, _), connector in runtimes.items() if connector.failover}
+    routers = {
+        name
+        for name, machine in machines.items()
+        # A witness serves the connectors of other machines: it is there as long as anything runs in failover.
+        if machine.router and (name in hosts or (machine.kind == MachineKind.CORE and hosts))
+    }
+    return _Drawn(machines, runtimes, routers)
+
+
+def _present(environment: Environment) -> _Present:
+    machines = {machine.name: machine for machine in Machine.objects.filter(environment=environment)}
+    runtimes = Runtime.objects.filter(environment=environment).select_related("machine", "connector", "desired_bundle")
+    routers = Router.objects.filter(machine__environment=environment).select_related("machine")
+    return _Present(
+        machines,
+        {(runtime.machine.name, runtime.connector.name): runtime for runtime in runtimes.defer("desired_bundle__content")},
+        {router.machine.name: router for router in routers},
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------- diff
+
+
 def diff(environment: Environment) -> list[Change]:
     """Everything Apply would do now, routers first; empty when the environment is as designed."""
-    raise NotImplementedError
+    return _differences(_drawn(environment), _present(environment))
+
+
+def _differences(drawn: _Drawn, present: _Present) -> list[Change]:
+    return [
+        *_router_changes(drawn, present),
+        *_machine_changes(drawn, present),
+        *_runtime_changes(drawn, present),
+    ]
+
+
+def _router_changes(drawn: _Drawn, present: _Present) -> list[Change]:
+    def line(name: str, act: str, kind: str) -> Change:
+        noun = "witness" if kind == MachineKind.CORE else "router"
+        return Change(act, noun, name, f"{noun.capitalize()} on {name} will be {act}d.")
+
+    created = [line(name, "create", drawn.machines[name].kind) for name in sorted(drawn.routers - present.routers.keys())]
+    removed = [line(name, "remove", present.machines[name].kind) for name in sorted(present.routers.keys() - drawn.routers)]
+    return sorted([*created, *removed], key=lambda change: (change.kind != "router", change.act, change.name))
+
+
+def _machine_changes(drawn: _Drawn, present: _Present) -> list[Change]:
+    changes = [
+        Change("create", "machine", name, f"Machine {name} ({drawn.machines[name].kind}) will be created; register its agent afterwards.")
+        for name in sorted(drawn.machines.keys() - present.machines.keys())
+    ]
+    changes += [
+        Change("change", "machine", name, f"Machine {name} will be {drawn.machines[name].kind} instead of {present.machines[name].kind}.")
+        for name in sorted(drawn.machines.keys() & present.machines.keys())
+        if drawn.machines[name].kind != present.machines[name].kind
+    ]
+    changes += [
+        Change("remove", "machine", name, f"Machine {name} will be removed, with its agent's credential and its log.")
+        for name in sorted(present.machines.keys() - drawn.machines.keys())
+    ]
+    return changes
+
+
+def _runtime_changes(drawn: _Drawn, present: _Present) -> list[Change]:
+    changes = []
+    for machine, connector in sorted(drawn.runtimes.keys() - present.runtimes.keys()):
+        how = ", in failover" if drawn.runtimes[machine, connector].failover else ""
+        changes.append(Change("create", "runtime", f"{machine}.{connector}", f"Runtime {machine}.{connector} will be created{how}."))
+    for key in sorted(drawn.runtimes.keys() & present.runtimes.keys()):
+        wanted, name = drawn.runtimes[key].failover, ".".join(key)
+        if wanted != present.runtimes[key].failover:
+            how = "run in failover" if wanted else "no longer run in failover"
+            changes.append(Change("change", "failover", name, f"Runtime {name} will {how}, from its next deployment on."))
+    for machine, connector in sorted(present.runtimes.keys() - drawn.runtimes.keys()):
+        changes.append(Change("remove", "runtime", f"{machine}.{connector}", f"Runtime {machine}.{connector} will be removed."))
+    return changes
+
+
+# -------------------------------------------------------------------------------------------------------------------- apply
 
 
 def apply(environment: Environment, *, seen: list[Change] | None, by: AbstractBaseUser) -> list[Change]:
-    """Make the environment as designed: machines, runtimes, routers; and prefilled properties (portal.properties.prefill).
+    """Make the environment as designed: machines, runtimes, routers. Returns what was done.
+
+    Addresses and ports of routers are read from the placeholders that portal.properties.failover_keys names; no value is invented here.
 
     `seen` is the difference the person confirmed (None: a script that takes what comes).
 
     Raises:
         Stale: the design changed since; shows the new difference.
-        NotAllowed: a deployment runs, or a runtime that would go still runs (stop it first).
+        NotAllowed: a deployment runs, or a runtime that would go still runs (stop it first), or a router that would go votes.
+        Busy: somebody else applied in the same instant.
     """
-    raise NotImplementedError
+    try:
+        with transaction.atomic():
+            return _apply(environment, seen)
+    except IntegrityError:
+        raise Busy(f"Somebody else just applied the design to {environment.name}: look again.") from None
+
+
+def _apply(environment: Environment, seen: list[Change] | None) -> list[Change]:
+    drawn, present = _drawn(environment), _present(environment)
+    changes = _differences(drawn, present)
+    if seen is not None and seen != changes:
+        now = [change.sentence for change in changes] or ["Nothing would change any more."]
+        raise Stale("The design or the environment changed since you looked. Look at the new difference and confirm it.", reasons=now)
+    if not changes:
+        return []
+    for guard in guards:
+        guard(environment)
+    reasons = [*_still_runs(drawn, present), *_still_votes(drawn, present)]
+    if reasons:
+        raise NotAllowed(" ".join(reasons), reasons=reasons)
+    _remove(environment, drawn, present)
+    _create(environment, drawn, present)
+    fleet.touch(*Machine.objects.filter(environment=environment))
+    return changes
+
+
+def _still_runs(drawn: _Drawn, present: _Present) -> list[str]:
+    """A runtime goes only when it was stopped, and is not seen running; of a silent agent the wish to stop is all one can have."""
+    now, reasons = timezone.now(), []
+    for key in sorted(present.runtimes.keys() - drawn.runtimes.keys()):
+        runtime = present.runtimes[key]
+        wished = runtime.desired_running and runtime.desired_bundle_id is not None
+        seen = runtime.observed_state in RUNS and not runtime.machine.is_silent(now=now)
+        if wished or seen:
+            reasons.append(f"Runtime {runtime.key} still runs: stop it first (Deploy › Architecture, right-click, Stop).")
+    return reasons
+
+
+def _still_votes(drawn: _Drawn, present: _Present) -> list[str]:
+    """The members of a running cluster change one at a time through a healthy router; until that is built, only all may go together."""
+    leaving = sorted(name for name, router in present.routers.items() if name not in drawn.routers and router.cluster_known)
+    staying = sorted(name for name, router in present.routers.items() if name in drawn.routers and router.cluster_known)
+    if not leaving or not staying:
+        return []
+    return [
+        f"The router on {name} votes in a running cluster with {' and '.join(staying)}, and members cannot be removed one by one yet: "
+        "keep it in Design › Architecture, or take the whole project out of failover."
+        for name in leaving
+    ]
+
+
+def _remove(environment: Environment, drawn: _Drawn, present: _Present) -> None:
+    """Groups and their changes of leadership stay as history; memberships, routers, tokens and logs go with their runtime or machine."""
+    leaving = [router for name, router in present.routers.items() if name not in drawn.routers]
+    if any(router.cluster_known for router in leaving):
+        # The cluster ends here; one that is built later starts its revisions anew, and epochs must only grow.
+        Environment.objects.filter(pk=environment.pk).update(generation=F("generation") + 1)
+    Router.objects.filter(pk__in=[router.pk for router in leaving]).delete()
+    Runtime.objects.filter(pk__in=[runtime.pk for key, runtime in present.runtimes.items() if key not in drawn.runtimes]).delete()
+    Machine.objects.filter(pk__in=[machine.pk for name, machine in present.machines.items() if name not in drawn.machines]).delete()
+
+
+def _create(environment: Environment, drawn: _Drawn, present: _Present) -> None:
+    machines = {name: machine for name, machine in present.machines.items() if name in drawn.machines}
+    for name, designed in drawn.machines.items():
+        if name not in machines:
+            machines[name] = Machine.objects.create(environment=environment, name=name, kind=designed.kind)
+        elif machines[name].kind != designed.kind:
+            Machine.objects.filter(pk=machines[name].pk).update(kind=designed.kind)
+    for name in sorted(drawn.routers - present.routers.keys()):
+        Router.objects.create(machine=machines[name])
+    for key, connector in drawn.runtimes.items():
+        runtime = present.runtimes.get(key)
+        if runtime is None:
+            Runtime.objects.create(environment=environment, machine=machines[key[0]], connector=connector, failover=connector.failover)
+        elif runtime.failover != connector.failover:
+            preference = runtime.preference if connector.failover else Preference.NONE
+            Runtime.objects.filter(pk=runtime.pk).update(failover=connector.failover, preference=preference)

@@ -1,10 +1,37 @@
 """Preferences, balance and switches of failover groups: the portal's wishes, and its verdict on what it heard."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import ClassVar
 
-from runtimes import protocol
-from runtimes.models import FailoverGroup, GroupMember, GroupRequest, Runtime
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.db.models import Prefetch
+from django.utils import timezone
+
+from portal.errors import Busy, Invalid, NotReady, Stale
+from runtimes import fleet, protocol
+from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Runtime
+from runtimes.protocol import Cause, Preference, RequestKind, RequestStatus, State, Status
+from runtimes.reports import REQUEST_PENDING_SECONDS
+
+SILENT_FOR_LONG_SECONDS = 30.0  # Balance no longer waits for a preferred member whose agent is silent for so long
+ASK_AGAIN_AFTER_SECONDS = 2.0  # Balance, after a hand-over that failed
+
+WORDS = {
+    Status.LEADER: "Leader",
+    Status.FOLLOWER: "Follower",
+    Status.DISABLED: "Disabled",
+    Status.SINGLE_NODE: "Leader (single node)",
+    Status.ISOLATED: "Isolated",
+    Status.UNKNOWN: "Unknown",
+}
+
+
+class UnknownCandidate(Invalid):
+    code = "unknown-candidate"
+    status: ClassVar[int] = 404
 
 
 @dataclass(frozen=True)
@@ -16,6 +43,14 @@ class MemberVerdict:
     state: protocol.State
     reason: str
     age_seconds: float | None
+
+    @property
+    def machine(self) -> str:
+        return self.member.runtime.machine.name
+
+    @property
+    def fresh(self) -> bool:
+        return self.age_seconds is not None and self.age_seconds <= settings.AGENT_SILENT_AFTER_SECONDS
 
 
 @dataclass(frozen=True)
@@ -29,14 +64,199 @@ class Verdict:
     problems: list[str]  # one sentence each; empty when healthy
 
 
+def with_members() -> "Prefetch[str]":
+    """What verdict() reads of a group, in five queries for any number: FailoverGroup.objects.prefetch_related(with_members())."""
+    return Prefetch(
+        "members",
+        GroupMember.objects.select_related("runtime__machine", "runtime__connector").prefetch_related(
+            Prefetch("runtime__desired_bundle", Bundle.objects.defer("content")), "runtime__machine__router"
+        ),
+    )
+
+
+def _read(group: FailoverGroup) -> FailoverGroup:
+    """The group as it is now: an act never decides on what a page read earlier."""
+    return FailoverGroup.objects.select_related("environment", "group").prefetch_related(with_members()).get(pk=group.pk)
+
+
+def ago(seconds: float) -> str:
+    """ "40 s", "3 min", "2 h" """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
+
+
+# ------------------------------------------------------------------------------------------------------------------- verdict
+
+
 def verdict(group: FailoverGroup, *, now: datetime) -> Verdict:
     """Pure over rows already read: give it groups with members__runtime__machine and __connector prefetched."""
-    raise NotImplementedError
+    heard = [_heard(member, now=now) for member in group.members.all()]
+    believed = _leaders(group, heard)
+    members = [_disbelieved(group, said) if said.status == Status.LEADER and said is not believed else said for said in heard]
+    leader = believed or _single(members)
+    problems = _problems(group, members, leader)
+    return Verdict(group, members, leader, healthy=not problems, problems=problems)
+
+
+def _heard(member: GroupMember, *, now: datetime) -> MemberVerdict:
+    """A member by its own last report and its age alone."""
+    state, machine = State(member.observed_state), member.runtime.machine.name
+    if member.observed_at is None:
+        word = "has no agent yet" if not member.runtime.machine.has_agent else "has not reported this group yet"
+        return MemberVerdict(member, Status.UNKNOWN, state, f"{machine} {word}.", None)
+    age = max(0.0, (now - member.observed_at).total_seconds())
+    if age > settings.AGENT_SILENT_AFTER_SECONDS:
+        last = f"{WORDS[Status(member.observed_status)]}, {state.capitalize()}"
+        return MemberVerdict(member, Status.UNKNOWN, state, f"{machine} has not been heard from for {ago(age)}; it then was {last}.", age)
+    return MemberVerdict(member, Status(member.observed_status), state, member.observed_reason, age)
+
+
+def _leaders(group: FailoverGroup, heard: list[MemberVerdict]) -> MemberVerdict | None:
+    """The one member that may be called Leader: of the highest epoch that was ever heard of, and alone in it."""
+    leaders = [said for said in heard if said.status == Status.LEADER]
+    top = max([group.epoch, *(said.member.observed_epoch for said in leaders)])
+    newest = [said for said in leaders if said.member.observed_epoch == top]
+    return newest[0] if len(newest) == 1 else None
+
+
+def _disbelieved(group: FailoverGroup, said: MemberVerdict) -> MemberVerdict:
+    epoch = said.member.observed_epoch
+    if epoch < group.epoch:
+        reason = f"{said.machine} says it leads since epoch {epoch}, but epoch {group.epoch} began since: another leader took over."
+    else:
+        reason = f"{said.machine} says it leads in epoch {epoch}, and another member says the same or a newer one."
+    return MemberVerdict(said.member, Status.UNKNOWN, said.state, reason, said.age_seconds)
+
+
+def _single(members: list[MemberVerdict]) -> MemberVerdict | None:
+    """The only member that leads by itself, where nobody holds the group's key."""
+    alone = [said for said in members if said.status == Status.SINGLE_NODE]
+    return alone[0] if len(alone) == 1 else None
+
+
+def meant_to_fail_over(group: FailoverGroup) -> bool:
+    return group.failover and len(group.members.all()) > 1
+
+
+def _problems(group: FailoverGroup, members: list[MemberVerdict], leader: MemberVerdict | None) -> list[str]:
+    problems = []
+    if not members:
+        problems.append(f"{group.name} has no member.")
+    elif leader is None and meant_to_fail_over(group):
+        everyone = all(said.status == Status.DISABLED for said in members)
+        problems.append("Nobody leads: every member is disabled." if everyone else f"Nobody is known to lead {group.name}.")
+    for said in members:
+        leads = said.status == Status.SINGLE_NODE or said is leader
+        if said.status == Status.SINGLE_NODE and meant_to_fail_over(group):
+            problems.append(f"{said.machine} runs as a single node: {said.reason}")
+        elif said.status in (Status.UNKNOWN, Status.ISOLATED):
+            problems.append(f"{said.machine} is {WORDS[said.status]}: {said.reason}")
+        if leads and said.state != State.ON:
+            problems.append(f"{said.machine} leads, but its inbounds are {said.state.capitalize()}: {said.reason}")
+        if said.status in (Status.FOLLOWER, Status.DISABLED) and said.state != State.OFF:
+            problems.append(f"{said.machine} is {WORDS[said.status]}, but its inbounds are {said.state.capitalize()}.")
+    return problems
+
+
+# --------------------------------------------------------------------------------------------------------------- preference
 
 
 def prefer(runtime: Runtime, preference: protocol.Preference) -> None:
-    """Set a runtime's preference. At most one Leader per connector and environment: choosing it makes the former one Backup."""
-    raise NotImplementedError
+    """Set a runtime's preference. At most one Leader per connector and environment: choosing it makes the former one Backup.
+
+    Raises:
+        Invalid: the runtime does not run in failover. Busy: somebody else chose a leader in the same instant.
+    """
+    if preference != Preference.NONE and not Runtime.objects.filter(pk=runtime.pk, failover=True).exists():
+        raise Invalid(f"{runtime.key} does not run in failover, so it has no preference.", field="preference")
+    try:
+        with transaction.atomic():
+            touched = []
+            if preference == Preference.LEADER:
+                siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id).exclude(
+                    pk=runtime.pk
+                )
+                former = list(siblings.filter(preference=Preference.LEADER).select_related("machine"))
+                siblings.filter(preference=Preference.LEADER).update(preference=Preference.BACKUP)
+                touched += [sibling.machine for sibling in former]
+            if Runtime.objects.filter(pk=runtime.pk).exclude(preference=preference).update(preference=preference):
+                touched.append(runtime.machine)
+            fleet.touch(*touched)
+    except IntegrityError:
+        raise Busy(f"Somebody else just chose a preferred leader of {runtime.connector.name}: look again.") from None
+    runtime.preference = preference
+
+
+# ----------------------------------------------------------------------------------------------------------------- requests
+
+
+def expire_overdue(*, now: datetime, group: FailoverGroup | None = None) -> int:
+    """End the wishes whose time is over; returns how many."""
+    overdue = GroupRequest.objects.filter(status__in=LIVE_REQUESTS, expires_at__lte=now)
+    if group is not None:
+        overdue = overdue.filter(group=group)
+    return overdue.filter(status=RequestStatus.PENDING).update(
+        status=RequestStatus.EXPIRED, code="expired", reason="No agent of the group's machines carried it in time.", ended_at=now
+    ) + overdue.filter(status=RequestStatus.RUNNING).update(
+        status=RequestStatus.EXPIRED, code="expired", reason="The machines did not say in time how it ended.", ended_at=now
+    )
+
+
+def _member(found: Verdict, machine: str) -> MemberVerdict:
+    for said in found.members:
+        if said.machine == machine:
+            return said
+    names = ", ".join(said.machine for said in found.members) or "nobody"
+    raise UnknownCandidate(f"{machine} has no member in {found.group.name}: its members are {names}.", field="candidate")
+
+
+def member_on(group: FailoverGroup, machine: str) -> GroupMember:
+    """The group's member on a machine. Raises UnknownCandidate (404) naming the machines that have one."""
+    return _member(verdict(_read(group), now=timezone.now()), machine).member
+
+
+def _refuse_when_busy(group: FailoverGroup) -> None:
+    live = GroupRequest.objects.filter(group=group, status__in=LIVE_REQUESTS).first()
+    if live is not None:
+        act = {RequestKind.SWITCH: "a hand-over", RequestKind.DISABLE: "Disable", RequestKind.ENABLE: "Enable"}[RequestKind(live.kind)]
+        to = f" to {live.machine}" if live.machine and live.kind == RequestKind.SWITCH else ""
+        raise Busy(f"{group.name} is busy: {act}{to} that {live.actor} asked for is under way.")
+
+
+def _ask(group: FailoverGroup, *, now: datetime, **wish: object) -> GroupRequest:
+    """One live request per group: the database says who was first."""
+    try:
+        with transaction.atomic():
+            request = GroupRequest.objects.create(group=group, expires_at=now + timedelta(seconds=REQUEST_PENDING_SECONDS), **wish)
+            fleet.touch(*(member.runtime.machine for member in group.members.all()))
+    except IntegrityError:
+        _refuse_when_busy(group)
+        raise Busy(f"{group.name} is busy: somebody else asked for something in the same instant.") from None
+    return request
+
+
+def obstacle(found: Verdict, said: MemberVerdict) -> str:
+    """Why a member could not take the group over now; empty when it could."""
+    machine, name, row = said.machine, found.group.name, said.member
+    if row.runtime.machine.joined_at is None:
+        return f"{machine} has no agent yet: register it in Deploy › Architecture."
+    if said.age_seconds is None:
+        return f"{machine} has never been heard from in {name}."
+    if not said.fresh:
+        return f"{machine} has not been heard from for {ago(said.age_seconds)}."
+    if said.status == Status.DISABLED or row.observed_disabled:
+        return f"{machine} is disabled in {name}: enable it first (Deploy › Architecture, tab Failover)."
+    if said.status not in (Status.FOLLOWER, Status.LEADER):
+        return f"{machine} is {WORDS[said.status]}: {said.reason}"
+    if not row.observed_ready:
+        return f"{machine} is not ready: {said.reason or row.runtime.observed_reason or row.runtime.observed_state}"
+    allowed = {row.runtime.desired_bundle.release_number if row.runtime.desired_bundle else None}
+    allowed |= {found.leader.member.runtime.observed_release} if found.leader else set()
+    if row.runtime.observed_release not in allowed:
+        numbers = " or ".join(str(number) for number in sorted(number for number in allowed if number is not None)) or "wanted"
+        return f"{machine} is not on the release {numbers}: it runs {row.runtime.observed_release or 'none'}."
+    return ""
 
 
 def switch(
@@ -50,30 +270,130 @@ def switch(
 ) -> GroupRequest:
     """Ask for a hand-over to the member on machine `candidate` (None: Stop; any ready follower takes over).
 
+    A candidate that leads already is an answered request. Times out after REQUEST_PENDING_SECONDS without an agent.
+
     Raises:
-        Invalid (status 404, code "unknown-candidate"): no member of the group is on that machine.
+        UnknownCandidate (status 404, code "unknown-candidate"): no member of the group is on that machine.
         Busy: a live request exists. Stale: `expected_leader` is given and does not lead.
         NotReady: the candidate is disabled, silent or not ready, or no follower is ready (offers Disable).
     """
-    raise NotImplementedError
+    group = _read(group)
+    found = verdict(group, now=now)
+    chosen = _member(found, candidate) if candidate else None
+    expire_overdue(now=now, group=group)
+    _refuse_when_busy(group)
+    if expected_leader and (found.leader is None or found.leader.machine != expected_leader):
+        leads = f"{found.leader.machine} does" if found.leader else "nobody is known to lead"
+        raise Stale(f"{expected_leader} does not lead {group.name}: {leads}. Look again.")
+    wish = {"kind": RequestKind.SWITCH, "machine": candidate or "", "expected_epoch": group.epoch or None, "cause": cause, "actor": actor}
+    if chosen is not None and chosen is found.leader:
+        done = {"status": RequestStatus.SUCCEEDED, "reason": f"{candidate} already leads {group.name}.", "ended_at": now}
+        return GroupRequest.objects.create(group=group, expires_at=now, **wish, **done)
+    if chosen is not None:
+        if reason := obstacle(found, chosen):
+            raise NotReady(reason, reasons=[reason], field="candidate")
+    else:
+        _refuse_without_follower(found)
+    return _ask(group, now=now, **wish)
+
+
+def _refuse_without_follower(found: Verdict) -> None:
+    """Stop needs somebody who takes over."""
+    if found.leader is None:
+        raise NotReady(f"Nobody is known to lead {found.group.name}, so there is nothing to stop.")
+    reasons = {said.machine: obstacle(found, said) for said in found.members if said is not found.leader}
+    if not reasons:
+        raise NotReady(f"{found.group.name} has no other member that could take over. To stop it all the same, use Disable.")
+    if all(reasons.values()):
+        raise NotReady(
+            f"No follower is ready to take over {found.group.name}: {' '.join(reasons.values())} To stop it all the same, use Disable.",
+            reasons=list(reasons.values()),
+        )
 
 
 def disable(group: FailoverGroup, machine: str, *, actor: str, now: datetime) -> GroupRequest:
-    raise NotImplementedError
+    """Ask that the member's inbounds stop and it takes no leadership until enabled again. Raises as `switch` does."""
+    return _set_disabled(group, machine, RequestKind.DISABLE, Cause.DISABLE, actor, now)
 
 
 def enable(group: FailoverGroup, machine: str, *, actor: str, now: datetime) -> GroupRequest:
-    raise NotImplementedError
+    """Ask that the member takes part again. Raises as `switch` does."""
+    return _set_disabled(group, machine, RequestKind.ENABLE, Cause.SWITCH, actor, now)
+
+
+def _set_disabled(group: FailoverGroup, machine: str, kind: RequestKind, cause: Cause, actor: str, now: datetime) -> GroupRequest:
+    """Any member's agent can carry it, so one that is heard of is enough, even for a silent member."""
+    group = _read(group)
+    found = verdict(group, now=now)
+    _member(found, machine)
+    expire_overdue(now=now, group=group)
+    _refuse_when_busy(group)
+    if not any(said.fresh for said in found.members):
+        reasons = [said.reason for said in found.members]
+        raise NotReady(f"No agent of {group.name} can carry this: {' '.join(reasons)}", reasons=reasons)
+    return _ask(group, now=now, kind=kind, machine=machine, cause=cause, actor=actor)
+
+
+# -------------------------------------------------------------------------------------------------------------- consequence
 
 
 def consequence(group: FailoverGroup, member: GroupMember, action: str, *, now: datetime) -> str:
     """What Play, Stop, Disable or Enable ("play", "stop", "disable", "enable") would do, in words for the button's title."""
-    raise NotImplementedError
+    found = verdict(group, now=now)
+    said = next(one for one in found.members if one.member.pk == member.pk)
+    return {"play": _play, "stop": _stop, "disable": _disable, "enable": _enable}[action](found, said)
 
 
-def member_on(group: FailoverGroup, machine: str) -> GroupMember:
-    """The group's member on a machine. Raises UnknownCandidate (404) naming the machines that have one."""
-    raise NotImplementedError
+def _gap(found: Verdict) -> str:
+    gap = found.group.last_gap_seconds
+    return "" if gap is None else f" The last change of leader took {gap:.2f} s."
+
+
+def _follower(found: Verdict, but: MemberVerdict) -> MemberVerdict | None:
+    """Who would take over: the preferred one first."""
+    ready = [said for said in found.members if said is not but and not obstacle(found, said)]
+    order = [Preference.LEADER, Preference.BACKUP, Preference.NONE]
+    return min(ready, key=lambda said: order.index(Preference(said.member.runtime.preference)), default=None)
+
+
+def _play(found: Verdict, said: MemberVerdict) -> str:
+    if said is found.leader:
+        return f"{said.machine} leads already."
+    if reason := obstacle(found, said):
+        return f"Not now: {reason}"
+    if found.leader is None:
+        return f"{said.machine} starts taking in {found.group.name}."
+    return f"{found.leader.machine} stops first, then {said.machine} takes over.{_gap(found)}"
+
+
+def _stop(found: Verdict, said: MemberVerdict) -> str:
+    if said is not found.leader:
+        return f"{said.machine} does not lead, so there is nothing to stop."
+    heir = _follower(found, said)
+    if heir is None:
+        return "Not now: no follower is ready to take over. Disable stops it all the same."
+    return f"Stops here, {heir.machine} takes over.{_gap(found)}"
+
+
+def _disable(found: Verdict, said: MemberVerdict) -> str:
+    if said.status == Status.DISABLED:
+        return f"{said.machine} is disabled already."
+    rest = f"{said.machine} takes no part in {found.group.name} until it is enabled again."
+    if said is not found.leader:
+        return rest
+    heir = _follower(found, said)
+    takes = f"{heir.machine} takes over" if heir else "nobody takes over: the data waits in the source"
+    return f"Stops here, {takes}; {rest}"
+
+
+def _enable(found: Verdict, said: MemberVerdict) -> str:
+    if said.fresh and said.status != Status.DISABLED and not said.member.observed_disabled:
+        return f"{said.machine} is enabled already."
+    takes = "follows, ready to take over" if found.leader else "may lead at once"
+    return f"{said.machine} takes part in {found.group.name} again: it {takes}."
+
+
+# ------------------------------------------------------------------------------------------------------------------ balance
 
 
 @dataclass(frozen=True)
@@ -91,4 +411,122 @@ def balance(group: FailoverGroup, *, release: int, actor: str, step_began_at: da
 
     Never overrides a switch made after the step began, never enables (docs/failover.md, Balance failover).
     """
-    raise NotImplementedError
+    group = _read(group)
+    expire_overdue(now=now, group=group)
+    found = verdict(group, now=now)
+    preferred = next((said for said in found.members if said.member.runtime.preference == Preference.LEADER), None)
+
+    def done(reason: str) -> Balanced:
+        return Balanced(group, done=True, failed=False, reason=reason)
+
+    def failed(reason: str) -> Balanced:
+        return Balanced(group, done=False, failed=True, reason=reason)
+
+    def waits(reason: str) -> Balanced:
+        return Balanced(group, done=False, failed=False, reason=reason)
+
+    if not found.members:
+        return done(f"{group.name} has no member in this environment.")
+    if all(said.fresh and said.status == Status.DISABLED for said in found.members):
+        return failed(f"Every member of {group.name} is disabled, and Balance never enables: enable one and resume.")
+    if not meant_to_fail_over(group):
+        unproven = _unproven_single(found, release)
+        return waits(unproven) if unproven else done(f"{group.name} has no peer; it runs on {found.members[0].machine}.")
+    if preferred is None:
+        unproven = _unproven(found, found.leader, release)
+        where = found.leader.machine if found.leader else ""
+        return waits(unproven) if unproven else done(f"{group.name} has no preferred leader: it stays where it is, on {where}.")
+    if hopeless := _hopeless(found, preferred, step_began_at, now):
+        return failed(hopeless)
+    if found.leader is not preferred and (who := _switched_by(group, preferred, step_began_at)):
+        return failed(f"{who}; Balance does not undo that. Resume the step to bring {group.name} to {preferred.machine}.")
+    if found.leader is preferred:
+        unproven = _unproven(found, preferred, release)
+        return waits(unproven) if unproven else done(f"{preferred.machine} leads {group.name}, as preferred.")
+    return waits(_hand_over(found, preferred, release=release, actor=actor, step_began_at=step_began_at, now=now))
+
+
+def _hopeless(found: Verdict, preferred: MemberVerdict, step_began_at: datetime, now: datetime) -> str:
+    """Why waiting for the preferred member helps nobody; empty while it may still come."""
+    name, machine = found.group.name, preferred.machine
+    stays = f"{name} stays on {found.leader.machine}." if found.leader else f"Nobody is known to lead {name}."
+    if preferred.fresh and (preferred.status == Status.DISABLED or preferred.member.observed_disabled):
+        return f"{machine} is preferred but disabled, and Balance never enables: enable it and resume. {stays}"
+    silent = preferred.age_seconds if preferred.age_seconds is not None else (now - step_began_at).total_seconds()
+    if silent > SILENT_FOR_LONG_SECONDS:
+        word = "has not been heard from" if preferred.age_seconds is not None else "has not reported this group"
+        return f"{machine} is preferred but {word} for {ago(silent)}. {stays}"
+    return ""
+
+
+def _switched_by(group: FailoverGroup, preferred: MemberVerdict, since: datetime) -> str:
+    """Who moved the group elsewhere after the step began, by the portal or on a machine; empty when nobody did."""
+    asked = (
+        GroupRequest.objects.filter(group=group, kind=RequestKind.SWITCH, cause=Cause.SWITCH, created_at__gte=since)
+        .filter(status__in=(*LIVE_REQUESTS, RequestStatus.SUCCEEDED))
+        .first()
+    )
+    if asked is not None and asked.machine != preferred.machine:
+        return f"{asked.actor} moved {group.name} {'to ' + asked.machine if asked.machine else 'away'} after this step began"
+    change = LeadershipChange.objects.filter(group=group).first()
+    on_a_machine = asked is None and change is not None and change.cause == Cause.SWITCH and change.heard_at >= since
+    if change is not None and on_a_machine and change.runtime != preferred.member.runtime.key:
+        return f"{change.actor or 'Somebody'} moved {group.name} to {change.runtime} after this step began"
+    return ""
+
+
+def _unreachable(found: Verdict) -> str:
+    """A member whose router says that it cannot reach a sibling's; empty when all can."""
+    machines = {said.machine for said in found.members}
+    for said in found.members:
+        router = getattr(said.member.runtime.machine, "router", None)
+        for peer in router.observed_peers if router and said.fresh else []:
+            if peer["machine"] in machines - {said.machine} and not peer["reachable"]:
+                cause = f": {peer['error']}" if peer.get("error") else ""
+                return f"{said.machine} does not reach {peer['machine']} at {peer['address']}{cause}."
+    return ""
+
+
+def _off_release(said: MemberVerdict, release: int) -> str:
+    runs = said.member.runtime.observed_release
+    return "" if runs == release else f"{said.machine} runs {f'release {runs}' if runs else 'no release'}, not {release}."
+
+
+def _unproven(found: Verdict, leader: MemberVerdict | None, release: int) -> str:
+    """What is missing from: one leader, On; the others Follower (or Disabled) and Off; all fresh, on the release, reaching each other."""
+    if leader is None:
+        return " ".join(found.problems) or f"Nobody leads {found.group.name} yet."
+    if found.problems:
+        return found.problems[0]
+    return next(filter(None, [*(_off_release(said, release) for said in found.members), _unreachable(found)]), "")
+
+
+def _unproven_single(found: Verdict, release: int) -> str:
+    checks: list[Callable[[MemberVerdict], str]] = [
+        lambda said: "" if said.fresh else said.reason,
+        lambda said: "" if said.state == State.ON else f"{said.machine} is {said.state.capitalize()}: {said.reason}",
+        lambda said: _off_release(said, release),
+    ]
+    running = [said for said in found.members if said.status != Status.DISABLED]
+    return next((reason for said in running for check in checks if (reason := check(said))), "")
+
+
+def _hand_over(found: Verdict, preferred: MemberVerdict, *, release: int, actor: str, step_began_at: datetime, now: datetime) -> str:
+    """Ask for the hand-over when it is due; returns what Balance waits for."""
+    name, machine = found.group.name, preferred.machine
+    last = GroupRequest.objects.filter(group=found.group, kind=RequestKind.SWITCH, created_at__gte=step_began_at).first()
+    if last is not None and last.status in LIVE_REQUESTS:
+        return f"The hand-over of {name} to {machine} is under way."
+    failure = f" The last hand-over failed: {last.reason}" if last is not None and last.status == RequestStatus.FAILED else ""
+    if found.leader is None:
+        return (" ".join(found.problems) or f"Nobody leads {name} yet.") + failure
+    missing = next(filter(None, [*(_off_release(said, release) for said in found.members), _unreachable(found)]), "")
+    if missing or (missing := obstacle(found, preferred)):
+        return f"{name} stays on {found.leader.machine} for now: {missing}{failure}"
+    if failure and last is not None and last.ended_at and now - last.ended_at < timedelta(seconds=ASK_AGAIN_AFTER_SECONDS):
+        return f"{name} stays on {found.leader.machine} for now.{failure}"
+    try:
+        switch(found.group, candidate=machine, expected_leader=found.leader.machine, actor=actor, cause=Cause.BALANCE, now=now)
+    except (Busy, Stale, NotReady) as refusal:
+        return f"{name} stays on {found.leader.machine} for now: {refusal.sentence}"
+    return f"{name} is handed over from {found.leader.machine} to {machine}.{failure}"

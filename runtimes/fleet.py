@@ -3,22 +3,51 @@
 Calls go down (orders), news comes up (reports) and wakes whoever added himself to `on_report`.
 """
 
+import hashlib
+import hmac
+import logging
+import secrets
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
 
-from portal.models import Environment
-from runtimes import protocol
-from runtimes.models import Bundle, Machine, Runtime
+from portal.errors import Invalid, NotAllowed
+from portal.models import Environment, Group, MachineKind
+from runtimes import protocol, reports, votes, wakeup
+from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, GroupRequest, JoinToken, Machine, Router, Runtime
+
+logger = logging.getLogger(__name__)
 
 # Called with the environment's id after every stored report, outside its transaction. deployments adds rollout.wake.
 on_report: list[Callable[[int], None]] = []
 
 
+# ------------------------------------------------------------------------------------------------------------------- joining
+
+
+def _digest(secret: str) -> str:
+    """What is kept of a token or credential. Both are 256 random bits, so a plain hash cannot be guessed backwards."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
 def register(machine: Machine, *, by: AbstractBaseUser) -> str:
     """Make a one-time join token for the machine's agent; earlier unused ones end. Returns the token, which is shown once."""
-    raise NotImplementedError
+    now = timezone.now()
+    token = secrets.token_urlsafe(32)
+    with transaction.atomic():
+        JoinToken.objects.filter(machine=machine, used_at=None, expires_at__gt=now).update(expires_at=now)
+        JoinToken.objects.create(
+            machine=machine,
+            digest=_digest(token),
+            created_by_id=by.pk,
+            expires_at=now + timedelta(seconds=settings.JOIN_TOKEN_VALID_SECONDS),
+        )
+    return token
 
 
 def join(request: protocol.JoinRequest, *, now: datetime) -> protocol.JoinAnswer:
@@ -27,11 +56,45 @@ def join(request: protocol.JoinRequest, *, now: datetime) -> protocol.JoinAnswer
     Raises:
         Invalid: the token is unknown, used or expired; says where to get a new one.
     """
-    raise NotImplementedError
+    if request.protocol_version != protocol.PROTOCOL_VERSION:
+        raise Invalid(
+            f"This portal speaks protocol {protocol.PROTOCOL_VERSION}, the agent {request.protocol_version}: "
+            "install the agent of this portal's version.",
+            field="protocol_version",
+        )
+    token = JoinToken.objects.filter(digest=_digest(request.token)).select_related("machine__environment__project").first()
+    remedy = "Make a new one in Deploy › Architecture: right-click the machine, Register."
+    if token is None:
+        raise Invalid(f"This token is unknown. {remedy}", field="token")
+    if token.used_at is not None:
+        raise Invalid(f"This token was already used, at {token.used_at:%Y-%m-%d %H:%M:%S} UTC. {remedy}", field="token")
+    credential = secrets.token_urlsafe(32)
+    with transaction.atomic():
+        if not JoinToken.objects.filter(pk=token.pk, used_at=None, expires_at__gt=now).update(used_at=now):
+            word = "expired" if token.expires_at <= now else "was used by another agent just now"
+            raise Invalid(f"This token {word}. {remedy}", field="token")
+        # The new agent counts its reports anew; what the former one said stays, with its age.
+        Machine.objects.filter(pk=token.machine_id).update(
+            credential_digest=_digest(credential),
+            joined_at=now,
+            agent_version=request.agent_version[:40],
+            agent_started_at="",
+            report_sequence=0,
+        )
+    environment = token.machine.environment
+    return protocol.JoinAnswer(
+        credential=credential, machine=token.machine.name, environment=environment.kind, project=environment.project.slug
+    )
 
 
 def machine_of(credential: str) -> Machine | None:
-    raise NotImplementedError
+    """The machine whose agent holds this credential."""
+    digest = _digest(credential)
+    machine = Machine.objects.filter(credential_digest=digest).select_related("environment__project").first()
+    return machine if machine is not None and hmac.compare_digest(machine.credential_digest, digest) else None
+
+
+# ------------------------------------------------------------------------------------------------------------------- reports
 
 
 def record_report(machine: Machine, report: protocol.Report, *, now: datetime) -> bool:
@@ -39,54 +102,275 @@ def record_report(machine: Machine, report: protocol.Report, *, now: datetime) -
 
     False: the report is older than one already stored, and was ignored. Idempotent: events and outcomes may come twice.
     """
-    raise NotImplementedError
+    with transaction.atomic():
+        news = reports.store(machine, report, now=now)
+        if news is None:
+            return False
+        if news.cluster_became_known:  # from now on an empty data directory is refused
+            touch(machine)
+        transaction.on_commit(lambda: _tell(machine.environment_id))
+    return True
 
 
-def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
-    """The whole wish for one machine, in a fixed number of queries."""
-    raise NotImplementedError
+def _tell(environment_id: int) -> None:
+    """A listener's trouble is not the agent's: its report is stored."""
+    for hook in on_report:
+        try:
+            hook(environment_id)
+        except Exception:
+            logger.exception("A listener to reports failed.")
+
+
+# -------------------------------------------------------------------------------------------------------------------- orders
 
 
 def touch(*machines: Machine) -> None:
     """What these machines should do has changed: raise orders_version, and wake their waiting agents after commit."""
-    raise NotImplementedError
+    ids = sorted({machine.pk for machine in machines})
+    if ids:
+        Machine.objects.filter(pk__in=ids).update(orders_version=F("orders_version") + 1)
+        transaction.on_commit(lambda: wakeup.send(ids))
+
+
+def newest_orders(machine_id: int) -> int | None:
+    """The version of a machine's orders: the cheap question of a waiting agent. None: the machine is gone."""
+    return Machine.objects.filter(pk=machine_id).values_list("orders_version", flat=True).first()
+
+
+def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
+    """The whole wish for one machine, in a fixed number of queries."""
+    # The version is read first: a change in between is delivered again, never missed.
+    machine = Machine.objects.select_related("environment", "router").get(pk=machine.pk)
+    environment = machine.environment
+    runtimes = list(
+        Runtime.objects.filter(machine=machine).select_related("connector", "machine", "desired_bundle").defer("desired_bundle__content")
+    )
+    groups: dict[int, list[FailoverGroup]] = {runtime.pk: [] for runtime in runtimes}
+    for member in GroupMember.objects.filter(runtime__in=runtimes).select_related("group__group"):
+        groups[member.runtime_id].append(member.group)
+    requests = (
+        GroupRequest.objects.filter(group__members__runtime__machine=machine, status__in=LIVE_REQUESTS, expires_at__gt=now)
+        .select_related("group__group")
+        .order_by("created_at")
+    )
+    timing = protocol.Timing()
+    return protocol.Orders(
+        version=machine.orders_version,
+        namespace=environment.namespace,
+        generation=environment.generation,
+        timing=timing,
+        router=_router_order(machine, timing),
+        runtimes=[_runtime_order(runtime, groups[runtime.pk]) for runtime in runtimes],
+        requests=[_request_order(request, now) for request in requests],
+    )
+
+
+def _router_order(machine: Machine, timing: protocol.Timing) -> protocol.RouterOrder | None:
+    router: Router | None = getattr(machine, "router", None)
+    if router is None or not router.desired_running or router.desired_port is None:
+        return None
+    return protocol.RouterOrder(
+        name=machine.name,
+        peer_host=router.desired_host,
+        peer_port=router.desired_port,
+        cluster_token=f"baton-{machine.environment.cluster.hex}-{machine.environment.generation}",
+        members=router.desired_members,
+        witness=machine.kind == MachineKind.CORE,
+        may_start_empty=not router.cluster_known,
+        heartbeat_ms=timing.etcd_heartbeat_ms,
+        election_ms=timing.etcd_election_ms,
+    )
+
+
+def _runtime_order(runtime: Runtime, groups: list[FailoverGroup]) -> protocol.RuntimeOrder:
+    return protocol.RuntimeOrder(
+        key=runtime.key,
+        connector=runtime.connector.name,
+        running=runtime.desired_running,
+        digest=runtime.desired_bundle_id,
+        release=runtime.desired_bundle.release_number if runtime.desired_bundle else None,
+        restarts=runtime.desired_restarts,
+        preferences={group.group.key: protocol.Preference(runtime.preference) for group in groups},
+        stopped_flows=list(runtime.desired_stopped_flows),
+    )
+
+
+def _request_order(request: GroupRequest, now: datetime) -> protocol.GroupRequest:
+    return protocol.GroupRequest(
+        id=str(request.pk),
+        kind=protocol.RequestKind(request.kind),
+        group=request.group.group.key,
+        machine=request.machine or None,
+        expected_epoch=request.expected_epoch,
+        cause=protocol.Cause(request.cause),
+        actor=request.actor,
+        valid_seconds=(request.expires_at - now).total_seconds(),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------- bundles
 
 
 def store_bundle(environment: Environment, content: protocol.BundleContent) -> Bundle:
     """The bundle with this content, made when it is new. Equal content is one bundle."""
-    raise NotImplementedError
+    data = protocol.encode(content)
+    bundle, _ = Bundle.objects.get_or_create(
+        digest=protocol.digest_of(data), defaults={"environment": environment, "release_number": content.release, "content": data}
+    )
+    return bundle
 
 
+def ordered_bundle(machine: Machine, digest: str) -> Bundle | None:
+    """A bundle that one of this machine's runtimes is ordered to run; no other may be fetched, for it may hold secrets."""
+    return Bundle.objects.filter(pk=digest, pk__in=Runtime.objects.filter(machine=machine).values("desired_bundle_id")).first()
+
+
+@transaction.atomic
 def assign(runtime: Runtime, bundle: Bundle) -> None:
-    """Order a runtime to run a bundle: writes desired_* and stops there."""
-    raise NotImplementedError
+    """Order a runtime to run a bundle: writes desired_* and stops there. Failover groups and their members follow the bundle."""
+    content = protocol.decode(protocol.BundleContent, bytes(bundle.content))
+    touched = _refresh_groups(runtime, content)
+    if Runtime.objects.filter(pk=runtime.pk).exclude(desired_bundle=bundle).update(desired_bundle=bundle):
+        touched.add(runtime.machine)
+    runtime.desired_bundle = bundle
+    touch(*touched)
+
+
+def _refresh_groups(runtime: Runtime, content: protocol.BundleContent) -> set[Machine]:
+    """Make groups and members as the bundle says; returns the machines whose memberships changed."""
+    siblings = list(
+        Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id).select_related("machine")
+    )
+    known = {group.key: group for group in Group.objects.filter(connector_id=runtime.connector_id)}
+    touched: set[Machine] = set()
+    kept: list[FailoverGroup] = []
+    for spec in content.groups:
+        if spec.id not in known:
+            raise Invalid(f"Group {spec.name} ({spec.id}) of the bundle is no group of connector {content.connector}.", field="groups")
+        group, _ = FailoverGroup.objects.update_or_create(
+            environment_id=runtime.environment_id, group=known[spec.id], defaults={"name": spec.name, "failover": spec.failover}
+        )
+        kept.append(group)
+        present = {member.runtime_id: member for member in group.members.select_related("runtime__machine")}
+        for sibling in siblings:
+            if sibling.pk not in present:
+                GroupMember.objects.get_or_create(group=group, runtime=sibling)
+                touched.add(sibling.machine)
+    gone = GroupMember.objects.filter(runtime=runtime, group__group__connector_id=runtime.connector_id).exclude(group__in=kept)
+    if gone.delete()[0]:
+        touched.add(runtime.machine)
+    return touched
+
+
+# -------------------------------------------------------------------------------------------- runtimes and ungrouped flows
 
 
 def start(runtime: Runtime) -> None:
-    raise NotImplementedError
+    """Wish that the runtime runs; the wish stays until somebody stops it."""
+    _want(runtime, running=True)
 
 
 def stop(runtime: Runtime) -> None:
-    raise NotImplementedError
+    """Wish that the runtime is stopped; the wish survives deployments and reboots."""
+    _want(runtime, running=False)
 
 
+@transaction.atomic
+def _want(runtime: Runtime, *, running: bool) -> None:
+    if Runtime.objects.filter(pk=runtime.pk).exclude(desired_running=running).update(desired_running=running):
+        touch(runtime.machine)
+    runtime.desired_running = running
+
+
+@transaction.atomic
 def restart(runtime: Runtime) -> None:
-    raise NotImplementedError
+    """Wish one restart of a running runtime.
+
+    Raises:
+        NotAllowed: it is stopped; start it instead.
+    """
+    if not Runtime.objects.filter(pk=runtime.pk, desired_running=True).update(desired_restarts=F("desired_restarts") + 1):
+        raise NotAllowed(f"{runtime.key} is stopped: start it instead.")
+    runtime.refresh_from_db(fields=["desired_restarts"])
+    touch(runtime.machine)
 
 
 def start_flow(runtime: Runtime, flow_key: str) -> None:
     """Let an ungrouped flow run. Raises Invalid for a grouped one: its group is started and stopped instead."""
-    raise NotImplementedError
+    _want_flow(runtime, flow_key, running=True)
 
 
 def stop_flow(runtime: Runtime, flow_key: str) -> None:
-    raise NotImplementedError
+    """Stop an ungrouped flow, until somebody starts it. Raises Invalid for a grouped one."""
+    _want_flow(runtime, flow_key, running=False)
 
 
+@transaction.atomic
+def _want_flow(runtime: Runtime, flow_key: str, *, running: bool) -> None:
+    # On SQLite the transaction is the lock (IMMEDIATE); elsewhere the row is.
+    row = Runtime.objects.select_for_update(of=("self",)).select_related("desired_bundle", "machine", "connector").get(pk=runtime.pk)
+    if row.desired_bundle is None:
+        raise Invalid(f"Nothing was deployed to {row.key} yet.", field="flow")
+    content = protocol.decode(protocol.BundleContent, bytes(row.desired_bundle.content))
+    flow = next((flow for flow in content.flows if flow.id == flow_key), None)
+    if flow is None:
+        raise Invalid(f"Release {content.release} on {row.key} has no flow {flow_key}.", field="flow")
+    if flow.group is not None:
+        name = next((group.name for group in content.groups if group.id == flow.group), flow.group)
+        raise Invalid(f"{flow.name} belongs to group {name}: start or stop it on the tab Groups.", field="flow")
+    stopped = set(row.desired_stopped_flows)
+    wished = stopped - {flow_key} if running else stopped | {flow_key}
+    if wished != stopped:
+        Runtime.objects.filter(pk=row.pk).update(desired_stopped_flows=sorted(wished))
+        touch(row.machine)
+    runtime.desired_stopped_flows = sorted(wished)
+
+
+# ------------------------------------------------------------------------------------------------------------------- routers
+
+
+@transaction.atomic
 def assign_routers(environment: Environment, addresses: dict[str, tuple[str, int]]) -> None:
     """Order the environment's routers (and witness) to run as one cluster: machine name -> (Internal IP, Failover port).
 
+    A router beyond the five that vote gets `members` without its own name: it only passes traffic on (etcd gateway).
+
     Raises:
         Invalid: an address:port used twice (naming both machines), or a vote count that is even: "Two votes without a witness …".
+        NotAllowed: the routers already form a cluster, and these addresses would change its members.
     """
-    raise NotImplementedError
+    routers = {router.machine.name: router for router in Router.objects.filter(machine__environment=environment).select_related("machine")}
+    for name in sorted(addresses.keys() - routers.keys()):
+        raise Invalid(f"{name} has no router in {environment.name}: apply the architecture first.", field=name)
+    kinds = {name: router.machine.kind for name, router in routers.items()}
+    for name in sorted(name for name in routers.keys() - addresses.keys() if kinds[name] == MachineKind.EXTERNAL):
+        raise Invalid(f"The router on {name} has no address: fill in {name}.failover.internal-ip and {name}.failover.port.", field=name)
+    result = votes.electorate(kinds, addresses)
+    _refuse_changed_members(environment, routers, result.members)
+    for name, router in routers.items():
+        running = name in result.members or name in result.gateways
+        host, port = addresses.get(name, ("", None))
+        wish = (running, host.strip(), port, result.members) if running else (False, "", None, {})
+        if wish != (router.desired_running, router.desired_host, router.desired_port, router.desired_members):
+            Router.objects.filter(pk=router.pk).update(
+                desired_running=wish[0], desired_host=wish[1], desired_port=wish[2], desired_members=wish[3]
+            )
+            touch(router.machine)
+
+
+def _refuse_changed_members(environment: Environment, routers: dict[str, Router], members: dict[str, str]) -> None:
+    """A running cluster's members are changed one at a time through a healthy router, which this version does not do."""
+    known = next((router for router in routers.values() if router.cluster_known and router.desired_members), None)
+    if known is None or known.desired_members == members:
+        return
+    former: dict[str, str] = known.desired_members
+    differences = [
+        f"{name} was {former.get(name, 'no member')}, now {members.get(name, 'no member')}"
+        for name in sorted(former.keys() | members.keys())
+        if former.get(name) != members.get(name)
+    ]
+    raise NotAllowed(
+        f"The routers of {environment.name} already run as one cluster, and its members cannot be changed yet ({'; '.join(differences)}). "
+        "Put the former addresses back in Properties and the former routers back in Deploy › Architecture.",
+        reasons=differences,
+    )

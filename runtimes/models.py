@@ -13,6 +13,7 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 
 from portal.models import NAME, Connector, Environment, Group, MachineKind
 from runtimes import protocol
@@ -226,7 +227,8 @@ class LeadershipChange(models.Model):
     previous = models.CharField(max_length=82, blank=True)
     cause = models.CharField(max_length=16, choices=choices(protocol.Cause))
     actor = models.CharField(max_length=150, blank=True)
-    at = models.DateTimeField()
+    at = models.DateTimeField()  # by the new leader's clock
+    heard_at = models.DateTimeField(default=timezone.now)  # by the portal's: when the report came
     detection_seconds = models.FloatField(null=True, blank=True)
     gap_seconds = models.FloatField(null=True, blank=True)
 

@@ -1,15 +1,25 @@
 """Celery tasks of runtimes. Each takes ids, may run twice, returns a sentence."""
 
 from celery import shared_task
+from django.conf import settings
+from django.db.models import Count
+from django.utils import timezone
+
+from runtimes import failover, reports
+from runtimes.models import RuntimeLog
 
 
 @shared_task
 def expire_requests() -> str:
     """End wishes that no agent carried in time."""
-    raise NotImplementedError
+    expired = failover.expire_overdue(now=timezone.now())
+    return f"{expired} wishes for groups were not carried in time." if expired else "No wish is overdue."
 
 
 @shared_task
 def forget_old_logs() -> str:
     """Keep settings.LOG_LINES_KEPT_PER_RUNTIME lines per machine and source."""
-    raise NotImplementedError
+    sources = RuntimeLog.objects.order_by().values_list("machine_id", "source").annotate(lines=Count("id"))
+    long = sources.filter(lines__gt=settings.LOG_LINES_KEPT_PER_RUNTIME)
+    gone = sum(reports.forget_logs(machine_id, source) for machine_id, source, _ in long)
+    return f"{gone} old log lines were deleted." if gone else "No log is too long."

@@ -1,0 +1,43 @@
+"""Static files without a thread: WhiteNoise's middleware is synchronous, and one synchronous middleware makes Django run every
+asynchronous view below it from a blocked thread. Agents wait in such a view for most of their life."""
+
+from collections.abc import Awaitable, Callable
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseBase
+from whitenoise.middleware import WhiteNoiseMiddleware
+
+
+class StaticFiles(WhiteNoiseMiddleware):  # type: ignore[misc]
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]) -> None:
+        super().__init__(get_response)
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if iscoroutinefunction(self):
+            return self._without_a_thread(request)
+        answer: HttpResponseBase = super().__call__(request)
+        return answer
+
+    async def _without_a_thread(self, request: HttpRequest) -> HttpResponseBase:
+        if not request.path_info.startswith(self.static_prefix):
+            answer: HttpResponseBase = await self.get_response(request)
+            return answer
+        return await sync_to_async(self._file)(request) or await self.get_response(request)
+
+    def _file(self, request: HttpRequest) -> HttpResponse | None:
+        """The file as one piece: ASGI would read a stream of a synchronous file all at once anyway, with a warning. They are small."""
+        found = self.find_file(request.path_info) if self.autorefresh else self.files.get(request.path_info)
+        if found is None:
+            return None
+        stream: FileResponse = self.serve(found, request)
+        headers = {name: value for name, value in stream.items() if name != "Content-Length"}
+        answer = HttpResponse(b"".join(stream), status=stream.status_code, headers=headers)
+        if request.method == "HEAD":
+            answer["Content-Length"] = stream["Content-Length"]
+        stream.close()
+        return answer

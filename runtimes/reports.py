@@ -1,0 +1,273 @@
+"""What an agent said, written into observed_*: the only writer of those columns. `fleet.record_report` is the way in."""
+
+import logging
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import msgspec
+from django.conf import settings
+from django.db.models import OuterRef, Q, Subquery
+
+from runtimes import protocol
+from runtimes.models import (
+    LIVE_REQUESTS,
+    FailoverGroup,
+    GroupMember,
+    GroupRequest,
+    LeadershipChange,
+    Machine,
+    Router,
+    Runtime,
+    RuntimeLog,
+)
+
+logger = logging.getLogger(__name__)
+
+# How long a wish may stand (docs/failover.md, Hand-over): until an agent carried it, and from then on the drain limit and what it takes.
+REQUEST_PENDING_SECONDS = 15.0
+REQUEST_RUNNING_SECONDS = protocol.Timing().drain + 10.0
+
+LOG_LINES_PER_REPORT = 500  # the newest; an agent that says more loses the rest
+LOG_TEXT_LENGTH = 4000
+
+RUNTIME_FACTS = [
+    "observed_state",
+    "observed_reason",
+    "observed_pid",
+    "observed_started_at",
+    "observed_starts",
+    "observed_restarts",
+    "observed_digest",
+    "observed_release",
+    "observed_flows",
+    "observed_at",
+]
+MEMBER_FACTS = [
+    "observed_status",
+    "observed_state",
+    "observed_reason",
+    "observed_epoch",
+    "observed_ready",
+    "observed_since",
+    "observed_last_activity",
+    "observed_disabled",
+    "observed_at",
+]
+
+
+@dataclass(frozen=True)
+class News:
+    cluster_became_known: bool
+
+
+def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News | None:
+    """Write a report down, inside the caller's transaction. None: it is older than one already stored."""
+    if not _claim(machine, report, now):
+        return None
+    known = _store_router(machine, report.router, report.peers)
+    runtimes = {
+        runtime.key: runtime
+        for runtime in Runtime.objects.filter(machine=machine)
+        .select_related("machine", "connector")
+        .only("machine__name", "connector__name", *RUNTIME_FACTS)
+    }
+    heard = [said for said in report.runtimes if _knows(machine, said.key, runtimes)]
+    _store_runtimes(runtimes, heard, now)
+    _store_members(machine, runtimes, heard, now)
+    _store_events(machine, runtimes, report.events, now)
+    _store_outcomes(machine, report.outcomes, now)
+    _store_logs(machine, runtimes, report.logs, now)
+    return News(cluster_became_known=known)
+
+
+def moment(text: str, otherwise: datetime) -> datetime:
+    """An RFC 3339 moment of the wire; `otherwise` for an empty or unreadable one."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return otherwise
+    return at if at.tzinfo else otherwise
+
+
+def _knows(machine: Machine, key: str, runtimes: dict[str, Runtime]) -> bool:
+    if key not in runtimes:
+        logger.info("%s reports runtime %s, which this environment does not have: ignored.", machine, key)
+    return key in runtimes
+
+
+def _claim(machine: Machine, report: protocol.Report, now: datetime) -> bool:
+    """Of two reports the newer one wins, whatever order they come in: a later one of the same agent process, or one of a later process.
+
+    A process that says it started earlier (a clock set back) is believed once the other has been silent.
+    """
+    silent = now - timedelta(seconds=settings.AGENT_SILENT_AFTER_SECONDS)
+    newer = Q(agent_started_at=report.started_at, report_sequence__lt=report.sequence) | Q(agent_started_at__lt=report.started_at)
+    replaced = ~Q(agent_started_at=report.started_at) & (Q(last_report_at=None) | Q(last_report_at__lt=silent))
+    return bool(
+        Machine.objects.filter(newer | replaced, pk=machine.pk).update(
+            last_report_at=now,
+            report_sequence=report.sequence,
+            agent_started_at=report.started_at[:40],
+            agent_version=report.agent_version[:40],
+            boot_id=report.boot_id[:64],
+            orders_taken=report.orders_version,
+            suggested_address=report.suggested_address[:64],
+            suggested_port=report.suggested_port,
+        )
+    )
+
+
+def _store_router(machine: Machine, said: protocol.RouterReport | None, peers: list[protocol.PeerReport]) -> bool:
+    """True when its cluster became known by this report."""
+    said = said or protocol.RouterReport(state=protocol.RouterState.ABSENT)
+    routers = Router.objects.filter(machine=machine)
+    routers.update(
+        observed_state=said.state,
+        observed_reason=said.reason,
+        observed_warning=said.warning,
+        observed_member_id=said.member_id[:32],
+        observed_cluster_id=said.cluster_id[:32],
+        observed_version=said.etcd_version[:20],
+        observed_peers=msgspec.to_builtins(peers),
+    )
+    if said.state != protocol.RouterState.RUNNING or not said.cluster_id:
+        return False
+    return bool(routers.filter(cluster_known=False, desired_running=True).update(cluster_known=True))
+
+
+def _store_runtimes(runtimes: dict[str, Runtime], heard: list[protocol.RuntimeReport], now: datetime) -> None:
+    for said in heard:
+        row = runtimes[said.key]
+        row.observed_state = said.state
+        row.observed_reason = said.reason
+        row.observed_pid = said.pid
+        row.observed_started_at = said.started_at[:40]
+        row.observed_starts = said.starts
+        row.observed_restarts = said.restarts
+        row.observed_digest = (said.digest or "")[:64]
+        row.observed_release = said.release
+        row.observed_flows = msgspec.to_builtins(said.flows)
+        row.observed_at = now
+    Runtime.objects.bulk_update([runtimes[said.key] for said in heard], RUNTIME_FACTS)
+
+
+def _store_members(machine: Machine, runtimes: dict[str, Runtime], heard: list[protocol.RuntimeReport], now: datetime) -> None:
+    """A runtime that was reported without one of its groups does not run it: Unknown and Off, never the last thing heard."""
+    by_runtime = {runtimes[said.key].pk: said for said in heard}
+    rows = list(GroupMember.objects.filter(runtime__in=by_runtime).select_related("group__group"))
+    spoken: set[tuple[int, str]] = set()
+    epochs: dict[FailoverGroup, int] = {}
+    for row in rows:
+        runtime = by_runtime[row.runtime_id]
+        said = next((group for group in runtime.groups if group.group == row.group.group.key), None)
+        row.observed_at = now
+        if said is None:
+            row.observed_status, row.observed_state, row.observed_ready = protocol.Status.UNKNOWN, protocol.State.OFF, False
+            row.observed_reason = f"{runtime.key} is {runtime.state}{': ' + runtime.reason if runtime.reason else ''}"
+            continue
+        spoken.add((row.runtime_id, said.group))
+        row.observed_status = said.status
+        row.observed_state = said.state
+        row.observed_reason = said.reason
+        row.observed_epoch = said.epoch
+        row.observed_ready = said.ready
+        row.observed_since = said.since[:40]
+        row.observed_last_activity = said.last_activity[:40]
+        row.observed_disabled = runtime.key in said.disabled or said.status == protocol.Status.DISABLED
+        epochs[row.group] = max(said.epoch, epochs.get(row.group, 0))
+    GroupMember.objects.bulk_update(rows, MEMBER_FACTS)
+    for group, epoch in epochs.items():
+        _raise_epoch(group, epoch)
+    for runtime_id, runtime in by_runtime.items():
+        for said in runtime.groups:
+            if (runtime_id, said.group) not in spoken:
+                logger.info("%s reports group %s in %s, which it is no member of: ignored.", machine, said.group, runtime.key)
+
+
+def _raise_epoch(group: FailoverGroup, epoch: int) -> None:
+    """An epoch only grows."""
+    if epoch > group.epoch:
+        FailoverGroup.objects.filter(pk=group.pk, epoch__lt=epoch).update(epoch=epoch)
+
+
+def _store_events(machine: Machine, runtimes: dict[str, Runtime], events: list[protocol.LeadershipEvent], now: datetime) -> None:
+    if not events:
+        return
+    groups = {
+        group.group.key: group
+        for group in FailoverGroup.objects.filter(environment_id=machine.environment_id).select_related("group")
+        if group.group.key in {event.group for event in events}
+    }
+    changes = []
+    for event in events:
+        if event.group not in groups or event.runtime not in runtimes:
+            logger.info("%s tells a leadership of %s in group %s, which it cannot have: ignored.", machine, event.runtime, event.group)
+            continue
+        changes.append(
+            LeadershipChange(
+                group=groups[event.group],
+                epoch=event.epoch,
+                runtime=event.runtime,
+                previous=(event.previous or "")[:82],
+                cause=event.cause,
+                actor=event.actor[:150],
+                at=moment(event.at, now),
+                heard_at=now,
+                detection_seconds=event.detection_seconds,
+                gap_seconds=event.gap_seconds,
+            )
+        )
+        _raise_epoch(groups[event.group], event.epoch)
+    LeadershipChange.objects.bulk_create(changes, ignore_conflicts=True)
+    newest = LeadershipChange.objects.filter(group=OuterRef("pk")).order_by("-epoch")
+    FailoverGroup.objects.filter(pk__in={change.group_id for change in changes}).update(
+        last_gap_seconds=Subquery(newest.values("gap_seconds")[:1])
+    )
+
+
+def _store_outcomes(machine: Machine, outcomes: list[protocol.RequestOutcome], now: datetime) -> None:
+    """A wish ends once. A machine's word that comes after the portal stopped waiting is still the fact."""
+    for outcome in outcomes:
+        try:
+            request_id = uuid.UUID(outcome.id)
+        except ValueError:
+            logger.info("%s tells the outcome of request %r, which is no request: ignored.", machine, outcome.id)
+            continue
+        request = GroupRequest.objects.filter(pk=request_id, group__environment_id=machine.environment_id)
+        if outcome.status == protocol.RequestStatus.RUNNING:
+            request.filter(status=protocol.RequestStatus.PENDING).update(
+                status=outcome.status, expires_at=now + timedelta(seconds=REQUEST_RUNNING_SECONDS)
+            )
+        elif outcome.status in (protocol.RequestStatus.SUCCEEDED, protocol.RequestStatus.FAILED, protocol.RequestStatus.EXPIRED):
+            request.filter(status__in=(*LIVE_REQUESTS, protocol.RequestStatus.EXPIRED)).update(
+                status=outcome.status, code=outcome.code[:40], reason=outcome.reason, ended_at=now
+            )
+
+
+def _store_logs(machine: Machine, runtimes: dict[str, Runtime], lines: list[protocol.LogLine], now: datetime) -> None:
+    """Keeps the newest lines of each source; tasks.forget_old_logs does the same for sources that fell silent."""
+    sources = {*runtimes, "router", "agent"}
+    kept = [line for line in lines[-LOG_LINES_PER_REPORT:] if line.runtime in sources]
+    if not kept:
+        return
+    RuntimeLog.objects.bulk_create(
+        RuntimeLog(
+            machine=machine,
+            source=line.runtime,
+            at=moment(line.at, now),
+            level=line.level,
+            text=line.text.replace("\x00", "\N{REPLACEMENT CHARACTER}")[:LOG_TEXT_LENGTH],
+        )
+        for line in kept
+    )
+    for source in sorted({line.runtime for line in kept}):
+        forget_logs(machine.pk, source)
+
+
+def forget_logs(machine_id: int, source: str) -> int:
+    """Delete all but the newest settings.LOG_LINES_KEPT_PER_RUNTIME lines; returns how many went."""
+    lines = RuntimeLog.objects.filter(machine_id=machine_id, source=source)
+    kept = settings.LOG_LINES_KEPT_PER_RUNTIME
+    newest_to_go = next(iter(lines.order_by("-id").values_list("id", flat=True)[kept : kept + 1]), None)
+    return lines.filter(id__lte=newest_to_go).delete()[0] if newest_to_go is not None else 0
