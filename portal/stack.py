@@ -38,6 +38,7 @@ PORTAL_ONLY = ("REDIS_URL", "DATABASE_URL", "BATON_PREFIX", "BATON_SECRET_KEY", 
 MACHINES_STOP_WITHIN = 6.0  # seconds for runtimes to hand over and drain, routers to end
 BACKGROUND_STOPS_WITHIN = 1.5
 BROKER_STOPS_WITHIN = 1.0
+WORTH_TELLING = 4.0  # seconds that something stands still before the person is told
 ACCOUNTS = "admin, developer, operator, viewer (password of each: baton)"
 
 
@@ -255,15 +256,18 @@ class Stack:
             raise Refused(f"Baton cannot start: “{program.name}” {'exited with status'} {child.exit_status}; its reason stands above.")
 
     def _wait_for(self, path: str, *, quietly: bool = False) -> None:
-        """Until the portal answers 200, telling what it still waits for."""
-        told = ""
+        """Until the portal answers 200, telling what it still waits for when that stays the same for a while."""
+        told, since = "", time.monotonic()
+        seen = ""
         while True:
             status, words = self._ask(path)
             if status == 200:
                 return
-            if words and words != told and not quietly:
-                say(f"  waits        {words}")
-                told = words
+            if words != seen:
+                seen, since = words, time.monotonic()
+            if seen and seen != told and not quietly and time.monotonic() - since > WORTH_TELLING:
+                say(f"  waits        {seen}")
+                told = seen
             self.turn(0.25)
 
     def _ask(self, path: str) -> tuple[int, str]:

@@ -1,0 +1,24 @@
+"""What /readyz asks of the groups, under `make run`: is every one of them led, by a report of this start."""
+
+from datetime import datetime
+
+from portal.readiness import stack_started_at
+from runtimes import failover
+from runtimes.models import FailoverGroup
+
+
+def groups_have_leaders(now: datetime) -> str:
+    """One sentence per failover group without a leader; a group whose members are all disabled or stopped by wish needs none."""
+    started_at = stack_started_at()
+    if started_at is None:
+        return ""
+    sentences = []
+    groups = FailoverGroup.objects.filter(failover=True).prefetch_related("members__runtime__machine", "members__runtime__connector")
+    for group in groups:
+        members = list(group.members.all())
+        if not any(member.runtime.desired_running and not member.observed_disabled for member in members):
+            continue
+        leader = failover.verdict(group, now=now).leader
+        if leader is None or leader.member.observed_at is None or leader.member.observed_at < started_at:
+            sentences.append(f"Group {group.name} has no leader yet.")
+    return " ".join(sentences)
