@@ -145,7 +145,7 @@ class Runtime:
             return True
         if self._stopping_since is None:
             return False
-        if self._clock() >= self._stopping_since + self._config.timing.drain + 2 * self._config.timing.ttl:
+        if self._clock() >= self._stopping_since + self._config.timing.drain + self._config.timing.ttl:
             self._log.warning("stopping without having drained: the limit has passed")
             return True
         leading = [
@@ -161,7 +161,7 @@ class Runtime:
 
     async def _end(self) -> int:
         self._void_all()
-        deadline = self._loop.time() + 1.0
+        deadline = self._loop.time() + 0.5
         while any(flow.busy for flow in self._flows) and self._loop.time() < deadline:  # noqa: ASYNC110 - bounded by the deadline
             await asyncio.sleep(0.01)
         for flow in self._flows:

@@ -1,14 +1,18 @@
 """What the tests of deployments start from: a saved flow, values, an applied Test, a release."""
 
+from datetime import timedelta
+
 import pytest
 from django.contrib.auth.models import User
+from django.utils import timezone
 
-from deployments import releases
-from deployments.models import Release
+from deployments import plans, releases, rollout
+from deployments.models import Deployment, Release, RunStatus
 from portal import properties
 from portal.models import Connector, Environment, Flow, FlowVersion
 from runtimes.models import FailoverGroup
 from tests import factories
+from tests.deployments.machines import Machines
 
 VALUES = {
     "erp.outbox": "/srv/erp/outbox",
@@ -52,3 +56,54 @@ def filled(test_environment: Environment, developer: User) -> Environment:
 def group(test_environment: Environment, erp: Connector) -> FailoverGroup:
     """Test as applied, with agents that just reported: the group erp-orders of external01 and external02."""
     return factories.applied(test_environment, erp)
+
+
+class Engine:
+    """Drives deployments as workers and agents would, with a clock of its own."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.machines = Machines(environment)
+        self.now = timezone.now()
+        self.sent: list[int] = []
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.machines.report(self.now)
+
+    def tick(self, deployment: Deployment) -> str:
+        """One look at the step that is due."""
+        step = rollout.next_step(deployment)
+        assert step is not None
+        return rollout.tick(step.pk, now=self.now)
+
+    def run(self, deployment: Deployment, *, until: int | None = None, seconds: float = 1000) -> Deployment:
+        """Look and report every half second until the deployment ends or waits (or step `until` is due)."""
+        end = self.now + timedelta(seconds=seconds)
+        while self.now < end:
+            deployment.refresh_from_db()
+            step = rollout.next_step(deployment)
+            if deployment.status not in (RunStatus.PENDING, RunStatus.RUNNING) or (step and until == step.number):
+                break
+            self.tick(deployment)
+            self.pass_time(0.5)
+        deployment.refresh_from_db()
+        return deployment
+
+
+@pytest.fixture
+def engine(filled: Environment, group: FailoverGroup, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Test filled in and applied, its machines reporting, what is sent to workers kept in `sent`."""
+    group.members.all().delete()  # they come with the first deployment
+    group.delete()
+    made = Engine(filled)
+    monkeypatch.setattr(rollout, "send", made.sent.append)
+    made.machines.report(made.now)
+    return made
+
+
+@pytest.fixture
+def active(release: Release, engine: Engine, filled: Environment, developer: User) -> Release:
+    """The release, active on Test, whose plan is the default one."""
+    plans.default_plan(filled)
+    releases.activate(release, filled, by=developer, now=engine.now)
+    return release

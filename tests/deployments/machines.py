@@ -1,0 +1,126 @@
+"""The machines of an environment as the portal knows them: they take orders and report, without processes. For tests of the engine."""
+
+from datetime import datetime
+
+from portal.models import Environment
+from runtimes import fleet, protocol
+from runtimes.models import Machine
+from runtimes.protocol import GroupReport, RouterState, RuntimeReport, RuntimeState, State, Status
+
+
+class Machines:
+    """Obeys every order at the next report. One leader per group: the first that runs, until a hand-over or its runtime stops."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.silent: set[str] = set()
+        self.failing: dict[str, str] = {}  # runtime key -> reason
+        self.routers: dict[str, str] = {}  # machine -> why its router does not run
+        self.refusing: str = ""  # why hand-overs fail
+        self.leaders: dict[str, str] = {}  # group id -> runtime key
+        self.interrupted: list[str] = []  # runtimes that were stopped or changed while they led
+        self.handed_over: list[tuple[str, str]] = []  # runtime key, cause
+        self._epochs: dict[str, int] = {}
+        self._runs: dict[str, tuple[str, int]] = {}  # runtime key -> digest and restarts of its process
+        self._outcomes: dict[str, protocol.RequestOutcome] = {}
+        self._sequence = 0
+
+    def report(self, now: datetime) -> None:
+        """Every machine that is not silent takes its orders and reports, twice: the second tells what the others did in the first."""
+        for _ in range(2):
+            for machine in Machine.objects.filter(environment=self.environment).exclude(name__in=self.silent).order_by("name"):
+                self._report(machine, now)
+
+    def _report(self, machine: Machine, now: datetime) -> None:
+        self._sequence += 1
+        orders = fleet.orders_for(machine, now=now)
+        for runtime in orders.runtimes:
+            self._obey(runtime)
+        for request in orders.requests:
+            self._carry(request, machine.name)
+        router = None
+        if orders.router is not None:
+            reason = self.routers.get(machine.name, "")
+            router = protocol.RouterReport(state=RouterState.FAILED if reason else RouterState.RUNNING, reason=reason, cluster_id="c1")
+        fleet.record_report(
+            machine,
+            protocol.Report(
+                agent_version="1",
+                boot_id="b",
+                started_at="2026-01-01T00:00:00+00:00",
+                orders_version=orders.version,
+                sequence=self._sequence,
+                router=router,
+                runtimes=[self._runtime(runtime, now) for runtime in orders.runtimes],
+                outcomes=list(self._outcomes.values()),
+            ),
+            now=now,
+        )
+
+    def _obey(self, order: protocol.RuntimeOrder) -> None:
+        wished = (order.digest, order.restarts) if order.running and order.digest and order.key not in self.failing else None
+        present = self._runs.get(order.key)
+        if present == wished:
+            return
+        for group, leader in list(self.leaders.items()):
+            if leader == order.key and present is not None:
+                self.interrupted.append(order.key)
+                del self.leaders[group]
+        self._runs.pop(order.key, None)
+        if wished is not None:
+            self._runs[order.key] = wished  # type: ignore[assignment]
+
+    def _carry(self, request: protocol.GroupRequest, machine: str) -> None:
+        if request.id in self._outcomes:
+            return
+        leader = self.leaders.get(request.group)
+        members = [key for key in self._runs if key.split(".")[1] == self._connector_of(request.group) and key != leader]
+        chosen = next((key for key in members if request.machine in (None, key.split(".")[0])), None)
+        if self.refusing or chosen is None:
+            outcome = protocol.RequestOutcome(
+                id=request.id, status=protocol.RequestStatus.FAILED, code="x", reason=self.refusing or "nobody"
+            )
+        else:
+            self._lead(request.group, chosen)
+            self.handed_over.append((chosen, request.cause))
+            outcome = protocol.RequestOutcome(id=request.id, status=protocol.RequestStatus.SUCCEEDED)
+        self._outcomes[request.id] = outcome
+
+    def _connector_of(self, group: str) -> str:
+        from portal.models import Group
+
+        return Group.objects.get(key=group).connector.name
+
+    def _lead(self, group: str, key: str) -> None:
+        self.leaders[group] = key
+        self._epochs[group] = self._epochs.get(group, 0) + 1
+
+    def _runtime(self, order: protocol.RuntimeOrder, now: datetime) -> RuntimeReport:
+        if order.key in self.failing:
+            return RuntimeReport(key=order.key, state=RuntimeState.FAILED, reason=self.failing[order.key])
+        if order.key not in self._runs:
+            return RuntimeReport(key=order.key, state=RuntimeState.STOPPED)
+        digest, restarts = self._runs[order.key]
+        return RuntimeReport(
+            key=order.key,
+            state=RuntimeState.READY,
+            pid=4711,
+            restarts=restarts,
+            digest=digest,
+            release=order.release,
+            groups=[self._group(group, order.key) for group in order.preferences],
+        )
+
+    def _group(self, group: str, key: str) -> GroupReport:
+        if group not in self.leaders:
+            self._lead(group, key)
+        leads = self.leaders[group] == key
+        return GroupReport(
+            group=group,
+            status=Status.LEADER if leads else Status.FOLLOWER,
+            state=State.ON if leads else State.OFF,
+            reason="leads" if leads else "follows",
+            epoch=self._epochs[group],
+            leader=self.leaders[group],
+            ready=True,
+        )
