@@ -13,8 +13,21 @@ from portal.models import Environment, EnvironmentKind, Membership, Project, Rol
 
 SESSION_KEY = "environment"  # the kind a person last looked at: Deploy links of pages without an environment lead there
 
-# Pages of one thing, and the page of their kind: where the sidebar marks them and where the environment switch goes.
+# URL names (also with "-something" behind) and the page of the sidebar they belong to: what is marked there, and where the switch goes.
 PARENT = {
+    "solution": "solution",
+    "system": "solution",
+    "design-architecture": "design-architecture",
+    "flows": "flows",
+    "transfer": "flows",
+    "architecture": "architecture",
+    "properties": "properties",
+    "plan": "plan",
+    "releases": "releases",
+    "deployments": "deployments",
+    "groups": "groups",
+    "timeline": "timeline",
+    "team": "team",
     "machine": "architecture",
     "runtime": "architecture",
     "register-machine": "architecture",
@@ -125,14 +138,8 @@ class Frame:
     @property
     def current(self) -> str:
         """URL name of the sidebar's page: "architecture" also on a machine's."""
-        name = self._name
-        while name and name not in PARENT and "-" in name and not _reversible(name, self._slug, self.kind):
-            name = name.rsplit("-", 1)[0]
-        return PARENT.get(name, name)
-
-    @property
-    def _slug(self) -> str:
-        return self.project.slug if self.project else ""
+        known = [key for key in PARENT if self._name == key or self._name.startswith(f"{key}-")]
+        return PARENT[max(known, key=len)] if known else self._name
 
     @cached_property
     def nav(self) -> list[Section]:
@@ -191,10 +198,6 @@ def _address(name: str, arguments: list[str]) -> str:
         return reverse(name, args=arguments) if name else ""
     except NoReverseMatch:
         return ""
-
-
-def _reversible(name: str, slug: str, kind: str) -> bool:
-    return bool(_address(name, [slug]) or _address(name, [slug, kind]))
 
 
 def frame(request: HttpRequest) -> dict[str, Any]:

@@ -209,14 +209,7 @@ def set_value(
     """Fill in a value, validated where the key says what it is (an Internal IP, a Failover port: 1–65535, not used by another machine
     on the same address). `secret` None keeps what the property says (a new one: not secret). It reaches machines with the next
     deployment. Raises Invalid naming the field and the remedy."""
-    key = key.strip()
-    try:
-        PROPERTY_KEY(key)
-    except ValidationError as error:
-        raise Invalid(f'"{key}" is no valid key. {error.messages[0]}', field="key") from None
-    if is_failover_key(key):
-        value = value.strip()
-        _check_failover_value(environment, key, value, machine=machine, connector=connector)
+    key, value = check_value(environment, key, value, machine=machine, connector=connector)
     scope = {"environment": environment, "key": key, "machine": machine, "connector": connector}
     changes: dict[str, Any] = {"value": value, "updated_at": timezone.now(), "updated_by": by}
     if secret is not None:
@@ -228,6 +221,19 @@ def set_value(
         except IntegrityError:  # somebody filled it in a moment ago: the later value stays
             Property.objects.filter(**scope).update(**changes)
     return Property.objects.get(**scope)
+
+
+def check_value(environment: Environment, key: str, value: str, *, machine: str = "", connector: str = "") -> tuple[str, str]:
+    """Key and value as they would be kept. Raises Invalid as `set_value` does, and writes nothing."""
+    key = key.strip()
+    try:
+        PROPERTY_KEY(key)
+    except ValidationError as error:
+        raise Invalid(f'"{key}" is no valid key. {error.messages[0]}', field="key") from None
+    if is_failover_key(key):
+        value = value.strip()
+        _check_failover_value(environment, key, value, machine=machine, connector=connector)
+    return key, value
 
 
 def remove_value(environment: Environment, key: str, *, machine: str = "", connector: str = "") -> bool:

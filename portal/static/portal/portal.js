@@ -250,3 +250,37 @@
   tick();
   setInterval(tick, 1000);
 })();
+
+// Drag and drop on Design › Architecture: a convenience over the menus and the form, which do the same.
+(() => {
+  "use strict";
+  let dragged = null;
+  const target = (event) => event.target.closest?.("[data-drop-machine]");
+  document.addEventListener("dragstart", (event) => {
+    dragged = event.target.closest?.("[data-drag-connector]");
+    if (!dragged) return;
+    event.dataTransfer.effectAllowed = "move";
+    event.dataTransfer.setData("text/plain", dragged.textContent.trim());
+    dragged.classList.add("is-dragged");
+  });
+  document.addEventListener("dragend", () => {
+    dragged?.classList.remove("is-dragged");
+    document.querySelectorAll(".is-drop-target").forEach((box) => box.classList.remove("is-drop-target"));
+    dragged = null;
+  });
+  document.addEventListener("dragover", (event) => {
+    const box = dragged && target(event);
+    if (!box) return;
+    event.preventDefault();
+    document.querySelectorAll(".is-drop-target").forEach((other) => other !== box && other.classList.remove("is-drop-target"));
+    box.classList.add("is-drop-target");
+  });
+  document.addEventListener("drop", (event) => {
+    const box = dragged && target(event);
+    if (!box) return;
+    event.preventDefault();
+    const values = { connector: dragged.dataset.dragConnector, machine: box.dataset.dropMachine };
+    if (dragged.dataset.dragOrigin) values.origin = dragged.dataset.dragOrigin;
+    htmx.ajax("POST", document.getElementById("board").dataset.dropUrl, { target: "#board", source: "#board", values });
+  });
+})();

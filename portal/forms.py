@@ -1,0 +1,222 @@
+"""Forms of the portal's pages: they say what was typed. What is allowed, the acts say; `carried_out` shows their refusal in the form."""
+
+from collections.abc import Callable
+from typing import Any
+
+from django import forms
+
+from portal import components
+from portal.errors import NotAllowed
+from portal.models import Connector, DesignedMachine, Flow, MachineKind, Role
+
+
+class Form(forms.Form):
+    """A form in the frame's clothes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for field in self.fields.values():
+            dress(field)
+
+
+def dress(field: forms.Field) -> None:
+    """Tabler's class for the widget."""
+    widget = field.widget
+    if isinstance(widget, forms.CheckboxInput):
+        widget.attrs.setdefault("class", "form-check-input")
+    elif isinstance(widget, forms.RadioSelect):
+        return
+    elif isinstance(widget, forms.Select):
+        widget.attrs.setdefault("class", "form-select")
+    else:
+        widget.attrs.setdefault("class", "form-control")
+
+
+def carried_out(form: forms.Form, act: Callable[[dict[str, Any]], object]) -> bool:
+    """Validate the form and carry out the act with its data; a refusal becomes an error at its field, or of the whole form."""
+    if not form.is_valid():
+        return False
+    try:
+        act(form.cleaned_data)
+    except NotAllowed as refusal:
+        field = form.field_of(refusal) if isinstance(form, FlowForm) else refusal.field if refusal.field in form.fields else None
+        form.add_error(field, [refusal.sentence, *refusal.reasons])
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------------ design
+
+
+class SystemForm(Form):
+    name = forms.CharField(max_length=80, help_text="As people call it. Its connector is named after it in lower case.")
+    description = forms.CharField(required=False, widget=forms.Textarea({"rows": 2}))
+    multiple_runtimes = forms.BooleanField(
+        required=False,
+        help_text="The connector runs on more than one machine.",
+        widget=forms.CheckboxInput({"data-shows": ".several-runtimes"}),
+    )
+    number_of_runtimes = forms.IntegerField(min_value=1, max_value=9, required=False, initial=2)
+    failover = forms.BooleanField(
+        required=False,
+        label="Run in failover",
+        help_text="In every group one runtime leads and consumes; the others follow, ready, and take over. Needs external machines. "
+        "Takes effect by Architecture › Apply settings.",
+    )
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or {}
+        if not data.get("multiple_runtimes"):
+            data["number_of_runtimes"] = 1
+        elif not data.get("number_of_runtimes"):
+            data["number_of_runtimes"] = 2
+        return data
+
+
+class MachineForm(Form):
+    name = forms.CharField(max_length=40, help_text="Lower-case letters, digits and dashes, as in external01.")
+    kind = forms.ChoiceField(
+        choices=MachineKind.choices,
+        widget=forms.RadioSelect,
+        help_text="External: on premises, carries runtimes in failover. Core: beside the portal, carries the witness.",
+    )
+
+
+class NameForm(Form):
+    name = forms.CharField(max_length=40)
+
+
+class PlaceForm(Form):
+    connector = forms.ModelChoiceField(Connector.objects.none())
+    machine = forms.ModelChoiceField(DesignedMachine.objects.none())
+    origin = forms.ModelChoiceField(DesignedMachine.objects.none(), required=False, widget=forms.HiddenInput)
+
+    def __init__(self, *args: Any, project: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["connector"].queryset = project.connectors.all()  # type: ignore[attr-defined]
+        for name in ("machine", "origin"):
+            self.fields[name].queryset = project.designed_machines.all()  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------------------------------------------------------------ create
+
+
+class FlowForm(Form):
+    """A flow with the settings of every kind; those of the chosen kinds count. Fields are "inbound_file_folder"."""
+
+    name = forms.CharField(max_length=40, help_text="Lower-case letters, digits and dashes.")
+    auto_start = forms.BooleanField(
+        required=False,
+        initial=True,
+        label="Start with the runtime",
+        help_text="Only without a group in failover: a grouped inbound starts with leadership.",
+    )
+
+    def __init__(self, *args: Any, flow: Flow, **kwargs: Any) -> None:
+        self.flow = flow
+        initial = {"name": flow.name, "auto_start": flow.auto_start, "inbound_kind": flow.inbound_kind, "outbound_kind": flow.outbound_kind}
+        super().__init__(*args, initial=initial, **kwargs)
+        for side, kinds in components.REGISTRY.items():
+            choices = [(kind, str(getattr(kind, "label", kind))) for kind in kinds]
+            select = forms.Select({"data-shows": f".{side}-kind"})
+            self.fields[f"{side}_kind"] = forms.ChoiceField(choices=choices, label="Kind", widget=select)
+            kept = getattr(flow, f"{side}_settings") if flow.pk else {}
+            for kind, settings in kinds.items():
+                for setting in settings:
+                    chosen = flow.pk and getattr(flow, f"{side}_kind") == kind
+                    self.fields[f"{side}_{kind}_{setting.name}"] = forms.CharField(
+                        label=setting.label,
+                        required=False,
+                        strip=True,
+                        help_text=setting.help,
+                        initial=kept.get(setting.name, "") if chosen else setting.default,
+                        widget=forms.TextInput({"class": "form-control mono", "autocomplete": "off", "spellcheck": "false"}),
+                    )
+        for field in self.fields.values():
+            dress(field)
+
+    def sides(self) -> list[dict[str, Any]]:
+        """For the template: the kind's field and, per kind, its settings' fields."""
+        return [
+            {
+                "side": side,
+                "title": "Inbound" if side == "inbound" else "Outbound",
+                "text": "where items come from" if side == "inbound" else "where they go",
+                "kind": self[f"{side}_kind"],
+                "kinds": [
+                    {
+                        "kind": str(kind),
+                        "label": str(getattr(kind, "label", kind)),
+                        "fields": [(self[f"{side}_{kind}_{setting.name}"], setting) for setting in settings],
+                    }
+                    for kind, settings in kinds.items()
+                ],
+            }
+            for side, kinds in components.REGISTRY.items()
+        ]
+
+    def settings(self, side: components.Side) -> dict[str, str]:
+        """The settings of the chosen kind."""
+        kind = self.cleaned_data[f"{side}_kind"]
+        return {setting.name: self.cleaned_data[f"{side}_{kind}_{setting.name}"] for setting in components.settings_of(side, kind)}
+
+    def field_of(self, refusal: NotAllowed) -> str | None:
+        """The form's field for the one a refusal names."""
+        side, _, name = refusal.field.partition("_")
+        chosen = f"{side}_{self.cleaned_data.get(f'{side}_kind')}_{name}"
+        return next((field for field in (refusal.field, chosen) if field in self.fields), None)
+
+
+class GroupForm(Form):
+    NEW = "new"
+    NONE = "none"
+
+    group = forms.ChoiceField(widget=forms.RadioSelect)
+    new_name = forms.CharField(max_length=40, required=False, label="Name of the new group")
+
+    def __init__(self, *args: Any, flow: Flow, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups = list(flow.connector.groups.all())
+        choices = [(str(group.pk), group.name) for group in self.groups]
+        self.fields["group"].choices = [*choices, (self.NEW, "A new group"), (self.NONE, "No group")]  # type: ignore[attr-defined]
+        self.fields["group"].initial = str(flow.group_id) if flow.group_id else (self.NEW if not self.groups else self.NONE)
+        taken = {group.name for group in self.groups}
+        self.fields["new_name"].initial = "" if flow.name in taken else flow.name
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or {}
+        if data.get("group") == self.NEW and not data.get("new_name"):
+            self.add_error("new_name", "Name the new group.")
+        return data
+
+
+class VersionForm(Form):
+    bump = forms.ChoiceField(
+        choices=[
+            ("patch", "Patch: a correction"),
+            ("minor", "Minor: something more"),
+            ("major", "Major: something else than before"),
+        ],
+        initial="minor",
+        widget=forms.RadioSelect,
+        label="Kind of change",
+    )
+    description = forms.CharField(max_length=200, required=False, help_text="What changed, for whoever makes the release.")
+
+
+# ------------------------------------------------------------------------------------------------------------------- teams
+
+
+class MemberForm(Form):
+    username = forms.CharField(max_length=150, label="User name", help_text="Of an existing account. Accounts are made in the admin site.")
+    role = forms.ChoiceField(choices=Role.choices, initial=Role.VIEWER)
+
+
+class RoleForm(Form):
+    role = forms.ChoiceField(choices=Role.choices)
+
+
+class ProjectForm(Form):
+    name = forms.CharField(max_length=80)
+    slug = forms.CharField(max_length=40, label="Name in addresses", help_text="Lower-case letters, digits and dashes, as in webshop.")
+    description = forms.CharField(required=False, widget=forms.Textarea({"rows": 2}))
