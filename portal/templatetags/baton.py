@@ -204,10 +204,16 @@ def help(chapter: str, text: str = "Read more") -> dict[str, Any]:  # noqa: A001
 
 
 @register.inclusion_tag("components/_form_field.html")
-def field(bound: Any, label: str = "", help_text: str = "") -> dict[str, Any]:
+def field(bound: Any, label: str = "", help_text: str = "", required: bool = False) -> dict[str, Any]:
     """A form field with its label, help and errors."""
     kind = getattr(getattr(bound.field, "widget", None), "input_type", "") or bound.field.widget.__class__.__name__.lower()
-    return {"field": bound, "label": label or bound.label, "help_text": help_text or bound.help_text, "kind": kind}
+    return {
+        "field": bound,
+        "label": label or bound.label,
+        "help_text": help_text or bound.help_text,
+        "kind": kind,
+        "required": required or bound.field.required,
+    }
 
 
 @register.filter
