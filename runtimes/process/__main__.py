@@ -1,4 +1,7 @@
-"""`python -m runtimes.process <config.json>`: one runtime. Exit status 0: stopped as asked; 1: its keeper went; 2: cannot be run."""
+"""`python -m runtimes.process <config.json>`: one runtime.
+
+Exit status 0: stopped as asked; 1: its keeper went; 2: cannot be run as configured; 70: a defect.
+"""
 
 import asyncio
 import os
@@ -27,7 +30,11 @@ async def run(path: Path) -> int:
             await control.close()
         return 2
     log.info(f"started: release {loaded.config.release}, launch {loaded.config.launch}")
-    return await runtime.run()
+    try:
+        return await runtime.run()
+    except Exception:
+        log.exception("this runtime ends by a defect; its permits are void")
+        return 70
 
 
 def main() -> int:

@@ -6,16 +6,13 @@ from pathlib import Path
 import msgspec
 
 from runtimes.process.connectors.base import ConfigError
-from runtimes.protocol import BundleContent, FlowSpec, GroupSpec, RuntimeConfig, decode, digest_of
+from runtimes.protocol import BundleContent, RuntimeConfig, decode, digest_of
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     config: RuntimeConfig
     bundle: BundleContent
-
-    def group_of(self, flow: FlowSpec) -> GroupSpec | None:
-        return next((group for group in self.bundle.groups if group.id == flow.group), None)
 
 
 def load(path: Path) -> Loaded:

@@ -32,6 +32,7 @@ TRY_AGAIN_SECONDS = (0.2, 1.0)
 ASIDE_SECONDS, ASIDE_LIMIT = 5.0, 300.0  # an item that could not even be moved aside is skipped for so long, doubling
 AWAY_SECONDS, AWAY_LIMIT = 0.1, 1.0  # between asks of a source or target that is away
 PREPARE_SECONDS = 2.0
+SAY_SECONDS = 30.0  # between two log lines about one outage
 
 
 @dataclass(slots=True)
@@ -47,28 +48,26 @@ class Trouble:
 class Flow:
     """A flow of this runtime. Public methods are called by the election loop and return at once."""
 
-    def __init__(
-        self, spec: FlowSpec, *, key: str, machine: str, group_name: str, data: Path, changed: Callable[[], None], log: Any
-    ) -> None:
+    def __init__(self, spec: FlowSpec, *, key: str, machine: str, data: Path, changed: Callable[[], None], log: Any) -> None:
         self.spec = spec
         self.ready = False
         self.on = False  # the inbound really runs
         self.reason = "starting"
         self._log = log.bind(flow=spec.name)
         self._changed = changed
-        self._setting = (spec.id, spec.name, key, machine, group_name, data)
+        self._setting = (spec.id, spec.name, key, machine, data)
         self._inbound: Inbound = _made(INBOUNDS, spec.inbound, self._settings(spec.inbound, "inbound"))
         self._outbound: Outbound = _made(OUTBOUNDS, spec.outbound, self._settings(spec.outbound, "outbound"))
         self._wake = threading.Condition()
         self._duty: Duty | None = None
         self._closing = False
-        self._busy = False
         self._working: Duty | None = None  # the duty the worker has not yet let go
         self._troubles: dict[str, Trouble] = {}
         self._taken = self._delivered = self._failed = 0
         self._last_activity = ""
         self._refused: set[str] = set()  # items that the target would not take: the others go first
         self._said = ""
+        self._said_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"flow {spec.name}", daemon=True)
 
     def open(self) -> None:
@@ -89,7 +88,7 @@ class Flow:
     def abort(self) -> None:
         """The permit ended: cut what is in flight."""
         self.stop()
-        if self._busy:
+        if self._working is not None:
             self._inbound.abort()
             self._outbound.abort()
 
@@ -124,8 +123,8 @@ class Flow:
     # ------------------------------------------------------------------------------------------------------------------ the worker
 
     def _settings(self, component: Component, side: str) -> Setting:
-        flow_id, name, key, machine, group_name, data = self._setting
-        return Setting(flow_id, name, component, side, key, machine, group_name, data, self._log)
+        flow_id, name, key, machine, data = self._setting
+        return Setting(flow_id, name, component, side, key, machine, data, self._log)
 
     def _run(self) -> None:
         self._prepare()
@@ -220,7 +219,6 @@ class Flow:
     def _one(self, item: Item, duty: Duty) -> None:
         trouble = self._troubles.get(item.id)
         try:
-            self._busy = True
             duty.check_take()
             if trouble is None:
                 self._taken += 1
@@ -239,8 +237,6 @@ class Flow:
             raise
         except ItemError as error:
             self._failed_once(item, duty, trouble, str(error))
-        finally:
-            self._busy = False
 
     def _failed_once(self, item: Item, duty: Duty, trouble: Trouble | None, reason: str) -> None:
         tries = (trouble.tries if trouble else 0) + 1
@@ -269,16 +265,17 @@ class Flow:
             self._wake.wait_for(lambda: not self._wanted(duty), seconds)
 
     def _say(self, reason: str, bad: bool = False) -> None:
-        """Why the flow is off or what it last failed at: logged once, not at every try."""
+        """Why the flow is off or what it last failed at: logged once, not at every try, and not at every other wording of it."""
         if reason != self.reason:
             self.reason = reason
             self._changed()
-        if reason != self._said:
-            if bad:
-                self._log.warning(reason)
-            elif self._said:
-                self._log.info("works again")
-            self._said = reason
+        now = time.monotonic()
+        if bad and (not self._said or (reason != self._said and now - self._said_at >= SAY_SECONDS)):
+            self._log.warning(reason)
+            self._said, self._said_at = reason, now
+        elif not bad and self._said:
+            self._log.info("works again")
+            self._said = ""
 
 
 def _made(registry: dict[Any, Any], component: Component, setting: Setting) -> Any:

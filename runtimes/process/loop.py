@@ -33,6 +33,7 @@ from runtimes.process.seat import Seat
 from runtimes.protocol import (
     Cause,
     FlowReport,
+    FlowSpec,
     GroupReport,
     LeadershipEvent,
     Preference,
@@ -71,7 +72,7 @@ class Runtime:
         data = Path(self._config.data)
         data.mkdir(parents=True, exist_ok=True)
         self._page = PermitPage(self._config.permit)
-        self._flows = [self._make_flow(loaded, spec, data) for spec in self._bundle.flows]
+        self._flows = [self._make_flow(spec, data) for spec in self._bundle.flows]
         self._free = {flow.spec.id: flow for flow in self._flows if flow.spec.group is None}
         self._free_duties: dict[str, Duty] = {}
         self._alone: list[tuple[Seat, str]] = []
@@ -568,14 +569,12 @@ class Runtime:
 
     # -------------------------------------------------------------------------------------------------------------------- beginning
 
-    def _make_flow(self, loaded: Loaded, spec: Any, data: Path) -> Flow:
-        group = loaded.group_of(spec)
+    def _make_flow(self, spec: FlowSpec, data: Path) -> Flow:
         changed: Callable[[], None] = self._changed
         return Flow(
             spec,
             key=self._config.key,
             machine=self._config.machine,
-            group_name=group.name if group else "",
             data=data,
             changed=changed,
             log=self._log,

@@ -78,7 +78,6 @@ class Setting:
     side: str  # "inbound" or "outbound"
     key: str  # the runtime's
     machine: str
-    group: str  # name or ""
     data: Path
     log: Any
 

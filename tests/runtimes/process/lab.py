@@ -233,7 +233,9 @@ class Landscape:
         self.launches = 0
         self.processes: list[Launched] = []
 
-    def start(self, number: int, preference: Preference = Preference.NONE, *, release: int = 1, keeper: bool = True) -> Launched:
+    def start(
+        self, number: int, preference: Preference = Preference.NONE, *, release: int = 1, keeper: bool = True, timing: Timing | None = None
+    ) -> Launched:
         members = ["external01.erp", "external02.erp"]
         flow = FlowSpec(id="f", name="erp-orders", version="1.0.0", inbound=folder(self.outbox), outbound=queue(self.broker), group="g")
         bundle = BundleContent(
@@ -245,7 +247,7 @@ class Landscape:
             groups=[GroupSpec(id="g", name="orders-group", failover=True, members=members)],
         )
         etcd = self.cluster.urls[number - 1]
-        launched = launch(self.home, bundle, f"external0{number}.erp", etcd, self.launches, {"g": preference}, keeper)
+        launched = launch(self.home, bundle, f"external0{number}.erp", etcd, self.launches, {"g": preference}, keeper, timing)
         self.launches += 1
         self.processes.append(launched)
         return launched

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,7 +29,7 @@ EPOCH = 10**12 + 5
 
 def setting(component: Component, tmp_path: Path, side: str = "inbound") -> Setting:
     log = structlog.get_logger()
-    return Setting("f", "erp-orders", component, side, "external01.erp", "external01", "orders", tmp_path / "data", log)
+    return Setting("f", "erp-orders", component, side, "external01.erp", "external01", tmp_path / "data", log)
 
 
 def duty(epoch: int = EPOCH, clock: Callable[[], float] = lambda: 0.0) -> Duty:
@@ -60,7 +62,7 @@ def flows(tmp_path: Path) -> Iterator[Callable[..., Flow]]:
     def start(inbound: Component, outbound: Component, held: Duty) -> Flow:
         spec = FlowSpec(id="f", name="erp-orders", version="1.0.0", inbound=inbound, outbound=outbound)
         log = structlog.get_logger()
-        flow = Flow(spec, key="e.erp", machine="e", group_name="orders", data=tmp_path / "data", changed=lambda: None, log=log)
+        flow = Flow(spec, key="e.erp", machine="e", data=tmp_path / "data", changed=lambda: None, log=log)
         flow.open()
         flow.start(held)
         made.append(flow)
@@ -267,6 +269,52 @@ def test_a_queue_that_is_away_is_not_the_items_fault(tmp_path: Path) -> None:
     gone = Component(kind=ComponentKind.QUEUE, settings={"url": "redis://127.0.0.1:1/0", "queue": "q"})
     with pytest.raises(Unavailable, match="cannot be reached"):
         QueueOutbound(setting(gone, tmp_path, "outbound")).begin(duty())
+
+
+def test_an_emit_in_flight_is_cut_at_once_when_the_permit_ends(broker: Broker, tmp_path: Path, source: FileInbound) -> None:
+    (tmp_path / "outbox" / "order").write_bytes(b"x")
+    (item,) = settled(source, duty())
+    outbound = QueueOutbound(setting(queue(broker), tmp_path, "outbound"))
+    outbound.begin(duty())
+    met: list[BaseException] = []
+
+    def deliver() -> None:
+        try:
+            outbound.deliver(item, duty())
+        except Unavailable as error:
+            met.append(error)
+
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        worker = threading.Thread(target=deliver)
+        worker.start()
+        time.sleep(0.3)
+        assert worker.is_alive()
+        outbound.abort()
+        worker.join(1)
+        assert not worker.is_alive() and met
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+
+
+def test_a_commit_of_unknown_outcome_is_asked_again_and_not_doubled(broker: Broker, tmp_path: Path, source: FileInbound) -> None:
+    (tmp_path / "outbox" / "order").write_bytes(b"x")
+    (item,) = settled(source, duty())
+    outbound = QueueOutbound(setting(queue(broker), tmp_path, "outbound"))
+    outbound.begin(duty())
+    whole = outbound._broker.script
+
+    def unanswered(text: str, keys: Any, args: Any) -> Any:
+        whole(text, keys, args)
+        if "XADD" in text:
+            raise Unavailable("no answer")
+
+    outbound._broker.script = unanswered  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        outbound.deliver(item, duty())
+    outbound._broker.script = whole  # type: ignore[method-assign]
+    outbound.deliver(item, duty())
+    assert broker.client.xlen("t:orders") == 1
 
 
 # ------------------------------------------------------------------------------------------------------------------------ flows

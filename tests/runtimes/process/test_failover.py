@@ -202,6 +202,23 @@ def test_items_wait_in_the_source_while_the_queue_is_away(landscape: Landscape) 
     assert sorted(fields[b"name"] for fields in landscape.queued()) == [b"order 0", b"order 1", b"order 2"], "once each"
 
 
+def test_a_drain_that_takes_too_long_leaves_leadership_where_it_is_and_says_so(landscape: Landscape) -> None:
+    first = landscape.start(1, timing=Timing(drain=0.5))
+    until(first.leads, 10)
+    until(landscape.start(2).follows, 10)
+    landscape.broker.process.send_signal(signal.SIGSTOP)
+    try:
+        drop(landscape, "order")
+        until(lambda: first.flows["f"].taken == 1, 4, "it is in flight")
+        assert ask(landscape, RequestKind.SWITCH, "external02").status == RequestStatus.RUNNING
+        outcome = until(lambda: first.outcomes and first.outcomes[-1], 3, "the leader says no")
+        assert (outcome.status, outcome.code) == (RequestStatus.FAILED, "drain-limit")
+    finally:
+        landscape.broker.process.send_signal(signal.SIGCONT)
+    until(first.leads, 3, "it leads on")
+    until(lambda: len(landscape.queued()) == 1, 8, "the file is queued")
+
+
 def test_two_hundred_files_pass_well_within_ten_seconds(landscape: Landscape) -> None:
     landscape.pair()
     started = time.monotonic()
