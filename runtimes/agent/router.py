@@ -269,7 +269,10 @@ class RouterSupervisor:
             self._refuse(because)
             return
         if order.name not in order.members:
-            self._refuse(f"the order does not name {order.name} among the cluster's members")
+            self._refuse(
+                f"{order.name} is not among the cluster's voting members ({', '.join(sorted(order.members))}); "
+                "a router that only passes traffic on is not supported yet"
+            )
             return
         try:
             listen_host = await resolve(order.peer_host)
