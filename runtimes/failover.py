@@ -251,11 +251,11 @@ def obstacle(found: Verdict, said: MemberVerdict) -> str:
         return f"{machine} is {WORDS[said.status]}: {said.reason}"
     if not row.observed_ready:
         return f"{machine} is not ready: {said.reason or row.runtime.observed_reason or row.runtime.observed_state}"
-    allowed = {row.runtime.desired_bundle.release_number if row.runtime.desired_bundle else None}
-    allowed |= {found.leader.member.runtime.observed_release} if found.leader else set()
-    if row.runtime.observed_release not in allowed:
-        numbers = " or ".join(str(number) for number in sorted(number for number in allowed if number is not None)) or "wanted"
-        return f"{machine} is not on the release {numbers}: it runs {row.runtime.observed_release or 'none'}."
+    ordered, runs = row.runtime.desired_bundle, row.runtime.observed_release
+    allowed = {ordered.release_number if ordered else None, found.leader.member.runtime.observed_release if found.leader else None} - {None}
+    if runs is None or (allowed and runs not in allowed):
+        numbers = " or ".join(str(number) for number in sorted(filter(None, allowed))) or "ordered"
+        return f"{machine} is not on the release {numbers}: it runs {runs or 'none'}."
     return ""
 
 

@@ -1,5 +1,8 @@
 """Rows for tests, made the short way. Journeys make theirs through the product's own acts instead."""
 
+from datetime import datetime
+from typing import Any
+
 from django.contrib.auth.models import User
 from django.utils import timezone
 
@@ -19,6 +22,7 @@ from portal.models import (
     Team,
 )
 from runtimes.models import FailoverGroup, GroupMember, Machine, Router, Runtime
+from runtimes.protocol import RuntimeState, State, Status
 
 
 def person(name: str, team: Team | None = None, role: Role = Role.VIEWER) -> User:
@@ -72,3 +76,37 @@ def applied(environment: Environment, connector: Connector) -> FailoverGroup:
             runtime = Runtime.objects.create(environment=environment, machine=machine, connector=connector, failover=True)
             GroupMember.objects.create(group=failover_group, runtime=runtime)
     return failover_group
+
+
+def heard(
+    group: FailoverGroup,
+    machine: str,
+    status: Status | str = Status.FOLLOWER,
+    *,
+    at: datetime | None = None,
+    state: State | str | None = None,
+    epoch: int = 41,
+    release: int | None = 1,
+    **more: Any,
+) -> GroupMember:
+    """What was last reported of the group's member on a machine; a later call replaces it."""
+    member = GroupMember.objects.select_related("runtime__machine", "runtime__connector").get(group=group, runtime__machine__name=machine)
+    runs = (Status.LEADER, Status.SINGLE_NODE)
+    facts = {
+        "observed_status": status,
+        "observed_state": state or (State.ON if status in runs else State.OFF),
+        "observed_epoch": 0 if status == Status.SINGLE_NODE else epoch,
+        "observed_reason": f"{machine} says so.",
+        "observed_ready": status in (Status.LEADER, Status.FOLLOWER),
+        "observed_disabled": status == Status.DISABLED,
+        "observed_at": at or timezone.now(),
+        **more,
+    }
+    GroupMember.objects.filter(pk=member.pk).update(**facts)
+    Runtime.objects.filter(pk=member.runtime_id).update(
+        observed_release=release, observed_state=RuntimeState.READY, observed_pid=4711, observed_at=facts["observed_at"]
+    )
+    if status == Status.LEADER:
+        FailoverGroup.objects.filter(pk=group.pk, epoch__lt=epoch).update(epoch=epoch)
+    member.refresh_from_db()
+    return member
