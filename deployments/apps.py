@@ -9,8 +9,9 @@ class DeploymentsConfig(AppConfig):
         """News travels up without an import (docs/architecture.md, layer rule 5)."""
         from deployments import demonstration, rollout, tasks
         from portal import readiness
-        from runtimes import fleet
+        from runtimes import architecture, fleet
 
         fleet.on_report.append(rollout.wake)
+        architecture.guards.append(rollout.refuse_while_deploying)
         rollout.send = tasks.send_step
         readiness.checks["first deployment"] = demonstration.first_deployment_ended_well
