@@ -52,4 +52,4 @@ def nudge_stalled_deployments() -> str:
     stalled = rollout.stalled(timezone.now())
     for step_id in stalled:
         send_step(step_id)
-    return f"{len(stalled)} steps were looked at again." if stalled else "Nothing stands still."
+    return f"Sent again: {len(stalled)}." if stalled else "Nothing stands still."

@@ -76,16 +76,15 @@ class Engine:
         assert step is not None
         return rollout.tick(step.pk, now=self.now)
 
-    def run(self, deployment: Deployment, *, until: int | None = None, seconds: float = 1000) -> Deployment:
-        """Look and report every half second until the deployment ends or waits (or step `until` is due)."""
-        end = self.now + timedelta(seconds=seconds)
-        while self.now < end:
+    def run(self, deployment: Deployment, *, until: int | None = None, every: float = 0.5) -> Deployment:
+        """Look and report `every` so many seconds until the deployment ends or waits (or step `until` is due)."""
+        for _ in range(100):
             deployment.refresh_from_db()
             step = rollout.next_step(deployment)
             if deployment.status not in (RunStatus.PENDING, RunStatus.RUNNING) or (step and until == step.number):
                 break
             self.tick(deployment)
-            self.pass_time(0.5)
+            self.pass_time(every)
         deployment.refresh_from_db()
         return deployment
 

@@ -1,0 +1,78 @@
+"""Celery's way in: tasks take ids, may run twice and return a sentence; a broker that is away loses nothing."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.utils import timezone
+from kombu.exceptions import OperationalError
+from pytest_django import DjangoCaptureOnCommitCallbacks
+
+from deployments import plans, releases, rollout, tasks
+from deployments.models import Release, RunStatus, StepKind, StepRun
+from portal.models import Environment
+from tests.deployments.conftest import Engine
+
+
+@pytest.fixture
+def delivered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What reached the broker: (task, step)."""
+    made: list[tuple[str, int]] = []
+    for task in (tasks.run_step, tasks.balance_failover):
+        monkeypatch.setattr(task, "delay", lambda pk, name=task.__name__: made.append((name, pk)))
+    return made
+
+
+@pytest.fixture
+def first(active: Release, filled: Environment, engine: Engine, developer: User) -> StepRun:
+    return rollout.prepare(active, on=filled, by=developer, now=engine.now).steps.get(number=1)
+
+
+def test_the_final_step_runs_as_the_task_balance_failover(
+    first: StepRun, delivered: list[tuple[str, int]], django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+) -> None:
+    last = StepRun.objects.get(kind=StepKind.BALANCE_FAILOVER)
+    with django_capture_on_commit_callbacks(execute=True):
+        tasks.send_step(first.pk)
+        tasks.send_step(last.pk)
+        assert delivered == [], "nothing is sent before the commit"
+    assert delivered == [("run_step", first.pk), ("balance_failover", last.pk)]
+
+
+def test_a_broker_that_is_away_does_not_stop_the_act(
+    first: StepRun, monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+) -> None:
+    def away(pk: int) -> None:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(tasks.run_step, "delay", away)
+    with django_capture_on_commit_callbacks(execute=True):
+        tasks.send_step(first.pk)
+
+
+def test_a_task_looks_at_its_step_and_may_run_twice(first: StepRun) -> None:
+    assert tasks.run_step(first.pk).startswith("1. Alerting off until the deployment ends: succeeded.")
+    assert "nothing to do" in tasks.run_step(first.pk)
+    assert "nothing to do" in tasks.balance_failover(987654)
+
+
+def test_the_sweep_sends_what_stands_still(
+    first: StepRun, delivered: list[tuple[str, int]], django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+) -> None:
+    assert tasks.nudge_stalled_deployments() == "Nothing stands still."
+    StepRun.objects.update(woken_at=timezone.now() - timedelta(seconds=3))
+    with django_capture_on_commit_callbacks(execute=True):
+        assert tasks.nudge_stalled_deployments() == "Sent again: 1."
+    assert delivered == [("run_step", first.pk)]
+    StepRun.objects.filter(pk=first.pk).update(status=RunStatus.WAITING)
+    assert tasks.nudge_stalled_deployments() == "Nothing stands still."
+
+
+def test_due_releases_are_activated_by_beat(release: Release, filled: Environment, developer: User) -> None:
+    plans.plan_of(filled)
+    assert tasks.activate_due_releases() == "No activation is due."
+    past = timezone.now() - timedelta(hours=1)
+    releases.schedule(release, filled, due_at=past + timedelta(minutes=1), by=developer, now=past)
+    assert tasks.activate_due_releases() == "Release 1 is active on Test."
+    assert releases.active(filled) == release
+    assert tasks.activate_due_releases() == "No activation is due."
