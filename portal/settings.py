@@ -18,7 +18,7 @@ ALLOWED_HOSTS = env.words("BATON_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.words("BATON_ORIGINS", [])
 
 INSTALLED_APPS = [
-    "django.contrib.admin",
+    "portal.apps.BatonAdminConfig",  # django.contrib.admin with Properties first
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

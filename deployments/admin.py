@@ -1,0 +1,86 @@
+"""Releases, plans and deployments, for support: read only, for each is either immutable or moved by acts that guard it."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from deployments.models import Activation, Deployment, Plan, Release, Step, StepLog, StepRun
+from portal.admin_site import ReadOnly, TabularInline
+
+
+class ReadOnlyInline(TabularInline):
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Release)
+class ReleaseAdmin(ReadOnly):
+    list_display = ("number", "name", "project", "created_at", "created_by", "digest")
+    list_filter = ("project",)
+    search_fields = ("name", "note", "digest")
+    list_select_related = ("project", "created_by")
+
+
+@admin.register(Activation)
+class ActivationAdmin(ReadOnly):
+    list_display = ("release", "environment", "status", "due_at", "activated_at", "created_by", "reason")
+    list_filter = ("status", "environment__kind", "environment__project")
+    list_select_related = ("release", "environment__project", "created_by")
+
+
+class StepInline(ReadOnlyInline):
+    model = Step
+
+
+@admin.register(Plan)
+class PlanAdmin(ReadOnly):
+    list_display = ("environment", "updated_at")
+    list_select_related = ("environment__project",)
+    inlines = (StepInline,)
+
+
+class StepRunInline(ReadOnlyInline):
+    model = StepRun
+    fields = ("number", "kind", "machine", "connector", "group", "status", "attempt", "reason", "started_at", "ended_at")
+
+
+@admin.register(Deployment)
+class DeploymentAdmin(ReadOnly):
+    list_display = ("id", "environment", "release", "status", "created_by", "created_at", "started_at", "ended_at")
+    list_filter = ("status", "environment__kind", "environment__project")
+    list_select_related = ("environment__project", "release", "created_by")
+    inlines = (StepRunInline,)
+
+
+@admin.register(StepRun)
+class StepRunAdmin(ReadOnly):
+    list_display = (
+        "deployment_id",
+        "number",
+        "kind",
+        "machine",
+        "connector",
+        "group",
+        "status",
+        "attempt",
+        "reason",
+        "started_at",
+        "ended_at",
+    )
+    list_filter = ("status", "kind", "deployment__environment__kind", "deployment__environment__project")
+    search_fields = ("machine", "connector", "group", "reason")
+
+
+@admin.register(StepLog)
+class StepLogAdmin(ReadOnly):
+    list_display = ("at", "level", "machine", "text")
+    list_filter = ("level", "step__deployment__environment__kind")
+    search_fields = ("text", "machine")
+    show_full_result_count = False

@@ -1,0 +1,112 @@
+"""Machines and what they reported, for support. Wishes are changed by the pages and the API, whose acts guard them; here they are read."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from portal.admin_site import ReadOnly, TabularInline
+from runtimes.models import (
+    Bundle,
+    FailoverGroup,
+    GroupMember,
+    GroupRequest,
+    JoinToken,
+    LeadershipChange,
+    Machine,
+    Router,
+    Runtime,
+    RuntimeLog,
+)
+
+
+@admin.register(Machine)
+class MachineAdmin(ReadOnly):
+    list_display = ("name", "kind", "environment", "joined_at", "last_report_at", "agent_version", "orders_version", "orders_taken")
+    list_filter = ("environment__kind", "environment__project", "kind")
+    search_fields = ("name",)
+    list_select_related = ("environment__project",)
+    exclude = ("credential_digest",)
+
+
+@admin.register(Router)
+class RouterAdmin(ReadOnly):
+    list_display = ("machine", "desired_running", "desired_host", "desired_port", "observed_state", "observed_version", "observed_reason")
+    list_filter = ("observed_state", "machine__environment__project")
+    list_select_related = ("machine",)
+
+
+@admin.register(Runtime)
+class RuntimeAdmin(ReadOnly):
+    list_display = ("key", "environment", "failover", "preference", "desired_running", "observed_state", "observed_release", "observed_at")
+    list_filter = ("environment__kind", "environment__project", "observed_state", "failover")
+    search_fields = ("machine__name", "connector__name")
+    list_select_related = ("machine", "connector", "environment__project")
+
+
+class MemberInline(TabularInline):
+    model = GroupMember
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).select_related("runtime__machine", "runtime__connector")
+
+
+@admin.register(FailoverGroup)
+class FailoverGroupAdmin(ReadOnly):
+    list_display = ("name", "environment", "failover", "epoch", "last_gap_seconds")
+    list_filter = ("environment__kind", "environment__project")
+    search_fields = ("name",)
+    list_select_related = ("environment__project",)
+    inlines = (MemberInline,)
+
+
+@admin.register(LeadershipChange)
+class LeadershipChangeAdmin(ReadOnly):
+    list_display = ("group", "epoch", "runtime", "previous", "cause", "actor", "at", "gap_seconds")
+    list_filter = ("cause", "group__environment__kind", "group__environment__project")
+    search_fields = ("group__name", "runtime", "actor")
+    date_hierarchy = "at"
+    list_select_related = ("group",)
+
+
+@admin.register(GroupRequest)
+class GroupRequestAdmin(ReadOnly):
+    list_display = ("group", "kind", "machine", "cause", "actor", "status", "reason", "created_at", "ended_at")
+    list_filter = ("status", "kind", "group__environment__project")
+    search_fields = ("group__name", "machine", "actor", "reason")
+    list_select_related = ("group",)
+
+
+@admin.register(RuntimeLog)
+class RuntimeLogAdmin(ReadOnly):
+    list_display = ("at", "machine", "source", "level", "text")
+    list_filter = ("level", "machine__environment__kind", "machine__environment__project")
+    search_fields = ("source", "text")
+    list_select_related = ("machine",)
+    show_full_result_count = False
+
+
+@admin.register(JoinToken)
+class JoinTokenAdmin(ReadOnly):
+    list_display = ("machine", "created_by", "created_at", "expires_at", "used_at")
+    list_select_related = ("machine", "created_by")
+    exclude = ("digest",)
+
+
+@admin.register(Bundle)
+class BundleAdmin(ReadOnly):
+    list_display = ("digest", "environment", "release_number", "created_at")
+    list_filter = ("environment__kind", "environment__project")
+    exclude = ("content",)  # resolved values, secrets included
+    list_select_related = ("environment__project",)
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).defer("content")
