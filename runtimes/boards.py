@@ -66,10 +66,6 @@ class MemberLine:
     wish: str  # "preferred Leader", "to be disabled by operator"
     buttons: list[Button] = field(default_factory=list)
 
-    @property
-    def epoch(self) -> str:
-        return epoch_in_words(self.said.member.observed_epoch)
-
 
 @dataclass(frozen=True)
 class Board:

@@ -277,8 +277,10 @@ def preference_sentence(runtime: Runtime, chosen: protocol.Preference, before: d
     """What saving changed, the siblings included."""
     words = {"leader": "preferred Leader", "backup": "Backup", "none": "without preference"}
     parts = [f"{runtime.key} is {words[chosen]} now"]
-    others = [name for name, preference in after.items() if name != runtime.machine.name and before.get(name) != preference]
-    parts += [f"its sibling on {name} became {words[after[name]]}" for name in others]
+    siblings = {name: preference for name, preference in after.items() if name != runtime.machine.name}
+    for name, preference in siblings.items():
+        verb = "is" if before.get(name) == preference else "became"
+        parts.append(f"its sibling on {name} {verb} {words[preference]}")
     return "; ".join(parts) + ". Leadership moves at the next Balance failover, not before."
 
 
