@@ -241,7 +241,9 @@ RUNTIME_ACTS = {"start": fleet.start, "stop": fleet.stop, "restart": fleet.resta
 def confirmed(request: UserRequest, environment: Environment, runtimes: list[Runtime], asked: dict[str, Any]) -> HttpResponse:
     """The dialog of an act on runtimes, and the act once it is confirmed (on Production by typing the target's name)."""
     back = came_from(request, reverse("architecture", args=[environment.project.slug, environment.kind]))
-    form = ConfirmForm(request.POST or None, environment=environment, name=asked["target"], initial={"next": back})
+    form = ConfirmForm(
+        request.POST if request.method == "POST" else None, environment=environment, name=asked["target"], initial={"next": back}
+    )
     if form.is_valid():
         try:
             for runtime in runtimes:

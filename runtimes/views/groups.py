@@ -78,7 +78,9 @@ def act_context(request: UserRequest, group: FailoverGroup, member: GroupMember,
         "act": act,
         "label": boards.ACTS[act],
         "consequence": failover.consequence(group, member, act, now=now),
-        "form": GroupActForm(request.POST or None, environment=group.environment, name=group.name, initial=initial),
+        "form": GroupActForm(
+            request.POST if request.method == "POST" else None, environment=group.environment, name=group.name, initial=initial
+        ),
         "back": back,
     }
 

@@ -1,0 +1,348 @@
+"""Operate › Groups and Timeline, as people with each role see and use them."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from portal.models import Connector, Environment, Group
+from runtimes import boards, fleet, protocol, timeline
+from runtimes.models import Bundle, FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Runtime
+from tests import factories
+from tests.runtimes.conftest import said, said_of
+
+Status, State = protocol.Status, protocol.State
+HTMX = {"HX-Request": "true"}
+
+
+def runtimes_of(group: FailoverGroup) -> dict[str, Runtime]:
+    found = Runtime.objects.filter(environment=group.environment).select_related("machine", "connector")
+    return {runtime.machine.name: runtime for runtime in found}
+
+
+def heard(group: FailoverGroup, *, leader: str = "external01", state: State = State.ON, sequence: int = 1) -> None:
+    """Both agents reported just now: one leads, the other is ready to."""
+    for name, runtime in runtimes_of(group).items():
+        bundle, _ = Bundle.objects.get_or_create(digest="d" * 64, environment=group.environment, release_number=1, content=b"x")
+        Runtime.objects.filter(pk=runtime.pk).update(desired_bundle=bundle)
+        status = Status.LEADER if name == leader else Status.FOLLOWER
+        report = said_of(runtime, group, status, epoch=41, state=state if name == leader else None, digest="d" * 64)
+        assert fleet.record_report(runtime.machine, said(sequence, runtimes=[report]), now=timezone.now())
+
+
+def act_url(group: FailoverGroup, machine: str, act: str) -> str:
+    return f"/projects/webshop/{group.environment.kind}/groups/{group.pk}/{machine}/{act}/"
+
+
+@pytest.fixture
+def groups_page(group: FailoverGroup) -> str:
+    heard(group)
+    return "/projects/webshop/test/groups/"
+
+
+# ------------------------------------------------------------------------------------------------------------------- reading
+
+
+def test_a_viewer_reads_who_leads_and_is_told_which_role_may_move_it(client: Client, viewer: User, groups_page: str) -> None:
+    client.force_login(viewer)
+    text = client.get(groups_page).content.decode()
+    assert 'data-status="leader"' in text and 'data-status="follower"' in text and "Healthy" in text
+    assert "need the role operator" in text and "/play/" not in text
+
+
+def test_a_stranger_learns_nothing(client: Client, stranger: User, groups_page: str, group: FailoverGroup) -> None:
+    client.force_login(stranger)
+    assert client.get(groups_page).status_code == 404
+    assert client.post(act_url(group, "external02", "play")).status_code == 404
+
+
+def test_the_part_asks_for_itself_and_is_the_same_page_without_its_frame(client: Client, operator: User, groups_page: str) -> None:
+    client.force_login(operator)
+    part = client.get(groups_page, headers=HTMX).content.decode()
+    assert "<html" not in part and 'hx-trigger="every 2s"' in part and 'id="groups"' in part
+    assert "<html" in client.get(groups_page).content.decode()
+
+
+def test_a_leader_that_is_off_is_an_alarm_not_a_green_line(client: Client, viewer: User, group: FailoverGroup) -> None:
+    heard(group, state=State.OFF)
+    client.force_login(viewer)
+    text = client.get("/projects/webshop/test/groups/?show=problems").content.decode()
+    assert "Leader but Off" in text and "is-alarm" in text and "Not healthy" in text
+
+
+def test_a_partly_running_leader_is_an_alarm(client: Client, viewer: User, group: FailoverGroup) -> None:
+    heard(group, state=State.PARTLY)
+    client.force_login(viewer)
+    assert "Partly: some inbounds" in client.get("/projects/webshop/test/groups/").content.decode()
+
+
+def test_a_silent_member_is_unknown_and_its_state_is_what_it_was(client: Client, viewer: User, group: FailoverGroup) -> None:
+    heard(group)
+    GroupMember.objects.filter(runtime__machine__name="external01").update(observed_at=timezone.now() - timedelta(seconds=40))
+    client.force_login(viewer)
+    text = client.get("/projects/webshop/test/groups/").content.decode()
+    assert 'data-status="unknown"' in text and "was On" in text and "has not been heard from for 40 s" in text
+
+
+def test_what_happened_last_is_told_with_cause_and_gap(client: Client, viewer: User, group: FailoverGroup) -> None:
+    heard(group, leader="external02")
+    LeadershipChange.objects.create(
+        group=group,
+        epoch=41,
+        runtime="external02.erp",
+        previous="external01.erp",
+        cause="crash",
+        at=timezone.now(),
+        heard_at=timezone.now(),
+        gap_seconds=0.04,
+    )
+    client.force_login(viewer)
+    text = " ".join(client.get("/projects/webshop/test/groups/").content.decode().split())
+    assert "<strong>external02</strong> took over from <strong>external01</strong>" in text
+    assert "crash: its process ended; nobody led for 40 ms" in text
+
+
+def test_without_groups_the_next_step_is_named(client: Client, viewer: User, webshop: Any) -> None:
+    client.force_login(viewer)
+    text = client.get("/projects/webshop/test/groups/").content.decode()
+    assert "No groups run here yet" in text and "/projects/webshop/test/architecture/" in text
+
+
+@pytest.mark.parametrize("path", ["groups/", "timeline/"])
+def test_more_groups_need_no_more_queries(client: Client, operator: User, group: FailoverGroup, erp: Connector, path: str) -> None:
+    heard(group)
+    client.force_login(operator)
+    address = f"/projects/webshop/test/{path}"
+    client.get(address)
+    with CaptureQueriesContext(
+        connection,
+    ) as few:
+        client.get(address)
+    for number in range(4):
+        more = Group.objects.create(connector=erp, name=f"more-{number}")
+        another = FailoverGroup.objects.create(environment=group.environment, group=more, name=more.name)
+        for runtime in runtimes_of(group).values():
+            GroupMember.objects.create(group=another, runtime=runtime)
+        for epoch in (1, 2):
+            LeadershipChange.objects.create(
+                group=another, epoch=epoch, runtime="external01.erp", cause="first", at=timezone.now(), heard_at=timezone.now()
+            )
+        expires = timezone.now() + timedelta(minutes=1)
+        GroupRequest.objects.create(group=another, kind="switch", cause="switch", actor="operator", expires_at=expires)
+    with CaptureQueriesContext(connection) as many:
+        client.get(address)
+    assert len(many) <= len(few) + 2, "only the newest change and request are read besides, whatever the number of groups"
+
+
+# -------------------------------------------------------------------------------------------------------------------- acting
+
+
+def test_play_says_its_consequence_before_it_is_done(client: Client, operator: User, groups_page: str, group: FailoverGroup) -> None:
+    client.force_login(operator)
+    dialog = client.get(act_url(group, "external02", "play"), headers=HTMX).content.decode()
+    assert "external01 stops first, then external02 takes over" in dialog and "<html" not in dialog
+    assert GroupRequest.objects.count() == 0, "looking does nothing"
+
+
+def test_play_asks_for_the_hand_over_and_the_page_shows_how_it_goes(
+    client: Client, operator: User, groups_page: str, group: FailoverGroup
+) -> None:
+    client.force_login(operator)
+    answer = client.post(act_url(group, "external02", "play"), {"expected_leader": "external01"}, follow=True)
+    request = GroupRequest.objects.get()
+    assert (request.kind, request.machine, request.actor, request.expected_epoch) == ("switch", "external02", "operator", 41)
+    text = answer.content.decode()
+    assert "Hand-over to external02" in text and 'data-status="pending"' in text and "to lead, asked by operator" in text
+
+
+def test_stop_on_the_leader_lets_any_ready_follower_take_over(
+    client: Client, operator: User, groups_page: str, group: FailoverGroup
+) -> None:
+    client.force_login(operator)
+    client.post(act_url(group, "external01", "stop"))
+    assert (GroupRequest.objects.get().kind, GroupRequest.objects.get().machine) == ("switch", "")
+
+
+@pytest.mark.parametrize("act", ["disable", "enable"])
+def test_disable_and_enable_are_asked_for(client: Client, operator: User, groups_page: str, group: FailoverGroup, act: str) -> None:
+    client.force_login(operator)
+    client.post(act_url(group, "external02", act))
+    assert (GroupRequest.objects.get().kind, GroupRequest.objects.get().machine) == (act, "external02")
+
+
+def test_a_leader_that_moved_meanwhile_is_refused_in_the_dialog(
+    client: Client, operator: User, groups_page: str, group: FailoverGroup
+) -> None:
+    client.force_login(operator)
+    answer = client.post(act_url(group, "external01", "play"), {"expected_leader": "external02"}, headers=HTMX)
+    assert answer.status_code == 200 and "external02 does not lead" in answer.content.decode()
+    assert GroupRequest.objects.count() == 0
+
+
+def test_a_second_request_is_refused_while_one_is_under_way(client: Client, operator: User, groups_page: str, group: FailoverGroup) -> None:
+    client.force_login(operator)
+    client.post(act_url(group, "external02", "play"))
+    answer = client.post(act_url(group, "external02", "disable"), headers=HTMX)
+    assert answer.status_code == 200 and 'role="alert"' in answer.content.decode()
+    assert GroupRequest.objects.count() == 1
+    assert "is under way" in client.get(groups_page).content.decode()
+
+
+def test_a_failed_request_shows_its_reason(client: Client, operator: User, groups_page: str, group: FailoverGroup) -> None:
+    client.force_login(operator)
+    client.post(act_url(group, "external02", "play"))
+    reason = "external01 could not drain within 5 s and goes on leading."
+    GroupRequest.objects.update(status="failed", code="drain-limit", reason=reason, ended_at=timezone.now())
+    text = client.get(groups_page).content.decode()
+    assert reason in text and 'data-status="failed"' in text
+
+
+@pytest.mark.parametrize("act", ["play", "stop", "disable", "enable"])
+@pytest.mark.parametrize("person", ["viewer", "developer"])
+def test_below_operator_nothing_moves(
+    client: Client, request: pytest.FixtureRequest, groups_page: str, group: FailoverGroup, person: str, act: str
+) -> None:
+    client.force_login(request.getfixturevalue(person))
+    assert client.post(act_url(group, "external02", act)).status_code == 403
+    assert GroupRequest.objects.count() == 0
+
+
+def test_on_production_the_name_is_typed(client: Client, operator: User, erp: Connector) -> None:
+    production = Environment.objects.get(project=erp.project, kind="production")
+    group = factories.applied(production, erp)
+    heard(group)
+    client.force_login(operator)
+    refused = client.post(act_url(group, "external02", "play"), {"confirm": "erp-order"}, headers=HTMX)
+    assert "type erp-orders to go on" in refused.content.decode() and GroupRequest.objects.count() == 0
+    done = client.post(act_url(group, "external02", "play"), {"confirm": "erp-orders"}, headers=HTMX)
+    assert done.headers["HX-Redirect"] and GroupRequest.objects.count() == 1
+
+
+def test_nobody_is_sent_to_another_site_afterwards(client: Client, operator: User, groups_page: str, group: FailoverGroup) -> None:
+    client.force_login(operator)
+    answer = client.post(act_url(group, "external02", "play") + "?next=https://evil.example/")
+    assert answer.headers["Location"] == groups_page
+
+
+@pytest.mark.parametrize(("machine", "act"), [("external09", "play"), ("external02", "dance"), ("core01", "play")])
+def test_what_does_not_exist_is_not_found(
+    client: Client, operator: User, groups_page: str, group: FailoverGroup, machine: str, act: str
+) -> None:
+    client.force_login(operator)
+    assert client.get(act_url(group, machine, act)).status_code == 404
+
+
+# ------------------------------------------------------------------------------------------------------------------ timeline
+
+NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+HOUR = timeline.Window(NOON - timedelta(hours=1), NOON)
+
+
+def change(epoch: int, machine: str, minutes: float, previous: str = "", gap: float | None = None) -> LeadershipChange:
+    at = NOON - timedelta(minutes=minutes)
+    old = f"{previous}.erp" if previous else ""
+    return LeadershipChange(epoch=epoch, runtime=f"{machine}.erp", previous=old, cause="crash", at=at, gap_seconds=gap)
+
+
+def drawn(*changes: LeadershipChange, known_until: datetime = NOON) -> dict[str, list[tuple[str, float, float]]]:
+    lanes = timeline.lanes(["a", "b"], changes, HOUR, known_until=known_until)
+    return {lane.machine: [(piece.kind, round(piece.left, 1), round(piece.width, 1)) for piece in lane.stretches] for lane in lanes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "known_until", "expected"),
+    [
+        pytest.param([], NOON, {"a": [], "b": []}, id="nothing happened"),
+        pytest.param([change(1, "a", 90)], NOON, {"a": [("lead", 0, 100)], "b": []}, id="it led since before the window"),
+        pytest.param(
+            [change(1, "a", 60), change(2, "b", 30, "a", gap=60)],
+            NOON,
+            {"a": [("lead", 0, 48.3)], "b": [("gap", 48.3, 1.7), ("lead", 50, 50)]},
+            id="nobody led for the minute before the take-over",
+        ),
+        pytest.param(
+            [change(1, "a", 60), change(2, "b", 30, "a", gap=-60)],
+            NOON,
+            {"a": [("lead", 0, 50)], "b": [("overlap", 50, 1.7), ("lead", 50, 50)]},
+            id="a negative gap is two at once",
+        ),
+        pytest.param(
+            [change(1, "a", 60)],
+            NOON - timedelta(minutes=15),
+            {"a": [("lead", 0, 75), ("unknown", 75, 25)], "b": []},
+            id="after the last report nothing is claimed",
+        ),
+        pytest.param(
+            [change(2, "b", 30, "a"), change(1, "a", 90)], NOON, {"a": [("lead", 0, 50)], "b": [("lead", 50, 50)]}, id="any order"
+        ),
+    ],
+)
+def test_lanes(changes: list[LeadershipChange], known_until: datetime, expected: dict[str, Any]) -> None:
+    assert drawn(*changes, known_until=known_until) == expected
+
+
+@pytest.fixture
+def two_changes(group: FailoverGroup) -> FailoverGroup:
+    heard(group, leader="external02")
+    for epoch, machine, previous, cause, actor in ((40, "external01", "", "first", ""), (41, "external02", "external01", "switch", "olga")):
+        LeadershipChange.objects.create(
+            group=group,
+            epoch=epoch,
+            runtime=f"{machine}.erp",
+            previous=f"{previous}.erp" if previous else "",
+            cause=cause,
+            actor=actor,
+            at=timezone.now() - timedelta(minutes=50 - epoch),
+            heard_at=timezone.now(),
+            gap_seconds=0.009 if previous else None,
+        )
+    return group
+
+
+def test_the_timeline_lists_cause_actor_and_gap(client: Client, viewer: User, two_changes: FailoverGroup) -> None:
+    client.force_login(viewer)
+    text = client.get("/projects/webshop/test/timeline/").content.decode()
+    assert "Switched by hand" in text and "olga" in text and "9 ms" in text
+    assert 'class="stretch is-lead"' in text and "external02 led, epoch 41" in text
+
+
+def test_filters_live_in_the_url(client: Client, viewer: User, two_changes: FailoverGroup) -> None:
+    client.force_login(viewer)
+    text = client.get("/projects/webshop/test/timeline/?cause=first&group=erp-orders&window=7d").content.decode()
+    assert "olga" not in text and "Nobody led before" in text
+
+
+@pytest.mark.parametrize("query", ["cause=nonsense", "window=forever", "page=999", "page=x", "group=none-such", "group=%00"])
+def test_a_filter_that_makes_no_sense_breaks_nothing(client: Client, viewer: User, two_changes: FailoverGroup, query: str) -> None:
+    client.force_login(viewer)
+    assert client.get(f"/projects/webshop/test/timeline/?{query}").status_code == 200
+
+
+def test_the_list_exports_csv(client: Client, viewer: User, two_changes: FailoverGroup) -> None:
+    client.force_login(viewer)
+    answer = client.get("/projects/webshop/test/timeline/?format=csv")
+    lines = answer.content.decode().splitlines()
+    assert answer.headers["Content-Type"].startswith("text/csv") and len(lines) == 3
+    assert lines[1].split(",")[1:7] == ["erp-orders", "41", "external02.erp", "external01.erp", "switch", "olga"]
+
+
+def test_an_epoch_reads_as_generation_and_revision() -> None:
+    assert [boards.epoch_in_words(epoch) for epoch in (0, 10**12 + 240, 2 * 10**12)] == ["–", "1·240", "2·0"]
+
+
+def test_no_moment_is_read_from_nonsense() -> None:
+    assert boards.moment("yesterday") is None and boards.moment("") is None
+    assert boards.moment("2026-11-22T12:00:00Z") == NOON
+
+
+def test_a_machine_silent_for_long_is_no_leader(group: FailoverGroup) -> None:
+    heard(group)
+    GroupMember.objects.update(observed_at=timezone.now() - timedelta(minutes=5))
+    (board,) = boards.boards([group.environment], now=timezone.now())
+    assert board.leader_machine == "" and all(line.since is None for line in board.lines)
+    assert Machine.objects.count() == 3
