@@ -199,9 +199,9 @@ def vacancy(view: GroupView, now: float) -> tuple[Vacancy | None, float]:
         return Vacancy(f"the session of {leader.runtime} is gone: its process ended", Cause.CRASH), ALWAYS
     if observed.record is not None and observed.record.session != leader.session:
         return Vacancy(f"{leader.runtime} has begun another session since it led", Cause.CRASH), ALWAYS
-    stood = now - observed.since
-    if stood >= view.timing.ttl:
-        return Vacancy(f"the session of {leader.runtime} has stood still for {stood:.2f} s", Cause.SILENCE), ALWAYS
+    if now - observed.since >= view.timing.ttl:
+        # No figure here: a sentence that changed all the time would be news all the time.
+        return Vacancy(f"the session of {leader.runtime} has stood still for a full TTL ({view.timing.ttl:g} s)", Cause.SILENCE), ALWAYS
     return None, observed.since + view.timing.ttl
 
 

@@ -142,6 +142,8 @@ class Flow:
                 self._pause(duty, 1.0)
             finally:
                 self._let_go(duty)
+        self._inbound.abort()  # close what is open
+        self._outbound.abort()
 
     def _prepare(self) -> None:
         while not self._closing:

@@ -151,7 +151,8 @@ class Broker:
             text = str(error)
             if "FENCED" in text:
                 mark = text.split("FENCED", 1)[1].split()[0].rstrip(",.")
-                raise Fenced(f"queue {self.queue} has seen epoch {mark} of this group: another leads") from error
+                why = "another leads, or the routers were built anew without a new generation"
+                raise Fenced(f"queue {self.queue} has seen epoch {mark} of this group: {why}") from error
             if "UPLOADLOST" in text:
                 raise UploadLost(f"the upload to queue {self.queue} was lost; it is sent again") from error
             if "NOGROUP" in text:

@@ -15,6 +15,7 @@ import pytest
 import structlog
 
 from runtimes.process.connectors import INBOUNDS, OUTBOUNDS
+from runtimes.process.connectors import queue as queue_connector
 from runtimes.process.connectors.base import ConfigError, Fenced, Item, ItemChanged, ItemError, Setting, Unavailable
 from runtimes.process.connectors.file import FileInbound, FileOutbound, target_name
 from runtimes.process.connectors.queue import QueueInbound, QueueOutbound
@@ -72,6 +73,22 @@ def flows(tmp_path: Path) -> Iterator[Callable[..., Flow]]:
     for flow in made:
         flow.close()
     until(lambda: not any(flow.busy for flow in made), 5)
+
+
+@pytest.fixture(autouse=True)
+def connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the connections of connectors that a test made itself."""
+    made: list[Any] = []
+    begin = queue_connector.Broker.__init__
+
+    def remembered(broker: Any, *args: Any) -> None:
+        begin(broker, *args)
+        made.append(broker)
+
+    monkeypatch.setattr(queue_connector.Broker, "__init__", remembered)
+    yield
+    for broker in made:
+        broker.abort()
 
 
 # ------------------------------------------------------------------------------------------------------------------------ file
