@@ -230,10 +230,23 @@ def assign(runtime: Runtime, bundle: Bundle) -> None:
     """Order a runtime to run a bundle: writes desired_* and stops there. Failover groups and their members follow the bundle."""
     content = protocol.decode(protocol.BundleContent, bytes(bundle.content))
     touched = _refresh_groups(runtime, content)
-    if Runtime.objects.filter(pk=runtime.pk).exclude(desired_bundle=bundle).update(desired_bundle=bundle):
+    row = Runtime.objects.select_for_update(of=("self",)).select_related("desired_bundle").get(pk=runtime.pk)
+    if row.desired_bundle != bundle:
+        stopped = _stopped_flows(row, content)
+        Runtime.objects.filter(pk=row.pk).update(desired_bundle=bundle, desired_stopped_flows=stopped)
+        runtime.desired_stopped_flows = stopped
         touched.add(runtime.machine)
     runtime.desired_bundle = bundle
     touch(*touched)
+
+
+def _stopped_flows(row: Runtime, content: protocol.BundleContent) -> list[str]:
+    """What a person stopped stays so; a flow that does not start by itself is stopped when it comes, until a person starts it."""
+    former = protocol.decode(protocol.BundleContent, bytes(row.desired_bundle.content)).flows if row.desired_bundle else []
+    known = {flow.id for flow in former if flow.group is None}
+    free = {flow.id: flow for flow in content.flows if flow.group is None}
+    waiting = {key for key, flow in free.items() if not flow.auto_start and key not in known}
+    return sorted(waiting | (set(row.desired_stopped_flows) & free.keys()))
 
 
 def _refresh_groups(runtime: Runtime, content: protocol.BundleContent) -> set[Machine]:

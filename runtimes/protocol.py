@@ -136,7 +136,7 @@ class FlowSpec(Wire, frozen=True):
     inbound: Component
     outbound: Component
     group: str | None = None  # GroupSpec.id; None: the flow starts and stops by itself
-    auto_start: bool = True  # only for an ungrouped flow
+    auto_start: bool = True  # only for an ungrouped flow: False puts it among the order's stopped_flows when it is first ordered
 
 
 class GroupSpec(Wire, frozen=True):
@@ -211,7 +211,7 @@ class RuntimeOrder(Wire, frozen=True):
     release: int | None
     restarts: int = 0  # grows by one for every ordered restart
     preferences: dict[str, Preference] = {}  # by group id
-    stopped_flows: list[str] = []  # ids of ungrouped flows a person stopped
+    stopped_flows: list[str] = []  # ids of ungrouped flows that shall not run: a person stopped them, or they do not start by themselves
 
 
 class GroupRequest(Wire, frozen=True):

@@ -2,12 +2,14 @@
 
 import logging
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import msgspec
 from django.conf import settings
-from django.db.models import OuterRef, Q, Subquery
+from django.db import connection
+from django.db.models import Model, OuterRef, Q, Subquery
 
 from runtimes import protocol
 from runtimes.models import (
@@ -136,6 +138,19 @@ def _store_router(machine: Machine, said: protocol.RouterReport | None, peers: l
     return bool(routers.filter(cluster_known=False, desired_running=True).update(cluster_known=True))
 
 
+def _write(rows: Sequence[Model], names: list[str]) -> None:
+    """Save these fields of rows of one model by one prepared UPDATE. bulk_update spent two thirds of a report's time on expressions."""
+    if not rows:
+        return
+    meta, quoted = rows[0]._meta, connection.ops.quote_name
+    fields = [field for field in meta.concrete_fields if field.name in names]
+    columns = ", ".join(f"{quoted(str(field.column))} = %s" for field in fields)
+    values = [[*(field.get_db_prep_save(getattr(row, field.attname), connection) for field in fields), row.pk] for row in rows]
+    sql = f"UPDATE {quoted(meta.db_table)} SET {columns} WHERE id = %s"  # noqa: S608 - names come from the models, values are bound
+    with connection.cursor() as cursor:
+        cursor.executemany(sql, values)
+
+
 def _store_runtimes(runtimes: dict[str, Runtime], heard: list[protocol.RuntimeReport], now: datetime) -> None:
     for said in heard:
         row = runtimes[said.key]
@@ -149,7 +164,7 @@ def _store_runtimes(runtimes: dict[str, Runtime], heard: list[protocol.RuntimeRe
         row.observed_release = said.release
         row.observed_flows = msgspec.to_builtins(said.flows)
         row.observed_at = now
-    Runtime.objects.bulk_update([runtimes[said.key] for said in heard], RUNTIME_FACTS)
+    _write([runtimes[said.key] for said in heard], RUNTIME_FACTS)
 
 
 def _store_members(machine: Machine, runtimes: dict[str, Runtime], heard: list[protocol.RuntimeReport], now: datetime) -> None:
@@ -176,7 +191,7 @@ def _store_members(machine: Machine, runtimes: dict[str, Runtime], heard: list[p
         row.observed_last_activity = said.last_activity[:40]
         row.observed_disabled = runtime.key in said.disabled or said.status == protocol.Status.DISABLED
         epochs[row.group] = max(said.epoch, epochs.get(row.group, 0))
-    GroupMember.objects.bulk_update(rows, MEMBER_FACTS)
+    _write(rows, MEMBER_FACTS)
     for group, epoch in epochs.items():
         _raise_epoch(group, epoch)
     for runtime_id, runtime in by_runtime.items():

@@ -437,7 +437,7 @@ class Runtime:
                 seat.lead(0, ALWAYS)
         for flow_id, flow in self._free.items():
             duty = self._free_duties.get(flow_id)
-            wanted = not stopping and flow.spec.auto_start and flow_id not in self._stopped_flows
+            wanted = not stopping and flow_id not in self._stopped_flows
             if wanted and duty is None:
                 duty = self._free_duties[flow_id] = Duty(None, "", 0, ALWAYS, self._clock)
                 flow.start(duty)
@@ -482,7 +482,7 @@ class Runtime:
     def _flow_report(self, flow: Flow) -> FlowReport:
         report = flow.report()
         if not report.on and not report.reason and flow.spec.group is None:
-            why = "stopped by a person" if flow.spec.id in self._stopped_flows else "does not start by itself"
+            why = "stopped by a person" if flow.spec.auto_start else "does not start by itself: start it on the tab Flows"
             return FlowReport(**{**{name: getattr(report, name) for name in report.__struct_fields__}, "reason": why})
         return report
 

@@ -1,6 +1,7 @@
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from django.contrib.auth.models import User
 
@@ -157,6 +158,26 @@ def test_an_ungrouped_flow_is_stopped_and_started(external01: Machine, erp01: Ru
     assert fleet.orders_for(external01, now=NOW).runtimes[0].stopped_flows == ["f-free"]
     fleet.start_flow(erp01, "f-free")
     assert fleet.orders_for(external01, now=NOW).runtimes[0].stopped_flows == []
+
+
+def with_flow(content: protocol.BundleContent, key: str, *, auto_start: bool) -> protocol.BundleContent:
+    added = msgspec.structs.replace(content.flows[0], id=key, name=key, auto_start=auto_start)
+    return msgspec.structs.replace(content, flows=[*content.flows, added])
+
+
+def test_a_flow_that_does_not_start_by_itself_waits_for_a_person_once(external01: Machine, erp01: Runtime, group: FailoverGroup) -> None:
+    def deploy(release: int) -> list[str]:
+        content = with_flow(content_for(erp01, group, release=release), "f-shy", auto_start=False)
+        fleet.assign(erp01, fleet.store_bundle(group.environment, content))
+        return fleet.orders_for(external01, now=NOW).runtimes[0].stopped_flows
+
+    assert deploy(1) == ["f-shy"]
+    fleet.start_flow(erp01, "f-shy")
+    assert deploy(2) == []
+    fleet.stop_flow(erp01, "f-free")
+    assert deploy(3) == ["f-free"]
+    fleet.assign(erp01, fleet.store_bundle(group.environment, msgspec.structs.replace(content_for(erp01, group, release=4), flows=[])))
+    assert fleet.orders_for(external01, now=NOW).runtimes[0].stopped_flows == [], "what is gone is not stopped"
 
 
 @pytest.mark.parametrize(("flow", "sentence"), [("f-orders", "belongs to group erp-orders.*tab Groups"), ("f-none", "has no flow f-none")])
