@@ -35,7 +35,7 @@ STARTED_ENV = "BATON_STACK_STARTED_AT"
 PORTS_ENV = "BATON_FAILOVER_PORTS"  # "external01=21001,…": where the demonstration's routers listen
 # What an agent is not given: it would stand on another machine, knowing only the portal's address and its own token.
 PORTAL_ONLY = ("REDIS_URL", "DATABASE_URL", "BATON_PREFIX", "BATON_SECRET_KEY", "DJANGO_SETTINGS_MODULE", PORTS_ENV)
-MACHINES_STOP_WITHIN = 6.0  # seconds for runtimes to hand over and drain, routers to end
+MACHINES_STOP_WITHIN = 5.5  # seconds for runtimes to hand over and drain, routers to end
 BACKGROUND_STOPS_WITHIN = 1.5
 BROKER_STOPS_WITHIN = 1.0
 WORTH_TELLING = 4.0  # seconds that something stands still before the person is told
