@@ -92,10 +92,10 @@ class Home:
 
     def keep_bundle(self, digest: str, data: bytes) -> None:
         """Lay down a bundle. Raises: TamperedBundle naming what was expected and what came."""
-        got = digest_of(data)
+        path, got = self.bundle_path(digest), digest_of(data)
         if got != digest:
             raise TamperedBundle(f"the bundle does not verify: expected SHA-256 {digest}, got {got}; deploy the release again")
-        linux.write_atomically(self.bundle_path(digest), data)
+        linux.write_atomically(path, data)
 
     def forget_bundles_except(self, digests: set[str]) -> None:
         for path in (self.root / "bundles").glob("*.json"):

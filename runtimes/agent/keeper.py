@@ -9,7 +9,7 @@ death: the follower takes over at once), leaves `exit.json` and ends; the agent 
     keeper.lock   held while the keeper lives: never two processes of one runtime
     keeper.sock   KeeperCommand in, KeeperNews out, JSON lines
     exit.json     the last KeeperNews of a launch that ended, with every event nobody has stored yet
-    process.log   the program's output, at most twice LOG_FILE_BYTES
+    process.log   the program's output, at most twice logbook.LOG_FILE_BYTES
 
 Exit status of the caller's side: 0 started, 3 another keeper holds the lock, 4 could not start (the reason is on standard error).
 Imports are few on purpose: a restart waits for them.
@@ -18,7 +18,6 @@ Imports are few on purpose: a restart waits for them.
 import contextlib
 import fcntl
 import importlib
-import io
 import mmap
 import os
 import select
@@ -29,13 +28,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from runtimes.agent import linux
+from runtimes.agent.lines import Lines
+from runtimes.agent.logbook import LOG_LINES_PER_NEWS, LogBook
 from runtimes.protocol import (
     CONTROL_FD_ENV,
     LIFELINE_FD_ENV,
@@ -54,11 +54,6 @@ from runtimes.protocol import (
 )
 
 WATCH_SECONDS = 0.02  # between two looks at the permit page
-LOG_LINES = 2_000
-LOG_LINES_PER_NEWS = 200
-LOG_LINE_BYTES = 8_000
-LOG_FILE_BYTES = 2_000_000
-INPUT_BYTES = 8_000_000  # one message of a process or agent is never longer
 MARKER_ENV = "BATON_KEEPER_FOLDER"  # borne by every process of the tree, so that a killed keeper's leftovers are found
 STARTED, LOCKED, REFUSED = 0, 3, 4
 
@@ -90,139 +85,10 @@ def exit_sentence(status: int) -> str:
     return f"exited with status {os.waitstatus_to_exitcode(status)}"
 
 
-def read_log_line(raw: bytes) -> tuple[LogLevel, str]:
-    """Level and text of one line of output: structlog's and etcd's JSON are understood, anything else is an `info` line."""
-    text = raw[:LOG_LINE_BYTES].decode("utf-8", "replace").replace("\0", "").rstrip()
-    if text.startswith("{"):
-        try:
-            fields = msgspec.json.decode(raw)
-        except msgspec.DecodeError:
-            return LogLevel.INFO, text
-        if isinstance(fields, dict):
-            level = str(fields.pop("level", "info")).lower()
-            message = fields.pop("event", None) or fields.pop("msg", None)
-            for noise in ("timestamp", "ts", "caller", "logger", "at"):
-                fields.pop(noise, None)
-            rest = " ".join(f"{name}={value}" for name, value in fields.items())
-            return LEVELS.get(level, LogLevel.INFO), f"{message} {rest}".rstrip()[:LOG_LINE_BYTES] if message else text
-    return LogLevel.INFO, text
-
-
-LEVELS = {
-    "debug": LogLevel.DEBUG,
-    "info": LogLevel.INFO,
-    "warn": LogLevel.WARNING,
-    "warning": LogLevel.WARNING,
-    "error": LogLevel.ERROR,
-    "critical": LogLevel.ERROR,
-    "dpanic": LogLevel.ERROR,
-    "panic": LogLevel.ERROR,
-    "fatal": LogLevel.ERROR,
-}
-
-
 def permit_overrun(page: mmap.mmap, now: float) -> float | None:
     """Seconds since the permit ended while the process still says On; None while all is well."""
     until, on = PERMIT.unpack_from(page, 0)
     return now - until if on == 1 and now > until else None
-
-
-def open_private(path: Path) -> io.FileIO:
-    """A log file of mode 0600, unbuffered, for appending. The umask stays as it was: the program inherits it."""
-    return io.FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
-
-
-class LogBook:
-    """The last lines in memory, and all of them in a file of limited size."""
-
-    def __init__(self, runtime: str, path: Path) -> None:
-        self.runtime = runtime
-        self.path = path
-        self.lines: deque[LogLine] = deque(maxlen=LOG_LINES)
-        self.total = 0  # lines ever written
-        self.partial = b""
-        self.file = open_private(path)
-
-    def feed(self, data: bytes) -> None:
-        self._to_file(data)
-        *lines, self.partial = (self.partial + data).split(b"\n")
-        if len(self.partial) > LOG_LINE_BYTES:
-            lines.append(self.partial)
-            self.partial = b""
-        for line in lines:
-            if line.strip():
-                self.add(*read_log_line(line))
-
-    def finish(self) -> None:
-        if self.partial.strip():
-            self.add(*read_log_line(self.partial))
-        self.partial = b""
-
-    def say(self, level: LogLevel, text: str) -> None:
-        """A line of the keeper itself."""
-        self._to_file(f"keeper: {text}\n".encode())
-        self.add(level, text)
-
-    def add(self, level: LogLevel, text: str) -> None:
-        self.lines.append(LogLine(runtime=self.runtime, at=linux.utc_now(), level=level, text=text))
-        self.total += 1
-
-    def since(self, cursor: int) -> tuple[list[LogLine], int]:
-        """Lines after `cursor` (a former total), at most LOG_LINES_PER_NEWS of them, and the cursor behind them."""
-        first = self.total - len(self.lines)
-        found: list[LogLine] = []
-        if cursor < first:
-            found.append(
-                LogLine(runtime=self.runtime, at=linux.utc_now(), level=LogLevel.WARNING, text=f"{first - cursor} log lines were dropped")
-            )
-            cursor = first
-        upto = min(self.total, cursor + LOG_LINES_PER_NEWS)
-        found += [self.lines[index - first] for index in range(cursor, upto)]
-        return found, upto
-
-    def _to_file(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # a full disk must not end the process
-            if self.file.tell() + len(data) > LOG_FILE_BYTES:
-                self.file.close()
-                self.path.replace(self.path.with_name(self.path.name + ".1"))
-                self.file = open_private(self.path)
-            self.file.write(data)
-
-
-class Lines:
-    """A non-blocking stream socket that carries JSON lines."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self.sock = sock
-        self.received = b""
-        self.unsent = b""
-
-    def read(self) -> list[bytes] | None:
-        """Complete lines that have arrived; None when the other side has closed (or talks nonsense)."""
-        try:
-            data = self.sock.recv(262_144)
-        except BlockingIOError:
-            return []
-        except OSError:
-            return None
-        if not data or len(self.received) > INPUT_BYTES:
-            return None
-        *lines, self.received = (self.received + data).split(b"\n")
-        return [line for line in lines if line]
-
-    def write(self, message: bytes | None = None) -> bool:
-        """Queue a message and send what the other side takes. Returns: False when it is gone."""
-        if message is not None:
-            self.unsent += message + b"\n"
-        try:
-            while self.unsent:
-                self.unsent = self.unsent[self.sock.send(self.unsent) :]
-        except BlockingIOError:
-            pass
-        except OSError:
-            return False
-        return True
 
 
 class Connection(Lines):

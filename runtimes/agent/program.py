@@ -14,7 +14,8 @@ import structlog
 
 from runtimes.agent import linux
 from runtimes.agent.decide import Keeping, restart_delay
-from runtimes.agent.keeper import INPUT_BYTES, LOCKED, STARTED, KeeperSpec
+from runtimes.agent.keeper import LOCKED, STARTED, KeeperSpec
+from runtimes.agent.lines import INPUT_BYTES
 from runtimes.protocol import (
     LIFELINE_FD_ENV,
     PRESENCE_FD_ENV,

@@ -200,7 +200,7 @@ class RuntimeSupervisor:
 
     async def _fetch(self, digest: str, release: int | None) -> None:
         try:
-            self.home.bundle_path(digest)
+            self.home.bundle_path(digest)  # refuses what is no digest before it becomes a URL
             self.home.keep_bundle(digest, await self.fetch(digest))
             self.fetch_failures = 0
             self.bundle_state[digest] = (BundleState.HERE, "")

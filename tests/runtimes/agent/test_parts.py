@@ -1,0 +1,184 @@
+"""Small parts of agent and keeper: logs within bounds, the spool, the watchdog's rule, what the home keeps."""
+
+import mmap
+from pathlib import Path
+
+import pytest
+
+from runtimes.agent import linux
+from runtimes.agent.home import Home, TamperedBundle
+from runtimes.agent.keeper import permit_overrun
+from runtimes.agent.logbook import LOG_FILE_BYTES, LOG_LINES, LogBook, read_log_line
+from runtimes.agent.peers import addresses
+from runtimes.agent.spool import LOG_LINES as SENT_LINES
+from runtimes.agent.spool import LogBuffer, Spool
+from runtimes.protocol import (
+    PERMIT,
+    Cause,
+    LeadershipEvent,
+    LogLevel,
+    LogLine,
+    Orders,
+    ProcessNews,
+    RequestOutcome,
+    RequestStatus,
+    RouterOrder,
+    digest_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("raw", "level", "text"),
+    [
+        pytest.param(b"plain words", LogLevel.INFO, "plain words", id="anything else"),
+        pytest.param(
+            b'{"level": "warning", "event": "a folder is away", "flow": "f1", "timestamp": "x"}',
+            LogLevel.WARNING,
+            "a folder is away flow=f1",
+            id="structlog",
+        ),
+        pytest.param(
+            b'{"level":"warn","ts":"t","caller":"c","msg":"slow fdatasync","took":"1.2s"}',
+            LogLevel.WARNING,
+            "slow fdatasync took=1.2s",
+            id="etcd",
+        ),
+        pytest.param(b'{"level":"fatal","msg":"no space"}', LogLevel.ERROR, "no space", id="the end of etcd"),
+        pytest.param(b'{"not": "a log line"}', LogLevel.INFO, '{"not": "a log line"}', id="JSON of another kind"),
+        pytest.param(b'{"half', LogLevel.INFO, '{"half', id="half a line"),
+        pytest.param(b"\xff\x00x", LogLevel.INFO, "�x", id="not UTF-8, and NUL"),
+    ],
+)
+def test_lines_of_output_become_levels_and_sentences(raw: bytes, level: LogLevel, text: str) -> None:
+    assert read_log_line(raw) == (level, text)
+
+
+def test_a_talkative_program_fills_neither_memory_nor_disk_and_the_loss_is_told(tmp_path: Path) -> None:
+    book = LogBook("external01.erp", tmp_path / "process.log")
+    line = b"x" * 999 + b"\n"
+    for _ in range(LOG_LINES * 3):
+        book.feed(line)
+    lines, cursor = book.since(0)
+    assert lines[0].text == f"{LOG_LINES * 2} log lines were dropped"
+    assert len(book.lines) == LOG_LINES
+    while True:
+        more, cursor = book.since(cursor)
+        if not more:
+            break
+    assert cursor == LOG_LINES * 3
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2 * LOG_FILE_BYTES
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
+    book.file.close()
+
+
+def test_a_line_without_end_is_cut() -> None:
+    book = LogBook("r", Path("/dev/null"))
+    book.feed(b"y" * 50_000)
+    assert book.total == 1
+    assert book.partial == b""
+    book.file.close()
+
+
+@pytest.mark.parametrize(
+    ("until", "on", "over"),
+    [
+        pytest.param(100.0, 1, None, id="on, within the permit"),
+        pytest.param(99.0, 1, 0.5, id="on, past the permit"),
+        pytest.param(99.0, 0, None, id="off, past the permit"),
+    ],
+)
+def test_the_watchdog_strikes_only_when_the_permit_has_ended_and_the_process_still_says_on(
+    until: float, on: int, over: float | None
+) -> None:
+    page = mmap.mmap(-1, PERMIT.size)
+    page.write(PERMIT.pack(until, on))
+    assert permit_overrun(page, 99.5) == over
+    page.close()
+
+
+def line(text: str) -> LogLine:
+    return LogLine(runtime="agent", at="", level=LogLevel.INFO, text=text)
+
+
+def test_the_agents_log_buffer_drops_the_oldest_and_says_how_many() -> None:
+    logs = LogBuffer()
+    for number in range(SENT_LINES + 7):
+        logs.add(line(str(number)))
+    assert [item.text for item in logs.take()[:2]] == ["7 log lines were dropped while the portal was away", "7"]
+
+
+def test_log_lines_that_come_while_a_report_is_under_way_are_kept() -> None:
+    logs = LogBuffer()
+    logs.add(line("sent"))
+    assert [item.text for item in logs.take()] == ["sent"]
+    logs.add(line("new"))
+    logs.stored()
+    assert [item.text for item in logs.take()] == ["new"]
+
+
+EVENT = LeadershipEvent(group="g", epoch=1, runtime="external01.erp", previous=None, cause=Cause.FIRST)
+
+
+def test_the_spool_survives_the_agent_and_forgets_only_what_was_stored(tmp_path: Path) -> None:
+    spool = Spool(Home(tmp_path))
+    spool.store(ProcessNews(event=EVENT))
+    spool.store(ProcessNews(event=EVENT))
+    spool.store(ProcessNews(outcome=RequestOutcome(id="r", status=RequestStatus.SUCCEEDED)))
+    again = Spool(Home(tmp_path))
+    assert (again.events, [outcome.id for outcome in again.outcomes]) == ([EVENT], ["r"])
+    again.stored([EVENT], [])
+    assert Spool(Home(tmp_path)).events == []
+    assert len(Spool(Home(tmp_path)).outcomes) == 1
+
+
+def test_an_end_replaces_running_and_never_the_other_way_round(tmp_path: Path) -> None:
+    spool = Spool(Home(tmp_path))
+    for status in (RequestStatus.RUNNING, RequestStatus.SUCCEEDED, RequestStatus.RUNNING):
+        spool.add_outcome(RequestOutcome(id="r", status=status))
+    assert [outcome.status for outcome in spool.outcomes] == [RequestStatus.SUCCEEDED]
+
+
+def test_a_bundle_is_verified_when_it_comes_and_whenever_it_is_read(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    digest = digest_of(b"good")
+    with pytest.raises(TamperedBundle, match=f"expected SHA-256 {digest}, got {digest_of(b'bad')}"):
+        home.keep_bundle(digest, b"bad")
+    assert home.bundle(digest) is None
+    home.keep_bundle(digest, b"good")
+    assert home.bundle(digest) == b"good"
+    home.bundle_path(digest).write_bytes(b"changed on disk")
+    assert home.bundle(digest) is None
+
+
+def test_a_digest_that_would_leave_the_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TamperedBundle, match="is not a SHA-256 digest"):
+        Home(tmp_path).keep_bundle("../../etc/passwd", b"")
+
+
+def test_everything_the_home_keeps_is_private_and_a_broken_file_is_as_good_as_none(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.write("orders.json", Orders(version=1, namespace="/b/"))
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+    assert (home.root / "orders.json").stat().st_mode & 0o777 == 0o600
+    (home.root / "orders.json").write_text("{")
+    assert home.read("orders.json", Orders) is None
+
+
+def test_runtime_keys_never_leave_the_runtimes_folder(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    for key in ("../x", ".", "..", "a/b", "external01.erp"):
+        assert home.runtime(key).parent == home.root / "runtimes"
+
+
+def test_a_lock_is_one_processs(tmp_path: Path) -> None:
+    assert linux.lock(tmp_path / "x.lock") is not None
+    assert linux.lock(tmp_path / "x.lock") is None
+    assert linux.is_locked(tmp_path / "x.lock")
+    assert not linux.is_locked(tmp_path / "y.lock")
+
+
+def test_siblings_are_probed_at_their_own_address() -> None:
+    members = {"a": "http://10.0.0.1:7000", "b": "http://10.0.0.2:7001", "c": "http://[fd00::3]:7002"}
+    order = RouterOrder(name="a", peer_host="10.0.0.1", peer_port=7000, cluster_token="t", members=members)
+    assert addresses(order) == {"b": ("10.0.0.2", 7001), "c": ("fd00::3", 7002)}
+    assert addresses(None) == {}
