@@ -22,10 +22,8 @@ class Form(forms.Form):
 def dress(field: forms.Field) -> None:
     """Tabler's class for the widget."""
     widget = field.widget
-    if isinstance(widget, forms.CheckboxInput):
+    if isinstance(widget, (forms.CheckboxInput, forms.RadioSelect)):
         widget.attrs.setdefault("class", "form-check-input")
-    elif isinstance(widget, forms.RadioSelect):
-        return
     elif isinstance(widget, forms.Select):
         widget.attrs.setdefault("class", "form-select")
     else:

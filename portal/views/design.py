@@ -14,7 +14,7 @@ from portal.access import get_project
 from portal.errors import NotAllowed, Stale
 from portal.forms import MachineForm, NameForm, PlaceForm, SystemForm, carried_out
 from portal.htmx import UserRequest, dialog, redirect, render
-from portal.models import Project, Role, System
+from portal.models import MachineKind, Project, Role, System
 
 WIDTH, BOX, LINE = 960, (190, 66), 84  # of the drawing, in its own units
 
@@ -101,12 +101,19 @@ def _board(project: Project) -> dict[str, object]:
         for connector in system.connectors.all():
             connector.system = system
     machines = list(project.designed_machines.all())
+    machines.sort(key=lambda machine: (machine.kind != MachineKind.EXTERNAL, machine.name))
     placed: dict[int, list[object]] = {machine.pk: [] for machine in machines}
     tray = []
     for connector in connectors:
         placements = list(connector.placements.all())
+        taken = {placement.machine_id for placement in placements}
+        targets = [
+            machine
+            for machine in machines
+            if machine.pk not in taken and not (connector.system.failover and machine.kind == MachineKind.CORE)
+        ]
         for placement in placements:
-            placed[placement.machine_id].append(connector)
+            placed[placement.machine_id].append({"connector": connector, "targets": targets})
         if missing := connector.system.number_of_runtimes - len(placements):
             tray.append((connector, missing))
     coming = {machine.pk for machine in settings.routers_on + settings.witness_on}
@@ -119,11 +126,10 @@ def _board(project: Project) -> dict[str, object]:
         "machines": [
             {
                 "machine": machine,
-                "connectors": placed[machine.pk],
+                "parts": placed[machine.pk],
                 "router": "coming" if machine.pk in coming else "going" if machine.pk in going else "applied" if machine.router else "",
-                "others": [other for other in machines if other.pk != machine.pk],
             }
-            for machine in sorted(machines, key=lambda machine: (machine.kind != "external", machine.name))
+            for machine in machines
         ],
     }
 
