@@ -27,7 +27,7 @@ class Part:
 @dataclass(frozen=True)
 class RuntimeBox:
     runtime: Runtime
-    state: str  # protocol.RuntimeState, or "unknown" when its machine is silent
+    state: str  # protocol.RuntimeState; "unknown" when its machine is silent, "absent" when it was never heard of
     reason: str
     release: int | None  # what its process runs, as last heard
     differs: str  # why its release is not the active one; empty when it is
@@ -121,9 +121,10 @@ def router_box(machine: Machine, *, silent: bool) -> RouterBox | None:
 
 def runtime_box(runtime: Runtime, active: Release | None, parts: list[Part], *, silent: bool) -> RuntimeBox:
     heard = runtime.observed_at is not None
+    told = "unknown" if silent else runtime.observed_state
     return RuntimeBox(
         runtime=runtime,
-        state="unknown" if silent and heard else runtime.observed_state,
+        state=told if heard else "absent",
         reason=runtime.observed_reason,
         release=runtime.observed_release,
         differs=difference(runtime, active),

@@ -196,6 +196,13 @@ def test_who_may_apply(client: Client, request: pytest.FixtureRequest, erp: Conn
     assert client.get(f"/projects/webshop/{kind}/architecture/apply/").status_code == status
 
 
+def test_a_runtime_that_was_never_heard_of_is_not_called_stopped(client: Client, viewer: User, group: FailoverGroup) -> None:
+    Runtime.objects.filter(machine__name="external02").update(observed_at=None, observed_state="stopped")
+    client.force_login(viewer)
+    text = text_of(client, f"{TEST}architecture/")
+    assert 'data-status="absent"' in text and 'data-status="stopped"' not in text
+
+
 def test_editing_shows_what_is_pending(client: Client, developer: User, group: FailoverGroup, erp: Connector) -> None:
     late = DesignedMachine.objects.create(project=erp.project, name="external09", kind=MachineKind.EXTERNAL)
     Placement.objects.create(connector=erp, machine=late)
