@@ -1,5 +1,7 @@
 """The cast: people of team Demo with one role each, and a stranger of another team."""
 
+from typing import Any
+
 import pytest
 from django.contrib.auth.models import User
 from django.db import connections
@@ -14,6 +16,12 @@ def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> No
     database = connections.databases["default"]
     if database["ENGINE"].endswith("sqlite3"):
         database.setdefault("TEST", {})["NAME"] = str(tmp_path_factory.mktemp("database") / "test.sqlite3")
+
+
+@pytest.fixture(autouse=True)
+def cheap_passwords(settings: Any) -> None:
+    """Argon2 is slow on purpose; the cast of every test need not be."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 
 @pytest.fixture
