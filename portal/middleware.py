@@ -4,7 +4,7 @@ asynchronous view below it from a blocked thread. Agents wait in such a view for
 from collections.abc import Awaitable, Callable
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
-from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from whitenoise.middleware import WhiteNoiseMiddleware
 
 
@@ -34,10 +34,13 @@ class StaticFiles(WhiteNoiseMiddleware):  # type: ignore[misc]
         found = self.find_file(request.path_info) if self.autorefresh else self.files.get(request.path_info)
         if found is None:
             return None
-        stream: FileResponse = self.serve(found, request)
-        headers = {name: value for name, value in stream.items() if name != "Content-Length"}
-        answer = HttpResponse(b"".join(stream), status=stream.status_code, headers=headers)
-        if request.method == "HEAD":
-            answer["Content-Length"] = stream["Content-Length"]
-        stream.close()
+        response = found.get_response(request.method, request.META)
+        content = b""
+        if response.file is not None:
+            with response.file:
+                content = response.file.read()
+        answer = HttpResponse(content, status=int(response.status))
+        del answer["Content-Type"]
+        for name, value in response.headers:
+            answer[name] = value
         return answer

@@ -1,6 +1,6 @@
 """What agents call, under /agent/v1/: join, report, orders, bundles (runtimes/protocol.py). Errors are problem+json.
 
-`orders` is the portal's only asynchronous view: it waits, holding no thread and no database connection.
+`orders` is the portal's only asynchronous view: while it waits it holds no database connection and blocks no thread.
 """
 
 import asyncio

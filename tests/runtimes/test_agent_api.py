@@ -346,9 +346,3 @@ def test_the_signal_of_a_shutdown_is_heard_and_passed_on(monkeypatch: pytest.Mon
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def test_no_middleware_makes_a_waiting_agent_hold_a_thread(settings: Any) -> None:
-    from django.utils.module_loading import import_string
-
-    assert [name for name in settings.MIDDLEWARE if not getattr(import_string(name), "async_capable", False)] == []
