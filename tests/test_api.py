@@ -26,6 +26,7 @@ def group(test_environment: Environment, erp: Connector) -> FailoverGroup:
         GroupMember.objects.filter(group=made, runtime__machine__name=machine).update(
             observed_status=status, observed_state=state, observed_epoch=7, observed_ready=True, observed_at=now
         )
+    Runtime.objects.update(observed_release=1)
     Runtime.objects.filter(machine__name="external01").update(observed_pid=4711, observed_state="ready", observed_at=now)
     Runtime.objects.filter(machine__name="external02").update(observed_state="ready", observed_at=now)
     FailoverGroup.objects.filter(pk=made.pk).update(epoch=7, last_gap_seconds=0.04)
