@@ -44,7 +44,7 @@ class Place:
 
     @property
     def memory(self) -> Path:
-        """A file that says the demonstration was made here, and with which address of the queues."""
+        """A file that says the demonstration was made here, which address of the queues was filled in, and which one was deployed."""
         return self.home / "demonstration.json"
 
     def folder(self, *parts: str) -> Path:
@@ -68,12 +68,11 @@ def prepare(place: Place) -> str:
         said = "the demonstration was made: team Demo, project Webshop"
     else:
         said = "the demonstration is as you left it" if test else "there is no demonstration any more"
-        if test and known and known != place.queues_url:
-            said = _move_queues(test, known, place)
+        if test and known and known["filled_in"] != place.queues_url and _move_queues(test, known["filled_in"], place):
+            said = "the queues have another address now: it is filled in and will be deployed"
     if test:
         _give_tokens(test, place)
-    if known is None:
-        _remember(place, place.queues_url)
+    _remember(place, filled_in=place.queues_url)
     return said
 
 
@@ -180,27 +179,29 @@ def _fill_in(test: Environment, place: Place, *, by: User) -> None:
     properties.set_value(test, "queues.url", place.queues_url, secret=True, by=by)
 
 
-def _remembered(place: Place) -> str | None:
+def _remembered(place: Place) -> dict[str, str] | None:
+    """{"filled_in": …, "deployed": …}: addresses of the queues; None when no demonstration was ever made here."""
     try:
-        return str(json.loads(place.memory.read_text())["queues_url"])
+        known = json.loads(place.memory.read_text())
+        return {"filled_in": str(known["filled_in"]), "deployed": str(known["deployed"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def _remember(place: Place, queues_url: str) -> None:
-    _write_private(place.memory, json.dumps({"queues_url": queues_url}))
+def _remember(place: Place, **changes: str) -> None:
+    before = _remembered(place) or {"filled_in": place.queues_url, "deployed": place.queues_url}
+    _write_private(place.memory, json.dumps(before | changes))
 
 
-def _move_queues(test: Environment, before: str, place: Place) -> str:
-    """The broker has another address than at the last start: fill it in where the old one stands. A value works from the next
-    deployment on, so `pending` then asks for one."""
-    moved = 0
-    for row in Property.objects.filter(environment=test, key="queues.url", value=before):
+def _move_queues(test: Environment, before: str, place: Place) -> bool:
+    """The broker has another address than at the last start: fill it in wherever the old one stands. It works from the next deployment
+    on, so `deployment_due` then asks for one. False: a person has filled in another address, which is left alone."""
+    rows = list(Property.objects.filter(environment=test, key="queues.url", value=before))
+    for row in rows:
         properties.set_value(test, row.key, place.queues_url, machine=row.machine, connector=row.connector, by=None)
-        moved += 1
-    if not moved:
-        _remember(place, place.queues_url)
-    return "the queues have another address now; it is filled in and will be deployed" if moved else "the demonstration is as you left it"
+    if not rows:
+        _remember(place, deployed=place.queues_url)
+    return bool(rows)
 
 
 def _give_tokens(test: Environment, place: Place) -> None:
@@ -238,7 +239,8 @@ def deployment_due(test: Environment, place: Place) -> Deployment | bool:
         return latest
     if not test.deployments.filter(status=RunStatus.SUCCEEDED).exists():
         return latest if latest is not None and latest.status in BROKEN else latest is None
-    return _remembered(place) not in (None, place.queues_url)
+    known = _remembered(place)
+    return known is not None and known["deployed"] != place.queues_url
 
 
 def begin(due: Deployment | bool, test: Environment, place: Place) -> Deployment:
@@ -253,7 +255,7 @@ def begin(due: Deployment | bool, test: Environment, place: Place) -> Deployment
     if release is None:
         raise NotAllowed("No release is active on Test: activate one on the page Releases.")
     deployment = rollout.prepare(release, on=test, by=by, now=now)
-    _remember(place, place.queues_url)
+    _remember(place, deployed=place.queues_url)
     return deployment
 
 
