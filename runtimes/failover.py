@@ -163,7 +163,7 @@ def _problems(group: FailoverGroup, members: list[MemberVerdict], leader: Member
 
 
 def prefer(runtime: Runtime, preference: protocol.Preference) -> None:
-    """Set a runtime's preference. At most one Leader per connector and environment: choosing it makes the former one Backup.
+    """Set a runtime's preference. At most one Leader per connector and environment: choosing it makes its siblings Backup.
 
     Raises:
         Invalid: the runtime does not run in failover. Busy: somebody else chose a leader in the same instant.
@@ -174,12 +174,12 @@ def prefer(runtime: Runtime, preference: protocol.Preference) -> None:
         with transaction.atomic():
             touched = []
             if preference == Preference.LEADER:
-                siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id).exclude(
-                    pk=runtime.pk
-                )
-                former = list(siblings.filter(preference=Preference.LEADER).select_related("machine"))
-                siblings.filter(preference=Preference.LEADER).update(preference=Preference.BACKUP)
-                touched += [sibling.machine for sibling in former]
+                siblings = Runtime.objects.filter(
+                    environment_id=runtime.environment_id, connector_id=runtime.connector_id, failover=True
+                ).exclude(pk=runtime.pk)
+                others = siblings.exclude(preference=Preference.BACKUP)
+                touched += [sibling.machine for sibling in others.select_related("machine")]
+                others.update(preference=Preference.BACKUP)
             if Runtime.objects.filter(pk=runtime.pk).exclude(preference=preference).update(preference=preference):
                 touched.append(runtime.machine)
             fleet.touch(*touched)

@@ -487,3 +487,17 @@ def test_a_group_without_a_peer_is_balanced_when_it_runs(group: FailoverGroup) -
     factories.heard(group, "external01", S)
     assert (balance(group).done, balance(group).reason) == (True, "erp-orders has no peer; it runs on external01.")
     assert "external01 runs release 1, not 2." in balance(group, release=2).reason
+
+
+def test_choosing_a_leader_makes_every_sibling_backup(test_environment: Environment, erp: Connector) -> None:
+    factories.applied(test_environment, erp)
+    first, second = Runtime.objects.filter(connector=erp).order_by("machine__name").select_related("machine", "connector")
+    failover.prefer(first, Preference.LEADER)
+    second.refresh_from_db()
+    assert second.preference == Preference.BACKUP
+    failover.prefer(second, Preference.LEADER)
+    first.refresh_from_db()
+    assert first.preference == Preference.BACKUP
+    failover.prefer(second, Preference.NONE)
+    first.refresh_from_db()
+    assert first.preference == Preference.BACKUP
