@@ -9,6 +9,7 @@ from django.db import connection
 from django.utils import timezone
 
 from portal.errors import Busy, Invalid, NotReady, Stale
+from portal.models import Connector, Environment
 from runtimes import failover, protocol, tasks
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Router, Runtime, RuntimeLog
 from tests import factories
@@ -141,8 +142,8 @@ def test_the_same_preference_again_orders_nothing(group: FailoverGroup, external
 def test_a_runtime_outside_failover_has_no_preference(erp01: Runtime) -> None:
     Runtime.objects.filter(pk=erp01.pk).update(failover=False)
     with pytest.raises(Invalid, match="does not run in failover"):
-        failover.prefer(erp01, Preference.LEADER)
-    failover.prefer(erp01, Preference.NONE)
+        failover.prefer(erp01, protocol.Preference.LEADER)
+    failover.prefer(erp01, protocol.Preference.NONE)
 
 
 # ------------------------------------------------------------------------------------------------------------------- switch
@@ -492,12 +493,12 @@ def test_a_group_without_a_peer_is_balanced_when_it_runs(group: FailoverGroup) -
 def test_choosing_a_leader_makes_every_sibling_backup(test_environment: Environment, erp: Connector) -> None:
     factories.applied(test_environment, erp)
     first, second = Runtime.objects.filter(connector=erp).order_by("machine__name").select_related("machine", "connector")
-    failover.prefer(first, Preference.LEADER)
+    failover.prefer(first, protocol.Preference.LEADER)
     second.refresh_from_db()
-    assert second.preference == Preference.BACKUP
-    failover.prefer(second, Preference.LEADER)
+    assert second.preference == protocol.Preference.BACKUP
+    failover.prefer(second, protocol.Preference.LEADER)
     first.refresh_from_db()
-    assert first.preference == Preference.BACKUP
-    failover.prefer(second, Preference.NONE)
+    assert first.preference == protocol.Preference.BACKUP
+    failover.prefer(second, protocol.Preference.NONE)
     first.refresh_from_db()
-    assert first.preference == Preference.BACKUP
+    assert first.preference == protocol.Preference.BACKUP
