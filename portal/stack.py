@@ -62,8 +62,11 @@ class Stopped(Exception):  # noqa: N818 - no error
 
 def say(text: str = "") -> None:
     """A line for the person; whoever reads may be gone by now."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         print(text, flush=True)
+    except OSError:  # what is still in the buffer would fail again when Python ends
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Stack:
@@ -79,6 +82,7 @@ class Stack:
         self.stop_asked = ""
         self.ready = False
         self._lock = self._only_one()
+        self._end_leftovers()
         self.listener = ports.listen(port)
         self.ports = ports.Ports(home / "ports.json", avoid=port)
         self.facts = self._facts()
@@ -122,26 +126,29 @@ class Stack:
         return facts
 
     def _end_leftovers(self) -> None:
-        """Keepers of a runner that was killed end by themselves in seconds; their ports and data are needed now."""
+        """Keepers of a runner that was killed end by themselves in seconds; their ports and data are needed now. With the lock held,
+        whoever was started by a stack of this home is such a one."""
         deadline = time.monotonic() + MACHINES_STOP_WITHIN
-        while left := of_home(self.home, self.machines.lifeline_env):
+        while left := of_home(self.home, STARTED_ENV):
             if time.monotonic() > deadline:
                 for pid in left:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-            self.turn(0.1)
+            time.sleep(0.1)
 
     # ---------------------------------------------------------------------------------------------------------- programs
 
     def environment(self) -> dict[str, str]:
         """Of every child: BATON_HOME as an absolute path, and the code's place, for their working directory is inside BATON_HOME."""
+        no_proxy = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1,localhost"]))
         kept = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PORT")}
         path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH", "")])]
         return kept | {
             "BATON_HOME": str(self.home),
             "PYTHONPATH": os.pathsep.join(path),
             "PYTHONUNBUFFERED": "1",
-            "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1,localhost"])),
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,
             "DJANGO_SETTINGS_MODULE": "portal.settings",
             "BATON_PREFIX": os.environ.get("BATON_PREFIX") or f"baton:{self.facts['id']}:",
             "BATON_STACK_PORT": str(self.port),
@@ -180,9 +187,13 @@ class Stack:
 
     def _start(self) -> None:
         say(f"Baton starts in {self.home}")
-        self._end_leftovers()
         environment = self._start_broker(self.environment())
         failover = {machine: self.ports.take(f"{machine}.failover", keep=True) for machine in self.machines.names}
+        for machine, port in failover.items():
+            if port == self.port:
+                raise Refused(
+                    f"PORT={port} is where the router of {machine} listens in {self.home}. Choose another one: make run PORT={port + 1}"
+                )
         for name in self.ports.moved:
             if name != "broker":
                 say(f"  attention    port {failover[name.split('.')[0]]} of {name} is taken by another program; that router cannot start")
@@ -338,7 +349,8 @@ class Stack:
 
         signal.set_wakeup_fd(self._news_write, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, asked)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays what it is
+                signal.signal(number, asked)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # only to wake select
 
     # --------------------------------------------------------------------------------------------------------------- stop
@@ -391,6 +403,8 @@ def _interruptible_make() -> _Make | None:
     if "MAKELEVEL" not in os.environ or name not in ("make", "gmake"):
         return None
     die_with_parent(signal.SIGTERM)
+    if os.getppid() != parent:
+        raise Refused("make ended while Baton was starting.")
     made = _Make(parent)
     return made if made.catches_interrupts() else None
 

@@ -15,7 +15,7 @@ from deployments import demonstration
 from deployments.models import LIVE, RunStatus
 from portal import readiness
 from portal.errors import NotAllowed
-from portal.stack import PORTS_ENV
+from portal.stack import PORTS_ENV, say
 
 PATIENCE = 60.0  # seconds for agents to report, and for what stands against a deployment to go
 
@@ -46,8 +46,7 @@ class Command(BaseCommand):
             raise CommandError(" ".join([refusal.sentence, *refusal.reasons])) from refusal
 
     def _say(self, part: str, text: str) -> None:
-        self.stdout.write(f"  {part:<12} {text}")
-        self.stdout.flush()
+        say(f"  {part:<12} {text}")
 
     def _deploy(self, place: demonstration.Place) -> None:
         test = demonstration.environment()
