@@ -2,7 +2,7 @@
 
 from django.urls import URLPattern, path
 
-from deployments.views import architecture, dashboard, machines
+from deployments.views import architecture, dashboard, deployments, machines, plans, properties, releases
 
 _environment = "projects/<slug:slug>/<slug:kind>/"
 _machine = _environment + "machines/<slug:name>/"
@@ -21,4 +21,32 @@ urlpatterns: list[URLPattern] = [
     path(_machine + "runtimes/<slug:connector>/preference/", machines.runtime_preference, name="runtime-preference"),
     path(_machine + "runtimes/<slug:connector>/flows/<slug:flow>/<slug:act>/", machines.flow_act, name="flow-act"),
     path(_machine + "runtimes/<slug:connector>/<slug:act>/", machines.runtime_act, name="runtime-act"),
+    # Deploy › Properties
+    path(_environment + "properties/", properties.property_list, name="properties"),
+    path(_environment + "properties.csv", properties.properties_csv, name="properties-csv"),
+    path(_environment + "properties/edit/", properties.property_edit, name="property-edit"),
+    path(_environment + "properties/row/", properties.property_row, name="property-row"),
+    path(_environment + "properties/<int:pk>/delete/", properties.property_delete, name="property-delete"),
+    # Deploy › Plan
+    path(_environment + "plan/", plans.plan_page, name="plan"),
+    path(_environment + "plan/default/", plans.plan_default, name="plan-default"),
+    path(_environment + "plan/copy/", plans.plan_copy, name="plan-copy"),
+    path(_environment + "plan/steps/new/", plans.step_new, name="step-new"),
+    path(_environment + "plan/steps/<int:pk>/", plans.step_edit, name="step-edit"),
+    path(_environment + "plan/steps/<int:pk>/move/", plans.step_move, name="step-move"),
+    path(_environment + "plan/steps/<int:pk>/remove/", plans.step_remove, name="step-remove"),
+    # Deploy › Releases
+    path("projects/<slug:slug>/releases/<int:number>/", releases.release_page, name="release"),
+    path(_environment + "releases/", releases.release_list, name="releases"),
+    path(_environment + "releases/new/", releases.release_new, name="release-new"),
+    path(_environment + "releases/<int:number>/activate/", releases.release_activate, name="release-activate"),
+    path(_environment + "releases/<int:number>/deploy/", releases.release_deploy, name="release-deploy"),
+    path(_environment + "activations/<int:pk>/cancel/", releases.activation_cancel, name="activation-cancel"),
+    # Deploy › Deployments
+    path(_environment + "deployments/", deployments.deployment_list, name="deployments"),
+    path(_environment + "deployments/<int:pk>/", deployments.deployment_page, name="deployment"),
+    path(_environment + "deployments/<int:pk>/log/", deployments.deployment_log, name="deployment-log"),
+    path(_environment + "deployments/<int:pk>/cancel/", deployments.deployment_cancel, name="deployment-cancel"),
+    path(_environment + "deployments/<int:pk>/resume/", deployments.deployment_resume, name="deployment-resume"),
+    path(_environment + "deployments/<int:pk>/steps/<int:number>/confirm/", deployments.step_confirm, name="step-confirm"),
 ]

@@ -1,0 +1,232 @@
+"""Forms of properties, releases and plans: they validate shape and never write. What the product refuses, its acts refuse."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from django import forms
+
+from deployments import sheet
+from deployments.models import StepKind
+from portal.errors import NotAllowed
+from portal.models import PROPERTY_KEY, Environment, Group, Placement
+from runtimes.models import Machine, Runtime
+
+Choices = list[tuple[str, str]]
+
+
+def show_refusal(form: forms.Form, refusal: NotAllowed) -> None:
+    """Put an act's refusal where it belongs: at the field it names, else above the form; with its single findings."""
+    form.add_error(refusal.field if refusal.field in form.fields else None, [refusal.sentence, *refusal.reasons])
+
+
+# -------------------------------------------------------------------------------------------------------------- properties
+
+
+class KeyField(forms.CharField):
+    """A key, also when it is pasted as the placeholder `${key}`."""
+
+    def to_python(self, value: Any) -> str:
+        key: str = super().to_python(value)
+        return key.removeprefix("${").removesuffix("}").strip()
+
+
+class PropertyForm(forms.Form):
+    """A value of one key for one scope. `values` of a secret are never shown again: an empty one is refused, not saved."""
+
+    key = KeyField(max_length=200, validators=[PROPERTY_KEY])
+    scope = forms.ChoiceField(label="Applies to")
+    value = forms.CharField(required=False, strip=False, widget=forms.Textarea(attrs={"rows": 1, "spellcheck": "false"}))
+    secret = forms.BooleanField(required=False, help_text="Never shown again once saved.")
+    next = forms.CharField(required=False, widget=forms.HiddenInput)
+    add = forms.BooleanField(required=False, widget=forms.HiddenInput)  # a value that shall not replace another one
+
+    def __init__(self, *args: Any, environment: Environment, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        choices: list[Any] = list(sheet.scope_choices(environment.project))
+        given = str(self.data.get("scope") or self.initial.get("scope") or "|")
+        if given.count("|") == 1 and given not in {value for _, some in choices for value, _ in some}:
+            # A value filled in for a machine that left the design can still be read, changed and deleted.
+            choices.append(("Not in the design", [(given, sheet.scope_name(*given.split("|")))]))
+        field = self.fields["scope"]
+        assert isinstance(field, forms.ChoiceField)
+        field.choices = choices
+
+    def clean_value(self) -> str:
+        # Browsers send line breaks as CR LF.
+        value: str = self.cleaned_data["value"]
+        return value.replace("\r\n", "\n")
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        if cleaned.get("secret") and cleaned.get("value") == "":
+            self.add_error("value", "Type the new secret. To take it away instead, delete the value.")
+        return cleaned
+
+    @property
+    def scope_of_value(self) -> sheet.Scope:
+        machine, connector = self.cleaned_data["scope"].split("|")
+        return machine, connector
+
+
+# ---------------------------------------------------------------------------------------------------------------- releases
+
+
+class ReleaseForm(forms.Form):
+    name = forms.CharField(max_length=80, help_text="What people call it: “Orders by noon”.")
+    note = forms.CharField(required=False, widget=forms.Textarea(attrs={"rows": 3}), help_text="What changed, and why.")
+
+
+class ActivateForm(forms.Form):
+    """Now, or at a time of the person's own time zone; `due_at` comes out in UTC."""
+
+    when = forms.ChoiceField(choices=[("now", "Now"), ("at", "At a time")], initial="now", widget=forms.RadioSelect)
+    at = forms.DateTimeField(
+        required=False,
+        label="Date and time",
+        input_formats=["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"],
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}),
+    )
+    zone = forms.CharField(label="Time zone", initial="UTC", max_length=60, required=False)
+
+    def clean_zone(self) -> ZoneInfo:
+        name = self.cleaned_data["zone"] or "UTC"
+        try:
+            return ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise forms.ValidationError(f"There is no time zone {name}; say for instance Europe/Amsterdam or UTC.") from error
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        if cleaned.get("when") != "at":
+            return cleaned
+        if not cleaned.get("at"):
+            if "at" not in self.errors:
+                self.add_error("at", "Say when.")
+        elif zone := cleaned.get("zone"):
+            wall = cleaned["at"].replace(tzinfo=None)
+            due = wall.replace(tzinfo=zone).astimezone(UTC)
+            if due.astimezone(zone).replace(tzinfo=None) != wall:
+                self.add_error("at", f"{wall:%H:%M} does not exist on that day in {zone.key}: the clocks are set forward.")
+            cleaned["due_at"] = due
+        return cleaned
+
+    @property
+    def due_at(self) -> datetime | None:
+        """The moment in UTC; None: now."""
+        return self.cleaned_data.get("due_at")
+
+
+class DeployForm(forms.Form):
+    """On Production the name of the project is typed, so that nobody deploys there by accident."""
+
+    confirm = forms.CharField(required=False)
+
+    def __init__(self, *args: Any, environment: Environment, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.environment = environment
+        if environment.is_production:
+            self.fields["confirm"].label = f"Type {environment.project.slug} to deploy on Production"
+        else:
+            del self.fields["confirm"]
+
+    def clean_confirm(self) -> str:
+        typed: str = self.cleaned_data["confirm"]
+        if typed.strip() != self.environment.project.slug:
+            raise forms.ValidationError(f"Type {self.environment.project.slug}, the name of the project, to deploy on Production.")
+        return typed
+
+
+# -------------------------------------------------------------------------------------------------------------------- plan
+
+RUNTIME_STEPS = (StepKind.DEPLOY_RUNTIME, StepKind.START_RUNTIME, StepKind.STOP_RUNTIME, StepKind.RESTART_RUNTIME)
+GROUP_STEPS = (StepKind.GROUP_START, StepKind.GROUP_STOP)
+# Which pickers a kind of step needs; the page hides the others.
+PICKERS: dict[str, tuple[str, ...]] = {
+    StepKind.DEPLOY_MACHINE: ("machine",),
+    **dict.fromkeys(RUNTIME_STEPS, ("runtime",)),
+    **dict.fromkeys(GROUP_STEPS, ("runtime", "group")),
+    StepKind.MANUAL: ("instruction",),
+}
+WHAT_TO_PICK = {
+    "machine": "Pick the machine.",
+    "runtime": "Pick the runtime.",
+    "group": "Pick the group.",
+    "instruction": "Say what the person shall do.",
+}
+
+
+def _targets(environment: Environment) -> tuple[Choices, Choices, Choices]:
+    """Machines, runtimes ("machine|connector") and groups to pick from: what is applied; what is only designed says so. Five queries."""
+    project = environment.project
+    machines = list(Machine.objects.filter(environment=environment).values_list("name", flat=True))
+    runtimes = list(Runtime.objects.filter(environment=environment).values_list("machine__name", "connector__name"))
+    designed = list(project.designed_machines.values_list("name", flat=True))
+    placed = list(Placement.objects.filter(connector__project=project).values_list("machine__name", "connector__name"))
+    groups = list(Group.objects.filter(connector__project=project).values_list("name", "connector__name"))
+    later = " (not applied yet)"
+    return (
+        [(name, name) for name in machines] + [(name, name + later) for name in designed if name not in machines],
+        [(f"{machine}|{connector}", f"{machine}.{connector}") for machine, connector in runtimes]
+        + [(f"{machine}|{connector}", f"{machine}.{connector}{later}") for machine, connector in placed if (machine, connector) not in runtimes],
+        [(name, f"{name} ({', '.join(sorted(c for n, c in groups if n == name))})") for name in sorted({name for name, _ in groups})],
+    )
+
+
+class StepForm(forms.Form):
+    """One step of a plan. Existing things are picked, never typed; a target that is gone stays visible until it is changed."""
+
+    kind = forms.ChoiceField(choices=StepKind.choices)
+    machine = forms.ChoiceField(required=False)
+    runtime = forms.ChoiceField(required=False)
+    group = forms.ChoiceField(required=False)
+    instruction = forms.CharField(required=False, widget=forms.Textarea(attrs={"rows": 3}))
+    timeout_seconds = forms.IntegerField(
+        label="Time limit (seconds)", min_value=1, max_value=86400, initial=120, help_text="The step fails with its reason when it is not done by then."
+    )
+
+    def __init__(self, *args: Any, environment: Environment, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name, choices in zip(("machine", "runtime", "group"), _targets(environment), strict=True):
+            field = self.fields[name]
+            assert isinstance(field, forms.ChoiceField)
+            current = str(self.initial.get(name) or "")
+            gone: Choices = [(current, f"{current.replace('|', '.')} (gone)")] if current and current not in dict(choices) else []
+            field.choices = [("", "Pick one…"), *choices, *gone]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        for name in PICKERS.get(cleaned.get("kind", ""), ()):
+            if not cleaned.get(name) and name not in self.errors:
+                self.add_error(name, WHAT_TO_PICK[name])
+        return cleaned
+
+    @property
+    def step_kind(self) -> StepKind:
+        return StepKind(self.cleaned_data["kind"])
+
+    @property
+    def step_fields(self) -> dict[str, str | int]:
+        """What the acts of deployments.plans take; what the kind does not need is left empty."""
+        needed: Sequence[str] = PICKERS.get(self.step_kind, ())
+        machine, _, connector = (self.cleaned_data["runtime"] if "runtime" in needed else "").partition("|")
+        return {
+            "machine": self.cleaned_data["machine"] if "machine" in needed else machine,
+            "connector": connector,
+            "group": self.cleaned_data["group"] if "group" in needed else "",
+            "instruction": self.cleaned_data["instruction"] if "instruction" in needed else "",
+            "timeout_seconds": self.cleaned_data["timeout_seconds"],
+        }
+
+
+def step_initial(*, kind: str, machine: str, connector: str, group: str, instruction: str, timeout_seconds: int) -> dict[str, str | int]:
+    """A stored step's fields as StepForm shows them."""
+    return {
+        "kind": kind,
+        "machine": machine,
+        "runtime": f"{machine}|{connector}" if connector else "",
+        "group": group,
+        "instruction": instruction,
+        "timeout_seconds": timeout_seconds,
+    }

@@ -1,0 +1,233 @@
+"""The property sheet of an environment: every key that flows and routers use or that has a value, with what each runtime gets.
+
+A fixed number of queries however many properties there are: the scopes of all values are read once, whole rows only for one page.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from django.core.paginator import Page, Paginator
+from django.db.models import OuterRef, Subquery
+
+from deployments.models import Deployment, RunStatus
+from portal.models import Connector, DesignedMachine, Environment, Flow, FlowVersion, Placement, Project, Property
+from portal.properties import is_failover_key, router_name, router_uses, uses
+
+ROWS_PER_PAGE = 100
+FILTERS = {
+    "missing": "Missing",
+    "changed": "Newer than what runs",
+    "failover": "Failover",
+    "secret": "Secret",
+    "unused": "Unused",
+}
+
+Scope = tuple[str, str]  # machine, connector; both empty: global
+
+
+def scope_name(machine: str, connector: str) -> str:
+    """What people read: "global", "external01", "connector erp" or "external01.erp"."""
+    return Property(machine=machine, connector=connector).scope
+
+
+def candidates(machine: str, connector: str) -> list[Scope]:
+    """The scopes that can give a runtime its value, the most specific first (portal.properties.resolve)."""
+    wanted = [(machine, connector), (machine, ""), ("", connector), ("", "")]
+    return list(dict.fromkeys(wanted))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somebody who needs a key: a runtime ("external01.erp"), a router ("router on external01"), or a connector that is placed nowhere."""
+
+    name: str
+    machine: str
+    connector: str
+
+    def source(self, scopes: Iterable[Scope]) -> Scope | None:
+        """Which of the filled-in scopes gives this place its value; None: the value is missing here."""
+        present = set(scopes)
+        return next((scope for scope in candidates(self.machine, self.connector) if scope in present), None)
+
+
+@dataclass
+class Need:
+    """One key: by what it is used, and at which places."""
+
+    used_by: list[str] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+
+    def add(self, used_by: str, places: Iterable[Place]) -> None:
+        if used_by not in self.used_by:
+            self.used_by.append(used_by)
+        self.places += [place for place in places if place not in self.places]
+
+
+def needs(project: Project) -> dict[str, Need]:
+    """Every key that the project's flows (working copy and latest saved version) and its routers use. Five queries."""
+    found: dict[str, Need] = defaultdict(Need)
+    placed: dict[int, list[Place]] = defaultdict(list)
+    for placement in Placement.objects.filter(connector__project=project).select_related("machine", "connector"):
+        machine, connector = placement.machine.name, placement.connector.name
+        placed[placement.connector_id].append(Place(f"{machine}.{connector}", machine, connector))
+    flows = list(Flow.objects.filter(connector__project=project).select_related("connector", "group"))
+    newest = FlowVersion.objects.filter(flow=OuterRef("pk")).order_by("-major", "-minor", "-patch").values("pk")[:1]
+    saved = {
+        version.flow_id: version.definition
+        for version in FlowVersion.objects.filter(pk__in=Flow.objects.filter(connector__project=project).values(latest=Subquery(newest)))
+    }
+    for flow in flows:
+        places = placed[flow.connector_id] or [Place(f"connector {flow.connector.name}, on no machine yet", "", flow.connector.name)]
+        for definition in (flow.definition(), saved.get(flow.pk, flow.definition())):
+            for use in uses(flow.name, definition):
+                found[use.key].add(use.used_by, places)
+    for machine_with_router in DesignedMachine.objects.filter(project=project, router=True):
+        name = machine_with_router.name
+        router = router_name(name, machine_with_router.kind)
+        for use in router_uses(name):
+            found[use.key].add(f"{router}, {use.used_by}", [Place(router, name, "")])
+    return dict(found)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The same key in another environment."""
+
+    environment: Environment
+    values: list[Property]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A value of this environment, and who gets it."""
+
+    value: Property
+    places: list[Place]
+    changed: bool  # newer than what runs
+
+
+@dataclass(frozen=True)
+class Row:
+    key: str
+    used_by: list[str]
+    lines: list[Line]  # the most general value first
+    missing: list[Place]
+    elsewhere: list[Elsewhere]
+
+    @property
+    def is_failover(self) -> bool:
+        return is_failover_key(self.key)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    environment: Environment
+    page: Page[str]
+    rows: list[Row]
+    counts: dict[str, int]  # of rows, by filter, before the search
+    missing_by_place: dict[str, list[str]]  # "external01.erp" -> keys without a value
+    runs_since: datetime | None  # start of the last successful deployment
+
+    @property
+    def missing(self) -> int:
+        """How many values are missing, counted per runtime."""
+        return sum(len(keys) for keys in self.missing_by_place.values())
+
+
+def runs_since(environment: Environment) -> datetime | None:
+    """Since when the values that run are in use: the start of the last successful deployment."""
+    return (
+        Deployment.objects.filter(environment=environment, status=RunStatus.SUCCEEDED, started_at__isnull=False)
+        .order_by("-id")
+        .values_list("started_at", flat=True)
+        .first()
+    )
+
+
+def read(environment: Environment, *, search: str = "", only: Iterable[str] = (), page: int | str = 1, per_page: int = ROWS_PER_PAGE) -> Sheet:
+    """One page of the sheet. `only` are names of FILTERS, all of which must hold; `search` is a part of the key."""
+    needed = needs(environment.project)
+    since = runs_since(environment)
+    scopes: dict[str, list[Scope]] = defaultdict(list)
+    secret: set[str] = set()
+    changed: set[str] = set()
+    for key, machine, connector, is_secret, updated_at in Property.objects.filter(environment=environment).values_list(
+        "key", "machine", "connector", "secret", "updated_at"
+    ):
+        scopes[key].append((machine, connector))
+        if is_secret:
+            secret.add(key)
+        if since and updated_at > since:
+            changed.add(key)
+    missing_by_place: dict[str, list[str]] = defaultdict(list)
+    for key, need in sorted(needed.items()):
+        for place in need.places:
+            if place.source(scopes.get(key, ())) is None:
+                missing_by_place[place.name].append(key)
+    having = {
+        "missing": {key for keys in missing_by_place.values() for key in keys},
+        "changed": changed,
+        "failover": {key for key in {*needed, *scopes} if is_failover_key(key)},
+        "secret": secret,
+        "unused": set(scopes) - set(needed),
+    }
+    search = search.strip().lower()
+    chosen = [having[name] for name in only if name in having]
+    keys = sorted(key for key in {*needed, *scopes} if search in key and all(key in some for some in chosen))
+    shown = Paginator(keys, per_page).get_page(page)
+    return Sheet(
+        environment=environment,
+        page=shown,
+        rows=_rows(environment, list(shown.object_list), needed, since),
+        counts={name: len(some) for name, some in having.items()},
+        missing_by_place=dict(sorted(missing_by_place.items())),
+        runs_since=since,
+    )
+
+
+def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need], since: datetime | None) -> list[Row]:
+    environments = list(environment.project.environments.all())
+    values: dict[tuple[int, str], list[Property]] = defaultdict(list)
+    stored = Property.objects.filter(environment__in=environments).select_related("updated_by")
+    for value in stored.filter(key__in=keys) if len(keys) <= 500 else stored:  # databases limit the parameters of one query
+        values[value.environment_id, value.key].append(value)
+    rows = []
+    for key in keys:
+        need = needed.get(key, Need())
+        here = values[environment.pk, key]
+        scopes = [(value.machine, value.connector) for value in here]
+        gets: dict[Scope | None, list[Place]] = defaultdict(list)
+        for place in need.places:
+            gets[place.source(scopes)].append(place)
+        rows.append(
+            Row(
+                key=key,
+                used_by=need.used_by,
+                lines=[
+                    Line(value, gets[value.machine, value.connector], changed=since is not None and value.updated_at > since) for value in here
+                ],
+                missing=gets[None],
+                elsewhere=[Elsewhere(other, values[other.pk, key]) for other in environments if other.pk != environment.pk],
+            )
+        )
+    return rows
+
+
+def row(environment: Environment, key: str) -> Row:
+    """One row, as the page shows it."""
+    return _rows(environment, [key], needs(environment.project), runs_since(environment))[0]
+
+
+def scope_choices(project: Project) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What a value can apply to, for a picker: "machine|connector" and its name, by kind. Three queries."""
+    machines = list(DesignedMachine.objects.filter(project=project).values_list("name", flat=True))
+    connectors = list(Connector.objects.filter(project=project).values_list("name", flat=True))
+    runtimes = list(Placement.objects.filter(connector__project=project).values_list("machine__name", "connector__name"))
+    return [
+        ("Everything", [("|", "global")]),
+        ("One machine", [(f"{name}|", name) for name in machines]),
+        ("One connector", [(f"|{name}", f"connector {name}") for name in connectors]),
+        ("One runtime", [(f"{machine}|{connector}", f"{machine}.{connector}") for machine, connector in runtimes]),
+    ]

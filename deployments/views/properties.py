@@ -1,0 +1,160 @@
+"""Deploy › Properties: every key that is used or filled in, and what each runtime gets of it."""
+
+import csv
+from collections.abc import Iterable
+from typing import Any
+
+from django.contrib import messages
+from django.http import HttpResponse, QueryDict
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.http import urlencode
+from django.views.decorators.http import require_GET, require_POST
+
+from deployments import sheet
+from deployments.forms import PropertyForm, show_refusal
+from portal import properties
+from portal.access import get_environment, may, role_to_deploy
+from portal.errors import Invalid, NotAllowed
+from portal.htmx import UserRequest, redirect, render
+from portal.models import Environment, Property
+
+
+def _asked(query: QueryDict) -> dict[str, Any]:
+    """The filter of the list as its URL says it."""
+    return {"search": query.get("q", ""), "only": [name for name in query.getlist("only") if name in sheet.FILTERS]}
+
+
+def _context(request: UserRequest, environment: Environment) -> dict[str, Any]:
+    return {
+        "project": environment.project,
+        "environment": environment,
+        "environments": environment.project.environments.all(),
+        "may_edit": may(request.user, environment.project.team_id, role_to_deploy(environment)),
+        "role_to_edit": role_to_deploy(environment).label,
+    }
+
+
+@require_GET
+def property_list(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    environment = get_environment(request.user, slug, kind)
+    asked = _asked(request.GET)
+    found = sheet.read(environment, **asked, page=request.GET.get("page", 1))
+    context = _context(request, environment) | {
+        "sheet": found,
+        "q": asked["search"],
+        "only": asked["only"],
+        "filters": [(name, label, found.counts[name]) for name, label in sheet.FILTERS.items()],
+        "here": request.get_full_path(),
+    }
+    return render(request, "deployments/properties.html", context, part="deployments/_properties.html")
+
+
+def property_edit(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """A form for one value; with htmx it opens inside its row, which the answer then replaces."""
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    if request.method == "POST":
+        return _save(request, environment)
+    scope = f"{request.GET.get('machine', '')}|{request.GET.get('connector', '')}"
+    initial = {"key": request.GET.get("key", ""), "scope": scope, "next": request.GET.get("next", "")}
+    value = None if request.GET.get("add") else _stored(environment, initial["key"], scope)
+    if value:
+        initial |= {"value": "" if value.secret else value.value, "secret": value.secret}
+    form = PropertyForm(environment=environment, initial=initial | {"add": value is None})
+    return _show_form(request, environment, form, value)
+
+
+def _stored(environment: Environment, key: str, scope: str) -> Property | None:
+    machine, _, connector = scope.partition("|")
+    return Property.objects.filter(environment=environment, key=key, machine=machine, connector=connector).first()
+
+
+def _save(request: UserRequest, environment: Environment) -> HttpResponse:
+    form = PropertyForm(request.POST, environment=environment)
+    value = None if request.POST.get("add") == "True" else _stored(environment, request.POST.get("key", ""), request.POST.get("scope", ""))
+    if form.is_valid():
+        key, (machine, connector), scope = form.cleaned_data["key"], form.scope_of_value, sheet.scope_name(*form.scope_of_value)
+        try:
+            if value is None and _stored(environment, key, form.cleaned_data["scope"]):
+                raise Invalid(f"{key} has a value for this scope already ({scope}): edit that one, or pick another scope.", field="scope")
+            new, secret = form.cleaned_data["value"], form.cleaned_data["secret"]
+            properties.set_value(environment, key, new, machine=machine, connector=connector, secret=secret, by=request.user)
+        except NotAllowed as refusal:
+            show_refusal(form, refusal)
+        else:
+            return _saved(request, environment, key, f"{key} is saved ({scope}).", form.cleaned_data["next"])
+    return _show_form(request, environment, form, value)
+
+
+def _show_form(request: UserRequest, environment: Environment, form: PropertyForm, value: Property | None) -> HttpResponse:
+    key = form["key"].value() or ""
+    context = _context(request, environment) | {
+        "form": form,
+        "value": value,
+        "key": key,
+        "row": sheet.row(environment, key) if key else None,
+        "here": form["next"].value() or _address(environment, key),
+    }
+    return render(request, "deployments/properties_form.html", context, part="deployments/_properties_form.html")
+
+
+def _address(environment: Environment, key: str) -> str:
+    return f"{reverse('properties', args=[environment.project.slug, environment.kind])}?{urlencode({'q': key})}"
+
+
+def _saved(request: UserRequest, environment: Environment, key: str, sentence: str, back: str) -> HttpResponse:
+    """Back to the list as it was; with htmx only the row and the counts are replaced."""
+    if request.htmx:
+        context = _context(request, environment) | {
+            "row": sheet.row(environment, key),
+            "sheet": sheet.read(environment, per_page=1),
+            "here": back or _address(environment, key),
+            "said": sentence,
+        }
+        return render(request, "deployments/_properties_saved.html", context)
+    messages.success(request, sentence)
+    listing = reverse("properties", args=[environment.project.slug, environment.kind])
+    # Only ever back to this very list: an address from a form may lead anywhere.
+    return redirect(request, back if back.split("?")[0] == listing else _address(environment, key))
+
+
+@require_GET
+def property_row(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """The row as it is, when its form is closed without saving."""
+    environment = get_environment(request.user, slug, kind)
+    key = request.GET.get("key", "")
+    context = _context(request, environment) | {"row": sheet.row(environment, key), "here": request.GET.get("next") or _address(environment, key)}
+    return render(request, "deployments/_properties_row.html", context)
+
+
+@require_POST
+def property_delete(request: UserRequest, slug: str, kind: str, pk: int) -> HttpResponse:
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    value = get_object_or_404(Property, environment=environment, pk=pk)
+    properties.remove_value(environment, value.key, machine=value.machine, connector=value.connector)
+    return _saved(request, environment, value.key, f"The value of {value.key} ({value.scope}) is deleted.", request.POST.get("next", ""))
+
+
+@require_GET
+def properties_csv(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """The list as filtered, one line per value and one per missing value. Secrets say when they were set, never what."""
+    environment = get_environment(request.user, slug, kind)
+    found = sheet.read(environment, **_asked(request.GET), per_page=1_000_000)
+    name = f"{environment.project.slug}-{environment.kind}-properties-{timezone.now():%Y-%m-%d}.csv"
+    response = HttpResponse(content_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{name}"'})
+    out = csv.writer(response)
+    out.writerow(["key", "scope", "value", "secret", "updated at (UTC)", "used by", "missing for"])
+    for row in found.rows:
+        used_by, missing = "; ".join(row.used_by), "; ".join(place.name for place in row.missing)
+        for value in (line.value for line in row.lines):
+            moment = f"{value.updated_at:%Y-%m-%d %H:%M:%S}"
+            out.writerow(_plain([row.key, value.scope, value.shown_value, "yes" if value.secret else "", moment, used_by, missing]))
+        if not row.lines:
+            out.writerow(_plain([row.key, "", "", "", "", used_by, missing]))
+    return response
+
+
+def _plain(cells: Iterable[str]) -> list[str]:
+    """A spreadsheet runs a cell that begins like a formula: a leading apostrophe makes it text (numbers stay as they are)."""
+    return [f"'{cell}" if cell[:1] in "=+-@\t\r" and cell and not cell.lstrip("+-").replace(".", "", 1).isdigit() else cell for cell in cells]

@@ -1,0 +1,319 @@
+"""Deploy › Releases: new ones from Create, activation now or at a time, and the page of one release."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.contrib import messages
+from django.core.paginator import Paginator
+from django.db.models import OuterRef, Subquery
+from django.http import Http404, HttpResponse
+from django.shortcuts import get_object_or_404
+from django.utils import timezone
+from django.views.decorators.http import require_GET, require_POST
+
+from deployments import plans, releases, rollout, sheet
+from deployments.forms import ActivateForm, DeployForm, ReleaseForm, show_refusal
+from deployments.models import LIVE, Activation, ActivationStatus, Deployment, Release, RunStatus
+from portal.access import get_environment, get_project, may, role_to_deploy
+from portal.errors import NotAllowed
+from portal.htmx import UserRequest, redirect, render
+from portal.models import Environment, Flow, FlowVersion, Project, Property, Role
+from portal.properties import router_name, router_uses, uses
+from runtimes import failover
+from runtimes.models import FailoverGroup
+
+RELEASES_PER_PAGE = 50
+TABS = {"contents": "Contents", "properties": "Properties", "preflight": "Preflight", "deployments": "Deployments"}
+
+
+# -------------------------------------------------------------------------------------------------------------------- list
+
+
+@dataclass
+class Pills:
+    """Where a release is chosen, going to be chosen, or runs."""
+
+    active: list[Activation] = field(default_factory=list)
+    scheduled: list[Activation] = field(default_factory=list)
+    deployed: list[Deployment] = field(default_factory=list)
+
+
+def _pills(project: Project) -> dict[int, Pills]:
+    """By release id. Two queries."""
+    found: dict[int, Pills] = defaultdict(Pills)
+    chosen = Activation.objects.filter(release__project=project, status__in=(ActivationStatus.ACTIVE, ActivationStatus.SCHEDULED))
+    for activation in chosen.select_related("environment__project", "created_by").order_by("environment__position", "due_at"):
+        pills = found[activation.release_id]
+        (pills.active if activation.status == ActivationStatus.ACTIVE else pills.scheduled).append(activation)
+    last = Deployment.objects.filter(environment=OuterRef("pk"), status=RunStatus.SUCCEEDED).order_by("-id").values("pk")[:1]
+    newest = Deployment.objects.filter(pk__in=project.environments.values(last=Subquery(last)))
+    for deployment in newest.select_related("environment__project").order_by("environment__position"):
+        found[deployment.release_id].deployed.append(deployment)
+    return found
+
+
+def _rights(request: UserRequest, environment: Environment) -> dict[str, Any]:
+    team_id = environment.project.team_id
+    return {
+        "project": environment.project,
+        "environment": environment,
+        "may_edit": may(request.user, team_id, role_to_deploy(environment)),
+        "role_to_edit": role_to_deploy(environment).label,
+        "may_release": may(request.user, team_id, Role.DEVELOPER),
+    }
+
+
+@require_GET
+def release_list(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    environment = get_environment(request.user, slug, kind)
+    found = Paginator(environment.project.releases.select_related("created_by").defer("content").order_by("-number"), RELEASES_PER_PAGE)
+    page, pills = found.get_page(request.GET.get("page", 1)), _pills(environment.project)
+    context = _rights(request, environment) | {
+        "page": page,
+        "rows": [(release, pills.get(release.pk, Pills())) for release in page],
+        "environments": environment.project.environments.all(),
+        "live": _live(environment),
+        "failed_activations": _failed_activations(environment),
+    }
+    return render(request, "deployments/releases.html", context)
+
+
+def _live(environment: Environment) -> Deployment | None:
+    live = Deployment.objects.filter(environment=environment, status__in=LIVE)
+    return live.select_related("release", "environment__project", "created_by").first()
+
+
+def _failed_activations(environment: Environment) -> list[Activation]:
+    """Scheduled activations that were refused when they were due, since the last that succeeded: nobody was there to read the reason."""
+    recent = Activation.objects.filter(environment=environment).select_related("release").order_by("-id")[:20]
+    failed = []
+    for activation in recent:
+        if activation.status in (ActivationStatus.ACTIVE, ActivationStatus.REPLACED):
+            break
+        if activation.status == ActivationStatus.FAILED:
+            failed.append(activation)
+    return failed
+
+
+# --------------------------------------------------------------------------------------------------------------------- new
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A flow and the version that a release made now would contain."""
+
+    flow: Flow
+    version: FlowVersion | None
+    unsaved: bool
+
+
+def drafts(project: Project) -> list[Draft]:
+    """Two queries."""
+    newest = FlowVersion.objects.filter(flow=OuterRef("pk")).order_by("-major", "-minor", "-patch").values("pk")[:1]
+    flows = Flow.objects.filter(connector__project=project).select_related("connector", "group").annotate(newest=Subquery(newest))
+    flows = flows.order_by("connector__name", "name")
+    versions = FlowVersion.objects.in_bulk([flow.newest for flow in flows if flow.newest])
+    found = [(flow, versions.get(flow.newest)) for flow in flows]
+    return [Draft(flow, version, bool(version and version.definition != flow.definition())) for flow, version in found]
+
+
+def release_new(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    get_project(request.user, slug, role=Role.DEVELOPER)
+    environment = get_environment(request.user, slug, kind)
+    form = ReleaseForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            release = releases.build(environment.project, **form.cleaned_data, by=request.user)
+        except NotAllowed as refusal:
+            show_refusal(form, refusal)
+        else:
+            messages.success(request, f"Release {release.number} is made. Activate it where it shall run next.")
+            return redirect(request, release)
+    context = _rights(request, environment) | {"form": form, "drafts": drafts(environment.project)}
+    return render(request, "deployments/release_new.html", context, part="deployments/_release_new.html")
+
+
+# ---------------------------------------------------------------------------------------------------------------- activate
+
+
+def _release(environment: Environment, number: int) -> Release:
+    return get_object_or_404(Release.objects.select_related("project", "created_by"), project=environment.project, number=number)
+
+
+def release_activate(request: UserRequest, slug: str, kind: str, number: int) -> HttpResponse:
+    """Choose the release for the environment, now or at a time. Activating changes no machine."""
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    release = _release(environment, number)
+    form, now = ActivateForm(request.POST or None), timezone.now()
+    if request.method == "POST" and form.is_valid():
+        try:
+            said = _activate(request, form, release, environment)
+        except NotAllowed as refusal:
+            form.add_error(refusal.field if refusal.field in form.fields else None, refusal.sentence)
+        else:
+            messages.success(request, said)
+            return redirect(request, "release", slug, number)
+    context = _rights(request, environment) | {
+        "release": release,
+        "form": form,
+        "missing": releases.missing(release, environment),
+        "warnings": releases.warnings(release, environment),
+        "active": releases.active(environment),
+        "now": now,
+    }
+    return render(request, "deployments/release_activate.html", context, part="deployments/_release_activate.html")
+
+
+def _activate(request: UserRequest, form: ActivateForm, release: Release, environment: Environment) -> str:
+    if form.due_at:
+        releases.schedule(release, environment, due_at=form.due_at, by=request.user, now=timezone.now())
+        return f"Release {release.number} will be activated on {environment.name} at {form.due_at:%Y-%m-%d %H:%M} UTC."
+    releases.activate(release, environment, by=request.user, now=timezone.now())
+    return f"Release {release.number} is active on {environment.name}. Deploy it to change the machines."
+
+
+@require_POST
+def activation_cancel(request: UserRequest, slug: str, kind: str, pk: int) -> HttpResponse:
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    activation = get_object_or_404(Activation.objects.select_related("release"), environment=environment, pk=pk)
+    releases.cancel_schedule(activation, by=request.user)
+    messages.success(request, f"Release {activation.release.number} will not be activated on {environment.name}.")
+    return redirect(request, "releases", slug, kind)
+
+
+# ------------------------------------------------------------------------------------------------------------------ deploy
+
+
+def verdicts(environment: Environment) -> list[failover.Verdict]:
+    """Who leads each group now. Five queries."""
+    groups = FailoverGroup.objects.filter(environment=environment, failover=True)
+    groups = groups.prefetch_related("members__runtime__machine", "members__runtime__connector")
+    return [failover.verdict(group, now=timezone.now()) for group in groups]
+
+
+def release_deploy(request: UserRequest, slug: str, kind: str, number: int) -> HttpResponse:
+    """What deploying would do and what forbids it; and, posted, the deployment."""
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    release = _release(environment, number)
+    form = DeployForm(request.POST if request.method == "POST" else None, environment=environment)
+    if request.method == "POST" and form.is_valid():
+        try:
+            deployment = rollout.prepare(release, on=environment, by=request.user, now=timezone.now())
+        except NotAllowed as refusal:
+            form.add_error(None, refusal.sentence)
+        else:
+            return redirect(request, deployment)
+    context = _rights(request, environment) | _preflight(release, environment) | {"release": release, "form": form}
+    return render(request, "deployments/release_deploy.html", context, part="deployments/_release_deploy.html")
+
+
+def _preflight(release: Release, environment: Environment) -> dict[str, Any]:
+    """Steps, findings and leaders. Obstacles that only repeat a missing property are left to the list of missing properties, whose
+    entries are linked to their cell."""
+    missing = releases.missing(release, environment)
+    said = {entry.sentence for entry in missing}
+    plan = plans.plan_of(environment)
+    return {
+        "missing": missing,
+        "obstacles": [sentence for sentence in rollout.obstacles(release, environment, now=timezone.now()) if sentence not in said],
+        "warnings": releases.warnings(release, environment),
+        "steps": list(plan.steps.all()),
+        "verdicts": verdicts(environment),
+        "live": _live(environment),
+        "active": releases.active(environment),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- one release
+
+
+@require_GET
+def release_page(request: UserRequest, slug: str, number: int) -> HttpResponse:
+    """`?environment=` says for which environment properties, preflight and the primary button are shown, `?tab=` which part."""
+    project = get_project(request.user, slug)
+    environments = list(project.environments.select_related("project__team"))
+    asked = request.GET.get("environment", "")
+    environment = next((one for one in environments if one.kind == asked), environments[0] if environments else None)
+    if environment is None:
+        raise Http404("The project has no environments.")
+    release = _release(environment, number)
+    tab = request.GET.get("tab", "") if request.GET.get("tab", "") in TABS else "contents"
+    active = releases.active(environment)
+    deployed = _last_deployed(environment)
+    context = _rights(request, environment) | {
+        "release": release,
+        "environments": environments,
+        "tab": tab,
+        "tabs": TABS,
+        "pills": _pills(project).get(release.pk, Pills()),
+        "active": active,
+        "live": _live(environment),
+        "is_active": active is not None and active.pk == release.pk,
+        "is_deployed": deployed is not None and deployed.release_id == release.pk,
+        "deployed": deployed,
+    }
+    context |= _tab(tab, release, environment)
+    return render(request, "deployments/release.html", context)
+
+
+def _last_deployed(environment: Environment) -> Deployment | None:
+    done = Deployment.objects.filter(environment=environment, status=RunStatus.SUCCEEDED)
+    return done.select_related("release", "environment__project").first()
+
+
+def _tab(tab: str, release: Release, environment: Environment) -> dict[str, Any]:
+    if tab == "contents":
+        return {"content": _content(release)}
+    if tab == "properties":
+        return {"resolved": resolved(release, environment), "missing": releases.missing(release, environment)}
+    if tab == "preflight":
+        return _preflight(release, environment)
+    runs = Deployment.objects.filter(release=release).select_related("environment__project", "created_by")
+    return {"deployments": runs[:100]}
+
+
+def _content(release: Release) -> dict[str, Any]:
+    """The snapshot, with names beside the keys that it stores."""
+    content = release.content
+    names = {group.get("id"): group.get("name") for group in content.get("groups", [])}
+    return content | {"flows": [flow | {"group_name": names.get(flow.get("group"), "")} for flow in content.get("flows", [])]}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What one runtime or router gets for one key."""
+
+    place: sheet.Place
+    key: str
+    used_by: str
+    value: Property | None  # None: missing
+    source: str
+
+
+def resolved(release: Release, environment: Environment) -> list[tuple[str, list[Resolved]]]:
+    """Every placeholder of the release with its value, by runtime and router. One query."""
+    values = {(value.key, value.machine, value.connector): value for value in Property.objects.filter(environment=environment)}
+    found: dict[str, list[Resolved]] = defaultdict(list)
+    for place, key, used_by in _placeholders(release):
+        scopes = [scope for scope in sheet.candidates(place.machine, place.connector) if (key, *scope) in values]
+        value = values[(key, *scopes[0])] if scopes else None
+        found[place.name].append(Resolved(place, key, used_by, value, sheet.scope_name(*scopes[0]) if scopes else ""))
+    return sorted(found.items())
+
+
+def _placeholders(release: Release) -> list[tuple[sheet.Place, str, str]]:
+    """Place, key and what uses it, once for each place and key."""
+    machines_of = {connector["name"]: connector.get("machines", []) for connector in release.content.get("connectors", [])}
+    found: dict[tuple[sheet.Place, str], str] = {}
+    for flow in release.content.get("flows", []):
+        for machine in machines_of.get(flow["connector"], []):
+            place = sheet.Place(f"{machine}.{flow['connector']}", machine, flow["connector"])
+            for use in uses(flow["name"], flow):
+                found.setdefault((place, use.key), use.used_by)
+    for machine in release.content.get("machines", []):
+        if machine.get("router"):
+            place = sheet.Place(router_name(machine["name"], machine["kind"]), machine["name"], "")
+            for use in router_uses(machine["name"]):
+                found.setdefault((place, use.key), use.used_by)
+    return [(place, key, used_by) for (place, key), used_by in found.items()]
