@@ -16,6 +16,22 @@ from runtimes.models import Machine, Runtime
 Choices = list[tuple[str, str]]
 
 
+class Styled(forms.Form):
+    """Widgets with the classes of the CSS framework."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for field in self.fields.values():
+            widget = field.widget
+            if isinstance(widget, forms.CheckboxInput | forms.RadioSelect):
+                widget.attrs.setdefault("class", "form-check-input")
+            elif isinstance(widget, forms.Select):
+                widget.attrs.setdefault("class", "form-select")
+            elif not widget.is_hidden:
+                widget.attrs.setdefault("class", "form-control")
+            widget.attrs.setdefault("autocomplete", "off")
+
+
 def show_refusal(form: forms.Form, refusal: NotAllowed) -> None:
     """Put an act's refusal where it belongs: at the field it names, else above the form; with its single findings."""
     form.add_error(refusal.field if refusal.field in form.fields else None, [refusal.sentence, *refusal.reasons])
@@ -32,7 +48,7 @@ class KeyField(forms.CharField):
         return key.removeprefix("${").removesuffix("}").strip()
 
 
-class PropertyForm(forms.Form):
+class PropertyForm(Styled):
     """A value of one key for one scope. `values` of a secret are never shown again: an empty one is refused, not saved."""
 
     key = KeyField(max_length=200, validators=[PROPERTY_KEY])
@@ -73,12 +89,12 @@ class PropertyForm(forms.Form):
 # ---------------------------------------------------------------------------------------------------------------- releases
 
 
-class ReleaseForm(forms.Form):
+class ReleaseForm(Styled):
     name = forms.CharField(max_length=80, help_text="What people call it: “Orders by noon”.")
     note = forms.CharField(required=False, widget=forms.Textarea(attrs={"rows": 3}), help_text="What changed, and why.")
 
 
-class ActivateForm(forms.Form):
+class ActivateForm(Styled):
     """Now, or at a time of the person's own time zone; `due_at` comes out in UTC."""
 
     when = forms.ChoiceField(choices=[("now", "Now"), ("at", "At a time")], initial="now", widget=forms.RadioSelect)
@@ -118,7 +134,7 @@ class ActivateForm(forms.Form):
         return self.cleaned_data.get("due_at")
 
 
-class DeployForm(forms.Form):
+class DeployForm(Styled):
     """On Production the name of the project is typed, so that nobody deploys there by accident."""
 
     confirm = forms.CharField(required=False)
@@ -174,7 +190,7 @@ def _targets(environment: Environment) -> tuple[Choices, Choices, Choices]:
     )
 
 
-class StepForm(forms.Form):
+class StepForm(Styled):
     """One step of a plan. Existing things are picked, never typed; a target that is gone stays visible until it is changed."""
 
     kind = forms.ChoiceField(choices=StepKind.choices)

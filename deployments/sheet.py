@@ -14,6 +14,8 @@ from django.db.models import OuterRef, Subquery
 from deployments.models import Deployment, RunStatus
 from portal.models import Connector, DesignedMachine, Environment, Flow, FlowVersion, Placement, Project, Property
 from portal.properties import is_failover_key, router_name, router_uses, uses
+from runtimes.models import Machine
+from runtimes.protocol import runtime_key
 
 ROWS_PER_PAGE = 100
 FILTERS = {
@@ -40,7 +42,7 @@ def candidates(machine: str, connector: str) -> list[Scope]:
 
 @dataclass(frozen=True)
 class Place:
-    """Somebody who needs a key: a runtime ("external01.erp"), a router ("router on external01"), or a connector that is placed nowhere."""
+    """Somebody who needs a key: a runtime ("external01.erp"), a router ("router on external01")."""
 
     name: str
     machine: str
@@ -65,29 +67,48 @@ class Need:
         self.places += [place for place in places if place not in self.places]
 
 
-def needs(project: Project) -> dict[str, Need]:
-    """Every key that the project's flows (working copy and latest saved version) and its routers use. Five queries."""
+def _places(environment: Environment) -> tuple[dict[int, list[Place]], dict[str, Place]]:
+    """Where connectors (by id) run and routers (by machine) stand: as applied here, or as designed while nothing is applied.
+
+    The same rule as deployments.releases.missing, so that this page and the check before activation agree.
+    """
+    running: dict[int, list[Place]] = defaultdict(list)
+    machines = list(Machine.objects.filter(environment=environment).select_related("router").prefetch_related("runtimes__connector"))
+    if machines:
+        for machine in machines:
+            for runtime in machine.runtimes.all():
+                name = runtime.connector.name
+                running[runtime.connector_id].append(Place(runtime_key(machine.name, name), machine.name, name))
+        routers = {machine.name: Place(router_name(machine.name, machine.kind), machine.name, "") for machine in machines if hasattr(machine, "router")}
+        return running, routers
+    for placement in Placement.objects.filter(connector__project=environment.project_id).select_related("machine", "connector"):
+        name, on = placement.connector.name, placement.machine.name
+        running[placement.connector_id].append(Place(runtime_key(on, name), on, name))
+    designed = DesignedMachine.objects.filter(project=environment.project_id, router=True)
+    return running, {machine.name: Place(router_name(machine.name, machine.kind), machine.name, "") for machine in designed}
+
+
+def needs(environment: Environment) -> dict[str, Need]:
+    """Every key that the project's flows (working copy and latest saved version) and its routers, drawn or applied, use.
+
+    Keys of what is drawn but not applied here have no places: their values can be filled in, but are not missed.
+    """
     found: dict[str, Need] = defaultdict(Need)
-    placed: dict[int, list[Place]] = defaultdict(list)
-    for placement in Placement.objects.filter(connector__project=project).select_related("machine", "connector"):
-        machine, connector = placement.machine.name, placement.connector.name
-        placed[placement.connector_id].append(Place(f"{machine}.{connector}", machine, connector))
-    flows = list(Flow.objects.filter(connector__project=project).select_related("connector", "group"))
+    running, routers = _places(environment)
+    flows = Flow.objects.filter(connector__project=environment.project_id)
     newest = FlowVersion.objects.filter(flow=OuterRef("pk")).order_by("-major", "-minor", "-patch").values("pk")[:1]
-    saved = {
-        version.flow_id: version.definition
-        for version in FlowVersion.objects.filter(pk__in=Flow.objects.filter(connector__project=project).values(latest=Subquery(newest)))
-    }
-    for flow in flows:
-        places = placed[flow.connector_id] or [Place(f"connector {flow.connector.name}, on no machine yet", "", flow.connector.name)]
+    versions = FlowVersion.objects.filter(pk__in=flows.values(latest=Subquery(newest)))
+    saved = {version.flow_id: version.definition for version in versions}
+    for flow in flows.select_related("group"):
         for definition in (flow.definition(), saved.get(flow.pk, flow.definition())):
             for use in uses(flow.name, definition):
-                found[use.key].add(use.used_by, places)
-    for machine_with_router in DesignedMachine.objects.filter(project=project, router=True):
-        name = machine_with_router.name
-        router = router_name(name, machine_with_router.kind)
+                found[use.key].add(use.used_by, running.get(flow.connector_id, []))
+    for machine in DesignedMachine.objects.filter(project=environment.project_id, router=True):
+        for use in router_uses(machine.name):
+            found[use.key].add(f"{router_name(machine.name, machine.kind)}, {use.used_by}", [])
+    for name, place in routers.items():
         for use in router_uses(name):
-            found[use.key].add(f"{router}, {use.used_by}", [Place(router, name, "")])
+            found[use.key].add(f"{place.name}, {use.used_by}", [place])
     return dict(found)
 
 
@@ -148,7 +169,7 @@ def runs_since(environment: Environment) -> datetime | None:
 
 def read(environment: Environment, *, search: str = "", only: Iterable[str] = (), page: int | str = 1, per_page: int = ROWS_PER_PAGE) -> Sheet:
     """One page of the sheet. `only` are names of FILTERS, all of which must hold; `search` is a part of the key."""
-    needed = needs(environment.project)
+    needed = needs(environment)
     since = runs_since(environment)
     scopes: dict[str, list[Scope]] = defaultdict(list)
     secret: set[str] = set()
@@ -217,7 +238,7 @@ def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need],
 
 def row(environment: Environment, key: str) -> Row:
     """One row, as the page shows it."""
-    return _rows(environment, [key], needs(environment.project), runs_since(environment))[0]
+    return _rows(environment, [key], needs(environment), runs_since(environment))[0]
 
 
 def scope_choices(project: Project) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -8,7 +8,8 @@ from django.contrib import messages
 from django.core.paginator import Paginator
 from django.db.models import Count, Q
 from django.http import HttpResponse
-from django.shortcuts import get_object_or_404, render as render_part
+from django.shortcuts import get_object_or_404
+from django.shortcuts import render as render_part
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 

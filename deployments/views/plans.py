@@ -5,6 +5,7 @@ from typing import Any
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
+from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
 
 from deployments import plans
@@ -12,7 +13,7 @@ from deployments.forms import PICKERS, StepForm, show_refusal, step_initial
 from deployments.models import Plan, Step, StepKind
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
-from portal.htmx import UserRequest, redirect, render
+from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment
 
 
@@ -92,7 +93,8 @@ def step_edit(request: UserRequest, slug: str, kind: str, pk: int) -> HttpRespon
 def _show_form(request: UserRequest, environment: Environment, form: StepForm, step: Step | None) -> HttpResponse:
     plan = plans.plan_of(environment)
     context = _context(request, environment, plan) | {"form": form, "step": step, "pickers": {k: list(v) for k, v in PICKERS.items()}}
-    return render(request, "deployments/plan_step.html", context)
+    back = reverse("plan", args=[environment.project.slug, environment.kind])
+    return dialog(request, "deployments/plan_step.html", context, back=back)
 
 
 @require_POST

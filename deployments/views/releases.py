@@ -9,6 +9,7 @@ from django.core.paginator import Paginator
 from django.db.models import OuterRef, Subquery
 from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404
+from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
@@ -17,7 +18,7 @@ from deployments.forms import ActivateForm, DeployForm, ReleaseForm, show_refusa
 from deployments.models import LIVE, Activation, ActivationStatus, Deployment, Release, RunStatus
 from portal.access import get_environment, get_project, may, role_to_deploy
 from portal.errors import NotAllowed
-from portal.htmx import UserRequest, redirect, render
+from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Flow, FlowVersion, Project, Property, Role
 from portal.properties import router_name, router_uses, uses
 from runtimes import failover
@@ -53,6 +54,10 @@ def _pills(project: Project) -> dict[int, Pills]:
     return found
 
 
+def _is_active(pills: dict[int, Pills], release: Release, environment: Environment) -> bool:
+    return any(activation.environment_id == environment.pk for activation in pills.get(release.pk, Pills()).active)
+
+
 def _rights(request: UserRequest, environment: Environment) -> dict[str, Any]:
     team_id = environment.project.team_id
     return {
@@ -71,7 +76,7 @@ def release_list(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     page, pills = found.get_page(request.GET.get("page", 1)), _pills(environment.project)
     context = _rights(request, environment) | {
         "page": page,
-        "rows": [(release, pills.get(release.pk, Pills())) for release in page],
+        "rows": [(release, pills.get(release.pk, Pills()), _is_active(pills, release, environment)) for release in page],
         "environments": environment.project.environments.all(),
         "live": _live(environment),
         "failed_activations": _failed_activations(environment),
@@ -129,12 +134,16 @@ def release_new(request: UserRequest, slug: str, kind: str) -> HttpResponse:
             show_refusal(form, refusal)
         else:
             messages.success(request, f"Release {release.number} is made. Activate it where it shall run next.")
-            return redirect(request, release)
+            return redirect(request, _address(release, environment))
     context = _rights(request, environment) | {"form": form, "drafts": drafts(environment.project)}
-    return render(request, "deployments/release_new.html", context, part="deployments/_release_new.html")
+    return dialog(request, "deployments/release_new.html", context, back=reverse("releases", args=[slug, kind]))
 
 
 # ---------------------------------------------------------------------------------------------------------------- activate
+
+
+def _address(release: Release, environment: Environment) -> str:
+    return f"{release.get_absolute_url()}?environment={environment.kind}"
 
 
 def _release(environment: Environment, number: int) -> Release:
@@ -150,10 +159,12 @@ def release_activate(request: UserRequest, slug: str, kind: str, number: int) ->
         try:
             said = _activate(request, form, release, environment)
         except NotAllowed as refusal:
-            form.add_error(refusal.field if refusal.field in form.fields else None, refusal.sentence)
+            # The missing values are listed below, each linked to its cell: they are not said twice.
+            sentence = f"Release {number} cannot be activated on {environment.name} while values are missing." if refusal.reasons else refusal.sentence
+            form.add_error("at" if refusal.field == "due_at" else None, sentence)
         else:
             messages.success(request, said)
-            return redirect(request, "release", slug, number)
+            return redirect(request, _address(release, environment))
     context = _rights(request, environment) | {
         "release": release,
         "form": form,
@@ -162,7 +173,7 @@ def release_activate(request: UserRequest, slug: str, kind: str, number: int) ->
         "active": releases.active(environment),
         "now": now,
     }
-    return render(request, "deployments/release_activate.html", context, part="deployments/_release_activate.html")
+    return dialog(request, "deployments/release_activate.html", context, back=_address(release, environment))
 
 
 def _activate(request: UserRequest, form: ActivateForm, release: Release, environment: Environment) -> str:
@@ -205,7 +216,7 @@ def release_deploy(request: UserRequest, slug: str, kind: str, number: int) -> H
         else:
             return redirect(request, deployment)
     context = _rights(request, environment) | _preflight(release, environment) | {"release": release, "form": form}
-    return render(request, "deployments/release_deploy.html", context, part="deployments/_release_deploy.html")
+    return dialog(request, "deployments/release_deploy.html", context, back=_address(release, environment))
 
 
 def _preflight(release: Release, environment: Environment) -> dict[str, Any]:
