@@ -34,7 +34,10 @@ class Styled(forms.Form):
 
 def show_refusal(form: forms.Form, refusal: NotAllowed) -> None:
     """Put an act's refusal where it belongs: at the field it names, else above the form; with its single findings."""
-    form.add_error(refusal.field if refusal.field in form.fields else None, [refusal.sentence, *refusal.reasons])
+    name = refusal.field
+    if isinstance(form, StepForm) and name in ("machine", "connector") and "runtime" in PICKERS.get(form.cleaned_data["kind"], ()):
+        name = "runtime"  # one picker for both
+    form.add_error(name if name in form.fields else None, [refusal.sentence, *refusal.reasons])
 
 
 # -------------------------------------------------------------------------------------------------------------- properties
@@ -185,7 +188,11 @@ def _targets(environment: Environment) -> tuple[Choices, Choices, Choices]:
     return (
         [(name, name) for name in machines] + [(name, name + later) for name in designed if name not in machines],
         [(f"{machine}|{connector}", f"{machine}.{connector}") for machine, connector in runtimes]
-        + [(f"{machine}|{connector}", f"{machine}.{connector}{later}") for machine, connector in placed if (machine, connector) not in runtimes],
+        + [
+            (f"{machine}|{connector}", f"{machine}.{connector}{later}")
+            for machine, connector in placed
+            if (machine, connector) not in runtimes
+        ],
         [(name, f"{name} ({', '.join(sorted(c for n, c in groups if n == name))})") for name in sorted({name for name, _ in groups})],
     )
 
@@ -199,11 +206,17 @@ class StepForm(Styled):
     group = forms.ChoiceField(required=False)
     instruction = forms.CharField(required=False, widget=forms.Textarea(attrs={"rows": 3}))
     timeout_seconds = forms.IntegerField(
-        label="Time limit (seconds)", min_value=1, max_value=86400, initial=120, help_text="The step fails with its reason when it is not done by then."
+        label="Time limit (seconds)",
+        min_value=1,
+        max_value=86400,
+        initial=120,
+        help_text="The step fails with its reason when it is not done by then.",
     )
 
-    def __init__(self, *args: Any, environment: Environment, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, environment: Environment, changes: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # A step keeps its kind: another kind is another step.
+        self.fields["kind"].disabled = changes
         for name, choices in zip(("machine", "runtime", "group"), _targets(environment), strict=True):
             field = self.fields[name]
             assert isinstance(field, forms.ChoiceField)

@@ -79,7 +79,11 @@ def _places(environment: Environment) -> tuple[dict[int, list[Place]], dict[str,
             for runtime in machine.runtimes.all():
                 name = runtime.connector.name
                 running[runtime.connector_id].append(Place(runtime_key(machine.name, name), machine.name, name))
-        routers = {machine.name: Place(router_name(machine.name, machine.kind), machine.name, "") for machine in machines if hasattr(machine, "router")}
+        routers = {
+            machine.name: Place(router_name(machine.name, machine.kind), machine.name, "")
+            for machine in machines
+            if hasattr(machine, "router")
+        }
         return running, routers
     for placement in Placement.objects.filter(connector__project=environment.project_id).select_related("machine", "connector"):
         name, on = placement.connector.name, placement.machine.name
@@ -167,7 +171,9 @@ def runs_since(environment: Environment) -> datetime | None:
     )
 
 
-def read(environment: Environment, *, search: str = "", only: Iterable[str] = (), page: int | str = 1, per_page: int = ROWS_PER_PAGE) -> Sheet:
+def read(
+    environment: Environment, *, search: str = "", only: Iterable[str] = (), page: int | str = 1, per_page: int = ROWS_PER_PAGE
+) -> Sheet:
     """One page of the sheet. `only` are names of FILTERS, all of which must hold; `search` is a part of the key."""
     needed = needs(environment)
     since = runs_since(environment)
@@ -227,7 +233,8 @@ def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need],
                 key=key,
                 used_by=need.used_by,
                 lines=[
-                    Line(value, gets[value.machine, value.connector], changed=since is not None and value.updated_at > since) for value in here
+                    Line(value, gets[value.machine, value.connector], changed=since is not None and value.updated_at > since)
+                    for value in here
                 ],
                 missing=gets[None],
                 elsewhere=[Elsewhere(other, values[other.pk, key]) for other in environments if other.pk != environment.pk],

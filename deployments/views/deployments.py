@@ -136,7 +136,11 @@ def _log(deployment: Deployment, level: str, *, after: tuple[int, int]) -> dict[
     """Lines of the steps and of the machines' logs during the deployment, after the two given ids, at `level` or above. Two queries."""
     after_step, after_runtime = after
     levels = LEVELS[LEVELS.index(level) :]
-    told = StepLog.objects.filter(step__deployment=deployment, id__gt=after_step, level__in=levels).select_related("step").order_by("-id")[:FIRST_LINES]
+    told = (
+        StepLog.objects.filter(step__deployment=deployment, id__gt=after_step, level__in=levels)
+        .select_related("step")
+        .order_by("-id")[:FIRST_LINES]
+    )
     lines = [Line(line.at, line.level, line.machine, line.text, line.step.number) for line in told]
     heard: list[RuntimeLog] = []
     if deployment.started_at:

@@ -17,16 +17,20 @@ from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment
 
 
-def _context(request: UserRequest, environment: Environment, plan: Plan, *, said: str = "", refusal: NotAllowed | None = None) -> dict[str, Any]:
+def _context(
+    request: UserRequest, environment: Environment, plan: Plan, *, said: str = "", refusal: NotAllowed | None = None
+) -> dict[str, Any]:
     project = environment.project
     others = [other for other in project.environments.all() if other.pk != environment.pk]
+    copies = [(other, may(request.user, project.team_id, role_to_deploy(other))) for other in others]
     return {
         "project": project,
         "environment": environment,
         "environments": project.environments.all(),
         "may_edit": may(request.user, project.team_id, role_to_deploy(environment)),
         "role_to_edit": role_to_deploy(environment).label,
-        "others": [(other, may(request.user, project.team_id, role_to_deploy(other))) for other in others],
+        "others": copies,
+        "may_copy_any": any(allowed for _, allowed in copies),
         "plan": plan,
         "steps": list(plan.steps.all()),
         "findings": plans.lint(plan),
@@ -78,10 +82,10 @@ def step_edit(request: UserRequest, slug: str, kind: str, pk: int) -> HttpRespon
         instruction=step.instruction,
         timeout_seconds=step.timeout_seconds,
     )
-    form = StepForm(request.POST or None, environment=environment, initial=initial)
+    form = StepForm(request.POST or None, environment=environment, initial=initial, changes=True)
     if request.method == "POST" and form.is_valid():
         try:
-            plans.change_step(step, kind=form.step_kind, **form.step_fields)
+            plans.change_step(step, **form.step_fields)
         except NotAllowed as refusal:
             show_refusal(form, refusal)
         else:
@@ -90,9 +94,15 @@ def step_edit(request: UserRequest, slug: str, kind: str, pk: int) -> HttpRespon
     return _show_form(request, environment, form, step)
 
 
+def _kinds_by_picker() -> dict[str, str]:
+    """ "runtime" -> the kinds of step that need that picker, separated by blanks."""
+    names = {name for needed in PICKERS.values() for name in needed}
+    return {name: " ".join(kind for kind, needed in PICKERS.items() if name in needed) for name in names}
+
+
 def _show_form(request: UserRequest, environment: Environment, form: StepForm, step: Step | None) -> HttpResponse:
     plan = plans.plan_of(environment)
-    context = _context(request, environment, plan) | {"form": form, "step": step, "pickers": {k: list(v) for k, v in PICKERS.items()}}
+    context = _context(request, environment, plan) | {"form": form, "step": step, "pickers": _kinds_by_picker()}
     back = reverse("plan", args=[environment.project.slug, environment.kind])
     return dialog(request, "deployments/plan_step.html", context, back=back)
 
@@ -129,7 +139,9 @@ def plan_default(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     """Steps that exist are only replaced when the person said so."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
     if plans.plan_of(environment).steps.exists() and not request.POST.get("replace"):
-        return _answer(request, environment, "", NotAllowed("The plan has steps already: confirm that the default plan shall replace them."))
+        return _answer(
+            request, environment, "", NotAllowed("The plan has steps already: confirm that the default plan shall replace them.")
+        )
     try:
         plan = plans.default_plan(environment)
     except NotAllowed as refusal:

@@ -124,7 +124,10 @@ def property_row(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     """The row as it is, when its form is closed without saving."""
     environment = get_environment(request.user, slug, kind)
     key = request.GET.get("key", "")
-    context = _context(request, environment) | {"row": sheet.row(environment, key), "here": request.GET.get("next") or _address(environment, key)}
+    context = _context(request, environment) | {
+        "row": sheet.row(environment, key),
+        "here": request.GET.get("next") or _address(environment, key),
+    }
     return render(request, "deployments/_properties_row.html", context)
 
 
@@ -157,4 +160,6 @@ def properties_csv(request: UserRequest, slug: str, kind: str) -> HttpResponse:
 
 def _plain(cells: Iterable[str]) -> list[str]:
     """A spreadsheet runs a cell that begins like a formula: a leading apostrophe makes it text (numbers stay as they are)."""
-    return [f"'{cell}" if cell[:1] in "=+-@\t\r" and cell and not cell.lstrip("+-").replace(".", "", 1).isdigit() else cell for cell in cells]
+    return [
+        f"'{cell}" if cell[:1] in "=+-@\t\r" and cell and not cell.lstrip("+-").replace(".", "", 1).isdigit() else cell for cell in cells
+    ]

@@ -32,30 +32,34 @@ TABS = {"contents": "Contents", "properties": "Properties", "preflight": "Prefli
 
 
 @dataclass
-class Pills:
-    """Where a release is chosen, going to be chosen, or runs."""
+class Pill:
+    """What a release is in one environment: chosen, going to be chosen, deployed."""
 
-    active: list[Activation] = field(default_factory=list)
+    environment: Environment
+    active: bool = False
     scheduled: list[Activation] = field(default_factory=list)
-    deployed: list[Deployment] = field(default_factory=list)
+    deployed: Deployment | None = None  # the last that succeeded there, when it was of this release
 
 
-def _pills(project: Project) -> dict[int, Pills]:
-    """By release id. Two queries."""
-    found: dict[int, Pills] = defaultdict(Pills)
+def _pills(project: Project) -> dict[int, list[Pill]]:
+    """By release id, in the order of promotion. Two queries."""
+    found: dict[int, dict[int, Pill]] = defaultdict(dict)
     chosen = Activation.objects.filter(release__project=project, status__in=(ActivationStatus.ACTIVE, ActivationStatus.SCHEDULED))
-    for activation in chosen.select_related("environment__project", "created_by").order_by("environment__position", "due_at"):
-        pills = found[activation.release_id]
-        (pills.active if activation.status == ActivationStatus.ACTIVE else pills.scheduled).append(activation)
+    for activation in chosen.select_related("environment__project", "created_by").order_by("due_at"):
+        pill = found[activation.release_id].setdefault(activation.environment_id, Pill(activation.environment))
+        if activation.status == ActivationStatus.ACTIVE:
+            pill.active = True
+        else:
+            pill.scheduled.append(activation)
     last = Deployment.objects.filter(environment=OuterRef("pk"), status=RunStatus.SUCCEEDED).order_by("-id").values("pk")[:1]
     newest = Deployment.objects.filter(pk__in=project.environments.values(last=Subquery(last)))
-    for deployment in newest.select_related("environment__project").order_by("environment__position"):
-        found[deployment.release_id].deployed.append(deployment)
-    return found
+    for deployment in newest.select_related("environment__project"):
+        found[deployment.release_id].setdefault(deployment.environment_id, Pill(deployment.environment)).deployed = deployment
+    return {release: sorted(pills.values(), key=lambda pill: pill.environment.position) for release, pills in found.items()}
 
 
-def _is_active(pills: dict[int, Pills], release: Release, environment: Environment) -> bool:
-    return any(activation.environment_id == environment.pk for activation in pills.get(release.pk, Pills()).active)
+def _is_active(pills: list[Pill], environment: Environment) -> bool:
+    return any(pill.active and pill.environment.pk == environment.pk for pill in pills)
 
 
 def _rights(request: UserRequest, environment: Environment) -> dict[str, Any]:
@@ -76,7 +80,7 @@ def release_list(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     page, pills = found.get_page(request.GET.get("page", 1)), _pills(environment.project)
     context = _rights(request, environment) | {
         "page": page,
-        "rows": [(release, pills.get(release.pk, Pills()), _is_active(pills, release, environment)) for release in page],
+        "rows": [(release, pills.get(release.pk, []), _is_active(pills.get(release.pk, []), environment)) for release in page],
         "environments": environment.project.environments.all(),
         "live": _live(environment),
         "failed_activations": _failed_activations(environment),
@@ -160,7 +164,11 @@ def release_activate(request: UserRequest, slug: str, kind: str, number: int) ->
             said = _activate(request, form, release, environment)
         except NotAllowed as refusal:
             # The missing values are listed below, each linked to its cell: they are not said twice.
-            sentence = f"Release {number} cannot be activated on {environment.name} while values are missing." if refusal.reasons else refusal.sentence
+            sentence = (
+                f"Release {number} cannot be activated on {environment.name} while values are missing."
+                if refusal.reasons
+                else refusal.sentence
+            )
             form.add_error("at" if refusal.field == "due_at" else None, sentence)
         else:
             messages.success(request, said)
@@ -257,7 +265,7 @@ def release_page(request: UserRequest, slug: str, number: int) -> HttpResponse:
         "environments": environments,
         "tab": tab,
         "tabs": TABS,
-        "pills": _pills(project).get(release.pk, Pills()),
+        "pills": _pills(project).get(release.pk, []),
         "active": active,
         "live": _live(environment),
         "is_active": active is not None and active.pk == release.pk,
