@@ -47,8 +47,7 @@ class KeyField(forms.CharField):
     """A key, also when it is pasted as the placeholder `${key}`."""
 
     def to_python(self, value: Any) -> str:
-        key: str = super().to_python(value)
-        return key.removeprefix("${").removesuffix("}").strip()
+        return (super().to_python(value) or "").removeprefix("${").removesuffix("}").strip()
 
 
 class PropertyForm(Styled):

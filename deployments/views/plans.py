@@ -62,7 +62,7 @@ def step_new(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     form = StepForm(request.POST or None, environment=environment, initial={"kind": StepKind.DEPLOY_RUNTIME})
     if request.method == "POST" and form.is_valid():
         try:
-            step = plans.add_step(plans.plan_of(environment), form.step_kind, **form.step_fields)
+            step = plans.add_step(plans.plan_of(environment), form.step_kind, position=None, **form.step_fields)
         except NotAllowed as refusal:
             show_refusal(form, refusal)
         else:

@@ -57,7 +57,7 @@ def property_edit(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     if request.method == "POST":
         return _save(request, environment)
     scope = f"{request.GET.get('machine', '')}|{request.GET.get('connector', '')}"
-    initial = {"key": request.GET.get("key", ""), "scope": scope, "next": request.GET.get("next", "")}
+    initial: dict[str, Any] = {"key": request.GET.get("key", ""), "scope": scope, "next": request.GET.get("next", "")}
     value = None if request.GET.get("add") else _stored(environment, initial["key"], scope)
     if value:
         initial |= {"value": "" if value.secret else value.value, "secret": value.secret}

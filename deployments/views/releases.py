@@ -294,7 +294,7 @@ def _tab(tab: str, release: Release, environment: Environment) -> dict[str, Any]
 
 def _content(release: Release) -> dict[str, Any]:
     """The snapshot, with names beside the keys that it stores."""
-    content = release.content
+    content: dict[str, Any] = release.content
     names = {group.get("id"): group.get("name") for group in content.get("groups", [])}
     return content | {"flows": [flow | {"group_name": names.get(flow.get("group"), "")} for flow in content.get("flows", [])]}
 

@@ -111,7 +111,9 @@ def test_a_plan_without_balance_is_complained_about_beside_it(client: Client, de
     assert "Nothing to complain about" not in html
 
 
-def test_a_plan_is_copied_only_where_one_may_edit(client: Client, developer: User, operator: User, plan: Plan, acceptance: Environment) -> None:
+def test_a_plan_is_copied_only_where_one_may_edit(
+    client: Client, developer: User, operator: User, plan: Plan, acceptance: Environment
+) -> None:
     client.force_login(developer)
     assert client.post(f"{PAGE}copy/", {"to": "acceptance"}).status_code == 403
     client.force_login(operator)

@@ -120,9 +120,7 @@ def test_a_refused_value_names_the_field_and_keeps_what_was_typed(
     assert not Property.objects.exists()
 
 
-def test_another_value_never_replaces_one_silently(
-    client: Client, developer: User, erp: Connector, test_environment: Environment
-) -> None:
+def test_another_value_never_replaces_one_silently(client: Client, developer: User, erp: Connector, test_environment: Environment) -> None:
     properties.set_value(test_environment, "erp.outbox", "/out", by=developer)
     client.force_login(developer)
     html = save(client, "erp.outbox", "/other", add="True").content.decode()
@@ -188,9 +186,7 @@ def test_the_export_holds_what_the_filter_shows(client: Client, viewer: User, er
         pytest.param("stranger", "test", 404, id="a stranger learns nothing"),
     ],
 )
-def test_who_may_edit(
-    client: Client, request: pytest.FixtureRequest, erp: Connector, person: str, kind: str, status: int
-) -> None:
+def test_who_may_edit(client: Client, request: pytest.FixtureRequest, erp: Connector, person: str, kind: str, status: int) -> None:
     client.force_login(request.getfixturevalue(person))
     page = f"/projects/webshop/{kind}/properties/"
     assert client.post(f"{page}edit/", {"key": "a.b", "scope": "|", "value": "1", "add": "True"}).status_code == status
