@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import select
+import shutil
 import signal
 import sys
 import time
@@ -77,6 +78,7 @@ class Stack:
         self.machines = machines
         self.port = port
         self.started_at = datetime.now(UTC)
+        self.started_in = Path.cwd()
         self.children: list[Child] = []
         self.stopping = False
         self.stop_asked = ""
@@ -142,6 +144,13 @@ class Stack:
         """Of every child: BATON_HOME as an absolute path, and the code's place, for their working directory is inside BATON_HOME."""
         no_proxy = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1,localhost"]))
         kept = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PORT")}
+        if etcd := kept.get("ETCD_BIN"):
+            found = shutil.which(etcd)
+            if found is None:
+                raise Refused(
+                    f"ETCD_BIN says {etcd}, which is no program that can be run. Correct it, or leave it out: an etcd is then found."
+                )
+            kept["ETCD_BIN"] = str(self.started_in / found)  # children work in other folders
         path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH", "")])]
         return kept | {
             "BATON_HOME": str(self.home),
