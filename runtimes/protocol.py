@@ -426,6 +426,11 @@ class KeeperNews(Wire, frozen=True):
 
 T = TypeVar("T")
 
+# msgspec learns a class when it first decodes one, and two threads that do so at the same time crash the interpreter (seen with 0.22 when
+# three agents reported in the portal's first moment). Learned here, once, under Python's import lock.
+for _kind in Wire.__subclasses__():
+    msgspec.json.Decoder(_kind)
+
 
 def encode(message: Any) -> bytes:
     """One message as JSON bytes without line breaks; field order is the class's, so equal messages give equal bytes."""
