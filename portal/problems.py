@@ -6,7 +6,7 @@
 from http import HTTPStatus
 from typing import Any
 
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.http import Http404
 from rest_framework import exceptions
 from rest_framework.renderers import JSONRenderer
@@ -58,6 +58,8 @@ def handle(exception: Exception, context: dict[str, Any]) -> Response | None:
             document = body(404, "not-found", str(exception) if exception.args and exception.args[0] else "There is no such thing.")
         case PermissionDenied():
             document = body(403, "forbidden", str(exception) or "Your role does not include this.")
+        case RequestDataTooBig():
+            document = body(413, "too-large", "The body is larger than this endpoint takes.")
         case exceptions.ValidationError():
             errors = _flat(exception.detail)
             sentences = [f"{field}: {sentence}" for field, found in errors.items() for sentence in found]

@@ -128,6 +128,26 @@ def test_a_switch_that_cannot_be_right_is_refused(
     assert answer["Content-Type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        pytest.param(b"[" * 100_000, 400, "nested too deeply", id="nested without end"),
+        pytest.param(b'{"candidate": "' + b"x" * 3_000_000 + b'"}', 413, "larger", id="huge"),
+        pytest.param(b"\xff\xfe", 400, "JSON parse error", id="no UTF-8"),
+        pytest.param(b'{"candidat": "external02"}', 400, "candidat: There is no such field", id="a misspelt field is no Stop"),
+        pytest.param(b"[]", 400, "dictionary", id="a list"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused_and_changes_nothing(
+    operator: User, group: FailoverGroup, body: bytes, status: int, said: str
+) -> None:
+    answer = client_of(operator).post(f"/api/v1/groups/{group.pk}/switch/", body, content_type="application/json")
+    assert answer.status_code == status
+    assert answer["Content-Type"] == "application/problem+json"
+    assert said in answer.json()["detail"]
+    assert not group.requests.exists()
+
+
 def test_a_candidate_that_is_not_ready_is_refused(operator: User, group: FailoverGroup) -> None:
     GroupMember.objects.filter(runtime__machine__name="external02").update(observed_ready=False, observed_reason="It starts.")
     answer = client_of(operator).post(f"/api/v1/groups/{group.pk}/switch/", {"candidate": "external02"}, format="json")

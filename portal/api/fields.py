@@ -28,6 +28,16 @@ def signed_in(request: Request) -> User:
     return request.user
 
 
+class ExactInput(serializers.Serializer[Any]):
+    """Body of an act whose fields can be left out: an unknown one is refused, lest a misspelt one change what the act does."""
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if unknown := [str(name) for name in self.initial_data if name not in self.fields]:
+            known = ", ".join(self.fields)
+            raise serializers.ValidationError({name: [f"There is no such field; known are: {known}."] for name in unknown})
+        return attrs
+
+
 class EnvironmentChoice(serializers.Serializer[Any]):
     """Body that names an environment of a project known from elsewhere."""
 

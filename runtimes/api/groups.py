@@ -10,7 +10,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from portal.api.fields import EnvironmentFilter, Gated
+from portal.api.fields import EnvironmentFilter, ExactInput, Gated
 from portal.models import Role
 from runtimes import failover
 from runtimes.models import PREFERENCES, FailoverGroup, GroupRequest, LeadershipChange
@@ -86,12 +86,12 @@ class RequestSerializer(serializers.ModelSerializer[GroupRequest]):
         fields = ("request", "status", "kind", "machine", "code", "reason", "created_at", "ended_at")
 
 
-class SwitchInput(serializers.Serializer[Any]):
+class SwitchInput(ExactInput):
     candidate = serializers.CharField(required=False, allow_null=True, help_text="Machine that shall lead; left out: any ready follower")
     expected_leader = serializers.CharField(required=False, allow_null=True, help_text="Machine that leads as you see it; else 412")
 
 
-class MachineInput(serializers.Serializer[Any]):
+class MachineInput(ExactInput):
     machine = serializers.CharField()
 
 
