@@ -10,7 +10,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
 from django.db.models import Max, OuterRef, Subquery
 
-from deployments import plans
+from deployments import moves, plans
 from deployments.models import Activation, ActivationStatus, Release
 from portal import properties
 from portal.errors import Busy, Invalid, NotAllowed
@@ -197,7 +197,9 @@ def warnings(release: Release, environment: Environment) -> list[str]:
         count[connector] = count.get(connector, 0) + 1
     failing_over = {item["name"] for item in content["connectors"] if item["failover"] and count.get(item["name"], 0) > 1}
     groups = [group["name"] for group in content["groups"] if group["connector"] in failing_over]
-    sentences = plans.balance_findings(list(plans.plan_of(environment).steps.all()), groups)
+    steps = list(plans.plan_of(environment).steps.all())
+    sentences = [item.sentence for item in moves.foreseen(release, environment, steps)]
+    sentences += plans.balance_findings(steps, groups)
     if groups and not routers:
         sentences.append(
             f"{environment.name} has no routers, so nothing fails over there: use Design › Architecture › Apply settings, "
@@ -241,9 +243,8 @@ def bundle_for(release: Release, runtime: Runtime, values: Iterable[Property]) -
         "machine", "connector"
     )
     members = sorted(sibling.key for sibling in siblings)
-    failover = (
-        bool(designed["failover"]) and len(members) > 1 and Router.objects.filter(machine__environment_id=runtime.environment_id).exists()
-    )
+    routers = Router.objects.filter(machine__environment_id=runtime.environment_id).exists()
+    failover = moves.fails_over(designed, len(members), routers=routers)
     return protocol.BundleContent(
         environment=runtime.environment.kind,
         machine=machine,

@@ -18,7 +18,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import DatabaseError, IntegrityError, transaction
 from django.db.models import F, Max, OuterRef, Q, Subquery
 
-from deployments import plans, releases, steps
+from deployments import moves, plans, releases, steps
 from deployments.models import BROKEN, DONE, LIVE, Deployment, Release, RunStatus, StepKind, StepLog, StepRun
 from deployments.steps import Outcome
 from portal.errors import Busy, NotAllowed
@@ -61,6 +61,8 @@ def obstacles(release: Release, environment: Environment, *, now: datetime) -> l
             found.append(steps.silence(machines[name], now))
     found += [item.sentence for item in releases.missing(release, environment)]
     found += plans.problems(plan)
+    for gap in moves.foreseen(release, environment, list(plan.steps.all())):
+        found += [moves.not_deployed_later(runtime, gap.clauses) for runtime in gap.left]
     return found
 
 

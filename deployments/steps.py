@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal
 
-from deployments import releases
-from deployments.models import Deployment, StepKind, StepLog, StepRun
+from deployments import moves, releases
+from deployments.models import DONE, Deployment, StepKind, StepLog, StepRun
 from portal import properties
 from portal.errors import Busy, NotAllowed, NotReady, Stale
 from portal.models import Property
@@ -313,7 +313,9 @@ class OnRuntime(Kind):
         memory = memory_of(step, runtime)
         if "orders" not in memory:
             if self.needs_order(step, runtime, memory, now):
-                wait = hand_over(step, runtime, memory, now) if self.gives_up_leadership else None
+                wait = self.clear_the_way(step, runtime, memory, now)
+                if wait is None and self.gives_up_leadership and "stopping" not in memory:
+                    wait = hand_over(step, runtime, memory, now)
                 if wait is not None:
                     return wait
                 self.order(step, runtime, memory, now)
@@ -323,6 +325,10 @@ class OnRuntime(Kind):
     def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
         """False: it is as wished already, and nothing is disturbed."""
         return True
+
+    def clear_the_way(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome | None:
+        """What must have stopped before this runtime may be ordered. None: nothing (any more)."""
+        return None
 
     def order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> None:
         raise NotImplementedError
@@ -334,6 +340,56 @@ class OnRuntime(Kind):
 # ----------------------------------------------------------------------------------------------------------- runtimes: deploy
 
 
+def stop_siblings(step: StepRun, runtime: Runtime, content: protocol.BundleContent, memory: Memory, now: datetime) -> Outcome | None:
+    """Hold every sibling that runs, or is ordered to run, what must not run beside `content`, and wait until each is proven stopped.
+
+    None: nothing runs that disagrees. Siblings that agree already go on. Held ones are started by their own deploy step.
+
+    Raises:
+        NotAllowed: no later step deploys such a sibling; nothing was touched.
+    """
+    siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id).exclude(pk=runtime.pk)
+    clashing = moves.clashes(siblings.select_related("machine", "connector"), moves.layout_of(content))
+    if not clashing:
+        return None
+    later = list(StepRun.objects.filter(deployment_id=step.deployment_id, number__gt=step.number).exclude(status__in=DONE))
+    left = [(sibling, clauses) for sibling, clauses in clashing if not any(moves.deploys(other, sibling) for other in later)]
+    if left:
+        reasons = [moves.not_deployed_later(sibling, clauses) for sibling, clauses in left]
+        raise NotAllowed(" ".join(reasons), reasons=reasons)
+    first = [sibling for sibling, _ in clashing if not sibling.held]
+    for sibling, clauses in clashing:
+        fleet.hold(sibling, f"deployment {step.deployment_id} changes who takes: {' and '.join(clauses)}.")
+    because = list(dict.fromkeys(clause for _, clauses in clashing for clause in clauses))
+    sentence = moves.gap(runtime.connector.name, [runtime, *(sibling for sibling, _ in clashing)], because)
+    versions = memory.setdefault("stopping", {})
+    for sibling, _ in clashing:
+        if sibling.key not in versions:  # as of now: the hold is in these orders
+            versions[sibling.key] = Machine.objects.values_list("orders_version", flat=True).get(pk=sibling.machine_id)
+    if first:
+        note(step, f"There is a gap: {sentence}.", now, machine=runtime.machine.name, level="warning")
+    waits = [wait for sibling, _ in clashing if (wait := _not_proven_stopped(sibling, versions[sibling.key], now))]
+    if waits:
+        return running(f"{sentence}. {' '.join(waits)}")
+    if not memory.get("all_stopped"):
+        memory["all_stopped"] = True
+        stopped = " and ".join(sibling.key for sibling, _ in clashing)
+        note(step, f"{stopped}: proven stopped. {runtime.key} may start.", now, machine=runtime.machine.name)
+    return None
+
+
+def _not_proven_stopped(runtime: Runtime, orders: int, now: datetime) -> str:
+    """Why; empty when its machine took these orders and then saw no process. What was proven once stays so: only new orders start it."""
+    machine, state = runtime.machine, RuntimeState(runtime.observed_state)
+    if machine.orders_taken >= orders and state == RuntimeState.STOPPED:
+        return ""
+    if machine.is_silent(now=now):
+        return f"It cannot be proven that {runtime.key} stopped: {silence(machine, now)}"
+    if machine.orders_taken < orders:
+        return f"{machine.name} has not taken its orders yet."
+    return f"{runtime.key} is {state.value}{_because(runtime.observed_reason)}"
+
+
 class DeployRuntime(OnRuntime):
     def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
         values = Property.objects.filter(environment=runtime.environment)
@@ -341,6 +397,7 @@ class DeployRuntime(OnRuntime):
         memory["digest"] = bundle.digest
         memory["unchanged"] = (
             runtime.desired_running
+            and not runtime.held
             and runtime.desired_bundle_id == bundle.digest == runtime.observed_digest
             and runtime.observed_state == RuntimeState.READY
             and runtime.observed_restarts >= runtime.desired_restarts
@@ -348,17 +405,21 @@ class DeployRuntime(OnRuntime):
         )
         return not memory["unchanged"]
 
+    def clear_the_way(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome | None:
+        content = protocol.decode(protocol.BundleContent, bytes(Bundle.objects.get(pk=memory["digest"]).content))
+        return stop_siblings(step, runtime, content, memory, now)
+
     def order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> None:
         machine = runtime.machine.name
         release = step.deployment.release.number
-        again = runtime.desired_bundle_id == memory["digest"] and runtime.desired_running
+        again = runtime.desired_bundle_id == memory["digest"] and runtime.desired_running and not runtime.held
         bundle = Bundle.objects.get(pk=memory["digest"])
         fleet.assign(runtime, bundle)
         note(step, f"{runtime.key} is ordered to run release {release}, bundle {bundle}.", now, machine=machine)
         if not runtime.desired_running:
             fleet.start(runtime)
             note(step, f"{runtime.key} was stopped by a person; deploying starts it.", now, machine=machine)
-        elif again and runtime.observed_state in (RuntimeState.FAILED, RuntimeState.BACKOFF):
+        elif again and runtime.observed_state in (RuntimeState.FAILED, RuntimeState.BACKOFF, RuntimeState.HANGING):
             fleet.restart(runtime)
             note(step, f"{runtime.key} has these orders already but is {runtime.observed_state}: it starts anew.", now, machine=machine)
 
@@ -394,6 +455,7 @@ class StartRuntime(OnRuntime):
 
     def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
         _ordered_digest(runtime)
+        fleet.refuse_held(runtime)
         return not runtime.desired_running
 
     def order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> None:

@@ -17,7 +17,7 @@ from runtimes.protocol import Preference, RuntimeState
 # Called before an environment is changed; raises NotAllowed when it must not be now. deployments adds "a deployment runs".
 guards: list[Callable[[Environment], None]] = []
 
-RUNS = (RuntimeState.STARTING, RuntimeState.READY, RuntimeState.BACKOFF)
+RUNS = (RuntimeState.STARTING, RuntimeState.READY, RuntimeState.HANGING, RuntimeState.BACKOFF)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _still_runs(drawn: _Drawn, present: _Present) -> list[str]:
     now, reasons = timezone.now(), []
     for key in sorted(present.runtimes.keys() - drawn.runtimes.keys()):
         runtime = present.runtimes[key]
-        wished = runtime.desired_running and runtime.desired_bundle_id is not None
+        wished = runtime.desired_running and not runtime.held and runtime.desired_bundle_id is not None
         seen = runtime.observed_state in RUNS and not runtime.machine.is_silent(now=now)
         if wished or seen:
             reasons.append(f"Runtime {runtime.key} still runs: stop it first (Deploy › Architecture, right-click, Stop).")

@@ -211,6 +211,8 @@ def member_wish(said: failover.MemberVerdict, request: GroupRequest | None) -> s
         return f"to {verb[protocol.RequestKind(request.kind)]}, asked by {request.actor}"
     if not runtime.desired_running:
         return "runtime stopped"
+    if runtime.held:
+        return "runtime stopped until it is deployed"
     return {"leader": "preferred leader", "backup": "backup"}.get(runtime.preference, "no preference")
 
 

@@ -186,7 +186,7 @@ def _runtime_order(runtime: Runtime, groups: list[FailoverGroup]) -> protocol.Ru
     return protocol.RuntimeOrder(
         key=runtime.key,
         connector=runtime.connector.name,
-        running=runtime.desired_running,
+        running=runtime.desired_running and not runtime.held,
         digest=runtime.desired_bundle_id,
         release=runtime.desired_bundle.release_number if runtime.desired_bundle else None,
         restarts=runtime.desired_restarts,
@@ -227,16 +227,16 @@ def ordered_bundle(machine: Machine, digest: str) -> Bundle | None:
 
 @transaction.atomic
 def assign(runtime: Runtime, bundle: Bundle) -> None:
-    """Order a runtime to run a bundle: writes desired_* and stops there. Failover groups and their members follow the bundle."""
+    """Order a runtime to run a bundle: writes desired_* and stops there. Failover groups and members follow the bundle; a hold ends."""
     content = protocol.decode(protocol.BundleContent, bytes(bundle.content))
     touched = _refresh_groups(runtime, content)
     row = Runtime.objects.select_for_update(of=("self",)).select_related("desired_bundle").get(pk=runtime.pk)
-    if row.desired_bundle != bundle:
+    if row.desired_bundle != bundle or row.held:
         stopped = _stopped_flows(row, content)
-        Runtime.objects.filter(pk=row.pk).update(desired_bundle=bundle, desired_stopped_flows=stopped)
+        Runtime.objects.filter(pk=row.pk).update(desired_bundle=bundle, desired_stopped_flows=stopped, held="")
         runtime.desired_stopped_flows = stopped
         touched.add(runtime.machine)
-    runtime.desired_bundle = bundle
+    runtime.desired_bundle, runtime.held = bundle, ""
     touch(*touched)
 
 
@@ -279,7 +279,8 @@ def _refresh_groups(runtime: Runtime, content: protocol.BundleContent) -> set[Ma
 
 
 def start(runtime: Runtime) -> None:
-    """Wish that the runtime runs; the wish stays until somebody stops it."""
+    """Wish that the runtime runs; the wish stays until somebody stops it. Raises NotAllowed while it is held."""
+    refuse_held(runtime)
     _want(runtime, running=True)
 
 
@@ -296,12 +297,29 @@ def _want(runtime: Runtime, *, running: bool) -> None:
 
 
 @transaction.atomic
+def hold(runtime: Runtime, why: str) -> None:
+    """Stop the runtime until it is deployed; that it was wished to run stays wished. Its agent starts it again only with the bundle that
+    is ordered then. `why` is a sentence for people."""
+    if Runtime.objects.filter(pk=runtime.pk, held="").update(held=why):
+        touch(runtime.machine)
+        runtime.held = why
+
+
+def refuse_held(runtime: Runtime) -> None:
+    """Raises NotAllowed with the remedy: what it would run must not run beside what its siblings run."""
+    why = Runtime.objects.filter(pk=runtime.pk).values_list("held", flat=True).first()
+    if why:
+        raise NotAllowed(f"{runtime.key} stays stopped until it is deployed: {why.rstrip('.')}. Deploy a release to start it.")
+
+
+@transaction.atomic
 def restart(runtime: Runtime) -> None:
     """Wish one restart of a running runtime.
 
     Raises:
-        NotAllowed: it is stopped; start it instead.
+        NotAllowed: it is stopped; start it instead. Or it is held.
     """
+    refuse_held(runtime)
     if not Runtime.objects.filter(pk=runtime.pk, desired_running=True).update(desired_restarts=F("desired_restarts") + 1):
         raise NotAllowed(f"{runtime.key} is stopped: start it instead.")
     runtime.refresh_from_db(fields=["desired_restarts"])

@@ -68,6 +68,7 @@ class RuntimeState(StrEnum):
     STOPPED = "stopped"  # as wished
     STARTING = "starting"
     READY = "ready"
+    HANGING = "hanging"  # its process is there but has not answered for seconds: what it last said is no fact any more
     BACKOFF = "backoff"  # exited three times in a row without having been ready; restarts later
     FAILED = "failed"  # cannot be started: see the reason (a bundle that does not verify, say)
 
@@ -380,6 +381,9 @@ class RuntimeConfig(Wire, frozen=True):
     stopped_flows: list[str] = []
 
 
+SIGN_OF_LIFE_SECONDS = 0.9  # a process says something to its keeper at least once per second
+
+
 class ProcessNews(Wire, frozen=True):
     """process -> keeper -> agent. `status` is the whole picture and replaces the one before; events pile up until acknowledged."""
 
@@ -389,6 +393,7 @@ class ProcessNews(Wire, frozen=True):
     flows: list[FlowReport] | None = None
     event: LeadershipEvent | None = None
     outcome: RequestOutcome | None = None  # how a request in control/<group> ended, said by the member that closed it
+    # Nothing set: a sign of life, sent when nothing was said for SIGN_OF_LIFE_SECONDS.
 
 
 class ProcessCommand(Wire, frozen=True):
@@ -416,6 +421,7 @@ class KeeperNews(Wire, frozen=True):
     was_ready: bool = False
     ready: bool = False
     reason: str = ""
+    hangs: str = ""  # "the process of external02.erp has not answered for 3 s (pid 4711)"; empty as soon as it speaks again
     groups: list[GroupReport] = []
     flows: list[FlowReport] = []
     pending: list[tuple[int, ProcessNews]] = []  # numbered events and outcomes not yet acknowledged

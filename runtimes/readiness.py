@@ -16,7 +16,7 @@ def groups_have_leaders(now: datetime) -> str:
     groups = FailoverGroup.objects.filter(failover=True).prefetch_related("members__runtime__machine", "members__runtime__connector")
     for group in groups:
         members = list(group.members.all())
-        if not any(member.runtime.desired_running and not member.observed_disabled for member in members):
+        if not any(member.runtime.desired_running and not member.runtime.held and not member.observed_disabled for member in members):
             continue
         leader = failover.verdict(group, now=now).leader
         if leader is None or leader.member.observed_at is None or leader.member.observed_at < started_at:

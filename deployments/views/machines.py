@@ -228,9 +228,9 @@ def runtime_act(request: UserRequest, slug: str, kind: str, name: str, connector
 
 @require_http_methods(["GET", "POST"])
 def restart_runtimes(request: UserRequest, slug: str, kind: str, name: str) -> HttpResponse:
-    """Restart every runtime of a machine that should run."""
+    """Restart every runtime of a machine that should run now."""
     environment = get_environment(request.user, slug, kind, role=Role.OPERATOR)
-    running = [box for box in get_box(environment, name).runtimes if box.runtime.desired_running]
+    running = [box for box in get_box(environment, name).runtimes if box.runtime.desired_running and not box.runtime.held]
     asked = {"act": "restart", "label": "Restart", "target": name, "consequences": machines.consequences(running, "restart")}
     return confirmed(request, environment, [box.runtime for box in running], asked)
 

@@ -49,6 +49,7 @@ STATUSES = {
     "stopped": Look("Stopped", "player-stop", "gray"),
     "starting": Look("Starting", "loader", "blue"),
     "ready": Look("Ready", "circle-check", "green"),
+    "hanging": Look("Not answering", "hourglass-empty", "red"),
     "backoff": Look("Restarting later", "clock-pause", "orange"),
     "failed": Look("Failed", "circle-x", "red"),
     # routers

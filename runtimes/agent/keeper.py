@@ -54,6 +54,9 @@ from runtimes.protocol import (
 )
 
 WATCH_SECONDS = 0.02  # between two looks at the permit page
+SILENCE_SECONDS = 3.0  # without a word from the process, after which nothing it said counts any more
+HUNG_SECONDS = 30.0  # without a word, after which it is killed, so that it starts anew
+LONGEST_LOOK = 0.5  # a longer time between two looks is time in which this keeper, or the whole machine, stood still
 MARKER_ENV = "BATON_KEEPER_FOLDER"  # borne by every process of the tree, so that a killed keeper's leftovers are found
 STARTED, LOCKED, REFUSED = 0, 3, 4
 
@@ -91,6 +94,12 @@ def permit_overrun(page: mmap.mmap, now: float) -> float | None:
     return now - until if on == 1 and now > until else None
 
 
+def silence(before: float, passed: float) -> float:
+    """Seconds without a word, `passed` seconds (boot-time clock) after it was `before`: only time in which this keeper was awake counts,
+    so that a machine that was suspended does not find all its processes hanging."""
+    return before + min(max(passed, 0.0), LONGEST_LOOK)
+
+
 class Connection(Lines):
     """An agent at the keeper's socket."""
 
@@ -121,6 +130,9 @@ class Keeper:
         self.reason = ""
         self.groups: list[GroupReport] = []
         self.flows: list[FlowReport] = []
+        self.silent_for: float | None = None  # seconds; None: the process has not spoken yet
+        self.looked_at = linux.boot_seconds()
+        self.hangs = ""
         self.page: mmap.mmap | None = None
         self.session_ended = threading.Event()
 
@@ -226,6 +238,7 @@ class Keeper:
                 act: Callable[[], None] = key.data
                 act()
             self._watch()
+            self._listen_for_silence()
             self._advance_stop()
             self._publish()
         self._finish()
@@ -265,6 +278,28 @@ class Keeper:
         over = permit_overrun(self.page, now)  # read twice: a renewal may have been half written
         if over is not None:
             self.kill(f"killed by its keeper: permit ended {over * 1000:.0f} ms ago, still On")
+
+    def _listen_for_silence(self) -> None:
+        """A process that speaks once speaks every second from then on; after SILENCE_SECONDS without a word it hangs."""
+        now, before = linux.boot_seconds(), self.looked_at
+        self.looked_at = now
+        if self.silent_for is None or self.page is None or self.killing or self.status is not None:
+            return
+        self.silent_for = silence(self.silent_for, now - before)
+        if self.silent_for > SILENCE_SECONDS and not self.hangs:
+            self.hangs = f"the process of {self.spec.name} has not answered for {SILENCE_SECONDS:g} s (pid {self.pid})"
+            self.log.say(LogLevel.WARNING, self.hangs)
+            self._owe()
+        if self.silent_for > HUNG_SECONDS and self.stop_at is None and self.lifeline_ended_at is None:
+            self.kill(f"killed by its keeper: it had not answered for {HUNG_SECONDS:g} s")
+
+    def _speaks(self) -> None:
+        """A word came from the process."""
+        self.silent_for = 0.0
+        if self.hangs:
+            self.hangs = ""
+            self.log.say(LogLevel.INFO, f"the process of {self.spec.name} answers again")
+            self._owe()
 
     def kill(self, reason: str) -> None:
         """SIGKILL to the whole tree, now."""
@@ -346,6 +381,9 @@ class Keeper:
             self.control = None
 
     def _take(self, news: ProcessNews) -> None:
+        """Whoever listens is told when something changed; a sign of life, or the same again, is no news."""
+        self._speaks()
+        before = (self.ready, self.reason, self.groups, self.flows, self.numbered)
         if news.ready is not None:
             self.ready = news.ready
             self.was_ready = self.was_ready or news.ready
@@ -357,7 +395,8 @@ class Keeper:
         if news.event is not None or news.outcome is not None:
             self.numbered += 1
             self.pending.append((self.numbered, ProcessNews(event=news.event, outcome=news.outcome)))
-        self._owe()
+        if before != (self.ready, self.reason, self.groups, self.flows, self.numbered):
+            self._owe()
 
     def _connection_event(self, connection: Connection) -> None:
         lines = connection.read()
@@ -397,8 +436,9 @@ class Keeper:
             started_at=self.started_at,
             exit_reason=self._exit_reason(),
             was_ready=self.was_ready,
-            ready=self.ready and self.pid is not None,
+            ready=self.ready and self.pid is not None and not self.hangs,
             reason=self.reason,
+            hangs=self.hangs,
             groups=self.groups,
             flows=self.flows,
             pending=self.pending,

@@ -46,6 +46,7 @@ class LaunchRecord(Wire, frozen=True):
     starts: int
     boot: str
     ordered_stop: bool = False
+    stood_down: bool = False  # it was ordered not to run: what runs next is what is ordered then, never this launch's bundle again
     collected: bool = False  # its end was seen and counted
     exits_in_a_row: int = 0
     what: msgspec.Raw = msgspec.Raw(b"{}")
@@ -64,6 +65,8 @@ class Program:
         self.write = write  # takes one line of the program's log
         self.news: KeeperNews | None = None
         self.keeping = Keeping.GONE
+        self.looked = False  # was it looked for since this agent started
+        self.launching = False  # a keeper is being started
         self.stopping = ""
         self.exit_reason = ""
         self.exits_in_a_row = 0
@@ -90,12 +93,23 @@ class Program:
 
     @property
     def ready(self) -> bool:
-        return self.pid is not None and self.news is not None and self.news.ready
+        return self.pid is not None and self.news is not None and self.news.ready and not self.news.hangs
+
+    @property
+    def hangs(self) -> str:
+        """Why nothing its process said last may be believed; empty while it answers."""
+        return self.news.hangs if self.news is not None and self.pid is not None else ""
 
     # ------------------------------------------------------------------------------------------------------------- attach
 
     async def attach(self) -> None:
         """Find the living keeper, or the record of how the last launch ended."""
+        try:
+            await self._attach()
+        finally:
+            self.looked = True
+
+    async def _attach(self) -> None:
         if not linux.is_locked(self.folder / "keeper.lock"):
             self.keeping = Keeping.GONE
             self._collect()
@@ -210,6 +224,13 @@ class Program:
         )
         self._remember()
         self.news, self.stopping, self._stored = None, "", 0
+        self.launching = True
+        try:
+            await self._launch_keeper()
+        finally:
+            self.launching = False
+
+    async def _launch_keeper(self) -> None:
         status, said = await self._run_keeper()
         if status == LOCKED:
             self.keeping = Keeping.STUCK
@@ -246,6 +267,11 @@ class Program:
         self.stopping = because
         self._remember(ordered_stop=True)
         self.send(KeeperCommand(stop_within=within))
+
+    def stand_down(self) -> None:
+        """It is ordered not to run; survives a restart of the agent."""
+        if self.record is not None and not self.record.stood_down:
+            self._remember(stood_down=True)
 
     # --------------------------------------------------------------------------------------------------------------- ends
 

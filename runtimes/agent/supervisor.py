@@ -96,6 +96,8 @@ class RuntimeSupervisor:
             self.fetch_again_at = 0.0 if self.fetching is None or self.fetching.done() else self.fetch_again_at
             self.fetch_failures = 0
         self.order, self.around = order, around
+        if self.wished() is None:
+            self.program.stand_down()
         self.wake.set()
 
     def wished(self) -> Launched | None:
@@ -120,11 +122,15 @@ class RuntimeSupervisor:
             launched=launched,
             bundle=state,
             bundle_reason=reason,
-            fallback_here=launched is not None and self._bundle(launched.digest)[0] is BundleState.HERE,
+            fallback_here=self._may_fall_back() and launched is not None and self._bundle(launched.digest)[0] is BundleState.HERE,
             fetch_again_at=self.fetch_again_at,
             start_again_at=self.program.start_again_at,
             exits_in_a_row=self.program.exits_in_a_row,
         )
+
+    def _may_fall_back(self) -> bool:
+        """Not after it was ordered not to run: siblings may have been given what must not run beside its former bundle."""
+        return self.program.record is not None and not self.program.record.stood_down
 
     def _bundle(self, digest: str) -> tuple[BundleState, str]:
         """Its state, verified from disk once in the life of this agent and again before each start."""
@@ -278,10 +284,14 @@ class RuntimeSupervisor:
         program, wished = self.program, self.wished()
         if program.keeping is Keeping.STUCK:
             return RuntimeState.FAILED, "its keeper holds the lock but does not answer"
+        if program.hangs:
+            return RuntimeState.HANGING, program.hangs
         if program.keeping is Keeping.ALIVE:
             said = program.news.reason if program.news is not None else ""
             reason = f"it is being stopped: {program.stopping}" if program.stopping else self.waiting or said
             return (RuntimeState.READY if program.ready else RuntimeState.STARTING), reason
+        if program.launching or not program.looked:  # "stopped" would be a guess, and others start upon it
+            return RuntimeState.STARTING, "starting" if program.launching else "the agent has just started and looks for its process"
         if wished is None:
             undeployed = self.order is not None and self.order.digest is None
             return RuntimeState.STOPPED, "nothing was deployed here yet" if undeployed else "stopped as ordered"
@@ -306,6 +316,8 @@ class RuntimeSupervisor:
         flows: list[FlowReport] = news.flows if alive and news is not None else []
         if not groups:
             groups = self._absent_groups(launched, state, reason)
+        elif program.hangs:
+            groups, flows = self._hanging(groups, flows, program.hangs)
         else:
             self.absent_since = ""
         return RuntimeReport(
@@ -326,6 +338,28 @@ class RuntimeSupervisor:
         if self.program.pid is not None:
             return f"the process of {self.key} is starting"
         return f"the process of {self.key} is not running: {reason or state}"
+
+    def _hanging(self, groups: list[GroupReport], flows: list[FlowReport], hangs: str) -> tuple[list[GroupReport], list[FlowReport]]:
+        """What a process that does not answer said last, without what is no fact any more.
+
+        A failover group is Off: its permit has ended, or its keeper would have killed it. Nothing ends the inbounds of a single node or
+        of an ungrouped flow: as last heard.
+        """
+        self.absent_since = self.absent_since or utc_now()
+        standing = {None, *(group.group for group in groups if group.status is Status.SINGLE_NODE)}
+        said = [
+            msgspec.structs.replace(
+                group,
+                status=Status.ISOLATED,
+                state=group.state if group.group in standing else State.OFF,
+                reason=hangs,
+                leader=None,
+                ready=False,
+                since=self.absent_since,
+            )
+            for group in groups
+        ]
+        return said, [msgspec.structs.replace(flow, on=flow.on and flow.group in standing, reason=hangs) for flow in flows]
 
     def _content(self, launched: Launched | None) -> BundleContent | None:
         """Of the bundle that runs or last ran, else of the wished one."""

@@ -74,7 +74,7 @@ class RuntimeSerializer(serializers.ModelSerializer[Runtime]):
         model = Runtime
         fields = (
             "id", "runtime", "project", "environment", "machine", "connector", "failover", "preference", "state", "reason",
-            "pid", "release", "desired_running", "desired_release", "flows", "last_report_at",
+            "pid", "release", "desired_running", "held", "desired_release", "flows", "last_report_at",
         )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from runtimes.process.permits import ALWAYS, NEVER, Clock, Duty, PermitPage, boo
 from runtimes.process.records import ControlRecord, GroupMark, epoch_of
 from runtimes.process.seat import Seat
 from runtimes.protocol import (
+    SIGN_OF_LIFE_SECONDS,
     Cause,
     FlowReport,
     FlowSpec,
@@ -68,6 +69,7 @@ class Runtime:
         self._said: dict[str, str] = {}
         self._last_flows: list[FlowReport] = []
         self._last_flows_at = NEVER
+        self._spoke_at = NEVER
         self._last_ready: tuple[bool, str] | None = None
         data = Path(self._config.data)
         data.mkdir(parents=True, exist_ok=True)
@@ -130,6 +132,8 @@ class Runtime:
     async def _sleep(self) -> None:
         now = self._clock()
         at = now + FLOW_NEWS_SECONDS
+        if self._spoke_at != NEVER:
+            at = min(at, self._spoke_at + SIGN_OF_LIFE_SECONDS)
         if self._coordinator is not None:
             at = min(at, self._next_renewal(self._coordinator))
             at = min([at, *(seat.decision.again_at for seat in self._seats if seat.decision is not None)])
@@ -468,6 +472,8 @@ class Runtime:
             self._last_flows, self._last_flows_at, self._last_ready = flows, self._loop.time(), ready
         for seat in self._seats:
             self._announce(seat)
+        if self._clock() >= self._spoke_at + SIGN_OF_LIFE_SECONDS:
+            self._send(ProcessNews())
 
     def _readiness(self) -> tuple[bool, str]:
         for flow in self._flows:
@@ -558,7 +564,10 @@ class Runtime:
         self._send(ProcessNews(event=event))
 
     def _send(self, news: ProcessNews) -> bool:
-        return self._control is None or self._control.send(news)
+        sent = self._control is None or self._control.send(news)
+        if sent:
+            self._spoke_at = self._clock()
+        return sent
 
     def _say(self, subject: str, sentence: str) -> None:
         """Log a sentence when it changes; figures in it alone are no change."""

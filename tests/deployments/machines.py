@@ -20,6 +20,7 @@ class Machines:
         self.leaders: dict[str, str] = {}  # group id -> runtime key
         self.interrupted: list[str] = []  # runtimes that were stopped or changed while they led
         self.handed_over: list[tuple[str, str]] = []  # runtime key, cause
+        self.together: set[frozenset[str]] = set()  # digests that ran at one instant
         self._epochs: dict[str, int] = {}
         self._runs: dict[str, tuple[str, int]] = {}  # runtime key -> digest and restarts of its process
         self._outcomes: dict[str, protocol.RequestOutcome] = {}
@@ -68,7 +69,8 @@ class Machines:
                 del self.leaders[group]
         self._runs.pop(order.key, None)
         if wished is not None:
-            self._runs[order.key] = wished  # type: ignore[assignment]
+            self._runs[order.key] = wished
+        self.together.add(frozenset(digest for digest, _ in self._runs.values()))
 
     def _carry(self, request: protocol.GroupRequest, machine: str) -> None:
         if request.id in self._outcomes:

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from runtimes.protocol import CONTROL_FD_ENV, PERMIT
+from runtimes.protocol import CONTROL_FD_ENV, PERMIT, SIGN_OF_LIFE_SECONDS
 
 config = json.loads(Path(sys.argv[1]).read_text())
 bundle = json.loads(Path(config["bundle"]).read_text())
@@ -64,8 +64,13 @@ if "hang" in behaviour:
         page.write(PERMIT.pack(until, 1))
     os.kill(os.getpid(), signal.SIGSTOP)
 received = b""
+control.settimeout(SIGN_OF_LIFE_SECONDS)
 while True:
-    data = control.recv(65536)
+    try:
+        data = control.recv(65536)
+    except TimeoutError:
+        say()
+        continue
     if not data:
         break
     received += data

@@ -201,3 +201,23 @@ def test_a_stopped_runtime_hands_over_and_everything_ends_in_time(landscape: Lan
     began = time.monotonic()
     assert all(machine.all_gone(within=9) for machine in landscape.machines.values())
     assert time.monotonic() - began < 9
+
+
+def test_a_follower_that_stands_still_is_no_ready_follower_and_signs_of_life_are_no_news(landscape: Landscape) -> None:
+    leader, follower = landscape.settled()
+    time.sleep(1)
+    before = len(landscape.portal.reports[follower])
+    time.sleep(5)
+    assert len(landscape.portal.reports[follower]) - before <= 4, "a report every 2 s, and nothing for each sign of life"
+    assert landscape.settled() == (leader, follower), "a process that has nothing to say does not hang"
+    pid = landscape.pid(follower)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: landscape.group(follower).status == "isolated", within=8)
+        assert not landscape.group(follower).ready
+        assert landscape.group(follower).reason == f"the process of {follower}.erp has not answered for 3 s (pid {pid})"
+        assert landscape.leader() == leader
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: landscape.settled() == (leader, follower))
+    assert landscape.pid(follower) == pid

@@ -1,13 +1,14 @@
 """Small parts of agent and keeper: logs within bounds, the spool, the watchdog's rule, what the home keeps."""
 
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from runtimes.agent import linux
 from runtimes.agent.home import Home, TamperedBundle
-from runtimes.agent.keeper import permit_overrun
+from runtimes.agent.keeper import Keeper, KeeperSpec, permit_overrun, silence
 from runtimes.agent.logbook import LOG_FILE_BYTES, LOG_LINES, LogBook, read_log_line
 from runtimes.agent.peers import addresses
 from runtimes.agent.spool import LOG_LINES as SENT_LINES
@@ -182,3 +183,77 @@ def test_siblings_are_probed_at_their_own_address() -> None:
     order = RouterOrder(name="a", peer_host="10.0.0.1", peer_port=7000, cluster_token="t", members=members)
     assert addresses(order) == {"b": ("10.0.0.2", 7001), "c": ("fd00::3", 7002)}
     assert addresses(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "passed", "after"),
+    [
+        pytest.param(1.0, 0.02, 1.02, id="a look after 20 ms"),
+        pytest.param(1.0, 0.5, 1.5, id="a keeper that was kept waiting"),
+        pytest.param(1.0, 3600.0, 1.5, id="a machine that was suspended for an hour"),
+        pytest.param(1.0, -1.0, 1.0, id="never less"),
+    ],
+)
+def test_only_time_in_which_the_keeper_was_awake_counts_as_silence(before: float, passed: float, after: float) -> None:
+    assert silence(before, passed) == pytest.approx(after)
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
+    """Of a process that just spoke; the boot-time clock stands at 100 s, nobody is really killed."""
+    monkeypatch.setattr(linux, "boot_seconds", lambda: 100.0)
+    monkeypatch.setattr(linux, "descendants", lambda pid: [])
+    made = Keeper(KeeperSpec(name="external02.erp", launch="l1", folder=str(tmp_path), argv=[]))
+    made.log = LogBook("external02.erp", tmp_path / "process.log")
+    made.page = mmap.mmap(-1, PERMIT.size)
+    made.pid, made.started_at = 4711, ""
+    yield made
+    made.log.file.close()
+
+
+def look(keeper: Keeper, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """The keeper looks five times a second for so long."""
+    start = keeper.looked_at
+    for turn in range(1, round(seconds * 5) + 1):
+        monkeypatch.setattr(linux, "boot_seconds", lambda turn=turn: start + turn / 5)
+        keeper._listen_for_silence()
+
+
+def test_a_process_hangs_only_once_it_has_spoken_and_no_longer_when_it_speaks_again(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look(keeper, monkeypatch, 60)
+    assert (keeper.hangs, keeper.killing) == ("", ""), "it may still be starting"
+    keeper._take(ProcessNews(ready=True, groups=[], flows=[]))
+    look(keeper, monkeypatch, 2.8)
+    assert keeper.hangs == ""
+    look(keeper, monkeypatch, 0.6)
+    assert keeper.hangs == "the process of external02.erp has not answered for 3 s (pid 4711)"
+    assert (keeper.news([]).ready, keeper.news([]).hangs) == (False, keeper.hangs)
+    keeper._take(ProcessNews())
+    assert (keeper.news([]).ready, keeper.news([]).hangs) == (True, "")
+
+
+def test_a_process_that_hangs_for_half_a_minute_is_killed_unless_it_is_stopping(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper._take(ProcessNews(ready=True))
+    keeper.stop_at = 1e9
+    look(keeper, monkeypatch, 40)
+    assert keeper.killing == "", "its own time limit ends it"
+    keeper.stop_at = None
+    keeper._take(ProcessNews())
+    look(keeper, monkeypatch, 29.8)
+    assert keeper.killing == ""
+    look(keeper, monkeypatch, 0.6)
+    assert keeper.killing == "killed by its keeper: it had not answered for 30 s"
+
+
+def test_a_sign_of_life_or_the_same_again_is_no_news(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    owed: list[None] = []
+    monkeypatch.setattr(keeper, "_owe", lambda: owed.append(None))
+    keeper._take(ProcessNews(ready=True, groups=[], flows=[]))
+    assert len(owed) == 1
+    keeper._take(ProcessNews())
+    keeper._take(ProcessNews(ready=True, groups=[], flows=[]))
+    assert len(owed) == 1
+    keeper._take(ProcessNews(ready=False, reason="stopping"))
+    assert len(owed) == 2

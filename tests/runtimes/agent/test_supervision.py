@@ -251,3 +251,43 @@ def test_joining_waits_for_a_portal_that_is_away(host: Host, portal: LittlePorta
     portal.arrive()
     eventually(lambda: portal.last("external01"))
     assert oct((host.home / "identity.json").stat().st_mode)[-3:] == "600"
+
+
+def test_a_process_that_stands_still_is_told_within_seconds_and_again_when_it_answers(running: Host, portal: LittlePortal) -> None:
+    pid = running.ready().pid
+    time.sleep(1)
+    os.kill(pid, signal.SIGSTOP)
+    stopped_at = time.monotonic()
+    hanging = eventually(lambda: running.runtime() if running.runtime().state == RuntimeState.HANGING else None, within=8)
+    assert time.monotonic() - stopped_at > 2
+    said = f"the process of external01.erp has not answered for 3 s (pid {pid})"
+    assert (hanging.pid, hanging.reason) == (pid, said)
+    (group,) = hanging.groups
+    assert (group.status, group.state, group.ready, group.leader, group.reason) == (Status.ISOLATED, "off", False, None, said)
+    os.kill(pid, signal.SIGCONT)
+    again = eventually(running.ready)
+    assert (again.pid, again.starts, again.groups[0].status, again.groups[0].ready) == (pid, 1, Status.FOLLOWER, True)
+
+
+def test_a_process_that_stands_still_for_half_a_minute_starts_anew(running: Host) -> None:
+    pid = running.ready().pid
+    os.kill(pid, signal.SIGSTOP)
+    new = eventually(lambda: running.ready() if running.runtime().pid not in (pid, None) else None, within=45)
+    assert new.starts == 2
+    assert "killed by its keeper: it had not answered for 30 s" in running.log.read_text()
+
+
+def test_what_was_ordered_to_stop_starts_only_with_what_is_ordered_then(running: Host, portal: LittlePortal) -> None:
+    first = running.ready()
+    portal.order("external01", runtimes=[erp(first.digest, running=False)])
+    eventually(lambda: running.runtime().state == RuntimeState.STOPPED)
+    second = portal.keep(content(2))
+    data = portal.bundles.pop(second)  # the portal does not give it yet
+    portal.order("external01", runtimes=[erp(second, 2)])
+    failed = eventually(lambda: running.runtime() if running.runtime().state == RuntimeState.FAILED else None)
+    running.kill_agent()
+    running.start("--portal", portal.url)
+    time.sleep(1.5)
+    assert (running.runtime().pid, running.runtime().starts, failed.pid) == (None, 1, None), "not the former release"
+    portal.bundles[second] = data
+    assert eventually(running.ready, within=15).release == 2

@@ -1,0 +1,148 @@
+"""Which groups take what, before and after: a flow that moves between groups, or a group that turns failover on or off, must never run
+both ways at once (docs/failover.md, Keys). Then every other runtime of the connector stops before the first starts the new bundle.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.models import Release, StepFields, StepKind
+from portal.models import Environment
+from runtimes.models import Bundle, Router, Runtime
+from runtimes.protocol import BundleContent, RuntimeState, decode
+
+DEPLOYS = (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What of a bundle decides who may take: flow id -> (name, group id), group id -> (name, whether it fails over)."""
+
+    flows: Mapping[str, tuple[str, str | None]]
+    groups: Mapping[str, tuple[str, bool]]
+
+    def group_name(self, key: str | None) -> str:
+        return self.groups[key][0] if key is not None and key in self.groups else str(key)
+
+
+def layout_of(bundle: BundleContent) -> Layout:
+    return Layout(
+        flows={flow.id: (flow.name, flow.group) for flow in bundle.flows},
+        groups={group.id: (group.name, group.failover and len(group.members) > 1) for group in bundle.groups},
+    )
+
+
+def fails_over(designed: Mapping[str, Any], members: int, *, routers: bool) -> bool:
+    """Do the groups of this connector (of a release's content) fail over where it has so many runtimes."""
+    return bool(designed["failover"]) and members > 1 and routers
+
+
+def promised(release: Release, connector: str, members: int, *, routers: bool) -> Layout | None:
+    """What the release will give the connector's runtimes; None: it does not have the connector."""
+    content = release.content
+    designed = next((item for item in content["connectors"] if item["name"] == connector), None)
+    if designed is None:
+        return None
+    failover = fails_over(designed, members, routers=routers)
+    return Layout(
+        flows={flow["id"]: (flow["name"], flow["group"]) for flow in content["flows"] if flow["connector"] == connector},
+        groups={group["id"]: (group["name"], failover) for group in content["groups"] if group["connector"] == connector},
+    )
+
+
+def disagreements(ran: Layout, comes: Layout) -> list[str]:
+    """Why runtimes of one connector must not run both at once, a clause each; empty when they may. Pure.
+
+    Names do not matter, ids do: a renamed group is the same group. What only one of them has cannot be taken twice.
+    """
+    clauses = []
+    for flow, (name, group) in comes.flows.items():
+        former = ran.flows[flow][1] if flow in ran.flows else group
+        if former == group:
+            continue
+        if former is None:
+            clauses.append(f"flow {name} comes into group {comes.group_name(group)}")
+        elif group is None:
+            clauses.append(f"flow {name} leaves group {ran.group_name(former)}")
+        else:
+            clauses.append(f"flow {name} moves from group {ran.group_name(former)} to {comes.group_name(group)}")
+    for group, (name, failover) in comes.groups.items():
+        if group in ran.groups and ran.groups[group][1] != failover:
+            clauses.append(f"group {name} {'comes into' if failover else 'leaves'} failover")
+    return clauses
+
+
+def clashes(runtimes: Iterable[Runtime], comes: Layout) -> list[tuple[Runtime, list[str]]]:
+    """Those whose ordered bundle, or the one their process was last seen with, disagrees with what comes. Two queries."""
+    rows = list(runtimes)
+    digests = {row.desired_bundle_id for row in rows} | {row.observed_digest for row in rows if row.observed_state != RuntimeState.STOPPED}
+    bundles = {
+        bundle.digest: layout_of(decode(BundleContent, bytes(bundle.content)))
+        for bundle in Bundle.objects.filter(pk__in={digest for digest in digests if digest})
+    }
+    found = []
+    for row in rows:
+        seen = row.observed_digest if row.observed_state != RuntimeState.STOPPED else ""
+        clauses: dict[str, None] = {}
+        for digest in (row.desired_bundle_id, seen):
+            if digest in bundles:
+                clauses |= dict.fromkeys(disagreements(bundles[digest], comes))
+        if clauses:
+            found.append((row, list(clauses)))
+    return found
+
+
+def gap(connector: str, stopping: Sequence[Runtime], clauses: Sequence[str]) -> str:
+    """ "erp stops on external01 and external02 before the new release starts anywhere: flow x moves from group a to b"."""
+    machines = " and ".join(sorted(runtime.machine.name for runtime in stopping))
+    return f"{connector} stops on {machines} before the new release starts anywhere: {' and '.join(clauses)}"
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """A gap that deploying a release by a plan will make."""
+
+    sentence: str
+    clauses: Sequence[str]
+    left: Sequence[Runtime]  # would be stopped, and no later step deploys them
+
+
+def foreseen(release: Release, environment: Environment, steps: Sequence[StepFields]) -> list[Foreseen]:
+    """What deploying the release here by these steps will stop, one finding per connector."""
+    rows = Runtime.objects.filter(environment=environment).select_related("machine", "connector").order_by("machine__name")
+    routers = Router.objects.filter(machine__environment=environment).exists()
+    by_connector: dict[str, list[Runtime]] = {}
+    for row in rows:
+        by_connector.setdefault(row.connector.name, []).append(row)
+    found = []
+    for connector, runtimes in sorted(by_connector.items()):
+        comes = promised(release, connector, len(runtimes), routers=routers)
+        order = [runtime for step in steps for runtime in runtimes if deploys(step, runtime)]
+        if comes is None or not order:
+            continue
+        clashing = [(runtime, clauses) for runtime, clauses in clashes(runtimes, comes) if runtime != order[0]]
+        if clashing:
+            stopping = [runtime for runtime, _ in clashing]
+            clauses = list(dict.fromkeys(clause for _, some in clashing for clause in some))
+            both = [runtime for runtime in runtimes if runtime in stopping or (runtime == order[0] and runtime.desired_bundle_id)]
+            found.append(
+                Foreseen(
+                    f"Deploying it makes a gap: {gap(connector, both, clauses)}.",
+                    clauses,
+                    [runtime for runtime in stopping if runtime not in order],
+                )
+            )
+    return found
+
+
+def deploys(step: StepFields, runtime: Runtime) -> bool:
+    """Is it this step that deploys the runtime."""
+    return step.kind in DEPLOYS and step.machine == runtime.machine.name and step.connector in ("", runtime.connector.name)
+
+
+def not_deployed_later(runtime: Runtime, clauses: Sequence[str]) -> str:
+    """The refusal: stopping it would leave it stopped."""
+    return (
+        f"{runtime.key} would have to stop ({' and '.join(clauses)}), and no later step deploys it: "
+        f"add Deploy runtime {runtime.key} to the plan."
+    )
