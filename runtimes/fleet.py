@@ -53,6 +53,9 @@ def register(machine: Machine, *, by: AbstractBaseUser) -> str:
 def join(request: protocol.JoinRequest, *, now: datetime) -> protocol.JoinAnswer:
     """Exchange a one-time token for the machine's credential. An agent that joined before is replaced (its credential ends).
 
+    The agent that used the token may ask again with the same `attempt`, for its answer may have been lost: it gets a new credential,
+    until the token expires or another one is used.
+
     Raises:
         Invalid: the token is unknown, used or expired; says where to get a new one.
     """
@@ -66,11 +69,14 @@ def join(request: protocol.JoinRequest, *, now: datetime) -> protocol.JoinAnswer
     remedy = "Make a new one in Deploy › Architecture: right-click the machine, Register."
     if token is None:
         raise Invalid(f"This token is unknown. {remedy}", field="token")
-    if token.used_at is not None:
+    again = _asks_again(token, request)
+    if token.used_at is not None and not again:
         raise Invalid(f"This token was already used, at {token.used_at:%Y-%m-%d %H:%M:%S} UTC. {remedy}", field="token")
     credential = secrets.token_urlsafe(32)
+    attempt = _digest(request.attempt) if request.attempt else ""
     with transaction.atomic():
-        if not JoinToken.objects.filter(pk=token.pk, used_at=None, expires_at__gt=now).update(used_at=now):
+        unspent = JoinToken.objects.filter(pk=token.pk, used_at=token.used_at, expires_at__gt=now)
+        if not unspent.update(used_at=now, attempt_digest=attempt):
             word = "expired" if token.expires_at <= now else "was used by another agent just now"
             raise Invalid(f"This token {word}. {remedy}", field="token")
         # The new agent counts its reports anew; what the former one said stays, with its age.
@@ -85,6 +91,12 @@ def join(request: protocol.JoinRequest, *, now: datetime) -> protocol.JoinAnswer
     return protocol.JoinAnswer(
         credential=credential, machine=token.machine.name, environment=environment.kind, project=environment.project.slug
     )
+
+
+def _asks_again(token: JoinToken, request: protocol.JoinRequest) -> bool:
+    """Is this the agent that used the token, before any other agent joined for the machine."""
+    same = bool(request.attempt) and hmac.compare_digest(token.attempt_digest, _digest(request.attempt))
+    return same and token.used_at is not None and token.used_at == token.machine.joined_at
 
 
 def machine_of(credential: str) -> Machine | None:

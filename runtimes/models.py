@@ -87,6 +87,7 @@ class JoinToken(models.Model):
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
     expires_at = models.DateTimeField()
     used_at = models.DateTimeField(null=True, blank=True)
+    attempt_digest = models.CharField(max_length=64, blank=True)  # SHA-256 of the secret of the agent that used it
 
     def __str__(self) -> str:
         return f"token for {self.machine}"

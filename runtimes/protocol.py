@@ -167,6 +167,7 @@ class BundleContent(Wire, frozen=True):
 class JoinRequest(Wire, frozen=True):
     token: str  # one-time
     agent_version: str
+    attempt: str = ""  # a secret of the agent, kept while it joins: who used the token may ask again for an answer that got lost
     protocol_version: int = PROTOCOL_VERSION
 
 

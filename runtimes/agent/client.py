@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import secrets
 import socket
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ import msgspec
 import structlog
 
 from runtimes.agent.decide import retry_delay
-from runtimes.agent.home import Home, Identity
+from runtimes.agent.home import Home, Identity, Joining
 from runtimes.agent.supervisor import BundleUnavailable
 from runtimes.protocol import JoinAnswer, JoinRequest, Orders, Report, ReportAnswer, decode, encode
 
@@ -54,9 +55,11 @@ class Portal:
             trust_env=not is_loopback(host),  # a proxy is for the way out
         )
 
-    async def join(self, token: str, version: str) -> JoinAnswer:
+    async def join(self, token: str, version: str, attempt: str) -> JoinAnswer:
         """Exchange the one-time token. Raises: JoinRefused, PortalAway."""
-        response = await self._call("POST", "/agent/v1/join/", content=encode(JoinRequest(token=token, agent_version=version)))
+        response = await self._call(
+            "POST", "/agent/v1/join/", content=encode(JoinRequest(token=token, agent_version=version, attempt=attempt))
+        )
         if 400 <= response.status_code < 500 and response.status_code not in (408, 425, 429):
             raise JoinRefused(
                 f"{self.url} does not accept this join token ({_detail(response)}). "
@@ -136,6 +139,15 @@ def digest_of_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def _attempt(home: Home, token: str) -> str:
+    """The secret by which the portal knows this agent again when its answer got lost; kept until the machine has joined."""
+    joining = home.read("joining.json", Joining)
+    if joining is None or joining.token_digest != digest_of_token(token):
+        joining = Joining(token_digest=digest_of_token(token), attempt=secrets.token_urlsafe(32))
+        home.write("joining.json", joining)
+    return joining.attempt
+
+
 async def identify(home: Home, portal: str | None, token: str | None, version: str) -> Identity:
     """Who this machine is: remembered, or joined now. A token other than the one it joined with joins anew.
 
@@ -153,11 +165,12 @@ async def identify(home: Home, portal: str | None, token: str | None, version: s
     if not url:
         raise JoinRefused("say where the portal is with --portal (or BATON_PORTAL_URL)")
     client = Portal(url)
+    attempt = _attempt(home, token)
     failures = 0
     try:
         while True:
             try:
-                answer = await client.join(token, version)
+                answer = await client.join(token, version, attempt)
             except PortalAway as error:
                 failures += 1
                 if failures in (1, 10) or failures % 100 == 0:
@@ -173,6 +186,7 @@ async def identify(home: Home, portal: str | None, token: str | None, version: s
                 token_digest=digest_of_token(token),
             )
             home.write("identity.json", identity)
+            (home.root / "joining.json").unlink(missing_ok=True)
             log.info("joined", text=f"This machine has joined {url} as {answer.machine} in {answer.project} / {answer.environment}.")
             return identity
     finally:

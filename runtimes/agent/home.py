@@ -2,6 +2,7 @@
 
 agent.lock             held by the running agent: one agent per home
 identity.json          credential and names, from joining
+joining.json           the secret of a join under way
 orders.json            the last orders: what to bring back after a reboot, with or without the portal
 requests.json          wishes for groups already handled
 spool.json             events and outcomes the portal has not stored yet
@@ -33,6 +34,13 @@ class Identity(Wire, frozen=True):
     project: str
     portal: str  # URL as given at the last start
     token_digest: str  # of the token it joined with, so that a new one joins anew
+
+
+class Joining(Wire, frozen=True):
+    """How the portal knows again an agent that is joining, when its answer got lost."""
+
+    token_digest: str
+    attempt: str
 
 
 class TamperedBundle(Exception):  # noqa: N818 - said by name

@@ -50,6 +50,29 @@ def test_a_token_works_once(external01: Machine, admin: User) -> None:
     assert refusal.value.field == "token"
 
 
+def test_an_agent_whose_answer_got_lost_asks_again_and_nobody_else_can(external01: Machine, admin: User) -> None:
+    token = fleet.register(external01, by=admin)
+    lost = fleet.join(ask(token, attempt="mine"), now=timezone.now())
+    answer = fleet.join(ask(token, attempt="mine"), now=timezone.now())
+    assert fleet.machine_of(lost.credential) is None
+    assert fleet.machine_of(answer.credential) == external01
+    for attempt in ("theirs", ""):
+        with pytest.raises(Invalid, match="already used"):
+            fleet.join(ask(token, attempt=attempt), now=timezone.now())
+    assert fleet.machine_of(answer.credential) == external01
+
+
+def test_asking_again_ends_with_the_token_and_with_the_next_agent(external01: Machine, admin: User) -> None:
+    token = fleet.register(external01, by=admin)
+    fleet.join(ask(token, attempt="mine"), now=timezone.now())
+    with pytest.raises(Invalid, match="expired"):
+        fleet.join(ask(token, attempt="mine"), now=timezone.now() + timedelta(seconds=3601))
+    replaced_by = fleet.join(ask(fleet.register(external01, by=admin), attempt="another"), now=timezone.now())
+    with pytest.raises(Invalid, match="already used"):
+        fleet.join(ask(token, attempt="mine"), now=timezone.now())
+    assert fleet.machine_of(replaced_by.credential) == external01
+
+
 def test_a_token_expires(external01: Machine, admin: User) -> None:
     token = fleet.register(external01, by=admin)
     with pytest.raises(Invalid, match="expired"):
