@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('runtimes', '0002_when_a_change_was_heard'),
+        ('runtimes', '0003_hold_and_hanging'),
     ]
 
     operations = [
