@@ -13,7 +13,7 @@ from django.shortcuts import render as render_part
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
-from deployments import rollout
+from deployments import releases, rollout
 from deployments.models import BROKEN, DONE, LIVE, Deployment, RunStatus, StepLog, StepRun
 from deployments.views.releases import verdicts
 from portal.access import get_environment, may, role_to_deploy
@@ -63,7 +63,7 @@ def deployment_page(request: UserRequest, slug: str, kind: str, pk: int) -> Http
     deployment = _deployment(environment, pk)
     context = _rights(request, environment) | _picture(deployment)
     if not request.htmx:
-        context |= _log(deployment, _level(request), after=(0, 0))
+        context |= _log(deployment, _level(request), after=(0, 0)) | {"log_live": _may_say_more(deployment)}
     return render(request, "deployments/deployment.html", context, part="deployments/_deployment.html")
 
 
@@ -74,21 +74,35 @@ def deployment_page(request: UserRequest, slug: str, kind: str, pk: int) -> Http
 class Decision:
     """What can be done now, and what it does."""
 
-    resumable: StepRun | None = None
+    broken: StepRun | None = None
+    superseded: str = ""  # why the broken deployment cannot be resumed any more
     waiting: StepRun | None = None
     cancellable: bool = False
     left: int = 0  # steps after the one that broke
 
 
 def _decision(deployment: Deployment, steps: list[StepRun]) -> Decision:
-    broken = next((step for step in steps if step.status in BROKEN), None)
+    broken = next((step for step in steps if step.status in BROKEN), None) if deployment.status in BROKEN else None
     waiting = next((step for step in steps if step.status == RunStatus.WAITING), None)
     return Decision(
-        resumable=broken if deployment.status in BROKEN else None,
+        broken=broken,
+        superseded=_superseded(deployment) if broken else "",
         waiting=waiting if deployment.status in LIVE else None,
         cancellable=deployment.status in LIVE,
         left=sum(1 for step in steps if broken and step.number > broken.number),
     )
+
+
+def _superseded(deployment: Deployment) -> str:
+    """What rollout.resume would refuse, said before the person tries. Two queries."""
+    environment = deployment.environment
+    newer = Deployment.objects.filter(environment=environment, pk__gt=deployment.pk).order_by("-pk").first()
+    if newer:
+        return f"Deployment {newer.pk} ran since: this one cannot be resumed any more."
+    active = releases.active(environment)
+    if active is None or active.pk != deployment.release_id:
+        return f"Release {deployment.release.number} is no longer active on {environment.name}: deploy the active release instead."
+    return ""
 
 
 def _seconds(begin: datetime | None, end: datetime | None) -> float | None:
@@ -158,6 +172,10 @@ def _log(deployment: Deployment, level: str, *, after: tuple[int, int]) -> dict[
     }
 
 
+def _may_say_more(deployment: Deployment) -> bool:
+    return deployment.ended_at is None or timezone.now() <= deployment.ended_at + AFTERWARDS
+
+
 def _source(line: RuntimeLog) -> str:
     """A runtime's key tells its machine; "router" and "agent" do not."""
     return line.source if line.source.startswith(f"{line.machine.name}.") else f"{line.source} on {line.machine.name}"
@@ -169,9 +187,8 @@ def deployment_log(request: UserRequest, slug: str, kind: str, pk: int) -> HttpR
     environment = get_environment(request.user, slug, kind)
     deployment = _deployment(environment, pk)
     after = tuple(int(request.GET[name]) if request.GET.get(name, "").isdigit() else 0 for name in ("step", "runtime"))
-    ended_long_ago = deployment.ended_at is not None and timezone.now() > deployment.ended_at + AFTERWARDS
     context = _rights(request, environment) | _log(deployment, _level(request), after=(after[0], after[1]))
-    context |= {"deployment": deployment, "live": not ended_long_ago}
+    context |= {"deployment": deployment, "live": _may_say_more(deployment)}
     return render_part(request, "deployments/_deployment_log.html", context)
 
 

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from deployments import plans, releases, rollout, sheet
 from deployments.forms import ActivateForm, DeployForm, ReleaseForm, show_refusal
-from deployments.models import LIVE, Activation, ActivationStatus, Deployment, Release, RunStatus
+from deployments.models import LIVE, Activation, ActivationStatus, Deployment, Release, RunStatus, StepKind
 from portal.access import get_environment, get_project, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -232,12 +232,13 @@ def _preflight(release: Release, environment: Environment) -> dict[str, Any]:
     entries are linked to their cell."""
     missing = releases.missing(release, environment)
     said = {entry.sentence for entry in missing}
-    plan = plans.plan_of(environment)
+    steps = list(plans.plan_of(environment).steps.all())
     return {
         "missing": missing,
         "obstacles": [sentence for sentence in rollout.obstacles(release, environment, now=timezone.now()) if sentence not in said],
         "warnings": releases.warnings(release, environment),
-        "steps": list(plan.steps.all()),
+        "steps": steps,
+        "balances": any(step.kind == StepKind.BALANCE_FAILOVER for step in steps),
         "verdicts": verdicts(environment),
         "live": _live(environment),
         "active": releases.active(environment),

@@ -1,0 +1,181 @@
+"""Deploy › Deployments and one deployment as it runs, as people see and steer it."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from deployments import plans, releases, rollout
+from deployments.models import Deployment, Release, RunStatus, StepKind, StepLog, StepRun
+from portal.models import Environment
+from runtimes.models import FailoverGroup, GroupMember, Machine, Runtime, RuntimeLog
+
+LIST = "/projects/webshop/test/deployments/"
+HTMX = {"HX-Request": "true"}
+
+
+@pytest.fixture
+def deployment(release: Release, filled: Environment, group: FailoverGroup, developer: User) -> Deployment:
+    """Release 1 being deployed on Test, its first step pending."""
+    now = timezone.now()
+    releases.activate(release, filled, by=developer, now=now)
+    plans.default_plan(filled)
+    return rollout.prepare(release, on=filled, by=developer, now=now)
+
+
+def stop_at(deployment: Deployment, number: int, status: RunStatus, reason: str) -> None:
+    """As the engine leaves it when a step breaks."""
+    now = timezone.now()
+    deployment.steps.filter(number__lt=number).update(status=RunStatus.SUCCEEDED, started_at=now, ended_at=now)
+    deployment.steps.filter(number=number).update(status=status, reason=reason, started_at=now, ended_at=now)
+    Deployment.objects.filter(pk=deployment.pk).update(status=status, started_at=now, ended_at=now)
+
+
+def page(deployment: Deployment) -> str:
+    return f"{LIST}{deployment.pk}/"
+
+
+def test_a_running_deployment_asks_again_each_second(client: Client, viewer: User, deployment: Deployment) -> None:
+    client.force_login(viewer)
+    html = client.get(page(deployment)).content.decode()
+    assert html.count('hx-trigger="every 1s"') == 2  # the picture and the log
+    assert '<noscript><meta http-equiv="refresh"' in html
+    part = client.get(page(deployment), headers=HTMX).content.decode()
+    assert part.strip().startswith('<div id="deployment"') and 'hx-trigger="every 1s"' in part
+
+
+def test_a_finished_one_stops_asking_and_shows_how_it_ended(client: Client, viewer: User, deployment: Deployment) -> None:
+    long_ago = timezone.now() - timedelta(minutes=1)
+    deployment.steps.update(status=RunStatus.SUCCEEDED, started_at=long_ago, ended_at=long_ago + timedelta(seconds=2))
+    Deployment.objects.update(status=RunStatus.SUCCEEDED, started_at=long_ago, ended_at=long_ago + timedelta(seconds=12))
+    client.force_login(viewer)
+    html = client.get(page(deployment)).content.decode()
+    assert "every 1s" not in html and "http-equiv" not in html
+    assert "5 of 5 steps" in html and "12.0 s" in html
+
+
+def test_who_leads_is_said_beside_what_runs(client: Client, viewer: User, deployment: Deployment, group: FailoverGroup) -> None:
+    now = timezone.now()
+    for machine, status, state in (("external01", "leader", "on"), ("external02", "follower", "off")):
+        found = GroupMember.objects.filter(group=group, runtime__machine__name=machine)
+        found.update(observed_status=status, observed_state=state, observed_epoch=7, observed_ready=True, observed_at=now)
+    FailoverGroup.objects.update(epoch=7)
+    Machine.objects.update(last_report_at=now)
+    Runtime.objects.filter(machine__name="external02").update(observed_release=9)
+    client.force_login(viewer)
+    html = client.get(page(deployment)).content.decode().split("Failover groups")[1]
+    first, second = html.split("external02")[0], html.split("external02")[1]
+    assert 'data-status="leader"' in first and 'data-status="on"' in first
+    assert 'data-status="follower"' in second and 'data-status="off"' in second
+    assert 'class="release-mark is-other"' in html
+
+
+def test_a_broken_one_offers_to_resume_and_says_the_effect(client: Client, developer: User, deployment: Deployment) -> None:
+    stop_at(deployment, 3, RunStatus.TIMED_OUT, "external01.erp did not become ready within 120 s.")
+    client.force_login(developer)
+    html = client.get(page(deployment)).content.decode()
+    assert "timed out" in html and "external01.erp did not become ready within 120 s." in html
+    assert "Resume from step 3" in html and "attempt 2" in html and "the 2 after it" in html
+    answer = client.post(f"{page(deployment)}resume/")
+    assert answer.url == page(deployment)
+    deployment.refresh_from_db()
+    assert deployment.status in (RunStatus.PENDING, RunStatus.RUNNING)
+
+
+def test_one_that_was_overtaken_says_so_instead(client: Client, developer: User, deployment: Deployment) -> None:
+    stop_at(deployment, 3, RunStatus.FAILED, "No.")
+    newer = Deployment.objects.create(environment=deployment.environment, release=deployment.release, status=RunStatus.SUCCEEDED)
+    client.force_login(developer)
+    html = client.get(page(deployment)).content.decode()
+    assert f"Deployment {newer.pk} ran since" in html and "Resume from step" not in html
+    refused = client.post(f"{page(deployment)}resume/", follow=True, headers={"Referer": f"http://testserver{page(deployment)}"})
+    assert "ran since: deploy again" in refused.content.decode()
+
+
+def test_cancel_ends_it_and_a_second_cancel_does_no_harm(client: Client, developer: User, deployment: Deployment) -> None:
+    client.force_login(developer)
+    for _ in range(2):
+        assert client.post(f"{page(deployment)}cancel/").url == page(deployment)
+    deployment.refresh_from_db()
+    assert deployment.status == RunStatus.CANCELLED
+    assert "Cancelled by developer." in client.get(page(deployment)).content.decode()
+
+
+def test_a_manual_step_shows_its_instruction_and_waits_for_the_button(client: Client, developer: User, deployment: Deployment) -> None:
+    step = deployment.steps.get(number=1)
+    StepRun.objects.filter(pk=step.pk).update(kind=StepKind.MANUAL, instruction="Call the ERP team.")
+    rollout.tick(step.pk, now=timezone.now())
+    client.force_login(developer)
+    html = client.get(page(deployment)).content.decode()
+    assert "Step 1 waits for a person." in html and "Call the ERP team." in html
+    client.post(f"{page(deployment)}steps/1/confirm/")
+    rollout.tick(step.pk, now=timezone.now())
+    step.refresh_from_db()
+    assert step.status == RunStatus.SUCCEEDED
+
+
+def test_a_step_that_waits_for_nobody_is_not_confirmed(client: Client, developer: User, deployment: Deployment) -> None:
+    client.force_login(developer)
+    html = client.post(f"{page(deployment)}steps/1/confirm/", headers=HTMX).content.decode()
+    assert "it waits for nobody" in html
+
+
+def test_the_log_holds_steps_and_runtimes_and_goes_on_from_where_it_was(client: Client, viewer: User, deployment: Deployment) -> None:
+    now = timezone.now()
+    Deployment.objects.update(started_at=now - timedelta(seconds=5), status=RunStatus.RUNNING)
+    StepLog.objects.all().delete()
+    machine = Machine.objects.get(name="external01")
+    told = StepLog.objects.create(step=deployment.steps.get(number=3), at=now, machine="external01", text="The bundle is ordered.")
+    RuntimeLog.objects.create(machine=machine, source="external01.erp", at=now - timedelta(hours=1), level="info", text="Long before.")
+    RuntimeLog.objects.create(machine=machine, source="router", at=now, level="debug", text="A detail.")
+    heard = RuntimeLog.objects.create(machine=machine, source="external01.erp", at=now, level="error", text="The folder is missing.")
+    client.force_login(viewer)
+    html = client.get(page(deployment)).content.decode()
+    assert "The bundle is ordered." in html and "The folder is missing." in html
+    assert "Long before." not in html and "A detail." not in html
+    assert "router on external01" in client.get(f"{page(deployment)}?level=debug").content.decode()
+    assert "The bundle is ordered." not in client.get(f"{page(deployment)}?level=error").content.decode()
+    more = client.get(f"{page(deployment)}log/?step={told.pk}&runtime={heard.pk}", headers=HTMX).content.decode()
+    assert "log-line" not in more and f"step={told.pk}&runtime={heard.pk}" in more
+
+
+@pytest.mark.parametrize(("person", "status"), [("viewer", 403), ("stranger", 404)])
+@pytest.mark.parametrize("act", ["cancel", "resume", "steps/1/confirm"])
+def test_who_may_not_steer(
+    client: Client, request: pytest.FixtureRequest, deployment: Deployment, person: str, status: int, act: str
+) -> None:
+    client.force_login(request.getfixturevalue(person))
+    assert client.post(f"{page(deployment)}{act}/").status_code == status
+    shown = client.get(page(deployment))
+    assert shown.status_code == (404 if person == "stranger" else 200)
+    assert b"/cancel/" not in shown.content
+    assert client.get(f"/projects/webshop/acceptance/deployments/{deployment.pk}/").status_code == 404
+
+
+def test_the_list_shows_the_newest_first_and_filters(client: Client, viewer: User, deployment: Deployment) -> None:
+    client.force_login(viewer)
+    assert "0 of 5" in client.get(LIST).content.decode()
+    assert f'href="{page(deployment)}"' not in client.get(f"{LIST}?status=failed").content.decode()
+
+
+def test_an_empty_list_names_the_next_step(client: Client, viewer: User, test_environment: Environment) -> None:
+    client.force_login(viewer)
+    assert 'href="/projects/webshop/test/releases/"' in client.get(LIST).content.decode().split("Nothing was deployed")[1]
+
+
+def test_pages_need_a_fixed_number_of_queries(
+    client: Client, viewer: User, deployment: Deployment, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for number in range(100, 200):
+        StepRun.objects.create(deployment=deployment, number=number, kind=StepKind.MANUAL, instruction="Wait.")
+    for number in range(20):
+        machine = Machine.objects.create(environment=deployment.environment, name=f"more{number}", kind="external")
+        Runtime.objects.create(environment=deployment.environment, machine=machine, connector=deployment.release.project.connectors.get())
+    client.force_login(viewer)
+    with django_assert_max_num_queries(30):
+        client.get(page(deployment))
+    with django_assert_max_num_queries(15):
+        client.get(LIST)
