@@ -4,11 +4,15 @@ from datetime import datetime
 
 from portal.readiness import stack_started_at
 from runtimes import failover
-from runtimes.models import FailoverGroup
+from runtimes.models import FailoverGroup, Router
+from runtimes.protocol import RouterState
 
 
 def groups_have_leaders(now: datetime) -> str:
-    """One sentence per failover group without a leader; a group whose members are all disabled or stopped by wish needs none."""
+    """One sentence per failover group without a leader, then what keeps routers from running: the likely cause.
+
+    A group whose members are all disabled or stopped by wish needs no leader.
+    """
     started_at = stack_started_at()
     if started_at is None:
         return ""
@@ -21,4 +25,7 @@ def groups_have_leaders(now: datetime) -> str:
         leader = failover.verdict(group, now=now).leader
         if leader is None or leader.member.observed_at is None or leader.member.observed_at < started_at:
             sentences.append(f"Group {group.name} has no leader yet.")
+    if sentences:
+        failed = Router.objects.filter(observed_state=RouterState.FAILED, machine__last_report_at__gte=started_at)
+        sentences += [f"The {router}: {router.observed_reason}." for router in failed.select_related("machine").order_by("machine__name")]
     return " ".join(sentences)
