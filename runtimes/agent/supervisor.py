@@ -298,7 +298,8 @@ class RuntimeSupervisor:
         ended = program.exit_reason
         wait = program.start_again_at - time.monotonic()
         if self.bundle_state.get(wished.digest, (BundleState.HERE, ""))[0] in (BundleState.REFUSED, BundleState.UNREACHABLE):
-            return RuntimeState.FAILED, self.bundle_state[wished.digest][1]
+            first_try = self.fetching is not None and not self.fetching.done() and not self.fetch_failures
+            return RuntimeState.STARTING if first_try else RuntimeState.FAILED, self.bundle_state[wished.digest][1]
         if self.cannot:
             return RuntimeState.FAILED, self.cannot
         if wait > 0:

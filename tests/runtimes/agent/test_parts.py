@@ -1,5 +1,6 @@
 """Small parts of agent and keeper: logs within bounds, the spool, the watchdog's rule, what the home keeps."""
 
+import asyncio
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from runtimes.agent.logbook import LOG_FILE_BYTES, LOG_LINES, LogBook, read_log_
 from runtimes.agent.peers import addresses
 from runtimes.agent.spool import LOG_LINES as SENT_LINES
 from runtimes.agent.spool import LogBuffer, Spool
+from runtimes.agent.supervisor import BundleUnavailable, RuntimeSupervisor, Surroundings
 from runtimes.protocol import (
     PERMIT,
     Cause,
@@ -24,6 +26,9 @@ from runtimes.protocol import (
     RequestOutcome,
     RequestStatus,
     RouterOrder,
+    RuntimeOrder,
+    RuntimeState,
+    Timing,
     digest_of,
 )
 
@@ -257,3 +262,28 @@ def test_a_sign_of_life_or_the_same_again_is_no_news(keeper: Keeper, monkeypatch
     assert len(owed) == 1
     keeper._take(ProcessNews(ready=False, reason="stopping"))
     assert len(owed) == 2
+
+
+def test_a_runtime_whose_bundle_is_on_its_way_is_starting_and_failed_only_once_it_cannot_be_had(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        async def fetch(digest: str) -> bytes:
+            return await answer
+
+        home = Home(tmp_path)
+        runtime = RuntimeSupervisor("external01.erp", home, fetch=fetch, changed=lambda: None, spool=Spool(home), logs=LogBuffer())
+        around = Surroundings(namespace="/baton/1/", generation=1, timing=Timing(), etcd=None, machine="external01")
+        runtime.take(RuntimeOrder(key="external01.erp", connector="erp", running=True, digest="0" * 64, release=1), around)
+        running = asyncio.create_task(runtime.run())
+        while runtime.fetching is None:
+            await asyncio.sleep(0.01)
+        assert runtime.state() == (RuntimeState.STARTING, "the bundle of release 1 is being fetched")
+        answer.set_exception(BundleUnavailable("the portal does not answer"))
+        await runtime.fetching
+        assert runtime.state() == (RuntimeState.FAILED, "the portal does not answer")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await runtime.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,36 @@
+"""One lab for all tests of a run; at its end the judge speaks."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.lab import Lab
+from tests.lab.network import NoLab
+
+
+@pytest.fixture(scope="module")
+def running_lab() -> Iterator[Lab]:
+    try:
+        lab = Lab()
+    except NoLab as reason:
+        pytest.skip(str(reason))
+    try:
+        lab.deploy()
+        yield lab
+        lab.heal()
+        verdict = lab.verdict()
+        print("\n".join(verdict.lines()))
+        assert not verdict.overlaps, verdict.overlaps
+        assert not verdict.disabled_led, verdict.disabled_led
+        assert not verdict.late["erp"], verdict.late["erp"]
+        assert len(verdict.late["tills"]) <= lab.pauses, verdict.late["tills"]
+        assert not any(verdict.lost.values()), verdict.lines()
+    finally:
+        lab.close()
+
+
+@pytest.fixture
+def lab(running_lab: Lab) -> Lab:
+    """No fault anywhere; external01 (A) leads every group, external02 (B) follows, and A's router leads etcd's cluster."""
+    running_lab.begin()
+    return running_lab

