@@ -7,7 +7,10 @@ BATON_HOME ?= var
 export PORT BATON_HOME
 PY := $(VENV)/bin/python
 
-.PHONY: help run test check lock format clean
+FAULTS ?= 200
+SEED ?=
+
+.PHONY: help run test check lab lab-rows lock format clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,7 +28,15 @@ check: $(VENV)/.dev  ## the quick half of the tests
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy portal runtimes deployments manage.py
 	$(PY) manage.py makemigrations --check --dry-run
-	$(PY) -m pytest -q -m "not journey and not browser" tests
+	$(PY) -m pytest -q -m "not journey and not browser and not lab" tests
+
+lab: $(VENV)/.dev  ## random faults on three hosts in network namespaces (root): make lab FAULTS=200 SEED=7
+	@.ci/system-packages
+	@$(PY) -m tests.lab --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
+
+lab-rows: $(VENV)/.dev  ## every row of the table "Who leads when links are cut", on the same three hosts
+	@.ci/system-packages
+	$(PY) -m pytest -q -m lab tests/lab
 
 # The environment is built under a lock, so that two commands can start at once; the stamp names the lock file it came from.
 $(VENV)/.run: requirements.txt
