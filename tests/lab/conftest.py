@@ -19,7 +19,8 @@ def running_lab() -> Iterator[Lab]:
         yield lab
         lab.heal()
         verdict = lab.verdict()
-        print("\n".join(verdict.lines()))
+        gaps = ", ".join(f"{gap:.3f}" for gap in lab.gaps)
+        print("\n".join([*verdict.lines(), f"seconds from each fault to On at the other host: {gaps}"]))
         assert not verdict.overlaps, verdict.overlaps
         assert not verdict.disabled_led, verdict.disabled_led
         assert not verdict.late["erp"], verdict.late["erp"]

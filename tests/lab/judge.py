@@ -281,6 +281,17 @@ class Pages:
                 return turn.at
         return None
 
+    def off_seconds(self, connector: str, host: str, since: float) -> float:
+        """For how long in all that page did not say On since an instant at which it did."""
+        total, off_at = 0.0, None
+        for turn in [*self.turns[connector], Turn(boot(), True, host)]:
+            if turn.host == host and turn.at > since:
+                if turn.on and off_at is not None:
+                    total, off_at = total + turn.at - off_at, None
+                elif not turn.on:
+                    off_at = turn.at
+        return total
+
     def last_off(self, connector: str, host: str) -> float | None:
         return next((turn.at for turn in reversed(self.turns[connector]) if not turn.on and turn.host == host), None)
 

@@ -33,14 +33,14 @@ RESTART_SECONDS = 0.5  # after which a service manager would start a unit again
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T], within: float, what: str) -> T:
-    """The first true answer. Fails naming what did not come about, and the last answer."""
+def until(look: Callable[[], T], within: float, what: str, facts: Callable[[], str] = str) -> T:
+    """The first true answer. Fails naming what did not come about, the last answer, and the facts of that moment."""
     deadline = time.monotonic() + within
     while True:
         answer = look()
         if answer:
             return answer
-        assert time.monotonic() < deadline, f"not within {within} s: {what} (last: {answer!r})"
+        assert time.monotonic() < deadline, f"not within {within:.1f} s: {what} (last: {answer!r}) {facts()}"
         time.sleep(0.01)
 
 
@@ -183,6 +183,20 @@ def _alive(pid: int) -> bool:
         return False
 
 
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+
+
+def _end_of(file: Path, size: int = 1500) -> str:
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - size))
+        return stream.read().decode(errors="replace")
+    return ""
+
+
 def _command(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -195,6 +209,7 @@ class Lab:
 
     def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
         self.say = say
+        sys.setswitchinterval(0.001)  # the sampler of permit pages must not wait long for the other threads
         self.network = Network(ADDRESSES)  # raises NoLab
         self.home = Path(tempfile.mkdtemp(prefix="baton-lab-"))
         self.shared = self.home / "shared"
@@ -601,4 +616,7 @@ class Lab:
         records = self.known()
         keys = {key: (record.revision, record.value) for key, record in (records or {}).items()}
         on = {connector: self.pages.on(connector) for connector in CONNECTORS}
-        return f"On: {on}; raft leader: {self.raft_leader()}; records: {json.dumps(keys)}"
+        logs = "\n".join(f"-- agent of {name}:\n{_end_of(host.home.parent / 'agent.log')}" for name, host in self.hosts.items())
+        parts = {name: [(pid, _state(pid), " ".join(_command(pid))[-90:]) for pid in host.wire.pids()] for name, host in self.hosts.items()}
+        logs += "\n" + json.dumps(parts, indent=1)
+        return f"On: {on}; raft leader: {self.raft_leader()}; records: {json.dumps(keys)}\n{logs}"
