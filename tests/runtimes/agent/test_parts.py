@@ -268,7 +268,10 @@ def test_a_runtime_whose_bundle_is_on_its_way_is_starting_and_failed_only_once_i
     async def scenario() -> None:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
+        asked = asyncio.Event()
+
         async def fetch(digest: str) -> bytes:
+            asked.set()
             return await answer
 
         home = Home(tmp_path)
@@ -276,10 +279,10 @@ def test_a_runtime_whose_bundle_is_on_its_way_is_starting_and_failed_only_once_i
         around = Surroundings(namespace="/baton/1/", generation=1, timing=Timing(), etcd=None, machine="external01")
         runtime.take(RuntimeOrder(key="external01.erp", connector="erp", running=True, digest="0" * 64, release=1), around)
         running = asyncio.create_task(runtime.run())
-        while runtime.fetching is None:
-            await asyncio.sleep(0.01)
+        await asked.wait()
         assert runtime.state() == (RuntimeState.STARTING, "the bundle of release 1 is being fetched")
         answer.set_exception(BundleUnavailable("the portal does not answer"))
+        assert runtime.fetching is not None
         await runtime.fetching
         assert runtime.state() == (RuntimeState.FAILED, "the portal does not answer")
         running.cancel()
