@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import httpx
 
 from portal import ports
+from tests import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 T = TypeVar("T")
@@ -22,12 +23,12 @@ T = TypeVar("T")
 
 def until(look: Callable[[], T], within: float, what: str) -> T:
     """The first true answer. Fails naming what did not come about, and the last answer."""
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + within * PATIENCE
     while True:
         answer = look()
         if answer:
             return answer
-        assert time.monotonic() < deadline, f"not within {within} s: {what} (last: {answer!r})"
+        assert time.monotonic() < deadline, f"not within {PATIENCE:g} times {within} s: {what} (last: {answer!r})"
         time.sleep(0.02)
 
 

@@ -32,6 +32,7 @@ from runtimes.protocol import (
     digest_of,
     encode,
 )
+from tests import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "one-time"
@@ -39,12 +40,12 @@ TOKEN = "one-time"
 
 def eventually(what: Callable[[], Any], within: float = 10.0) -> Any:
     """Wait until `what()` is true, and return it."""
-    until = time.monotonic() + within
+    until = time.monotonic() + within * PATIENCE
     while True:
         found = what()
         if found:
             return found
-        assert time.monotonic() < until, f"not within {within} s"
+        assert time.monotonic() < until, f"not within {PATIENCE:g} times {within} s"
         time.sleep(0.02)
 
 

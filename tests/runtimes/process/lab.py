@@ -39,6 +39,7 @@ from runtimes.protocol import (
     digest_of,
     encode,
 )
+from tests import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMESPACE = "/baton/test/"
@@ -57,12 +58,12 @@ def free_port() -> int:
 
 def until(condition: Callable[[], Any], seconds: float = 5.0, what: str = "") -> Any:
     """The first true answer; fails with `what` after so many seconds."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while time.monotonic() < deadline:
         if answer := condition():
             return answer
         time.sleep(0.005)
-    raise AssertionError(f"not within {seconds:g} s: {what or condition}")
+    raise AssertionError(f"not within {PATIENCE:g} times {seconds:g} s: {what or condition}")
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
