@@ -85,6 +85,14 @@ class RequestKind(StrEnum):
     SWITCH = "switch"
     DISABLE = "disable"
     ENABLE = "enable"
+    POLICY = "policy"  # what the members do without a majority
+
+
+class IsolationPolicy(StrEnum):
+    """What a member does that has lost the majority of the routers (docs/failover.md, Lost majority)."""
+
+    STOP = "stop"
+    RUN_ALONE = "run-alone"  # it goes on by itself: on both sides of a cut link, two may consume at once
 
 
 class RequestStatus(StrEnum):
@@ -222,11 +230,12 @@ class GroupRequest(Wire, frozen=True):
     id: str
     kind: RequestKind
     group: str
-    machine: str | None  # switch: the candidate (None: any ready follower); disable, enable: whose member
+    machine: str | None  # switch: the candidate (None: any ready follower); disable, enable: whose member; policy: None
     expected_epoch: int | None  # switch only
     cause: Cause
     actor: str  # who asked, for people: "operator" or "deployment 12"
     valid_seconds: float  # counted by the agent from receipt
+    policy: IsolationPolicy | None = None  # policy only
 
 
 class Orders(Wire, frozen=True):
@@ -271,6 +280,7 @@ class GroupReport(Wire, frozen=True):
     last_activity: str = ""  # when an inbound of the group last took something
     disabled: list[str] = []  # runtime keys, as control/<group> says
     open_request: str | None = None
+    isolation: IsolationPolicy = IsolationPolicy.STOP  # as control/<group> says, or as this member remembers it
 
 
 class FlowReport(Wire, frozen=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 from runtimes.process.election import GroupView
 from runtimes.process.etcd import Answer, Entry, Etcd, OutcomeUnknown, delete, put, read, unchanged
-from runtimes.process.permits import NEVER, Clock, boot_clock
+from runtimes.process.permits import ALWAYS, NEVER, Clock, boot_clock
 from runtimes.process.records import (
     ControlRecord,
     GroupMark,
@@ -50,7 +50,10 @@ class Coordinator:
         self.groups = {group.id: group for group in groups}
         self.started = False
         self.contact_until = NEVER
+        self.heard = False  # has a majority ever answered
+        self._lost_since = ALWAYS  # when the first of the unanswered requests was sent, all made without standing still
         self.sent_at = NEVER  # of the newest own transaction
+        self._asked_at = NEVER  # the one before it
         self.permits: dict[str, float] = dict.fromkeys(self.groups, NEVER)
         self.held_off: set[str] = set()
         self.trouble = ""
@@ -97,6 +100,10 @@ class Coordinator:
 
     def watched(self) -> list[str]:
         return self._keys()
+
+    def lost_since(self, now: float) -> float:
+        """Since when no majority has answered although it was asked all the time; ALWAYS: it has answered, or this process stood still."""
+        return self._lost_since if now - self.sent_at <= self.timing.ttl else ALWAYS
 
     # ---------------------------------------------------------------------------------------------------------------- own session
 
@@ -205,14 +212,27 @@ class Coordinator:
 
     async def _ask(self, compare: Sequence[Any], success: Sequence[Any], failure: Sequence[Any], sent: float) -> Answer:
         timeout = self.timing.request_timeout
+        if sent - self._asked_at > self.timing.ttl:  # it stood still since: of that time it knows nothing
+            self._lost_since = ALWAYS
+        self._asked_at = sent
         try:
             async with asyncio.timeout(timeout):
                 answer = await self.etcd.transact(compare, success, failure, timeout=timeout)
         except TimeoutError as error:
+            self._lost(sent)
             raise OutcomeUnknown(f"the router at {self.etcd.url} did not answer within {timeout:g} s") from error
+        except OutcomeUnknown:
+            self._lost(sent)
+            raise
         if self._clock() - sent > timeout:  # paused meanwhile: the answer is as late as this process
             raise OutcomeUnknown("this process stood still while it waited for an answer")
+        self.heard, self._lost_since = True, ALWAYS
         return answer
+
+    def _lost(self, sent: float) -> None:
+        """One more request without an answer."""
+        stood_still = self._clock() - sent > self.timing.ttl
+        self._lost_since = ALWAYS if stood_still else min(self._lost_since, sent)
 
     async def _transact(self, compare: Iterable[Any], puts: Iterable[Any]) -> Result:
         """One own transaction on the own last write, which it rewrites; its success is a renewal."""

@@ -9,13 +9,16 @@ from enum import StrEnum
 
 from runtimes.process.permits import ALWAYS, NEVER
 from runtimes.process.records import ControlRecord, LeaderRecord, Observed, epoch_of
-from runtimes.protocol import Cause, GroupSpec, Preference, Status, Timing
+from runtimes.protocol import Cause, GroupSpec, IsolationPolicy, Preference, Status, Timing
+
+ALONE_AFTER_TTLS = 3.0  # so long without a majority before a member runs alone: an election among the routers is over by then
 
 
 class Action(StrEnum):
     """What to do with one group now."""
 
     LEAD = "lead"  # inbounds On
+    LEAD_ALONE = "lead-alone"  # inbounds On without a permit, epoch 0: the majority is lost and the group's policy is to run alone
     FOLLOW = "follow"  # inbounds Off
     DRAIN = "drain"  # take nothing more, let what is in flight end
     HAND_OVER = "hand-over"  # Off, permit void, then give the group to `to`
@@ -66,6 +69,10 @@ class Own:
     drain_since: float | None = None
     vacant_since: float | None = None  # since when it has known that nobody living leads
     not_before: float = NEVER  # takes wait until here (the cluster was built anew)
+    isolation: IsolationPolicy = IsolationPolicy.STOP  # of the group, as last read or as remembered from before
+    disabled: bool = False  # is this member, as last read or as remembered from before
+    lost_since: float = ALWAYS  # since when no majority has answered although it was asked all the time
+    alone: bool = False  # it runs alone now
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +151,15 @@ def decide_session(observed: Observed | None, session: str, started: bool, now: 
 
 def decide(view: GroupView, now: float) -> Decision:
     """What this process does with a failover group now. The rules stand in docs/failover.md, in this order of precedence."""
-    own, disabled = view.own, view.me in view.control.disabled
+    own, disabled = view.own, view.own.disabled or view.me in view.control.disabled
     if view.unreadable:
         return Decision(
             Action.FOLLOW, Status.ISOLATED, "isolated: the records of this group cannot be read; a newer program wrote them, deploy it here"
         )
     if now >= own.contact_until - margin(view.timing):
         why = own.trouble or "no answer from a majority of the routers yet"
-        return Decision(Action.FOLLOW, Status.DISABLED if disabled else Status.ISOLATED, f"isolated: {why}")
+        return _without_majority(view, now, disabled, why)
+    disabled = view.me in view.control.disabled
     if own.held_off:
         return Decision(Action.FOLLOW, Status.FOLLOWER, "gave leadership up and waits for a renewal to tell whether that was carried out")
     if view.mine:
@@ -159,6 +167,23 @@ def decide(view: GroupView, now: float) -> Decision:
     if disabled:
         return Decision(Action.FOLLOW, Status.DISABLED, _disabled_sentence(view))
     return _as_follower(view, now)
+
+
+def _without_majority(view: GroupView, now: float, disabled: bool, why: str) -> Decision:
+    """Stop; or, where the group's policy says so, run alone once the majority has been lost for ALONE_AFTER_TTLS."""
+    own = view.own
+    if disabled:
+        return Decision(Action.FOLLOW, Status.DISABLED, f"isolated: {why}")
+    if own.isolation != IsolationPolicy.RUN_ALONE:
+        return Decision(Action.FOLLOW, Status.ISOLATED, f"isolated: {why}")
+    if own.stopping:
+        if own.alone:
+            return Decision(Action.DRAIN, Status.SINGLE_NODE, f"draining: the runtime is asked to stop; isolated: {why}")
+        return Decision(Action.FOLLOW, Status.ISOLATED, f"isolated: {why}; this runtime is stopping")
+    at = own.lost_since + ALONE_AFTER_TTLS * view.timing.ttl
+    if now >= at:
+        return Decision(Action.LEAD_ALONE, Status.SINGLE_NODE, f"runs alone, as the group's isolation policy says: {why}")
+    return Decision(Action.FOLLOW, Status.ISOLATED, f"isolated: {why}; it is about to run alone", again_at=at)
 
 
 def ready_followers(view: GroupView, now: float) -> list[str]:

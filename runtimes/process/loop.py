@@ -27,6 +27,7 @@ from runtimes.process.election import (
 )
 from runtimes.process.etcd import Etcd
 from runtimes.process.flows import Flow
+from runtimes.process.isolation import Memory
 from runtimes.process.permits import ALWAYS, NEVER, Clock, Duty, PermitPage, boot_clock
 from runtimes.process.records import ControlRecord, GroupMark, epoch_of
 from runtimes.process.seat import Seat
@@ -90,6 +91,7 @@ class Runtime:
         if self._seats and self._config.etcd is not None:
             specs = [seat.spec for seat in self._seats]
             self._coordinator = Coordinator(Etcd(self._config.etcd), self._config, specs, self._marks, clock)
+        self._memory = Memory(data / "isolation.json", log)
         self._not_before = self._after_new_generation(data / "generation")
 
     # -------------------------------------------------------------------------------------------------------------------- running
@@ -115,6 +117,7 @@ class Runtime:
             await asyncio.gather(*tasks, return_exceptions=True)
             if self._coordinator is not None:
                 await self._coordinator.etcd.close()
+            self._memory.close()
 
     async def _elect(self, tasks: list["asyncio.Task[None]"]) -> None:
         while not self._finished():
@@ -257,7 +260,7 @@ class Runtime:
                 seat.off()
             self._session = coordinator.session
         for seat in self._seats:
-            if seat.duty is not None:
+            if seat.duty is not None and not seat.alone:
                 until = coordinator.permits[seat.spec.id]
                 if until == NEVER:
                     seat.off()
@@ -279,7 +282,8 @@ class Runtime:
         }
 
     def _turn_page(self) -> None:
-        until = min((seat.duty.until for seat in self._seats if seat.duty is not None), default=None)
+        # A group that runs alone has a standing duty, as a single node has: no permit ends that the keeper would have to watch.
+        until = min((seat.duty.until for seat in self._seats if seat.duty is not None and not seat.alone), default=None)
         if until is None or until == NEVER:
             self._page.off()
         else:
@@ -309,6 +313,11 @@ class Runtime:
             now = self._clock()
             decision = seat.decision = decide(self._view(seat, now), now)
             self._say(seat.spec.id, f"group {seat.spec.name}: {decision.sentence}")
+            if seat.alone and decision.status != Status.SINGLE_NODE:  # first stop, then join the election
+                self._log.warning(f"group {seat.spec.name}: Off, it ran alone and a majority answers again")
+                seat.off()
+                seat.drain_since = None
+                self._turn_page()
             acted = await self._act(seat, decision, now) or acted
         return acted
 
@@ -319,6 +328,9 @@ class Runtime:
         leader, leader_revision = coordinator.leader(group)
         control, control_revision = coordinator.control(group)
         unreadable = control is None or (leader is None and leader_revision != 0)
+        if coordinator.heard and control is not None:
+            self._memory.learn(group, control, self._config.key)
+        isolation, disabled = self._memory.recall(group)
         own = Own(
             preference=self._preferences.get(group, Preference.NONE),
             ready=seat.ready,
@@ -332,6 +344,10 @@ class Runtime:
             drain_since=seat.drain_since,
             vacant_since=seat.vacant_since,
             not_before=self._not_before,
+            isolation=isolation,
+            disabled=disabled,
+            lost_since=coordinator.lost_since(now),
+            alone=seat.alone,
         )
         view = GroupView(
             seat.spec,
@@ -359,6 +375,11 @@ class Runtime:
         view = self._view(seat, now)
         if decision.action == Action.LEAD:
             self._lead(seat, view, coordinator)
+            return False
+        if decision.action == Action.LEAD_ALONE:
+            if seat.lead(0, ALWAYS):
+                self._log.warning(f"group {seat.spec.name}: On with epoch 0: {decision.sentence}")
+                self._turn_page()
             return False
         if decision.action == Action.FOLLOW:
             seat.off()
@@ -481,7 +502,7 @@ class Runtime:
                 return False, f"flow {flow.spec.name}: {flow.reason}"
         if self._stopping_since is not None:
             return False, "stopping"
-        if self._coordinator is not None and self._coordinator.contact_until == NEVER:
+        if self._coordinator is not None and self._coordinator.contact_until == NEVER and not any(seat.alone for seat in self._seats):
             return False, f"no contact with its router yet: {self._coordinator.trouble or self._said.get('session', '')}"
         return True, ""
 
@@ -507,13 +528,14 @@ class Runtime:
             status=status,
             state=seat.state,
             reason=decision.sentence if decision is not None else "starting",
-            epoch=view.epoch,
-            leader=leader if connected else None,
-            ready=seat.ready and connected and self._stopping_since is None,
+            epoch=0 if status == Status.SINGLE_NODE else view.epoch,
+            leader=self._config.key if status == Status.SINGLE_NODE else leader if connected else None,
+            ready=seat.ready and (connected or status == Status.SINGLE_NODE) and self._stopping_since is None,
             since=seat.since,
             last_activity=seat.last_activity,
             disabled=sorted(view.control.disabled),
             open_request=view.control.request.id if view.control.request else None,
+            isolation=view.own.isolation,
         )
 
     def _report_alone(self, seat: Seat, cause: str) -> GroupReport:
@@ -533,7 +555,7 @@ class Runtime:
     def _announce(self, seat: Seat) -> None:
         """The event of a new leadership, once, when its inbounds are On."""
         duty = seat.duty
-        if duty is None or seat.state != State.ON:
+        if duty is None or seat.alone or seat.state != State.ON:
             return
         now = self._clock()
         coordinator = self._coordinator

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from runtimes.protocol import Cause, Preference, RequestOutcome
+from runtimes.protocol import Cause, IsolationPolicy, Preference, RequestOutcome
 
 GENERATION_STEP = 10**12
 KEPT_OUTCOMES = 8  # per group, so that an order carried twice finds how it ended
@@ -74,13 +74,14 @@ class ControlRecord(msgspec.Struct, frozen=True):
     disabled: dict[str, Disabled] = {}  # by runtime key
     request: OpenRequest | None = None
     done: list[RequestOutcome] = []  # the last ones, oldest first
+    isolation: IsolationPolicy = IsolationPolicy.STOP
 
     def closing(self, outcome: RequestOutcome) -> "ControlRecord":
         """The record without its open request, remembering how it ended."""
-        return ControlRecord(self.disabled, None, self.done).remembering(outcome)
+        return msgspec.structs.replace(self, request=None).remembering(outcome)
 
     def remembering(self, outcome: RequestOutcome) -> "ControlRecord":
-        return ControlRecord(self.disabled, self.request, [*self.done, outcome][-KEPT_OUTCOMES:])
+        return msgspec.structs.replace(self, done=[*self.done, outcome][-KEPT_OUTCOMES:])
 
     def outcome_of(self, request: str) -> RequestOutcome | None:
         return next((outcome for outcome in self.done if outcome.id == request), None)

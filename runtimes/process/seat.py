@@ -39,6 +39,11 @@ class Seat:
         return any(flow.busy for flow in self.flows)
 
     @property
+    def alone(self) -> bool:
+        """Does it run without a permit, because the majority is lost and the group's policy says so."""
+        return self.duty is not None and self.duty.epoch == 0
+
+    @property
     def state(self) -> State:
         """Do the inbounds really run: a worker that has not noticed yet that its permit is void takes nothing, so it counts as off."""
         if self.duty is None or not self.duty.valid():

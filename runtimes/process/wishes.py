@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from runtimes.process.etcd import Answer, Etcd, OutcomeUnknown, Tls, put, read, read_prefix, unchanged
 from runtimes.process.records import (
     ControlRecord,
@@ -22,8 +24,9 @@ from runtimes.process.records import (
     plain,
     session_key,
 )
-from runtimes.protocol import GroupRequest, RequestKind, RequestOutcome, RequestStatus, Timing
+from runtimes.protocol import GroupRequest, IsolationPolicy, RequestKind, RequestOutcome, RequestStatus, Timing
 
+POLICY_WORDS = {IsolationPolicy.STOP: "stops", IsolationPolicy.RUN_ALONE: "runs alone"}
 TRIES = 5  # when another writes the same record in between; each try reads anew
 
 
@@ -117,17 +120,22 @@ async def _judge(
         return known, None
     if control.request is not None and control.request.id == request.id:
         return _running(request), None
+    if request.kind == RequestKind.POLICY:
+        if request.policy is None:
+            raise RefusedError("not-ready", "the request names no isolation policy")
+        outcome = _succeeded(request, f"without a majority a member of this group {POLICY_WORDS[request.policy]}")
+        return outcome, msgspec.structs.replace(control, isolation=request.policy).remembering(outcome)
     runtime = _runtime(request, member)
     if request.kind == RequestKind.DISABLE:
         assert runtime is not None
         outcome = _succeeded(request, f"{runtime} is disabled: it stops at its next renewal and leads no more until it is enabled")
         disabled = {**control.disabled, runtime: Disabled(request.id, request.actor, request.cause)}
-        return outcome, ControlRecord(disabled, control.request, control.done).remembering(outcome)
+        return outcome, msgspec.structs.replace(control, disabled=disabled).remembering(outcome)
     if request.kind == RequestKind.ENABLE:
         assert runtime is not None
         outcome = _succeeded(request, f"{runtime} is enabled")
         disabled = {key: value for key, value in control.disabled.items() if key != runtime}
-        return outcome, ControlRecord(disabled, control.request, control.done).remembering(outcome)
+        return outcome, msgspec.structs.replace(control, disabled=disabled).remembering(outcome)
     epoch = picture.epoch(generation)
     if control.request is not None and control.request.expected_epoch == epoch:
         raise RefusedError(
@@ -145,7 +153,7 @@ async def _judge(
     releases = None if activated is None else {activated, release}
     await _require_ready(client, namespace, request.group, picture, runtime, leader, releases, timing)
     wish = OpenRequest(request.id, runtime, epoch, request.cause, request.actor)
-    return _running(request), ControlRecord(control.disabled, wish, control.done)
+    return _running(request), msgspec.structs.replace(control, request=wish)
 
 
 def _runtime(request: GroupRequest, member: str) -> str | None:

@@ -84,14 +84,29 @@ class EtcdCluster:
         peers = {f"m{number}": f"http://127.0.0.1:{free_port()}" for number in range(size)}
         self.urls = [f"http://127.0.0.1:{free_port()}" for _ in peers]
         self.members = []
+        self._commands: list[tuple[list[str], Path]] = []
         for (name, peer), client in zip(peers.items(), self.urls, strict=True):
             command = ["/usr/bin/etcd", "--name", name, "--data-dir", str(folder / name), "--pre-vote", "--logger", "zap"]
             command += ["--listen-client-urls", client, "--advertise-client-urls", client, "--heartbeat-interval", "50"]
             command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--election-timeout", "300"]
             command += ["--initial-cluster", ",".join(f"{key}={url}" for key, url in peers.items()), "--log-level", "error"]
-            with (folder / f"{name}.log").open("wb") as log:
-                self.members.append(subprocess.Popen(command, stdout=log, stderr=log))
+            self._commands.append((command, folder / f"{name}.log"))
+            self.members.append(self._start(*self._commands[-1]))
         until(self._healthy, 15, "etcd answers")
+
+    def _start(self, command: list[str], path: Path) -> "subprocess.Popen[bytes]":
+        with path.open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log)
+
+    def stop(self, *numbers: int) -> None:
+        """Kill these members; their data stays."""
+        for number in numbers:
+            self.members[number].kill()
+            self.members[number].wait(5)
+
+    def restart(self, *numbers: int) -> None:
+        for number in numbers:
+            self.members[number] = self._start(*self._commands[number])
 
     def _healthy(self) -> bool:
         try:

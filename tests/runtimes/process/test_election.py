@@ -7,7 +7,7 @@ import pytest
 
 from runtimes.process.election import Action, GroupView, Own, SessionAction, decide, decide_session, single_node_cause
 from runtimes.process.records import ControlRecord, Disabled, GroupMark, LeaderRecord, Observed, OpenRequest, SessionRecord
-from runtimes.protocol import Cause, GroupSpec, Preference, Status
+from runtimes.protocol import Cause, GroupSpec, IsolationPolicy, Preference, Status
 
 NOW = 100.0
 A, B, C = "external01.erp", "external02.erp", "external03.erp"
@@ -132,6 +132,45 @@ def request(to: str | None = B, epoch: int = EPOCH, disabled: ControlRecord = NO
 )  # fmt: skip
 def test_decide(situation: GroupView, action: Action, status: Status, says: str) -> None:
     decision = decide(situation, NOW)
+    assert (decision.action, decision.status) == (action, status), decision.sentence
+    assert says in decision.sentence
+
+
+LOST = Own(permit_until=NOW - 3, contact_until=NOW - 3, trouble="no answer", isolation=IsolationPolicy.RUN_ALONE, lost_since=NOW - 3)
+
+
+@pytest.mark.parametrize(
+    ("own", "changes", "action", "status", "says"),
+    [
+        pytest.param(LOST, {}, Action.LEAD_ALONE, Status.SINGLE_NODE, "no answer", id="lost for three TTLs"),
+        pytest.param(replace(LOST, alone=True), {}, Action.LEAD_ALONE, Status.SINGLE_NODE, "runs alone", id="and on"),
+        pytest.param(LOST, {"leader": None}, Action.LEAD_ALONE, Status.SINGLE_NODE, "alone", id="whoever led: it cannot know"),
+        pytest.param(LOST, {"leader": B_LEADS}, Action.LEAD_ALONE, Status.SINGLE_NODE, "alone", id="a follower too"),
+        pytest.param(replace(LOST, lost_since=NOW - 2.9), {}, Action.FOLLOW, Status.ISOLATED, "about to", id="for less than three TTLs"),
+        pytest.param(replace(LOST, isolation=IsolationPolicy.STOP), {}, Action.FOLLOW, Status.ISOLATED, "isolated", id="never under stop"),
+        pytest.param(
+            replace(LOST, isolation=IsolationPolicy.STOP, alone=True), {}, Action.FOLLOW, Status.ISOLATED, "isolated", id="not even when On"
+        ),
+        pytest.param(
+            Own(isolation=IsolationPolicy.RUN_ALONE), {}, Action.FOLLOW, Status.ISOLATED, "isolated", id="nothing was asked yet"
+        ),
+        pytest.param(LOST, {"control": OFF_A}, Action.FOLLOW, Status.DISABLED, "isolated", id="disabled"),
+        pytest.param(replace(LOST, disabled=True), {}, Action.FOLLOW, Status.DISABLED, "isolated", id="remembered as disabled"),
+        pytest.param(LOST, {"unreadable": True}, Action.FOLLOW, Status.ISOLATED, "cannot be read", id="records of a newer program"),
+        pytest.param(replace(LOST, stopping=True), {}, Action.FOLLOW, Status.ISOLATED, "stopping", id="not for a stopping runtime"),
+        pytest.param(replace(LOST, stopping=True, alone=True), {}, Action.DRAIN, Status.SINGLE_NODE, "draining", id="stopping drains"),
+        pytest.param(
+            replace(OWN, isolation=IsolationPolicy.RUN_ALONE, alone=True), {"leader": B_LEADS}, Action.FOLLOW, Status.FOLLOWER, "follows",
+            id="a majority is back and another leads",
+        ),
+        pytest.param(
+            replace(OWN, isolation=IsolationPolicy.RUN_ALONE, alone=True), {"leader": None}, Action.TAKE, Status.FOLLOWER, "takes over",
+            id="a majority is back and nobody leads",
+        ),
+    ],
+)  # fmt: skip
+def test_without_a_majority(own: Own, changes: dict[str, object], action: Action, status: Status, says: str) -> None:
+    decision = decide(view(**{"own": own, **changes}), NOW)  # type: ignore[arg-type]
     assert (decision.action, decision.status) == (action, status), decision.sentence
     assert says in decision.sentence
 
