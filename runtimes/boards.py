@@ -91,6 +91,17 @@ class Board:
         return wish_of(self.request) if self.request else ""
 
     @property
+    def isolation(self) -> str:
+        """The wish in words, "Stop" or "Run alone", and where a member's fact differs, that."""
+        wish = protocol.IsolationPolicy(self.group.isolation_policy)
+        behind = [said.machine for said in self.verdict.members if said.fresh and said.member.observed_isolation != wish]
+        return failover.POLICY_WORDS[wish] + (f" (not yet known to {', '.join(sorted(behind))})" if behind else "")
+
+    @property
+    def fails_over(self) -> bool:
+        return failover.meant_to_fail_over(self.group)
+
+    @property
     def leader_machine(self) -> str:
         return self.verdict.leader.member.runtime.machine.name if self.verdict.leader else ""
 
@@ -103,6 +114,8 @@ def wish_of(request: GroupRequest) -> str:
     """What was asked, in words."""
     if request.kind == protocol.RequestKind.SWITCH:
         return f"Hand-over to {request.machine}" if request.machine else "Hand-over to any ready follower"
+    if request.kind == protocol.RequestKind.POLICY:
+        return f"Isolation policy: {failover.POLICY_WORDS[protocol.IsolationPolicy(request.policy)].lower()}"
     return f"{'Disable' if request.kind == protocol.RequestKind.DISABLE else 'Enable'} {request.machine}"
 
 

@@ -13,7 +13,7 @@ from django.utils import timezone
 from portal.errors import Busy, Invalid, NotReady, Stale
 from runtimes import fleet, protocol
 from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Runtime
-from runtimes.protocol import Cause, Preference, RequestKind, RequestStatus, State, Status
+from runtimes.protocol import Cause, IsolationPolicy, Preference, RequestKind, RequestStatus, State, Status
 from runtimes.reports import REQUEST_PENDING_SECONDS
 
 SILENT_FOR_LONG_SECONDS = 30.0  # Balance no longer waits for a preferred member whose agent is silent for so long
@@ -26,6 +26,15 @@ WORDS = {
     Status.SINGLE_NODE: "Leader (single node)",
     Status.ISOLATED: "Isolated",
     Status.UNKNOWN: "Unknown",
+}
+
+
+POLICY_WORDS = {IsolationPolicy.STOP: "Stop", IsolationPolicy.RUN_ALONE: "Run alone"}
+POLICY_CONSEQUENCES = {
+    IsolationPolicy.STOP: "A member that loses the majority of the routers stops its inbounds, and the data waits in the source until a "
+    "majority is back or another member leads.",
+    IsolationPolicy.RUN_ALONE: "A member that loses the majority of the routers goes on by itself, without failover and without a fence. "
+    "It runs on both sides when the link is cut: two may consume at once, and what they take may be delivered twice.",
 }
 
 
@@ -145,7 +154,11 @@ def _problems(group: FailoverGroup, members: list[MemberVerdict], leader: Member
         problems.append(f"{group.name} has no member.")
     elif leader is None and meant_to_fail_over(group):
         everyone = all(said.status == Status.DISABLED for said in members)
-        problems.append("Nobody leads: every member is disabled." if everyone else f"Nobody is known to lead {group.name}.")
+        alone = sorted(said.machine for said in members if said.status == Status.SINGLE_NODE)
+        if len(alone) > 1:
+            problems.append(f"{' and '.join(alone)} each run alone: {group.name} is consumed {len(alone)} times at once.")
+        else:
+            problems.append("Nobody leads: every member is disabled." if everyone else f"Nobody is known to lead {group.name}.")
     for said in members:
         leads = said.status == Status.SINGLE_NODE or said is leader
         if said.status == Status.SINGLE_NODE and meant_to_fail_over(group):
@@ -219,7 +232,8 @@ def member_on(group: FailoverGroup, machine: str) -> GroupMember:
 def _refuse_when_busy(group: FailoverGroup) -> None:
     live = GroupRequest.objects.filter(group=group, status__in=LIVE_REQUESTS).first()
     if live is not None:
-        act = {RequestKind.SWITCH: "a hand-over", RequestKind.DISABLE: "Disable", RequestKind.ENABLE: "Enable"}[RequestKind(live.kind)]
+        acts = {RequestKind.SWITCH: "a hand-over", RequestKind.DISABLE: "Disable", RequestKind.ENABLE: "Enable"}
+        act = acts.get(RequestKind(live.kind), "a change of its isolation policy")
         to = f" to {live.machine}" if live.machine and live.kind == RequestKind.SWITCH else ""
         raise Busy(f"{group.name} is busy: {act}{to} that {live.actor} asked for is under way.")
 
@@ -321,6 +335,31 @@ def enable(group: FailoverGroup, machine: str, *, actor: str, now: datetime) -> 
     return _set_disabled(group, machine, RequestKind.ENABLE, Cause.SWITCH, actor, now)
 
 
+def set_isolation_policy(group: FailoverGroup, policy: IsolationPolicy, *, actor: str, now: datetime) -> GroupRequest:
+    """Wish what a member does without a majority, and ask the machines to take it over; asking for what is wished already asks again.
+
+    Raises:
+        Invalid: the group does not run in failover. Busy: a live request exists. NotReady: no agent of the group is heard of.
+    """
+    group = _read(group)
+    if not meant_to_fail_over(group):
+        raise Invalid(f"{group.name} does not run in failover, so it has no isolation policy.", field="policy")
+    found = verdict(group, now=now)
+    expire_overdue(now=now, group=group)
+    _refuse_when_busy(group)
+    _refuse_without_agent(found)
+    with transaction.atomic():
+        request = _ask(group, now=now, kind=RequestKind.POLICY, policy=policy, cause=Cause.SWITCH, actor=actor)
+        FailoverGroup.objects.filter(pk=group.pk).update(isolation_policy=policy)
+    return request
+
+
+def _refuse_without_agent(found: Verdict) -> None:
+    if not any(said.fresh for said in found.members):
+        reasons = [said.reason for said in found.members]
+        raise NotReady(f"No agent of {found.group.name} can carry this: {' '.join(reasons)}", reasons=reasons)
+
+
 def _set_disabled(group: FailoverGroup, machine: str, kind: RequestKind, cause: Cause, actor: str, now: datetime) -> GroupRequest:
     """Any member's agent can carry it, so one that is heard of is enough, even for a silent member."""
     group = _read(group)
@@ -328,9 +367,7 @@ def _set_disabled(group: FailoverGroup, machine: str, kind: RequestKind, cause: 
     _member(found, machine)
     expire_overdue(now=now, group=group)
     _refuse_when_busy(group)
-    if not any(said.fresh for said in found.members):
-        reasons = [said.reason for said in found.members]
-        raise NotReady(f"No agent of {group.name} can carry this: {' '.join(reasons)}", reasons=reasons)
+    _refuse_without_agent(found)
     return _ask(group, now=now, kind=kind, machine=machine, cause=cause, actor=actor)
 
 

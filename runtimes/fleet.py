@@ -217,6 +217,7 @@ def _request_order(request: GroupRequest, now: datetime) -> protocol.GroupReques
         cause=protocol.Cause(request.cause),
         actor=request.actor,
         valid_seconds=(request.expires_at - now).total_seconds(),
+        policy=protocol.IsolationPolicy(request.policy) if request.policy else None,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from django import forms
 
 from portal.models import Environment
-from runtimes import protocol
+from runtimes import failover, protocol
 
 
 class ConfirmForm(forms.Form):
@@ -30,6 +30,19 @@ class GroupActForm(ConfirmForm):
     """Play, Stop, Disable or Enable. `expected_leader` is the machine that led when the person looked."""
 
     expected_leader = forms.CharField(required=False, widget=forms.HiddenInput)
+
+
+class IsolationForm(ConfirmForm):
+    """What a member does without a majority; each choice says what it costs."""
+
+    policy = forms.ChoiceField(
+        label="Isolation policy",
+        widget=forms.RadioSelect,
+        choices=[(policy.value, f"{words}. {failover.POLICY_CONSEQUENCES[policy]}") for policy, words in failover.POLICY_WORDS.items()],
+    )
+
+    def chosen(self) -> protocol.IsolationPolicy:
+        return protocol.IsolationPolicy(self.cleaned_data["policy"])
 
 
 class PreferenceForm(forms.Form):

@@ -188,6 +188,9 @@ class FailoverGroup(models.Model):
     failover = models.BooleanField(default=True)  # False: a group in a connector that does not run in failover
     epoch = models.BigIntegerField(default=0)  # highest heard of; a report below it is not believed
     last_gap_seconds = models.FloatField(null=True, blank=True)
+    isolation_policy = models.CharField(  # wish: what a member does without a majority
+        max_length=12, choices=choices(protocol.IsolationPolicy), default=protocol.IsolationPolicy.STOP
+    )
 
     class Meta:
         ordering: ClassVar = ["environment", "name"]
@@ -210,6 +213,7 @@ class GroupMember(models.Model):
     observed_since = models.CharField(max_length=40, blank=True)
     observed_last_activity = models.CharField(max_length=40, blank=True)
     observed_disabled = models.BooleanField(default=False)
+    observed_isolation = models.CharField(max_length=12, choices=choices(protocol.IsolationPolicy), default=protocol.IsolationPolicy.STOP)
     observed_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
@@ -246,13 +250,14 @@ LIVE_REQUESTS = (protocol.RequestStatus.PENDING, protocol.RequestStatus.RUNNING)
 
 
 class GroupRequest(models.Model):
-    """A wish for a group (switch, disable, enable), carried to etcd by an agent. The database allows one live one per group."""
+    """A wish for a group (see RequestKind), carried to etcd by an agent. The database allows one live one per group."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     group = models.ForeignKey(FailoverGroup, on_delete=models.CASCADE, related_name="requests")
     kind = models.CharField(max_length=8, choices=choices(protocol.RequestKind))
     machine = models.CharField(max_length=40, blank=True)  # candidate, or whose member; empty: any ready follower
     expected_epoch = models.BigIntegerField(null=True, blank=True)
+    policy = models.CharField(max_length=12, blank=True, choices=choices(protocol.IsolationPolicy))  # kind policy only
     cause = models.CharField(max_length=16, choices=choices(protocol.Cause))
     actor = models.CharField(max_length=150)
     status = models.CharField(max_length=12, choices=choices(protocol.RequestStatus), default=protocol.RequestStatus.PENDING)

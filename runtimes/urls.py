@@ -10,5 +10,6 @@ urlpatterns: list[URLPattern] = [
     # Operate
     path(_environment + "groups/", groups.groups, name="groups"),
     path(_environment + "groups/<uuid:pk>/<slug:machine>/<slug:act>/", groups.group_act, name="group-act"),
+    path(_environment + "groups/<uuid:pk>/isolation/", groups.isolation, name="group-isolation"),
     path(_environment + "timeline/", timeline.timeline, name="timeline"),
 ]

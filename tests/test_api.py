@@ -148,6 +148,18 @@ def test_a_body_that_cannot_be_read_is_refused_and_changes_nothing(
     assert not group.requests.exists()
 
 
+def test_an_operator_sets_the_isolation_policy(operator: User, developer: User, group: FailoverGroup) -> None:
+    url = f"/api/v1/groups/{group.pk}/isolation-policy/"
+    assert client_of(developer).put(url, {"policy": "run-alone"}, format="json").status_code == 403
+    client = client_of(operator)
+    assert client.put(url, {"policy": "hope"}, format="json").status_code == 400
+    answer = client.put(url, {"policy": "run-alone"}, format="json")
+    assert (answer.status_code, answer.json()["kind"], answer.json()["status"]) == (202, "policy", "pending")
+    found = client.get(f"/api/v1/groups/{group.pk}/").json()
+    assert found["isolation_policy"] == "run-alone"
+    assert {member["isolation_policy"] for member in found["members"]} == {"stop"}, "the members have not heard of it yet"
+
+
 def test_a_candidate_that_is_not_ready_is_refused(operator: User, group: FailoverGroup) -> None:
     GroupMember.objects.filter(runtime__machine__name="external02").update(observed_ready=False, observed_reason="It starts.")
     answer = client_of(operator).post(f"/api/v1/groups/{group.pk}/switch/", {"candidate": "external02"}, format="json")

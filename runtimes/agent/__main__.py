@@ -2,6 +2,7 @@
 
 First start: `--home DIR --portal URL --token TOKEN`. Later starts remember the portal and the credential.
 SIGTERM or SIGINT ends the agent within 2 s and nothing else: router and runtimes go on, and the next start finds them.
+`baton-agent status | switch | disable | enable | doctor` are for the machine's administrator (console.py).
 
 Exit status: 0 ended by a signal, 2 cannot join (what to do is on standard error), 3 another agent has this home.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from runtimes.agent import linux
+from runtimes.agent import console, linux
 from runtimes.agent.client import JoinRefused, identify
 from runtimes.agent.home import Home
 from runtimes.agent.loop import Agent, to_portal
@@ -29,7 +30,13 @@ CANNOT_JOIN, SECOND_AGENT = 2, 3
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="baton-agent", description="The Baton agent of one machine.")
+    others = "\n".join(f"  baton-agent {name:8} {what}" for name, what in console.COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="baton-agent",
+        description="The Baton agent of one machine. `baton-agent run` is the same.",
+        epilog=f"for the machine's administrator, with the portal up or down:\n{others}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--home", default=os.environ.get("BATON_AGENT_HOME"), help="folder for everything it keeps (BATON_AGENT_HOME)")
     parser.add_argument("--portal", default=os.environ.get("BATON_PORTAL_URL"), help="URL of the portal (BATON_PORTAL_URL)")
     parser.add_argument("--token", default=os.environ.get("BATON_JOIN_TOKEN"), help="one-time join token (BATON_JOIN_TOKEN)")
@@ -126,7 +133,10 @@ def watch_lifeline(loop: asyncio.AbstractEventLoop, end: asyncio.Event) -> int |
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    command, rest = console.split(sys.argv[1:] if arguments is None else arguments)
+    if command != "run":
+        return console.main(command, rest)
+    options = parse(rest)
     os.environ.pop("BATON_JOIN_TOKEN", None)  # not for the programs it starts
     logs = LogBuffer()
     set_up_logging(logs)

@@ -74,13 +74,13 @@ class Portal:
             raise NotTaken(f"{self.url} refuses this report: {_detail(response)}")
         return _read(ReportAnswer, response)
 
-    async def orders(self, after: int) -> Orders | None:
-        """Wait for orders newer than `after`; None when there were none within WAIT_SECONDS. Raises: NotKnown, PortalAway."""
+    async def orders(self, after: int, wait: float = WAIT_SECONDS) -> Orders | None:
+        """Wait for orders newer than `after`; None when there were none within `wait` seconds. Raises: NotKnown, PortalAway."""
         response = await self._call(
             "GET",
             "/agent/v1/orders/",
-            params={"after": after, "wait": WAIT_SECONDS},
-            timeout=httpx.Timeout(CALL_SECONDS, read=WAIT_SECONDS + 10),
+            params={"after": after, "wait": wait},
+            timeout=httpx.Timeout(CALL_SECONDS, read=wait + 10),
         )
         return None if response.status_code == 204 else _read(Orders, _known(response))
 

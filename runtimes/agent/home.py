@@ -55,16 +55,27 @@ class Home:
         for folder in (self.root, self.root / "bundles", self.root / "runtimes", self.root / "router"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    @classmethod
+    def existing(cls, root: Path) -> "Home":
+        """An agent's home as it is: nothing is made, so that a look by another user leaves nothing of his behind."""
+        home = cls.__new__(cls)
+        home.root = root.resolve()
+        return home
+
     @property
     def router(self) -> Path:
         return self.root / "router"
 
     def runtime(self, key: str) -> Path:
         """The folder of one runtime; made when missing."""
-        name = quote(key, safe="")
-        folder = self.root / "runtimes" / ("%2E" + name[1:] if name.startswith(".") else name)
+        folder = self.runtime_folder(key)
         (folder / "data").mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
+
+    def runtime_folder(self, key: str) -> Path:
+        """Where the folder of one runtime is, or would be."""
+        name = quote(key, safe="")
+        return self.root / "runtimes" / ("%2E" + name[1:] if name.startswith(".") else name)
 
     def running_keys(self) -> list[str]:
         """Runtimes whose keeper lives, ordered or not."""

@@ -101,11 +101,12 @@ def silence(before: float, passed: float) -> float:
 
 
 class Connection(Lines):
-    """An agent at the keeper's socket."""
+    """An agent at the keeper's socket, or an onlooker: who has never sent a command gets no log lines, for each is sent only once."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
-        self.owed = True  # does the agent need a fresh KeeperNews
+        self.owed = True  # does it need a fresh KeeperNews
+        self.is_agent = False
 
 
 class Keeper:
@@ -400,6 +401,8 @@ class Keeper:
 
     def _connection_event(self, connection: Connection) -> None:
         lines = connection.read()
+        if lines and not connection.is_agent:
+            connection.is_agent = connection.owed = True
         for line in lines or []:
             try:
                 self._obey(decode(KeeperCommand, line))
@@ -458,8 +461,10 @@ class Keeper:
         """Send the whole picture to whoever is owed one and has read the last; a slow agent gets fewer, never older, news."""
         for connection in list(self.connections):
             if connection.owed and not connection.unsent:
-                log, self.log_sent = self.log.since(self.log_sent)
-                connection.owed = self.log_sent < self.log.total
+                log: list[LogLine] = []
+                if connection.is_agent:
+                    log, self.log_sent = self.log.since(self.log_sent)
+                connection.owed = connection.is_agent and self.log_sent < self.log.total
                 connection.unsent = encode(self.news(log)) + b"\n"
             if connection.unsent and not connection.write():
                 self._drop(connection)

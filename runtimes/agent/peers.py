@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -30,8 +32,10 @@ async def probe(host: str, port: int) -> str:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT_SECONDS)
     except TimeoutError:
         return f"no answer within {CONNECT_SECONDS:g} s"
-    except OSError as error:
-        return error.strerror or str(error)
+    except socket.gaierror as error:
+        return f"the name {host} is not known ({error.strerror})"
+    except OSError as error:  # asyncio's own text says that it failed, the number says why
+        return os.strerror(error.errno) if error.errno else str(error)
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()

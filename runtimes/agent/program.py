@@ -118,6 +118,7 @@ class Program:
             with linux.short_path(self.folder / "keeper.sock") as short:
                 opening = asyncio.open_unix_connection(short, limit=2 * INPUT_BYTES)
                 reader, writer = await asyncio.wait_for(opening, ANSWER_SECONDS)
+            writer.write(encode(KeeperCommand()) + b"\n")  # an agent, not an onlooker: it gets the log lines
             first = decode(KeeperNews, await asyncio.wait_for(reader.readline(), ANSWER_SECONDS))
         except (OSError, TimeoutError, ValueError, msgspec.MsgspecError):
             # it may be ending this very moment: then the lock is free now
@@ -131,6 +132,21 @@ class Program:
         self.keeping = Keeping.ALIVE
         self._hear(first)
         self._reading = asyncio.create_task(self._read(reader, writer))
+
+    @staticmethod
+    async def glance(folder: Path) -> KeeperNews | None:
+        """What a living keeper says of its program, without becoming its agent; None when nobody answers."""
+        try:
+            with linux.short_path(folder / "keeper.sock") as short:
+                reader, writer = await asyncio.wait_for(asyncio.open_unix_connection(short, limit=2 * INPUT_BYTES), ANSWER_SECONDS)
+            try:
+                return decode(KeeperNews, await asyncio.wait_for(reader.readline(), ANSWER_SECONDS))
+            finally:
+                writer.close()
+        except PermissionError:
+            raise
+        except (OSError, TimeoutError, ValueError, msgspec.MsgspecError):
+            return None
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

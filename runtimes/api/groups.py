@@ -13,8 +13,10 @@ from rest_framework.response import Response
 from portal.api.fields import EnvironmentFilter, ExactInput, Gated
 from portal.models import Role
 from runtimes import failover
-from runtimes.models import PREFERENCES, FailoverGroup, GroupRequest, LeadershipChange
-from runtimes.protocol import Preference, RequestStatus, State, Status
+from runtimes.models import PREFERENCES, FailoverGroup, GroupRequest, LeadershipChange, choices
+from runtimes.protocol import IsolationPolicy, Preference, RequestStatus, State, Status
+
+POLICIES = choices(IsolationPolicy)
 
 
 class LeaderSerializer(serializers.Serializer[Any]):
@@ -31,6 +33,7 @@ class MemberSerializer(serializers.Serializer[Any]):
     state = serializers.ChoiceField(choices=[s.value for s in State])
     reason = serializers.CharField()
     preference = serializers.ChoiceField(choices=PREFERENCES, source="member.runtime.preference")
+    isolation_policy = serializers.ChoiceField(choices=POLICIES, source="member.observed_isolation", help_text="As the member knows it")
     pid = serializers.IntegerField(source="member.runtime.observed_pid", allow_null=True)
     ready = serializers.BooleanField(source="member.observed_ready")
     last_report_at = serializers.DateTimeField(source="member.observed_at", allow_null=True)
@@ -46,7 +49,19 @@ class GroupSerializer(serializers.ModelSerializer[FailoverGroup]):
 
     class Meta:
         model = FailoverGroup
-        fields = ("id", "name", "project", "environment", "epoch", "leader", "last_gap_seconds", "healthy", "problems", "members")
+        fields = (
+            "id",
+            "name",
+            "project",
+            "environment",
+            "epoch",
+            "leader",
+            "last_gap_seconds",
+            "isolation_policy",
+            "healthy",
+            "problems",
+            "members",
+        )
         extra_kwargs = {"last_gap_seconds": {"allow_null": True}}
 
     def to_representation(self, instance: FailoverGroup) -> dict[str, Any]:
@@ -99,6 +114,12 @@ class PreferenceInput(MachineInput):
     preference = serializers.ChoiceField(choices=PREFERENCES)
 
 
+class PolicyInput(serializers.Serializer[Any]):
+    policy = serializers.ChoiceField(
+        choices=POLICIES, help_text="run-alone: runs on both sides when the link is cut, so two may consume at once"
+    )
+
+
 class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[FailoverGroup]):
     serializer_class = GroupSerializer
     filterset_class = EnvironmentFilter
@@ -147,6 +168,16 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
         body.is_valid(raise_exception=True)
         return self._answer(failover.enable(group, body.validated_data["machine"], actor=request.user.get_username(), now=timezone.now()))
 
+    @extend_schema(request=PolicyInput, responses={202: RequestSerializer})
+    @action(detail=True, methods=["put"], url_path="isolation-policy")
+    def isolation_policy(self, request: Request, pk: str) -> Response:
+        """What a member does that has lost the majority of the routers: stop, or run alone."""
+        group = self.row_for(request, Role.OPERATOR)
+        body = PolicyInput(data=request.data)
+        body.is_valid(raise_exception=True)
+        policy = IsolationPolicy(body.validated_data["policy"])
+        return self._answer(failover.set_isolation_policy(group, policy, actor=request.user.get_username(), now=timezone.now()))
+
     @extend_schema(request=PreferenceInput, responses=GroupSerializer)
     @action(detail=True, methods=["put"])
     def preference(self, request: Request, pk: str) -> Response:
@@ -173,5 +204,5 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
     @extend_schema(responses=RequestSerializer)
     @action(detail=True, url_path="requests/(?P<request_id>[0-9a-f-]{36})")
     def one_request(self, request: Request, pk: str, request_id: str) -> Response:
-        """How a switch, disable or enable went."""
+        """How a switch, disable, enable or isolation policy went."""
         return Response(RequestSerializer(self.get_object().requests.get(pk=request_id)).data)

@@ -124,8 +124,17 @@ class Etcd:
             OutcomeUnknown: whatever was not a clear answer.
         """
         body = {"compare": list(compare), "success": list(success), "failure": list(failure)}
+        data = await self.ask("/v3/kv/txn", body, timeout=timeout)
+        return _answer(data, success if data.get("succeeded") else failure)
+
+    async def ask(self, path: str, body: Mapping[str, Any], *, timeout: float) -> Mapping[str, Any]:
+        """One call of the gateway ("/v3/maintenance/status"), at most `timeout` seconds.
+
+        Raises:
+            OutcomeUnknown: whatever was not a clear answer.
+        """
         try:
-            response = await self._client.post("/v3/kv/txn", json=body, timeout=timeout)
+            response = await self._client.post(path, json=body, timeout=timeout)
         except httpx.TimeoutException as error:
             raise OutcomeUnknown(f"the router at {self.url} did not answer within {timeout:g} s") from error
         except httpx.HTTPError as error:
@@ -136,7 +145,8 @@ class Etcd:
             raise OutcomeUnknown(f"the router at {self.url} answered {response.status_code} without JSON") from error
         if response.status_code != 200:
             raise OutcomeUnknown(f"the router at {self.url} refused: {data.get('message') or data.get('error') or response.status_code}")
-        return _answer(data, success if data.get("succeeded") else failure)
+        found: Mapping[str, Any] = data
+        return found
 
     async def watch(self, keys: Sequence[str]) -> AsyncIterator[Event]:
         """Changes of these keys from now on, while the router knows a leader of its cluster.

@@ -79,7 +79,7 @@ async def place_request(
     try:
         for _ in range(TRIES):
             try:
-                picture = await _look(client, namespace, request.group, timing)
+                picture = await look(client, namespace, request.group, timing)
                 outcome, changed = await _judge(client, namespace, request, picture, member, generation, timing, activated)
                 if changed is None:
                     return outcome
@@ -214,19 +214,31 @@ def _why_not(key: str, picture: Picture, group: str, releases: set[int | None] |
 
 async def _moving(client: Etcd, namespace: str, revisions: Mapping[str, int], timing: Timing) -> bool:
     """Does any of these sessions get a new write within a TTL."""
+    return bool(await moving(client, namespace, revisions, timing, enough=1))
+
+
+async def moving(client: Etcd, namespace: str, revisions: Mapping[str, int], timing: Timing, *, enough: int) -> set[str]:
+    """Which of these sessions (runtime -> revision as read) get a new write within a TTL; asks no longer once `enough` have.
+
+    Raises:
+        OutcomeUnknown: no majority answers.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timing.ttl
-    while loop.time() < deadline:
+    found: set[str] = set()
+    while len(found) < enough and loop.time() < deadline:
         await asyncio.sleep(timing.renewal / 4)
         answer = await _transact(client, [], [read(session_key(namespace, key)) for key in revisions], [], timing)
-        for key, revision in revisions.items():
-            entry = answer.entries[session_key(namespace, key)]
-            if entry.revision not in (0, revision):
-                return True
-    return False
+        found |= {key for key, revision in revisions.items() if answer.entries[session_key(namespace, key)].revision not in (0, revision)}
+    return found
 
 
-async def _look(client: Etcd, namespace: str, group: str, timing: Timing) -> Picture:
+async def look(client: Etcd, namespace: str, group: str, timing: Timing) -> Picture:
+    """Read everything about one group through the majority.
+
+    Raises:
+        OutcomeUnknown: no majority answers. RefusedError: a newer program wrote the record.
+    """
     prefix = session_key(namespace, "")
     reads = [read(control_key(namespace, group)), read(leader_key(namespace, group)), read_prefix(prefix)]
     entries = (await _transact(client, [], reads, [], timing)).entries

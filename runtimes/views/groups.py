@@ -16,7 +16,7 @@ from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Role
 from runtimes import boards, failover
-from runtimes.forms import GroupActForm
+from runtimes.forms import GroupActForm, IsolationForm
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest
 
 
@@ -60,6 +60,36 @@ def group_act(request: UserRequest, slug: str, kind: str, pk: UUID, machine: str
     return dialog(request, "runtimes/group_act.html", context, back=back)
 
 
+@require_http_methods(["GET", "POST"])
+def isolation(request: UserRequest, slug: str, kind: str, pk: UUID) -> HttpResponse:
+    """What the group's members do without a majority: the risk of each choice in words, then the wish."""
+    environment = get_environment(request.user, slug, kind, role=Role.OPERATOR)
+    group = get_object_or_404(boards.with_members(FailoverGroup.objects.filter(environment=environment)), pk=pk)
+    back = way_back(request, environment)
+    form = IsolationForm(
+        request.POST if request.method == "POST" else None,
+        environment=environment,
+        name=group.name,
+        initial={"policy": group.isolation_policy, "next": back},
+    )
+    context: dict[str, Any] = {"environment": environment, "group": group, "form": form, "back": back}
+    if form.is_valid():
+        try:
+            asked = failover.set_isolation_policy(group, form.chosen(), actor=request.user.get_username(), now=timezone.now())
+            messages.info(request, f"{boards.wish_of(asked)} was asked for; the group {group} shows how it goes.")
+            return redirect(request, back)
+        except NotAllowed as refusal:
+            context["refusal"] = refusal
+    return dialog(request, "runtimes/isolation.html", context, back=back)
+
+
+def way_back(request: UserRequest, environment: Environment) -> str:
+    """Where the person came from, if it is a page of this portal; else the groups."""
+    came_from = request.POST.get("next") or request.GET.get("next", "")
+    known = url_has_allowed_host_and_scheme(came_from, {request.get_host()}, require_https=request.is_secure())
+    return came_from if known else reverse("groups", args=[environment.project.slug, environment.kind])
+
+
 def act_context(request: UserRequest, group: FailoverGroup, member: GroupMember, act: str) -> dict[str, Any]:
     """What the dialog says. Where the person came from is where he goes back to, if it is a page of this portal."""
     if act not in boards.ACTS:
@@ -67,9 +97,7 @@ def act_context(request: UserRequest, group: FailoverGroup, member: GroupMember,
     now = timezone.now()
     leader = failover.verdict(group, now=now).leader
     led_by = leader.member.runtime.machine.name if leader else ""
-    came_from = request.POST.get("next") or request.GET.get("next", "")
-    known = url_has_allowed_host_and_scheme(came_from, {request.get_host()}, require_https=request.is_secure())
-    back = came_from if known else reverse("groups", args=[group.environment.project.slug, group.environment.kind])
+    back = way_back(request, group.environment)
     initial = {"expected_leader": led_by, "next": back}
     return {
         "environment": group.environment,

@@ -10,11 +10,12 @@ from django.utils import timezone
 
 from portal.errors import Busy, Invalid, NotReady, Stale
 from portal.models import Connector, Environment
-from runtimes import failover, protocol, tasks
+from runtimes import failover, fleet, protocol, tasks
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Router, Runtime, RuntimeLog
 from tests import factories
 
 Status, State, Preference, Cause = protocol.Status, protocol.State, protocol.Preference, protocol.Cause
+IsolationPolicy = protocol.IsolationPolicy
 L, F, D, S, U = Status.LEADER, Status.FOLLOWER, Status.DISABLED, Status.SINGLE_NODE, Status.UNKNOWN
 X = Status.ISOLATED
 
@@ -79,6 +80,7 @@ on, off, partly = State.ON, State.OFF, State.PARTLY
         pytest.param((S, 0, 0, on), (L, 41, 0, on), (S, L), "external02", "external01 runs as a single node",
             id="a holder of the key leads"),
         pytest.param((S, 0, 0, on), (S, 0, 0, on), (S, S), None, "external02 runs as a single node", id="both alone: nobody is the leader"),
+        pytest.param((S, 0, 0, on), (S, 0, 0, on), (S, S), None, "external01 and external02 each run alone", id="which is said plainly"),
     ],
 )  # fmt: skip
 def test_what_may_be_said_of_a_group(
@@ -263,6 +265,26 @@ def test_disable_and_enable_are_carried_for_a_silent_member_by_the_other(settled
 def test_nobody_carries_a_wish_when_all_are_silent(settled: FailoverGroup) -> None:
     with pytest.raises(NotReady, match="No agent of erp-orders can carry this"):
         failover.disable(settled, "external02", actor="operator", now=timezone.now() + timedelta(minutes=5))
+
+
+def test_an_isolation_policy_is_wished_and_carried_to_the_machines(settled: FailoverGroup, external01: Machine) -> None:
+    request = failover.set_isolation_policy(settled, IsolationPolicy.RUN_ALONE, actor="operator", now=timezone.now())
+    settled.refresh_from_db()
+    assert (request.kind, request.policy, settled.isolation_policy) == ("policy", "run-alone", "run-alone")
+    (order,) = fleet.orders_for(external01, now=timezone.now()).requests
+    assert (order.kind, order.policy, order.machine) == ("policy", "run-alone", None)
+    with pytest.raises(Busy, match="a change of its isolation policy"):
+        switch(settled, "external02")
+
+
+def test_without_an_agent_or_failover_there_is_no_isolation_policy(settled: FailoverGroup) -> None:
+    with pytest.raises(NotReady, match="No agent of erp-orders can carry this"):
+        failover.set_isolation_policy(settled, IsolationPolicy.RUN_ALONE, actor="operator", now=timezone.now() + timedelta(minutes=5))
+    FailoverGroup.objects.update(failover=False)
+    with pytest.raises(Invalid, match="does not run in failover"):
+        failover.set_isolation_policy(settled, IsolationPolicy.RUN_ALONE, actor="operator", now=timezone.now())
+    settled.refresh_from_db()
+    assert settled.isolation_policy == "stop"
 
 
 @pytest.mark.django_db(transaction=True)

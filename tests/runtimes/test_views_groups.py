@@ -229,6 +229,27 @@ def test_nobody_is_sent_to_another_site_afterwards(client: Client, operator: Use
     assert answer.headers["Location"] == groups_page
 
 
+def test_the_isolation_policy_is_chosen_with_its_risk_in_words(
+    client: Client, operator: User, groups_page: str, group: FailoverGroup
+) -> None:
+    client.force_login(operator)
+    assert "Without a majority: Stop" in client.get(groups_page).content.decode()
+    url = f"{groups_page}{group.pk}/isolation/"
+    dialog = client.get(url, headers=HTMX).content.decode()
+    assert "runs on both sides when the link is cut: two may consume at once" in dialog
+    assert GroupRequest.objects.count() == 0, "looking does nothing"
+    page = client.post(url, {"policy": "run-alone"}, follow=True).content.decode()
+    assert (GroupRequest.objects.get().kind, GroupRequest.objects.get().policy) == ("policy", "run-alone")
+    assert "Isolation policy: run alone" in page
+    assert "Run alone (not yet known to external01, external02)" in page, "the fact beside the wish"
+
+
+def test_below_operator_no_policy_is_set(client: Client, developer: User, groups_page: str, group: FailoverGroup) -> None:
+    client.force_login(developer)
+    assert client.post(f"{groups_page}{group.pk}/isolation/", {"policy": "run-alone"}).status_code == 403
+    assert f"{group.pk}/isolation/" not in client.get(groups_page).content.decode()
+
+
 @pytest.mark.parametrize(("machine", "act"), [("external09", "play"), ("external02", "dance"), ("core01", "play")])
 def test_what_does_not_exist_is_not_found(
     client: Client, operator: User, groups_page: str, group: FailoverGroup, machine: str, act: str

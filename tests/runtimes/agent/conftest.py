@@ -97,6 +97,9 @@ class LittlePortal:
                     self.answer(200, encode(ReportAnswer(accepted=True, orders=portal.orders[machine])))
 
             def do_GET(self) -> None:
+                if self.path == "/healthz":
+                    self.answer(200, b"{}")
+                    return
                 machine = self.machine()
                 if machine is None:
                     return

@@ -1,0 +1,262 @@
+"""What a machine's administrator does on the machine itself: real agents, routers and processes, with the portal away."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from runtimes.agent import console, doctor, hand
+from runtimes.agent.__main__ import main
+from runtimes.agent.home import Home, Identity
+from runtimes.protocol import Cause, GroupSpec, Orders, digest_of, encode
+from tests.runtimes.agent.conftest import ROOT, Host, LittlePortal, content, erp, eventually
+from tests.runtimes.agent.test_failover import EXTERNAL, NAMES, Landscape
+
+
+def baton_agent(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "runtimes.agent", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+# ------------------------------------------------------------------------------------------------------------------ without machines
+
+
+@pytest.mark.parametrize(
+    ("given", "command", "rest"),
+    [
+        pytest.param([], "run", [], id="as ever"),
+        pytest.param(["--home", "h", "--portal", "http://p"], "run", ["--home", "h", "--portal", "http://p"], id="as make run starts it"),
+        pytest.param(["run", "--home", "h"], "run", ["--home", "h"], id="run"),
+        pytest.param(["status", "--json"], "status", ["--json"], id="a command"),
+        pytest.param(["--home", "h", "switch", "g"], "switch", ["--home", "h", "g"], id="home first"),
+        pytest.param(["--home=h", "doctor"], "doctor", ["--home=h"], id="home first, in one word"),
+        pytest.param(["--home", "status"], "run", ["--home", "status"], id="a home of that name"),
+    ],
+)
+def test_commands_and_the_agent_itself_share_one_program(given: list[str], command: str, rest: list[str]) -> None:
+    assert console.split(given) == (command, rest)
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Home:
+    """external01 with the connectors crm and erp, which both have a group orders; erp has returns too."""
+    home = Home(tmp_path / "home")
+    home.root.chmod(0o700)
+    identity = Identity(
+        credential="secret", machine="external01", environment="test", project="webshop", portal="http://127.0.0.1:9", token_digest=""
+    )
+    home.write("identity.json", identity)
+    runtimes = []
+    for connector, names in (("crm", ["orders"]), ("erp", ["orders", "returns"])):
+        members = [f"{machine}.{connector}" for machine in EXTERNAL]
+        groups = [GroupSpec(id=f"{connector}-{name}", name=name, failover=True, members=members) for name in names]
+        data = encode(content(connector=connector, groups=groups))
+        home.keep_bundle(digest_of(data), data)
+        runtimes.append(erp(digest_of(data), key=f"external01.{connector}", connector=connector))
+    home.write("orders.json", Orders(version=1, namespace="/baton/1/", runtimes=runtimes))
+    return home
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        pytest.param("returns", "erp/returns", id="a name"),
+        pytest.param("erp/orders", "erp/orders", id="connector and name"),
+        pytest.param("crm-orders", "crm/orders", id="an id"),
+        pytest.param("orders", "several connectors here: say one of crm/orders, erp/orders", id="an ambiguous name"),
+        pytest.param("nothing", "its groups: crm/orders, erp/orders, erp/returns", id="an unknown name"),
+    ],
+)
+def test_groups_are_found_by_name(joined: Home, name: str, found: str) -> None:
+    machine = hand.Machine(joined.root)
+    try:
+        said = machine.named(name).title
+    except hand.NotHere as error:
+        said = str(error)
+    assert found in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        pytest.param(["switch", "nothing"], 2, "no member in a group nothing", id="an unknown group"),
+        pytest.param(["switch", "returns", "--to", "mars"], 2, "members are on external01, external02", id="an unknown machine"),
+        pytest.param(["switch"], 2, "GROUP", id="no group"),
+        pytest.param(["switch", "returns"], 1, "no router", id="no router"),
+        pytest.param(["status", "--home", "/nowhere"], 2, "no agent's home", id="no home"),
+    ],
+)
+def test_what_cannot_be_done_is_said(joined: Home, arguments: list[str], status: int, says: str) -> None:
+    home = [] if "--home" in arguments else ["--home", str(joined.root)]
+    done = baton_agent(*arguments, *home)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert says in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("command", [["status"], ["switch", "returns"], ["disable", "returns"], ["enable", "returns"], ["doctor"]])
+def test_other_users_of_the_machine_are_refused(
+    joined: Home, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (tmp_path, *tmp_path.parents):  # everything above the home may be entered, so that the home itself refuses
+        if folder.stat().st_mode & 0o001 == 0:
+            folder.chmod(folder.stat().st_mode | 0o711)
+    os.seteuid(65534)
+    try:
+        status = main([*command, "--home", str(joined.root)])
+    finally:
+        os.seteuid(0)
+    assert status == 2
+    assert "administrator only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("boot", "raw", "level"),
+    [
+        pytest.param(0.5, 0.5, "well", id="alike"),
+        pytest.param(0.51, 0.5, "well", id="within a drift that any clock may have"),
+        pytest.param(0.6, 0.5, "bad", id="too fast"),
+        pytest.param(0.4, 0.5, "bad", id="too slow"),
+        pytest.param(0.0, 0.5, "bad", id="standing still"),
+        pytest.param(-1.0, 0.5, "bad", id="going back"),
+    ],
+)
+def test_a_clock_that_permits_cannot_trust_is_told(boot: float, raw: float, level: str) -> None:
+    assert doctor.judge_clock(boot, raw).level == level
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        pytest.param(1_700_000_000.0, "agrees", id="the same"),
+        pytest.param(1_700_000_000.0 + 3600, "ahead of", id="an hour ahead"),
+        pytest.param(1_700_000_000.0 - 3600, "behind", id="an hour behind"),
+    ],
+)
+def test_the_wall_clock_is_compared_with_the_portals(now: float, says: str) -> None:
+    (check,) = doctor.wall_clock("Tue, 14 Nov 2023 22:13:20 GMT", now)
+    assert says in check.sentence
+    assert check.level != "bad", "leadership does not depend on it"
+
+
+def test_a_bundle_changed_on_disk_is_told_and_left_for_the_agent(joined: Home) -> None:
+    machine = hand.Machine(joined.root)
+    assert [check.level for check in doctor.bundle_checks(machine)] == ["well", "well"]
+    path = joined.bundle_path(machine.orders.runtimes[0].digest)
+    path.write_bytes(path.read_bytes() + b" ")
+    check = doctor.bundle_checks(machine)[0]
+    assert check.level == "bad" and "changed on disk" in check.sentence
+    assert path.exists()
+
+
+def test_a_full_disk_is_told(joined: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(joined.root)
+    assert doctor.disk_check(joined.root).level == "well"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1024**2))
+    check = doctor.disk_check(joined.root)
+    assert check.level == "bad" and "1 MiB" in check.sentence
+
+
+# --------------------------------------------------------------------------------------------------------------------- with machines
+
+
+@pytest.fixture
+def landscape(tmp_path: Path, hosts: Callable[[str], Host], portal: LittlePortal) -> Iterator[Landscape]:
+    landscape = Landscape(tmp_path, hosts, portal)
+    eventually(landscape.settled, within=20)
+    yield landscape
+
+
+def on(landscape: Landscape, machine: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return baton_agent(*arguments, "--home", str(landscape.machines[machine].home))
+
+
+def told(landscape: Landscape, machine: str) -> dict[str, object]:
+    done = on(landscape, machine, "status", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode in (0, 1), done.stderr
+    return found
+
+
+@pytest.mark.journey
+def test_a_group_is_switched_disabled_and_enabled_while_the_portal_is_away_and_history_hears_of_it(landscape: Landscape) -> None:
+    leader, follower = landscape.settled()
+    landscape.portal.leave()
+    landscape.portal.reports.clear()
+
+    before = told(landscape, leader)
+    group = before["groups"][0]
+    assert (group["leader"], group["problem"], before["agent_running"]) == (f"{leader}.erp", "", True)
+    assert [member["session"] for member in group["members"]] == ["fresh", "fresh"]
+    assert (group["here"]["status"], group["here"]["state"]) == ("leader", "on")
+    assert before["router"]["majority"] is True
+    words = on(landscape, follower, "status")
+    assert words.returncode == 0, words.stdout
+    assert f"erp/erp-orders: led by {leader}.erp, epoch {group['epoch']}" in words.stdout
+    assert "here       follower, off" in words.stdout
+    assert told(landscape, "core01")["groups"] == []
+
+    switched = on(landscape, leader, "switch", "erp-orders", "--to", follower)
+    assert (switched.returncode, switched.stderr) == (0, "")
+    assert switched.stdout == f"erp/erp-orders: {follower}.erp leads.\n"
+    after = told(landscape, leader)["groups"][0]
+    assert after["leader"] == f"{follower}.erp" and after["epoch"] > group["epoch"]
+    assert on(landscape, leader, "switch", "erp-orders", "--to", follower).stdout.endswith("leads already.\n")
+
+    disabled = on(landscape, follower, "disable", "erp-orders")
+    assert disabled.returncode == 0, disabled.stderr
+    assert f"{follower}.erp is disabled" in disabled.stdout and f"{leader}.erp leads" in disabled.stdout
+    assert told(landscape, follower)["groups"][0]["here"]["status"] == "disabled"
+    refused = on(landscape, leader, "switch", "erp/erp-orders", "--to", follower)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "disabled; enable it first" in refused.stderr
+    enabled = on(landscape, leader, "enable", "erp-orders", "--machine", follower)
+    assert (enabled.returncode, enabled.stdout) == (0, f"erp/erp-orders: {follower}.erp is enabled.\n")
+
+    landscape.portal.arrive()
+    eventually(lambda: landscape.settled() == (leader, follower))
+    events = {event.epoch: event for reports in landscape.portal.reports.values() for report in reports for event in report.events}
+    told_causes = [(events[epoch].cause, events[epoch].runtime.split(".")[0]) for epoch in sorted(events)]
+    assert told_causes[-2:] == [(Cause.SWITCH, follower), (Cause.DISABLE, leader)]
+    actors = [events[epoch].actor for epoch in sorted(events)][-2:]
+    assert re.fullmatch(rf"\S+ on {leader}", actors[0]) and re.fullmatch(rf"\S+ on {follower}", actors[1])
+
+
+@pytest.mark.journey
+def test_doctor_tells_what_is_wrong_and_a_wish_without_a_majority_is_refused(landscape: Landscape) -> None:
+    leader, follower = landscape.settled()
+    healthy = on(landscape, leader, "doctor")
+    assert healthy.returncode == 0, healthy.stdout + healthy.stderr
+    for words in ("credential", "majority of its 3 members", f"{follower} is reached", "verifies", "runs and is ready", "boot-time clock"):
+        assert words in healthy.stdout
+    landscape.portal.forgotten.add(leader)
+    assert "does not accept this machine's credential" in on(landscape, leader, "doctor").stdout
+
+    landscape.portal.leave()
+    landscape.machines[leader].kill_agent()
+    for name in NAMES:
+        if name != leader:
+            landscape.machines[name].kill_agent()
+            landscape.machines[name].end_lifeline()
+    assert all(landscape.machines[name].all_gone(12) for name in NAMES if name != leader)
+    time.sleep(2)
+    ill = on(landscape, leader, "doctor", "--json")
+    assert ill.returncode == 1
+    bad = {check["name"]: check["sentence"] for check in json.loads(ill.stdout) if check["level"] == "bad"}
+    assert {"agent", "portal", "majority", "peer"} <= bad.keys(), bad
+    assert f"{follower} cannot be reached at 127.0.0.1:" in bad["peer"] or "core01 cannot be reached" in bad["peer"]
+    assert "refused" in bad["peer"], "by what error"
+
+    alone = on(landscape, leader, "status")
+    assert alone.returncode == 1
+    assert "NO MAJORITY" in alone.stdout and "here       isolated, off" in alone.stdout and "Agent    NOT running" in alone.stdout
+    refused = on(landscape, leader, "switch", "erp-orders")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "router" in refused.stderr
