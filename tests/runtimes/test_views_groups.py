@@ -1,5 +1,6 @@
 """Operate › Groups and Timeline, as people with each role see and use them."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_a_silent_member_is_unknown_and_its_state_is_what_it_was(client: Client,
     GroupMember.objects.filter(runtime__machine__name="external01").update(observed_at=timezone.now() - timedelta(seconds=40))
     client.force_login(viewer)
     text = client.get("/projects/webshop/test/groups/").content.decode()
-    assert 'data-status="unknown"' in text and "was On" in text and "has not been heard from for 40 s" in text
+    assert 'data-status="unknown"' in text and "was On" in text and re.search("has not been heard from for 4[0-9] s", text)
 
 
 def test_what_happened_last_is_told_with_cause_and_gap(client: Client, viewer: User, group: FailoverGroup) -> None:
