@@ -79,9 +79,7 @@ class Carrier:
             self.standing[request.id] = (request, received)
         self.spool.add_outcome(outcome)
         level = 20 if outcome.status in OPEN or outcome.status is RequestStatus.SUCCEEDED else 30
-        log.log(
-            level, "request_carried", text=f"The wish of {request.actor} to {request.kind} is {outcome.status}. {outcome.reason}".strip()
-        )
+        log.log(level, "request_carried", text=f"Asked by {request.actor}: {request.kind}; {outcome.status}. {outcome.reason}".strip())
         self.changed()
 
     async def _follow(self, request: GroupRequest, received: float) -> None:

@@ -28,11 +28,23 @@ def read_log_line(raw: bytes) -> tuple[LogLevel, str]:
         if isinstance(fields, dict):
             level = str(fields.pop("level", "info")).lower()
             message = fields.pop("event", None) or fields.pop("msg", None)
-            for noise in ("timestamp", "ts", "caller", "logger", "at"):
+            for noise in (
+                "timestamp",
+                "ts",
+                "caller",
+                "logger",
+                "at",
+                "runtime",
+            ):
                 fields.pop(noise, None)
-            rest = " ".join(f"{name}={value}" for name, value in fields.items())
+            rest = " ".join(f"{name}={_readable(value)}" for name, value in fields.items() if value is not None)
             return LEVELS.get(level, LogLevel.INFO), f"{message} {rest}".rstrip()[:LOG_LINE_BYTES] if message else text
     return LogLevel.INFO, text
+
+
+def _readable(value: object) -> object:
+    """A measured number to three digits after the point: more is noise to a reader."""
+    return round(value, 3) if isinstance(value, float) else value
 
 
 LEVELS = {

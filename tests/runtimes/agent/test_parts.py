@@ -44,6 +44,12 @@ from runtimes.protocol import (
             id="structlog",
         ),
         pytest.param(
+            b'{"event": "inbounds On", "runtime": "external01.erp", "gap_seconds": 0.07442383, "previous": null}',
+            LogLevel.INFO,
+            "inbounds On gap_seconds=0.074",
+            id="numbers to read, nothing twice, nothing empty",
+        ),
+        pytest.param(
             b'{"level":"warn","ts":"t","caller":"c","msg":"slow fdatasync","took":"1.2s"}',
             LogLevel.WARNING,
             "slow fdatasync took=1.2s",
