@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -60,6 +61,13 @@ def fault(dice: random.Random) -> Fault:
     return dice.choice(kinds)
 
 
+def kind_of(name: str) -> str:
+    """A fault's name without hosts and connectors."""
+    for word in (*HOSTS, *CONNECTORS):
+        name = name.replace(f":{word}", "").replace(f" of {word}", "").replace(word, "·")
+    return name
+
+
 @dataclass
 class Figures:
     """What a sequence measured. Seconds."""
@@ -68,6 +76,15 @@ class Figures:
     recovered: list[float] = field(default_factory=list)  # from the end of the last fault to one leader of each group
     broken: list[str] = field(default_factory=list)
     worst: tuple[float, str] = (0.0, "")
+    gaps: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # by kind of a fault that was alone
+
+    def measure(self, lab: Lab, kind: str, began: float, leaders: dict[str, str | None]) -> None:
+        """From the fault to the next On of a group that went Off, on whichever host."""
+        for connector, leader in leaders.items():
+            turns = [turn for turn in lab.pages.turns[connector] if turn.at > began]
+            back = next((turn for turn in turns if turn.on), None)
+            if leader is not None and back is not None and any(not turn.on and turn.at <= back.at for turn in turns):
+                self.gaps[f"{kind}, {'taken over' if back.host != leader else 'back on the same host'}"].append(back.at - began)
 
     def lines(self) -> list[str]:
         ordered = sorted(self.recovered) or [0.0]
@@ -76,6 +93,10 @@ class Figures:
             f"faults: {self.faults} in {len(self.recovered)} rounds",
             f"one leader again after the last fault: p50 {p50:.2f} s, p95 {p95:.2f} s, worst {self.worst[0]:.2f} s ({self.worst[1]})",
             f"rounds that broke an invariant: {len(self.broken)}",
+            *(
+                f"gap, {kind}: {len(gaps)} trials, p50 {sorted(gaps)[len(gaps) // 2] * 1000:.0f} ms, worst {max(gaps) * 1000:.0f} ms"
+                for kind, gaps in sorted(self.gaps.items())
+            ),
             *self.broken,
         ]
 
@@ -89,6 +110,7 @@ def sequence(lab: Lab, *, faults: int, seed: int, say: Callable[[str], None], se
         together = [(fault(dice), dice.uniform(0.05, 2.5)) for _ in range(dice.choice((1, 1, 1, 2, 2, 3)))]
         patient = dice.random() < 0.5  # every second round begins before the follower of the last one is ready
         words = ", ".join(f"{each.name} for {dwell:.2f} s" for each, dwell in together)
+        leaders, began = {connector: lab.leader(connector) for connector in CONNECTORS}, boot()
         for each, dwell in together:
             figures.faults += 1
             lab.pauses += each.pauses
@@ -102,6 +124,8 @@ def sequence(lab: Lab, *, faults: int, seed: int, say: Callable[[str], None], se
         figures.recovered.append(took)
         figures.worst = max(figures.worst, (took, words))
         complaint = complaint or _broken(lab)
+        if len(together) == 1:
+            figures.measure(lab, kind_of(together[0][0].name), began, leaders)
         say(f"{figures.faults:5} {took:6.2f} s  {words}" + (f"  BROKEN: {complaint}" if complaint else ""))
         if complaint:
             figures.broken.append(f"{words}: {complaint}")

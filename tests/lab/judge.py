@@ -223,7 +223,7 @@ class Pages:
 
     def __init__(self, pages: list[Page], alive: Callable[[str, str], bool]) -> None:
         self.pages = pages
-        self.alive = alive  # (host, connector): does its process live; asked only when two pages say On
+        self.alive = alive  # (host, connector): does its process live
         self.turns: dict[str, list[Turn]] = defaultdict(list)
         self.overlaps: list[str] = []
         self.longest_blind = 0.0
@@ -246,7 +246,7 @@ class Pages:
             self.samples += 1
             on: dict[str, list[Page]] = defaultdict(list)
             for page in self.pages:
-                is_on = page.read(now)
+                is_on = page.read(now) and self.alive(page.host, page.connector)  # a dead process leaves its page as it was
                 if is_on != page.on:
                     page.on = is_on
                     self.turns[page.connector].append(Turn(now, is_on, page.host))
