@@ -7,6 +7,7 @@ import sys
 import time
 
 from tests.lab.faults import sequence
+from tests.lab.gaps import measure
 from tests.lab.lab import Lab
 from tests.lab.network import NoLab
 
@@ -16,6 +17,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end after so long, whatever is left")
+    parser.add_argument("--gaps", type=int, default=0, help="first measure the gap of each kind of fault, so many times")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
     load = os.getloadavg()[0]
@@ -30,6 +32,8 @@ def main() -> int:
         lab.deploy()
         lab.begin()
         print(f"deployed and settled after {time.monotonic() - began:.1f} s", flush=True)
+        if options.gaps:
+            measure(lab, options.gaps, say=lambda text: print(text, flush=True))
         figures = sequence(lab, faults=options.faults, seed=seed, say=lambda text: print(text, flush=True), seconds=options.seconds)
         lab.heal()
         verdict = lab.verdict(within=90)

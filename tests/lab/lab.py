@@ -434,7 +434,7 @@ class Lab:
         try:
             where = until(begun, 40, "the deployment is accepted").partition("/api/v1/")[2]
         except AssertionError as error:
-            raise AssertionError(f"{error}: {self.last_refusal}") from None
+            raise AssertionError(f"{error}: {self.last_refusal}; {self.facts()}") from None
         live = ("pending", "running", "waiting")
         ended = until(lambda: (body := self.api("GET", where).json())["status"] not in live and body, within, "the deployment has ended")
         assert ended["status"] == "succeeded", json.dumps(ended, indent=1)
