@@ -3,6 +3,7 @@
 import argparse
 import os
 import secrets
+import signal
 import sys
 import time
 
@@ -22,6 +23,7 @@ def main() -> int:
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
     load = os.getloadavg()[0]
     print(f"lab: {options.faults} faults, SEED={seed}; {os.cpu_count()} processors, load {load:.1f} before", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hosts are taken down then too
     try:
         lab = Lab()
     except NoLab as reason:

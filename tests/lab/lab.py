@@ -67,6 +67,7 @@ class Host:
     isolated: bool = False
     units: dict[str, Unit] = field(default_factory=dict)
     stopped: set[int] = field(default_factory=set)
+    acted_at: float = 0.0  # boot time of the last signal: finding the processes before it takes its time on a busy computer
 
     # ------------------------------------------------------------------------------------------------------------ its parts
 
@@ -108,6 +109,7 @@ class Host:
 
     def _signal(self, number: int, parts: tuple[str, ...]) -> set[int]:
         pids = [pid for part in parts for pid in self.part(part)]  # all are found first, so that they are hit together
+        self.acted_at = boot()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
