@@ -8,12 +8,14 @@ from django.http import HttpRequest
 from portal.admin_site import ReadOnly, TabularInline
 from runtimes.models import (
     Bundle,
+    CertificateAuthority,
     FailoverGroup,
     GroupMember,
     GroupRequest,
     JoinToken,
     LeadershipChange,
     Machine,
+    MachineCertificate,
     Router,
     Runtime,
     RuntimeLog,
@@ -99,6 +101,21 @@ class JoinTokenAdmin(ReadOnly):
     list_display = ("machine", "created_by", "created_at", "expires_at", "used_at")
     list_select_related = ("machine", "created_by")
     exclude = ("digest",)
+
+
+@admin.register(CertificateAuthority)
+class CertificateAuthorityAdmin(ReadOnly):
+    list_display = ("environment", "created_at", "revoked_number")
+    list_select_related = ("environment__project",)
+    exclude = ("encrypted_key",)
+
+
+@admin.register(MachineCertificate)
+class MachineCertificateAdmin(ReadOnly):
+    list_display = ("name", "authority", "serial", "issued_at", "expires_at", "revoked_at", "revoked_because")
+    list_filter = ("authority__environment__kind", "authority__environment__project")
+    search_fields = ("name", "serial")
+    list_select_related = ("authority__environment__project",)
 
 
 @admin.register(Bundle)

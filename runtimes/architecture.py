@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from portal.errors import Busy, NotAllowed, Stale
 from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement
-from runtimes import fleet
+from runtimes import authority, fleet
 from runtimes.models import Machine, Router, Runtime
 from runtimes.protocol import Preference, RuntimeState
 
@@ -205,7 +205,10 @@ def _remove(environment: Environment, drawn: _Drawn, present: _Present) -> None:
         Environment.objects.filter(pk=environment.pk).update(generation=F("generation") + 1)
     Router.objects.filter(pk__in=[router.pk for router in leaving]).delete()
     Runtime.objects.filter(pk__in=[runtime.pk for key, runtime in present.runtimes.items() if key not in drawn.runtimes]).delete()
-    Machine.objects.filter(pk__in=[machine.pk for name, machine in present.machines.items() if name not in drawn.machines]).delete()
+    removed = [machine for name, machine in present.machines.items() if name not in drawn.machines]
+    for machine in removed:
+        authority.revoke(machine, because="its machine was removed", now=timezone.now())
+    Machine.objects.filter(pk__in=[machine.pk for machine in removed]).delete()
 
 
 def _create(environment: Environment, drawn: _Drawn, present: _Present) -> None:

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Group, MachineKind
-from runtimes import protocol, reports, votes, wakeup
+from runtimes import authority, protocol, reports, votes, wakeup
 from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, GroupRequest, JoinToken, Machine, Router, Runtime
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ def join(request: protocol.JoinRequest, *, now: datetime) -> protocol.JoinAnswer
         if not unspent.update(used_at=now, attempt_digest=attempt):
             word = "expired" if token.expires_at <= now else "was used by another agent just now"
             raise Invalid(f"This token {word}. {remedy}", field="token")
+        if authority.revoke(token.machine, because="its agent was registered anew", now=now):
+            touch(*Machine.objects.filter(environment_id=token.machine.environment_id))
         # The new agent counts its reports anew; what the former one said stays, with its age.
         Machine.objects.filter(pk=token.machine_id).update(
             credential_digest=_digest(credential),
@@ -97,6 +99,16 @@ def _asks_again(token: JoinToken, request: protocol.JoinRequest) -> bool:
     """Is this the agent that used the token, before any other agent joined for the machine."""
     same = bool(request.attempt) and hmac.compare_digest(token.attempt_digest, _digest(request.attempt))
     return same and token.used_at is not None and token.used_at == token.machine.joined_at
+
+
+def certify(machine: Machine, request: protocol.CertificateRequest, *, now: datetime) -> protocol.CertificateAnswer:
+    """A certificate for the machine's router and runtimes; the former one stays valid until it expires, for connections in the making.
+
+    Raises:
+        Invalid: `request` is no certificate signing request that can be signed.
+        NotAllowed: the authority's key cannot be read with this portal's secret key.
+    """
+    return authority.issue(machine, request.request, now=now)
 
 
 def machine_of(credential: str) -> Machine | None:
@@ -152,7 +164,7 @@ def newest_orders(machine_id: int) -> int | None:
 def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
     """The whole wish for one machine, in a fixed number of queries."""
     # The version is read first: a change in between is delivered again, never missed.
-    machine = Machine.objects.select_related("environment", "router").get(pk=machine.pk)
+    machine = Machine.objects.select_related("environment__certificate_authority", "router").get(pk=machine.pk)
     environment = machine.environment
     runtimes = list(
         Runtime.objects.filter(machine=machine).select_related("connector", "machine", "desired_bundle").defer("desired_bundle__content")
@@ -171,6 +183,7 @@ def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
         namespace=environment.namespace,
         generation=environment.generation,
         timing=timing,
+        trust=authority.trust(machine),
         router=_router_order(machine, timing),
         runtimes=[_runtime_order(runtime, groups[runtime.pk]) for runtime in runtimes],
         requests=[_request_order(request, now) for request in requests],
@@ -390,6 +403,7 @@ def assign_routers(environment: Environment, addresses: dict[str, tuple[str, int
     for name in sorted(name for name in routers.keys() - addresses.keys() if kinds[name] == MachineKind.EXTERNAL):
         raise Invalid(f"The router on {name} has no address: fill in {name}.failover.internal-ip and {name}.failover.port.", field=name)
     result = votes.electorate(kinds, addresses)
+    _refuse_unencrypted(environment, routers)
     _refuse_changed_members(environment, routers, result.members)
     for name, router in routers.items():
         running = name in result.members or name in result.gateways
@@ -400,6 +414,15 @@ def assign_routers(environment: Environment, addresses: dict[str, tuple[str, int
                 desired_running=wish[0], desired_host=wish[1], desired_port=wish[2], desired_members=wish[3]
             )
             touch(router.machine)
+
+
+def _refuse_unencrypted(environment: Environment, routers: dict[str, Router]) -> None:
+    """Members of one cluster cannot change from plain to encrypted traffic while they run, and a majority must run to change anything."""
+    if any(url.startswith("http://") for router in routers.values() if router.cluster_known for url in router.desired_members.values()):
+        raise NotAllowed(
+            f"The routers of {environment.name} were made before their traffic was encrypted and cannot be changed: "
+            "begin anew with an empty portal and empty agents' homes (under make run: another BATON_HOME)."
+        )
 
 
 def _refuse_changed_members(environment: Environment, routers: dict[str, Router], members: dict[str, str]) -> None:

@@ -116,6 +116,45 @@ class Router(models.Model):
         return f"{'witness' if self.machine.kind == MachineKind.CORE else 'router'} on {self.machine}"
 
 
+class CertificateAuthority(models.Model):
+    """The environment's own authority: whoever bears a certificate of it may speak to its routers. Made when the first machine asks.
+
+    Written by runtimes.authority only. The private key is encrypted with a key derived from settings.SECRET_KEY."""
+
+    environment = models.OneToOneField(Environment, on_delete=models.CASCADE, related_name="certificate_authority")
+    certificate = models.TextField()  # PEM
+    encrypted_key = models.TextField(editable=False)
+    revoked = models.TextField()  # revocation list (DER, base64), made anew with every revocation
+    revoked_number = models.PositiveIntegerField(default=1)  # of that list
+    created_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name_plural = "certificate authorities"
+
+    def __str__(self) -> str:
+        return f"authority of {self.environment}"
+
+
+class MachineCertificate(models.Model):
+    """A certificate that was issued, until it expires. It outlives its machine: that of a removed one stays on the list of revoked ones."""
+
+    authority = models.ForeignKey(CertificateAuthority, on_delete=models.CASCADE, related_name="issued")
+    machine = models.ForeignKey(Machine, on_delete=models.SET_NULL, null=True, blank=True, related_name="certificates")
+    name = models.CharField(max_length=40)  # the machine's
+    serial = models.CharField(max_length=40, unique=True)  # hexadecimal
+    names = models.JSONField(default=list)  # that it bears
+    issued_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    revoked_because = models.CharField(max_length=80, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-issued_at"]
+
+    def __str__(self) -> str:
+        return f"certificate {self.serial[:8]} of {self.name}"
+
+
 class Bundle(models.Model):
     """What a runtime runs, addressed by the SHA-256 of its bytes (protocol.BundleContent, encoded). Never changed."""
 

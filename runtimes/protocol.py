@@ -7,6 +7,7 @@ unless a name says `_boot` (seconds on CLOCK_BOOTTIME of the machine that wrote 
     portal -> agent     Orders      (GET  /agent/v1/orders/?after=<version>&wait=<seconds>, and the answer to a report)
     agent  -> portal    Report      (POST /agent/v1/report/)
     agent  -> portal    JoinRequest -> JoinAnswer (POST /agent/v1/join/)
+    agent  -> portal    CertificateRequest -> CertificateAnswer (POST /agent/v1/certificate/)
     portal -> agent     a Bundle's bytes by digest (GET /agent/v1/bundles/<digest>/)
     agent  -> keeper    KeeperCommand, keeper -> agent KeeperNews   (JSON lines on the keeper's unix socket)
     keeper -> process   ProcessCommand, process -> keeper ProcessNews (JSON lines on the socket inherited as CONTROL_FD_ENV)
@@ -186,6 +187,32 @@ class JoinAnswer(Wire, frozen=True):
     project: str
 
 
+class CertificateRequest(Wire, frozen=True):
+    """The machine's private key never leaves it: the agent asks for a certificate of its public key, with its credential."""
+
+    request: str  # certificate signing request (PEM), EC P-256; only its public key counts
+
+
+class CertificateAnswer(Wire, frozen=True):
+    certificate: str  # PEM
+    authority: str  # certificate of the environment's authority (PEM)
+
+
+class Trust(Wire, frozen=True):
+    """Who may speak to the environment's routers (docs/decisions/0030-certificates.md)."""
+
+    authority: str  # certificate (PEM)
+    revoked: str  # revocation list (DER, base64)
+    names: list[str]  # that this machine's own certificate must bear
+
+
+class TlsFiles(Wire, frozen=True):
+    """Paths of this machine's certificate files; read anew when they change."""
+
+    authority: str  # PEM
+    machine: str  # PEM: private key and certificate in one file, so that both are replaced in one stroke
+
+
 class Timing(Wire, frozen=True):
     """A failover profile (docs/failover.md, constants). Seconds; etcd's in milliseconds."""
 
@@ -243,6 +270,7 @@ class Orders(Wire, frozen=True):
     namespace: str  # etcd key prefix of the environment: "/baton/<id>/"
     generation: int = 1  # of the cluster; epoch = generation * 10**12 + revision
     timing: Timing = Timing()
+    trust: Trust | None = None  # None: no machine of the environment has asked for a certificate yet
     router: RouterOrder | None = None
     runtimes: list[RuntimeOrder] = []
     requests: list[GroupRequest] = []
@@ -383,6 +411,7 @@ class RuntimeConfig(Wire, frozen=True):
     digest: str
     release: int
     etcd: str | None  # client URL of this machine's router; None: the machine has no router
+    tls: TlsFiles  # what the router asks its clients for
     namespace: str
     generation: int
     timing: Timing

@@ -20,7 +20,7 @@ class Electorate:
 
 
 def peer_url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def check_addresses(addresses: Mapping[str, tuple[str, int]]) -> None:

@@ -15,7 +15,17 @@ import structlog
 from runtimes.agent.decide import retry_delay
 from runtimes.agent.home import Home, Identity, Joining
 from runtimes.agent.supervisor import BundleUnavailable
-from runtimes.protocol import JoinAnswer, JoinRequest, Orders, Report, ReportAnswer, decode, encode
+from runtimes.protocol import (
+    CertificateAnswer,
+    CertificateRequest,
+    JoinAnswer,
+    JoinRequest,
+    Orders,
+    Report,
+    ReportAnswer,
+    decode,
+    encode,
+)
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -66,6 +76,13 @@ class Portal:
                 "Make a new one on the machine's page (Register machine) and start the agent again with --token"
             )
         return _read(JoinAnswer, response)
+
+    async def certify(self, request: CertificateRequest) -> CertificateAnswer:
+        """A certificate for this machine. Raises: NotKnown, PortalAway; NotTaken when the request is refused."""
+        response = _known(await self._call("POST", "/agent/v1/certificate/", content=encode(request)))
+        if 400 <= response.status_code < 500:
+            raise NotTaken(f"{self.url} gives no certificate: {_detail(response)}")
+        return _read(CertificateAnswer, response)
 
     async def report(self, report: Report) -> ReportAnswer:
         """Raises: NotKnown, PortalAway; NotTaken when the report itself is refused."""

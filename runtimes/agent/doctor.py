@@ -3,17 +3,20 @@
 import asyncio
 import shutil
 import time
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
 import httpx
 
 from runtimes.agent import linux
+from runtimes.agent.certificate import read_certificate, why_not_valid, why_not_yet
 from runtimes.agent.client import NotKnown, Portal, PortalAway
 from runtimes.agent.etcd_binary import NoEtcd, find_etcd, why_refused
 from runtimes.agent.hand import Machine, router_status
 from runtimes.agent.home import TamperedBundle
 from runtimes.agent.peers import addresses, probe
+from runtimes.process.tls import ClientTls
 from runtimes.protocol import RouterState, RuntimeOrder, Wire, digest_of
 
 CLOCK_SECONDS = 0.5  # over which the clocks' rates are compared
@@ -42,6 +45,7 @@ async def examine(machine: Machine, etcd: str | None = None) -> list[Check]:
         *await portal_checks(machine),
         disk_check(machine.home.root),
         await clock_check(),
+        *([certificate_check(machine)] if machine.orders.router is not None else []),
         *await etcd_checks(machine, etcd),
         *await peer_checks(machine),
         *bundle_checks(machine),
@@ -165,10 +169,30 @@ def _version_check(machine: Machine, chosen: str | None) -> Check:
     return well("etcd", f"etcd {found.version} is here ({found.path}); the router was not started yet.")
 
 
+def certificate_check(machine: Machine) -> Check:
+    """What other routers will say to this machine's certificate, by this machine's clock."""
+    files = machine.home.tls
+    try:
+        held = read_certificate(Path(files.machine).read_bytes(), Path(files.authority).read_text())
+    except FileNotFoundError:
+        return bad(
+            "certificate", "This machine has no certificate yet: its agent asks the portal for one. Let it run and reach the portal."
+        )
+    except ValueError as error:
+        return bad("certificate", f"This machine's certificate is of no use ({error}): register the machine again.")
+    order = machine.orders.router
+    names = {machine.identity.machine, *([order.peer_host] if order is not None else [])}
+    wrong = why_not_yet(held, names) or why_not_valid(held, datetime.now(UTC))
+    if wrong:
+        return bad("certificate", f"{wrong[0].upper()}{wrong[1:]}.")
+    return well("certificate", f"This machine's certificate is valid until {held.not_after:%Y-%m-%d}.")
+
+
 async def peer_checks(machine: Machine) -> list[Check]:
     """Every sibling's Internal IP : Failover port, tried now."""
     wanted = addresses(machine.orders.router)
-    errors = await asyncio.gather(*(probe(*address) for address in wanted.values()))
+    tls = ClientTls(machine.home.tls)
+    errors = await asyncio.gather(*(probe(*address, tls) for address in wanted.values()))
     return [
         bad("peer", f"{name} cannot be reached at {host}:{port}: {error}. Look at its router, its address and the firewall between.")
         if error

@@ -102,7 +102,7 @@ class Machine:
 
     def router_url(self) -> str | None:
         """Client address of this machine's own router; None: it has none."""
-        return f"http://127.0.0.1:{self.member.client_port}" if self.member is not None else None
+        return f"https://127.0.0.1:{self.member.client_port}" if self.member is not None else None
 
     @asynccontextmanager
     async def router(self) -> AsyncIterator[Etcd | None]:
@@ -111,7 +111,7 @@ class Machine:
         if url is None:
             yield None
             return
-        client = Etcd(url)
+        client = Etcd(url, self.home.tls)
         try:
             yield client
         finally:
@@ -129,6 +129,7 @@ class Machine:
             member=group.key,
             generation=self.orders.generation,
             timing=self.timing,
+            tls=self.home.tls,
             activated=group.release,
         )
 

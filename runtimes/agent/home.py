@@ -8,6 +8,7 @@ requests.json          wishes for groups already handled
 spool.json             events and outcomes the portal has not stored yet
 bundles/<digest>.json  verified bundles
 runtimes/<key>/        one folder per runtime: keeper, config, permit page, log, data/
+tls/                   machine.pem (private key and certificate), authority.pem, revoked.crl: for router and runtimes
 router/                keeper, log, member.json and data/ of the etcd member
 """
 
@@ -19,7 +20,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from runtimes.agent import linux
-from runtimes.protocol import Wire, decode, digest_of, encode
+from runtimes.protocol import TlsFiles, Wire, decode, digest_of, encode
 
 T = TypeVar("T")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -52,7 +53,7 @@ class Home:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        for folder in (self.root, self.root / "bundles", self.root / "runtimes", self.root / "router"):
+        for folder in (self.root, self.root / "bundles", self.root / "runtimes", self.root / "router", self.root / "tls"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @classmethod
@@ -65,6 +66,15 @@ class Home:
     @property
     def router(self) -> Path:
         return self.root / "router"
+
+    @property
+    def tls(self) -> TlsFiles:
+        return TlsFiles(authority=str(self.root / "tls" / "authority.pem"), machine=str(self.root / "tls" / "machine.pem"))
+
+    @property
+    def revoked(self) -> Path:
+        """The list of revoked certificates (DER); etcd reads it at every handshake."""
+        return self.root / "tls" / "revoked.crl"
 
     def runtime(self, key: str) -> Path:
         """The folder of one runtime; made when missing."""

@@ -48,6 +48,7 @@ from runtimes.protocol import (
     LogLevel,
     LogLine,
     ProcessNews,
+    TlsFiles,
     Wire,
     decode,
     encode,
@@ -73,6 +74,7 @@ class KeeperSpec(Wire, frozen=True):
     permit: str | None = None  # path of the permit page; None: no watchdog
     runtime: str | None = None  # whose session to delete; None: the program has none
     etcd: str | None = None
+    tls: TlsFiles | None = None  # with `etcd`
     namespace: str = ""
     previous_launch: str | None = None  # a launch whose keeper could not delete its session itself
     lifeline_seconds: float = 4.0  # from the lifeline's end to SIGKILL
@@ -487,12 +489,14 @@ class Keeper:
 
         Returns: False when the router did not answer in time; the session then ends by silence.
         """
-        if self.spec.runtime is None or self.spec.etcd is None:
+        if self.spec.runtime is None or self.spec.etcd is None or self.spec.tls is None:
             return True
         from runtimes.process.farewell import end_session
+        from runtimes.process.tls import ClientTls
 
         began = time.monotonic()
-        said = end_session(self.spec.etcd, self.spec.namespace, self.spec.runtime, launch, timeout=patience)
+        tls = ClientTls(self.spec.tls)
+        said = end_session(self.spec.etcd, self.spec.namespace, self.spec.runtime, launch, tls, timeout=patience)
         answered = time.monotonic() - began < patience
         self.log.say(LogLevel.INFO if answered else LogLevel.WARNING, said)
         return answered

@@ -10,6 +10,7 @@ import structlog
 
 from runtimes.agent import linux
 from runtimes.agent.carrier import Carrier, NotPlaced
+from runtimes.agent.certificate import Certificates
 from runtimes.agent.client import LONGEST_WAIT, NotKnown, NotTaken, Portal, PortalAway, own_address
 from runtimes.agent.decide import Keeping, retry_delay
 from runtimes.agent.home import Home, Identity
@@ -41,8 +42,9 @@ class Agent:
         self.portal = Portal(identity.portal, identity.credential)
         self.spool = Spool(home)
         self.changed = asyncio.Event()
-        self.router = RouterSupervisor(home, changed=self._router_changed, spool=self.spool, logs=logs, etcd=etcd)
-        self.peers = Peers(self.changed.set)
+        self.certificates = Certificates(home, identity.machine, self.portal.certify, self._certificates_changed)
+        self.router = RouterSupervisor(home, self.certificates, changed=self._router_changed, spool=self.spool, logs=logs, etcd=etcd)
+        self.peers = Peers(home.tls, self.changed.set)
         self.carrier = Carrier(home, self.spool, self._place, self.changed.set)
         self.runtimes: dict[str, RuntimeSupervisor] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -75,6 +77,7 @@ class Agent:
         remembered = self.home.read("orders.json", Orders)
         if remembered is not None:
             self._carry_out(remembered)
+        self._start("certificate", self.certificates.run)
         self._start("router", self.router.run)
         self._start("peers", self.peers.run)
         self._start("carrier", self.carrier.run)
@@ -130,6 +133,7 @@ class Agent:
 
     def _carry_out(self, orders: Orders) -> None:
         self.orders, self.orders_at = orders, time.monotonic()
+        self.certificates.take(orders.trust)
         self.router.take(orders.router)
         self.peers.take(orders.router)
         self.carrier.take(orders.requests)
@@ -164,6 +168,9 @@ class Agent:
         """Runtimes that are no longer ordered but have a process here, from before this agent's start too."""
         return [key for key in {*self.runtimes, *self.home.running_keys()} if key not in wished]
 
+    def _certificates_changed(self) -> None:
+        self.router.wake.set()
+
     def _router_changed(self) -> None:
         if self.orders is not None:
             self._hand_out()
@@ -183,6 +190,7 @@ class Agent:
             member=member,
             generation=self.orders.generation,
             timing=self.orders.timing,
+            tls=self.home.tls,
         )
         if outcome.status is RequestStatus.FAILED and outcome.code == "no-majority":
             raise NotPlaced(outcome.reason)

@@ -1,14 +1,15 @@
-"""Can this machine open a connection to its siblings' Internal IP : Failover port: measured, not assumed."""
+"""Can this machine speak to its siblings' routers on Internal IP : Failover port: measured, not assumed."""
 
 import asyncio
-import contextlib
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from runtimes.agent.linux import utc_now
-from runtimes.protocol import PeerReport, RouterOrder
+from runtimes.process.tls import ClientTls
+from runtimes.protocol import PeerReport, RouterOrder, TlsFiles
 
 PROBE_SECONDS = 2.0  # between two rounds
 CONNECT_SECONDS = 1.0
@@ -26,26 +27,50 @@ def addresses(order: RouterOrder | None, *, own: bool = False) -> dict[str, tupl
     return found
 
 
-async def probe(host: str, port: int) -> str:
-    """Open a connection and close it. Returns: empty when that works, else why not."""
+async def probe(host: str, port: int, tls: ClientTls) -> str:
+    """Speak to a router as another router would, certificates included. Returns: empty when it answers, else why not."""
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT_SECONDS)
+        tls.refresh()
+    except OSError:
+        return "this machine has no certificate yet"
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            return await _ask(host, port, tls.context)
     except TimeoutError:
         return f"no answer within {CONNECT_SECONDS:g} s"
+    except ssl.SSLCertVerificationError as error:
+        return f"its certificate is not accepted here: {error.verify_message}"
+    except ssl.SSLError as error:
+        said = (error.reason or str(error)).replace("_", " ").lower()
+        # With TLS 1.3 a server's alert comes after the client's own handshake.
+        return f"it does not accept this machine's certificate: {said}" if "alert" in said else f"it is no router of this cluster: {said}"
     except socket.gaierror as error:
         return f"the name {host} is not known ({error.strerror})"
     except OSError as error:  # asyncio's own text says that it failed, the number says why
         return os.strerror(error.errno) if error.errno else str(error)
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return ""
+
+
+async def _ask(host: str, port: int, context: ssl.SSLContext) -> str:
+    reader, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=host)
+    try:
+        where = f"[{host}]" if ":" in host else host
+        writer.write(f"GET /version HTTP/1.1\r\nHost: {where}:{port}\r\nConnection: close\r\n\r\n".encode())
+        try:
+            head = await reader.readline()
+        except ConnectionError:
+            head = b""
+        if not head:  # etcd looks at revocations and addresses after the handshake, and then only hangs up
+            return "it does not accept this machine's certificate: it hung up"
+        return "" if head.startswith(b"HTTP/1.1 200") else f"it is no router: it says {head[:40]!r}"
+    finally:
+        writer.transport.abort()
 
 
 class Peers:
     """Probes all siblings in rounds; `changed` is called when one's reachability changes."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, tls: TlsFiles, changed: Callable[[], None]) -> None:
+        self.tls = ClientTls(tls)
         self.changed = changed
         self.order: RouterOrder | None = None
         self.known: dict[str, PeerReport] = {}
@@ -59,7 +84,7 @@ class Peers:
     async def run(self) -> None:
         while True:
             wanted = addresses(self.order)
-            errors = await asyncio.gather(*(probe(*address) for address in wanted.values()))
+            errors = await asyncio.gather(*(probe(*address, self.tls) for address in wanted.values()))
             known = {
                 machine: self._reading(machine, f"{host}:{port}", error)
                 for (machine, (host, port)), error in zip(wanted.items(), errors, strict=True)

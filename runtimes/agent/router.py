@@ -15,13 +15,15 @@ import msgspec
 import structlog
 
 from runtimes.agent import linux
+from runtimes.agent.certificate import Certificates
 from runtimes.agent.decide import Keeping
 from runtimes.agent.etcd_binary import EtcdBinary, NoEtcd, find_etcd
 from runtimes.agent.home import Home
 from runtimes.agent.peers import addresses
 from runtimes.agent.program import CannotStart, Program, new_launch
 from runtimes.agent.spool import LogBuffer, Spool
-from runtimes.protocol import LogLevel, LogLine, RouterOrder, RouterReport, RouterState, Wire, encode
+from runtimes.process.tls import ClientTls
+from runtimes.protocol import LogLevel, LogLine, RouterOrder, RouterReport, RouterState, TlsFiles, Wire, encode
 
 log = structlog.get_logger()
 QUOTA_BYTES = 256 * 1024 * 1024
@@ -53,6 +55,7 @@ class RouterLaunch(Wire, frozen=True):
     client_port: int
     version: str
     warning: str
+    authority: str = ""  # digest of the certificate it trusts
 
 
 class Begin(StrEnum):
@@ -63,6 +66,11 @@ class Begin(StrEnum):
 
 def may_start(order: RouterOrder, member: Member | None, *, data: bool) -> tuple[Begin, str]:
     """May an etcd with this order use the data directory as it is. `data`: is there any."""
+    if any(not url.startswith("https://") for url in order.members.values()):
+        return Begin.REFUSE, (
+            "this cluster was made before routers' traffic was encrypted: "
+            "begin anew with an empty portal and an empty agent's home (under make run: another BATON_HOME)"
+        )
     if not data:
         if order.may_start_empty:
             return Begin.GO, "a new member"
@@ -92,15 +100,15 @@ def may_start(order: RouterOrder, member: Member | None, *, data: bool) -> tuple
     return Begin.GO, "its data is here"
 
 
-def command(binary: str, order: RouterOrder, *, listen_host: str, client_port: int, data: str) -> list[str]:
-    """The etcd command line of one member."""
+def command(binary: str, order: RouterOrder, *, listen_host: str, client_port: int, data: str, tls: TlsFiles, revoked: str) -> list[str]:
+    """The etcd command line of one member. Peers and clients alike must show a certificate of the environment that is not revoked."""
     host = f"[{listen_host}]" if ":" in listen_host else listen_host
-    client = f"http://127.0.0.1:{client_port}"
+    client = f"https://127.0.0.1:{client_port}"
     return [
         binary,
         f"--name={order.name}",
         f"--data-dir={data}",
-        f"--listen-peer-urls=http://{host}:{order.peer_port}",
+        f"--listen-peer-urls=https://{host}:{order.peer_port}",
         f"--initial-advertise-peer-urls={order.members[order.name]}",
         f"--listen-client-urls={client}",
         f"--advertise-client-urls={client}",
@@ -109,6 +117,16 @@ def command(binary: str, order: RouterOrder, *, listen_host: str, client_port: i
         f"--initial-cluster-state={'existing' if order.join_existing else 'new'}",
         f"--heartbeat-interval={order.heartbeat_ms}",
         f"--election-timeout={order.election_ms}",
+        f"--cert-file={tls.machine}",
+        f"--key-file={tls.machine}",
+        f"--trusted-ca-file={tls.authority}",
+        f"--client-crl-file={revoked}",
+        "--client-cert-auth=true",
+        f"--peer-cert-file={tls.machine}",
+        f"--peer-key-file={tls.machine}",
+        f"--peer-trusted-ca-file={tls.authority}",
+        f"--peer-crl-file={revoked}",
+        "--peer-client-cert-auth=true",
         "--pre-vote=true",
         "--strict-reconfig-check=true",
         "--auto-compaction-mode=periodic",
@@ -148,8 +166,18 @@ def judge(status: dict[str, Any] | None, health: bool, alarms: list[str], answer
 class RouterSupervisor:
     """Reconciles the etcd member for ever."""
 
-    def __init__(self, home: Home, *, changed: Callable[[], None], spool: Spool, logs: LogBuffer, etcd: str | None = None) -> None:
+    def __init__(
+        self,
+        home: Home,
+        certificates: Certificates,
+        *,
+        changed: Callable[[], None],
+        spool: Spool,
+        logs: LogBuffer,
+        etcd: str | None = None,
+    ) -> None:
         self.home = home
+        self.certificates = certificates
         self.folder = home.router
         self.data = self.folder / "data"
         self.changed = changed
@@ -163,7 +191,8 @@ class RouterSupervisor:
         self.refused = ""  # why the order cannot be carried out
         self.last_error = ""  # etcd's own, from its log
         self.said: dict[str, float] = {}
-        self.client = httpx.AsyncClient(trust_env=False, timeout=2.0)
+        self.tls = ClientTls(home.tls)
+        self.client = httpx.AsyncClient(verify=self.tls.context, trust_env=False, timeout=2.0)
 
     # -------------------------------------------------------------------------------------------------------------- wishes
 
@@ -181,7 +210,7 @@ class RouterSupervisor:
         """Client URL for this machine's runtimes; None without a router."""
         if self.order is None or self.member is None:
             return None
-        return f"http://127.0.0.1:{self.member.client_port}"
+        return f"https://127.0.0.1:{self.member.client_port}"
 
     def _remember_port(self) -> None:
         """Keep the client port while it can be had, else pick a free one that the kernel will not hand out."""
@@ -235,7 +264,7 @@ class RouterSupervisor:
             if order is None:
                 program.stop("no router is ordered here", STOP_SECONDS)
                 return None
-            if launched is not None and needs_restart(launched.order, order, led=self.member is not None and self.member.led):
+            if launched is not None and self._outdated(launched, order):
                 return self._change(order)
             self.refused = ""
             await self._look(order)
@@ -246,14 +275,24 @@ class RouterSupervisor:
         wait = program.start_again_at - time.monotonic()
         if wait > 0:
             return wait + 0.001
+        awaited = self.certificates.awaited(order.peer_host)
+        if awaited:
+            self.health, self.refused = Health(RouterState.STARTING, awaited), ""
+            return RETRY_SECONDS
         await self._start(order)
         return RETRY_SECONDS if self.refused else 0.0
 
+    def _outdated(self, launched: RouterLaunch, order: RouterOrder) -> bool:
+        led = self.member is not None and self.member.led
+        return needs_restart(launched.order, order, led=led) or launched.authority != self.certificates.authority
+
     def _change(self, order: RouterOrder) -> float | None:
-        """The order has changed under a running member: restart it when its data allows, else leave it as it is and say so."""
+        """The order has changed under a running member: restart it when data and certificate allow, else leave it as it is and say so."""
         begin, because = may_start(order, self.member, data=self._has_data())
-        if begin is Begin.REFUSE:
-            self.refused = because
+        if self.certificates.awaited(order.peer_host):
+            return RETRY_SECONDS
+        if begin is Begin.REFUSE or self.certificates.trouble():
+            self.refused = because if begin is Begin.REFUSE else self.certificates.trouble()
             return RETRY_SECONDS
         log.info("router_restarts", text=f"The router is restarted: its order has changed ({because}).")
         self.program.stop("its order has changed", STOP_SECONDS)
@@ -274,6 +313,10 @@ class RouterSupervisor:
                 f"{order.name} is not among the cluster's voting members ({', '.join(sorted(order.members))}); "
                 "a router that only passes traffic on is not supported yet"
             )
+            return
+        uncertified = self.certificates.trouble()
+        if uncertified:
+            self._refuse(uncertified)
             return
         try:
             listen_host = await resolve(order.peer_host)
@@ -314,8 +357,22 @@ class RouterSupervisor:
         self._save_member()
         self.data.mkdir(mode=0o700, exist_ok=True)
         self.refused = self.last_error = ""
-        what = RouterLaunch(order=order, client_port=self._port(), version=binary.version, warning=binary.warning)
-        argv = command(binary.path, order, listen_host=listen_host, client_port=self._port(), data=str(self.data))
+        what = RouterLaunch(
+            order=order,
+            client_port=self._port(),
+            version=binary.version,
+            warning=binary.warning,
+            authority=self.certificates.authority,
+        )
+        argv = command(
+            binary.path,
+            order,
+            listen_host=listen_host,
+            client_port=self._port(),
+            data=str(self.data),
+            tls=self.home.tls,
+            revoked=str(self.home.revoked),
+        )
         log.info("router_starts", text=f"The router starts: etcd {binary.version} at {order.peer_host}:{order.peer_port}.")
         try:
             await self.program.launch(
@@ -341,12 +398,13 @@ class RouterSupervisor:
         """Ask the member how it is, and whether the cluster knows its present address."""
         was = self.health.state
         try:
+            self.tls.refresh()
             status = await self._post("/v3/maintenance/status", {})
             health = (await self.client.get(f"{self.endpoint}/health")).status_code == 200
             alarms = [] if health else await self._alarms()
             self.health = judge(status, health, alarms, "")
-        except (httpx.HTTPError, ValueError) as error:
-            answered = f"etcd does not answer yet: {type(error).__name__}"
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            answered = f"etcd does not answer yet: {error if 'certificate' in str(error) else type(error).__name__}"
             late = was in (RouterState.RUNNING, RouterState.NO_MAJORITY)
             self.health = Health(RouterState.NO_MAJORITY, "etcd does not answer") if late else Health(RouterState.STARTING, answered)
             return

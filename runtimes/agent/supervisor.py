@@ -237,6 +237,7 @@ class RuntimeSupervisor:
             digest=wished.digest,
             release=content.release,
             etcd=wished.etcd,
+            tls=self.home.tls,
             namespace=wished.namespace,
             generation=wished.generation,
             timing=wished.timing,
@@ -257,6 +258,7 @@ class RuntimeSupervisor:
                 permit=self.folder / "permit",
                 runtime=self.key,
                 etcd=wished.etcd,
+                tls=self.home.tls,
                 namespace=wished.namespace,
             )
             self.cannot = ""

@@ -1,4 +1,4 @@
-"""What agents call, under /agent/v1/: join, report, orders, bundles (runtimes/protocol.py). Errors are problem+json.
+"""What agents call, under /agent/v1/: join, certificate, report, orders, bundles (runtimes/protocol.py). Errors are problem+json.
 
 `orders` is the portal's only asynchronous view: while it waits it holds no database connection and blocks no thread.
 """
@@ -137,6 +137,13 @@ def report(request: HttpRequest) -> HttpResponse:
 
 
 @agent_view
+@require_POST
+def certificate(request: HttpRequest) -> HttpResponse:
+    machine = _machine(request)
+    return _answer(fleet.certify(machine, _body(request, protocol.CertificateRequest), now=timezone.now()))
+
+
+@agent_view
 @require_GET
 def bundle(request: HttpRequest, digest: str) -> HttpResponse:
     machine = _machine(request)
@@ -236,6 +243,7 @@ def _chained(former: Callable[[int, Any], Any]) -> Callable[[int, Any], None]:
 
 urlpatterns = [
     path("join/", join, name="agent-join"),
+    path("certificate/", certificate, name="agent-certificate"),
     path("report/", report, name="agent-report"),
     path("orders/", orders, name="agent-orders"),
     path("bundles/<str:digest>/", bundle, name="agent-bundle"),

@@ -6,30 +6,18 @@ Nothing here is ever retried: a retried transaction can report a failed comparis
 
 import base64
 import json
-import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from runtimes.process.tls import ClientTls
+from runtimes.protocol import TlsFiles
+
 
 class OutcomeUnknown(Exception):  # noqa: N818 - says what happened
     """The request may or may not have been carried out, now or later: a time-out, a broken connection, an error of the server."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Paths of PEM files for mutual TLS with the router."""
-
-    ca: str
-    cert: str
-    key: str
-
-    def context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self.ca)
-        context.load_cert_chain(self.cert, self.key)
-        return context
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +86,12 @@ def read_prefix(prefix: str) -> dict[str, Any]:
 class Etcd:
     """One router's client address. `transact` is bounded as a whole; `watch` lasts until it breaks."""
 
-    def __init__(self, url: str, tls: Tls | None = None) -> None:
+    def __init__(self, url: str, tls: TlsFiles) -> None:
         self.url = url.rstrip("/")
-        verify: ssl.SSLContext | bool = tls.context() if tls else False
+        self._tls = ClientTls(tls)
         # No retries, no proxies from the environment; one kept connection for transactions and one for the watch.
         transport = httpx.AsyncHTTPTransport(
-            verify=verify, retries=0, limits=httpx.Limits(max_keepalive_connections=2, keepalive_expiry=60)
+            verify=self._tls.context, retries=0, limits=httpx.Limits(max_keepalive_connections=2, keepalive_expiry=60)
         )
         self._client = httpx.AsyncClient(transport=transport, base_url=self.url, trust_env=False)
 
@@ -133,11 +121,12 @@ class Etcd:
         Raises:
             OutcomeUnknown: whatever was not a clear answer.
         """
+        self._refresh()
         try:
             response = await self._client.post(path, json=body, timeout=timeout)
         except httpx.TimeoutException as error:
             raise OutcomeUnknown(f"the router at {self.url} did not answer within {timeout:g} s") from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, OSError) as error:  # a certificate refused after the handshake comes as the latter
             raise OutcomeUnknown(f"the router at {self.url} cannot be reached: {error}") from error
         try:
             data = response.json()
@@ -154,6 +143,7 @@ class Etcd:
         Raises:
             OutcomeUnknown: the stream broke; what changed meanwhile must be read anew.
         """
+        self._refresh()
         body = "\n".join(json.dumps({"create_request": {"key": _to_b64(key)}}) for key in keys)
         timeout = httpx.Timeout(connect=1.0, read=None, write=1.0, pool=1.0)
         headers = {"Grpc-Metadata-hasleader": "true"}
@@ -166,9 +156,15 @@ class Etcd:
                         raise OutcomeUnknown(f"the watch was ended: {message}")
                     for event in result.get("events", ()):
                         yield _event(event)
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, OSError, ValueError) as error:
             raise OutcomeUnknown(f"the watch broke: {error}") from error
         raise OutcomeUnknown("the watch was closed by the router")
+
+    def _refresh(self) -> None:
+        try:
+            self._tls.refresh()
+        except OSError as error:
+            raise OutcomeUnknown(f"this machine's certificate cannot be read: {error}") from error
 
 
 def _event(event: Mapping[str, Any]) -> Event:

@@ -90,7 +90,7 @@ class Runtime:
         self._coordinator: Coordinator | None = None
         if self._seats and self._config.etcd is not None:
             specs = [seat.spec for seat in self._seats]
-            self._coordinator = Coordinator(Etcd(self._config.etcd), self._config, specs, self._marks, clock)
+            self._coordinator = Coordinator(Etcd(self._config.etcd, self._config.tls), self._config, specs, self._marks, clock)
         self._memory = Memory(data / "isolation.json", log)
         self._not_before = self._after_new_generation(data / "generation")
 

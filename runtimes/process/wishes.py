@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from runtimes.process.etcd import Answer, Etcd, OutcomeUnknown, Tls, put, read, read_prefix, unchanged
+from runtimes.process.etcd import Answer, Etcd, OutcomeUnknown, put, read, read_prefix, unchanged
 from runtimes.process.records import (
     ControlRecord,
     Disabled,
@@ -24,7 +24,7 @@ from runtimes.process.records import (
     plain,
     session_key,
 )
-from runtimes.protocol import GroupRequest, IsolationPolicy, RequestKind, RequestOutcome, RequestStatus, Timing
+from runtimes.protocol import GroupRequest, IsolationPolicy, RequestKind, RequestOutcome, RequestStatus, Timing, TlsFiles
 
 POLICY_WORDS = {IsolationPolicy.STOP: "stops", IsolationPolicy.RUN_ALONE: "runs alone"}
 TRIES = 5  # when another writes the same record in between; each try reads anew
@@ -60,8 +60,8 @@ async def place_request(
     member: str,
     generation: int,
     timing: Timing,
+    tls: TlsFiles,
     activated: int | None = None,
-    tls: Tls | None = None,
 ) -> RequestOutcome:
     """Carry one wish into etcd through this machine's router. Carrying it twice, or from two machines, has the effect of once.
 

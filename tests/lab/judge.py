@@ -16,6 +16,7 @@ import http.client
 import json
 import os
 import select
+import ssl
 import struct
 import threading
 import time
@@ -314,9 +315,9 @@ class Record:
 
 
 class Records:
-    """What the routers say. `ask` names the namespace and the client port of a host's router."""
+    """What the routers say. `ask` names the namespace and the client port of a host's router, and the folder of that host's certificate."""
 
-    def __init__(self, ask: Callable[[str], tuple[str, int] | None]) -> None:
+    def __init__(self, ask: Callable[[str], tuple[str, int, Path] | None]) -> None:
         self.ask = ask
 
     def post(self, host: str, path: str, body: dict[str, Any], timeout: float = 1.0) -> Any:
@@ -324,8 +325,10 @@ class Records:
         where = self.ask(host)
         if where is None:
             raise OSError(f"{host} has no router yet")
-        namespace, port = where
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+        namespace, port, certificate = where
+        context = ssl.create_default_context(cafile=str(certificate / "authority.pem"))
+        context.load_cert_chain(certificate / "machine.pem")
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=timeout, context=context)
         try:
             with inside(namespace):
                 connection.connect()

@@ -393,10 +393,11 @@ class Lab:
             pid = self._known[key] = next((pid for pid in found if _alive(pid)), 0)
         return bool(pid)
 
-    def _router_port(self, host: str) -> tuple[str, int] | None:
+    def _router_port(self, host: str) -> tuple[str, int, Path] | None:
+        home = self.hosts[host].home
         try:
-            facts = json.loads((self.hosts[host].home / "router" / "member.json").read_text())
-            return self.hosts[host].wire.namespace, int(facts["client_port"])
+            facts = json.loads((home / "router" / "member.json").read_text())
+            return self.hosts[host].wire.namespace, int(facts["client_port"]), home / "tls"
         except (OSError, ValueError, KeyError):
             return None
 

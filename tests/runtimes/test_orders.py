@@ -58,9 +58,9 @@ def test_orders_carry_bundle_preference_router_and_live_requests(
     assert orders.router is not None
     assert (orders.router.name, orders.router.peer_host, orders.router.witness) == ("external01", "10.0.0.1", False)
     assert orders.router.members == {
-        "external01": "http://10.0.0.1:7400",
-        "external02": "http://10.0.0.2:7400",
-        "core01": "http://10.0.0.3:7400",
+        "external01": "https://10.0.0.1:7400",
+        "external02": "https://10.0.0.2:7400",
+        "core01": "https://10.0.0.3:7400",
     }
 
 
@@ -262,7 +262,7 @@ def test_an_external_router_without_address_is_named(group: FailoverGroup) -> No
 def test_a_running_cluster_does_not_change_its_members(group: FailoverGroup, routers_addressed: None) -> None:
     Router.objects.update(cluster_known=True)
     fleet.assign_routers(group.environment, THREE)
-    with pytest.raises(NotAllowed, match=r"external02 was http://10.0.0.2:7400, now http://10.0.0.9:7400.*Put the former addresses back"):
+    with pytest.raises(NotAllowed, match=r"external02 was https://10.0.0.2:7400, now https://10.0.0.9:7400.*Put the former addresses back"):
         fleet.assign_routers(group.environment, {**THREE, "external02": ("10.0.0.9", 7400)})
     assert routers_of(group.environment)["external02"].desired_host == "10.0.0.2"
 

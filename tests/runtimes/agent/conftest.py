@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from runtimes.agent.router import pick_port
@@ -21,6 +23,7 @@ from runtimes.protocol import (
     LIFELINE_FD_ENV,
     PRESENCE_FD_ENV,
     BundleContent,
+    CertificateRequest,
     GroupSpec,
     JoinAnswer,
     Orders,
@@ -33,6 +36,7 @@ from runtimes.protocol import (
     encode,
 )
 from tests import PATIENCE
+from tests.certified import Authority
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "one-time"
@@ -59,7 +63,9 @@ def is_alive(pid: int) -> bool:
 class LittlePortal:
     """The agent's endpoints over real HTTP, for any number of machines (by bearer)."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority(folder / "authority")
+        self.certifies_as_of: datetime | None = None  # None: now
         self.port = pick_port("127.0.0.1")
         self.url = f"http://127.0.0.1:{self.port}"
         self.orders: dict[str, Orders] = {}
@@ -92,6 +98,14 @@ class LittlePortal:
                     self.answer(200, encode(joined))
                     return
                 machine = self.machine()
+                if machine is not None and self.path == "/agent/v1/certificate/":
+                    router = portal.orders[machine].router
+                    request = decode(CertificateRequest, body).request
+                    given = portal.authority.answer(
+                        request, machine, router.peer_host if router is not None else "", portal.certifies_as_of
+                    )
+                    self.answer(200, encode(given))
+                    return
                 if machine is not None:
                     portal.reports.setdefault(machine, []).append(decode(Report, body))
                     self.answer(200, encode(ReportAnswer(accepted=True, orders=portal.orders[machine])))
@@ -160,9 +174,17 @@ class LittlePortal:
                     pass
             self.connections.clear()
 
+    def tell_trust(self) -> None:
+        """All machines hear of what was revoked."""
+        for machine, known in self.orders.items():
+            trust = self.authority.trust(machine, known.router.peer_host if known.router is not None else "")
+            self.orders[machine] = msgspec.structs.replace(known, version=known.version + 1, trust=trust)
+
     def order(self, machine: str, **fields: Any) -> None:
         version = self.orders[machine].version + 1 if machine in self.orders else 1
-        self.orders[machine] = Orders(version=version, namespace="/baton/1/", **fields)
+        router = fields.get("router")
+        trust = self.authority.trust(machine, router.peer_host if router is not None else "")
+        self.orders[machine] = Orders(version=version, namespace="/baton/1/", **({"trust": trust} | fields))
 
     def last(self, machine: str) -> Report | None:
         return self.reports[machine][-1] if self.reports.get(machine) else None
@@ -255,8 +277,8 @@ class Host:
 
 
 @pytest.fixture
-def portal() -> Iterator[LittlePortal]:
-    portal = LittlePortal()
+def portal(tmp_path: Path) -> Iterator[LittlePortal]:
+    portal = LittlePortal(tmp_path)
     yield portal
     portal.leave()
 
@@ -297,7 +319,7 @@ def erp(digest: str | None, release: int = 1, **changes: Any) -> RuntimeOrder:
 def cluster(*names: str) -> dict[str, RouterOrder]:
     """Router orders of one new cluster on loopback."""
     ports = {name: pick_port("127.0.0.1") for name in names}
-    members = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    members = {name: f"https://127.0.0.1:{port}" for name, port in ports.items()}
     return {
         name: RouterOrder(name=name, peer_host="127.0.0.1", peer_port=ports[name], cluster_token="test-1", members=members)
         for name in names

@@ -190,7 +190,7 @@ def test_a_lock_is_one_processs(tmp_path: Path) -> None:
 
 
 def test_siblings_are_probed_at_their_own_address() -> None:
-    members = {"a": "http://10.0.0.1:7000", "b": "http://10.0.0.2:7001", "c": "http://[fd00::3]:7002"}
+    members = {"a": "https://10.0.0.1:7000", "b": "https://10.0.0.2:7001", "c": "https://[fd00::3]:7002"}
     order = RouterOrder(name="a", peer_host="10.0.0.1", peer_port=7000, cluster_token="t", members=members)
     assert addresses(order) == {"b": ("10.0.0.2", 7001), "c": ("fd00::3", 7002)}
     assert addresses(None) == {}

@@ -92,10 +92,10 @@ def test_a_version_is_read_from_what_etcd_prints() -> None:
 
 
 ORDER = RouterOrder(
-    name="a", peer_host="10.0.0.1", peer_port=7000, cluster_token="t1", members={"a": "http://10.0.0.1:7000", "b": "http://10.0.0.2:7000"}
+    name="a", peer_host="10.0.0.1", peer_port=7000, cluster_token="t1", members={"a": "https://10.0.0.1:7000", "b": "https://10.0.0.2:7000"}
 )
 MEMBER = Member(name="a", cluster_token="t1", members=ORDER.members, client_port=21000, led=True)
-MOVED = {"a": "http://10.0.0.9:7000", "b": "http://10.0.0.2:7000"}
+MOVED = {"a": "https://10.0.0.9:7000", "b": "https://10.0.0.2:7000"}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ MOVED = {"a": "http://10.0.0.9:7000", "b": "http://10.0.0.2:7000"}
         pytest.param({"may_start_empty": False}, MEMBER, False, Begin.REFUSE, "add it again", id="an emptied data directory"),
         pytest.param({"may_start_empty": False}, MEMBER, True, Begin.GO, "", id="a restart"),
         pytest.param({"cluster_token": "t2"}, MEMBER, True, Begin.REFUSE, "belongs to the cluster t1", id="another cluster's data"),
-        pytest.param({"members": {"a": "http://10.0.0.1:7000"}}, MEMBER, True, Begin.REFUSE, "one at a time", id="other members"),
+        pytest.param({"members": {"a": "https://10.0.0.1:7000"}}, MEMBER, True, Begin.REFUSE, "one at a time", id="other members"),
         pytest.param({"members": MOVED}, MEMBER, True, Begin.GO, "", id="a new address of a known member"),
         pytest.param(
             {"members": MOVED}, msgspec.structs.replace(MEMBER, led=False), True, Begin.DISCARD, "never", id="corrected before it ever ran"
@@ -133,9 +133,9 @@ def test_when_a_router_may_use_its_data(order: dict[str, object], member: Member
         pytest.param({"witness": True}, True, False, id="a mark for people"),
         pytest.param({"election_ms": 1000}, True, True, id="another profile"),
         pytest.param({"members": MOVED}, True, True, id="its own address"),
-        pytest.param({"members": ORDER.members | {"b": "http://10.0.0.8:1"}}, True, False, id="another's address, which the cluster knows"),
+        pytest.param({"members": ORDER.members | {"b": "https://10.0.0.8:1"}}, True, False, id="another's address, known to the cluster"),
         pytest.param(
-            {"members": ORDER.members | {"b": "http://10.0.0.8:1"}}, False, True, id="another's address, before there is a cluster"
+            {"members": ORDER.members | {"b": "https://10.0.0.8:1"}}, False, True, id="another's address, before there is a cluster"
         ),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_port_already_taken_is_named_and_taken_over_once_it_is_free(host: Host
     with listener() as other:
         port = other.getsockname()[1]
         order = RouterOrder(
-            name="external01", peer_host="127.0.0.1", peer_port=port, cluster_token="t", members={"external01": f"http://127.0.0.1:{port}"}
+            name="external01", peer_host="127.0.0.1", peer_port=port, cluster_token="t", members={"external01": f"https://127.0.0.1:{port}"}
         )
         portal.order("external01", router=order)
         host.start()
@@ -262,7 +262,7 @@ def test_an_emptied_member_of_a_known_cluster_is_not_started(host: Host, portal:
 @pytest.mark.journey
 def test_an_address_of_another_machine_is_named(host: Host, portal: LittlePortal) -> None:
     order = RouterOrder(
-        name="external01", peer_host="192.0.2.7", peer_port=7001, cluster_token="t", members={"external01": "http://192.0.2.7:7001"}
+        name="external01", peer_host="192.0.2.7", peer_port=7001, cluster_token="t", members={"external01": "https://192.0.2.7:7001"}
     )
     portal.order("external01", router=order)
     host.start()

@@ -18,6 +18,7 @@ from typing import Any
 import redis
 
 from runtimes.process.farewell import end_session
+from runtimes.process.tls import ClientTls
 from runtimes.protocol import (
     CONTROL_FD_ENV,
     BundleContent,
@@ -35,11 +36,13 @@ from runtimes.protocol import (
     State,
     Status,
     Timing,
+    TlsFiles,
     decode,
     digest_of,
     encode,
 )
 from tests import PATIENCE
+from tests.certified import Authority
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMESPACE = "/baton/test/"
@@ -78,11 +81,15 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 class EtcdCluster:
-    """Members of one etcd cluster; `urls` are their client addresses."""
+    """Members of one etcd cluster, which ask for certificates as routers do; `urls` are their client addresses."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        peers = {f"m{number}": f"http://127.0.0.1:{free_port()}" for number in range(size)}
-        self.urls = [f"http://127.0.0.1:{free_port()}" for _ in peers]
+        peers = {f"m{number}": f"https://127.0.0.1:{free_port()}" for number in range(size)}
+        self.urls = [f"https://127.0.0.1:{free_port()}" for _ in peers]
+        self.authority = Authority(folder / "tls")
+        self.tls = self.authority.files("machine")
+        self.client = ClientTls(self.tls)
+        self.client.refresh()
         self.members = []
         self._commands: list[tuple[list[str], Path]] = []
         for (name, peer), client in zip(peers.items(), self.urls, strict=True):
@@ -90,6 +97,9 @@ class EtcdCluster:
             command += ["--listen-client-urls", client, "--advertise-client-urls", client, "--heartbeat-interval", "50"]
             command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--election-timeout", "300"]
             command += ["--initial-cluster", ",".join(f"{key}={url}" for key, url in peers.items()), "--log-level", "error"]
+            for prefix in ("", "peer-"):
+                command += [f"--{prefix}cert-file", self.tls.machine, f"--{prefix}key-file", self.tls.machine]
+                command += [f"--{prefix}trusted-ca-file", self.tls.authority, f"--{prefix}client-cert-auth"]
             self._commands.append((command, folder / f"{name}.log"))
             self.members.append(self._start(*self._commands[-1]))
         until(self._healthy, 15, "etcd answers")
@@ -112,20 +122,22 @@ class EtcdCluster:
         try:
             for url in self.urls:
                 request = urllib.request.Request(f"{url}/v3/kv/range", data=b'{"key":"YQ=="}', method="POST")
-                urllib.request.urlopen(request, timeout=1).close()
+                urllib.request.urlopen(request, timeout=1, context=self.client.context).close()
         except OSError:
             return False
         return True
 
     def read(self, key: str) -> Any:
         body = json.dumps({"key": base64.b64encode(f"{NAMESPACE}{key}".encode()).decode()}).encode()
-        with urllib.request.urlopen(urllib.request.Request(f"{self.urls[0]}/v3/kv/range", data=body), timeout=2) as answer:
+        request = urllib.request.Request(f"{self.urls[0]}/v3/kv/range", data=body)
+        with urllib.request.urlopen(request, timeout=2, context=self.client.context) as answer:
             found = json.load(answer).get("kvs")
         return json.loads(base64.b64decode(found[0]["value"])) if found else None
 
     def clear(self) -> None:
         body = json.dumps({"key": base64.b64encode(b"/").decode(), "range_end": base64.b64encode(b"0").decode()}).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{self.urls[0]}/v3/kv/deleterange", data=body), timeout=2).close()
+        request = urllib.request.Request(f"{self.urls[0]}/v3/kv/deleterange", data=body)
+        urllib.request.urlopen(request, timeout=2, context=self.client.context).close()
 
     def close(self) -> None:
         for member in self.members:
@@ -230,7 +242,8 @@ class Launched:
         self.process.wait(5)
         if keeper:
             assert self.config.etcd is not None
-            said = end_session(self.config.etcd, self.config.namespace, self.config.key, self.config.launch, 2.0)
+            tls = ClientTls(self.config.tls)
+            said = end_session(self.config.etcd, self.config.namespace, self.config.key, self.config.launch, tls, 2.0)
             assert "is ended" in said, said
 
     def close(self) -> None:
@@ -263,7 +276,8 @@ class Landscape:
             groups=[GroupSpec(id="g", name="orders-group", failover=True, members=members)],
         )
         etcd = self.cluster.urls[number - 1]
-        launched = launch(self.home, bundle, f"external0{number}.erp", etcd, self.launches, {"g": preference}, keeper, timing)
+        key, tls = f"external0{number}.erp", self.cluster.tls
+        launched = launch(self.home, bundle, key, etcd, self.launches, {"g": preference}, keeper, timing, tls)
         self.launches += 1
         self.processes.append(launched)
         return launched
@@ -293,6 +307,7 @@ def launch(
     preferences: dict[str, Preference] | None = None,
     keeper: bool = True,
     timing: Timing | None = None,
+    tls: TlsFiles | None = None,
 ) -> Launched:
     own = home / key
     own.mkdir(parents=True, exist_ok=True)
@@ -309,6 +324,7 @@ def launch(
         digest=digest_of(content),
         release=bundle.release,
         etcd=etcd,
+        tls=tls or TlsFiles(authority="", machine=""),
         namespace=NAMESPACE,
         generation=1,
         timing=timing or Timing(),

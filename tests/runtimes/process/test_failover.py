@@ -41,6 +41,7 @@ def ask(
             member="external02.erp",
             generation=1,
             timing=Timing(),
+            tls=landscape.cluster.tls,
             activated=activated,
         )
     )

@@ -83,7 +83,8 @@ class Two:
             groups=[GroupSpec(id=group, name=group, failover=True, members=self.members) for group in ("alone", "stops")],
         )
         self.launches += 1
-        self.processes[number] = launch(self.home, bundle, f"external0{number}.erp", self.cluster.urls[number - 1], self.launches)
+        key, etcd = f"external0{number}.erp", self.cluster.urls[number - 1]
+        self.processes[number] = launch(self.home, bundle, key, etcd, self.launches, tls=self.cluster.tls)
         return self.processes[number]
 
     def said(self, number: int, group: str) -> GroupReport:
@@ -113,7 +114,15 @@ class Two:
             policy=policy,
         )
         outcome = asyncio.run(
-            place_request(self.cluster.urls[0], NAMESPACE, request, member=self.members[0], generation=1, timing=Timing())
+            place_request(
+                self.cluster.urls[0],
+                NAMESPACE,
+                request,
+                member=self.members[0],
+                generation=1,
+                timing=Timing(),
+                tls=self.cluster.tls,
+            )
         )
         assert outcome.status == RequestStatus.SUCCEEDED, outcome.reason
 

@@ -1,6 +1,7 @@
 """The program itself, without peers: configuration, single nodes, stopping, proven death, and the permit page."""
 
 import http.server
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from runtimes.protocol import (
     State,
     Status,
     Timing,
+    TlsFiles,
     digest_of,
     encode,
 )
@@ -72,9 +74,9 @@ def test_a_single_node_runs_with_epoch_0_and_tells_the_cause(tmp_path: Path, sta
     assert "no router" in report.reason
 
 
-def test_an_unreachable_router_isolates_and_says_so(tmp_path: Path, started: list[Launched]) -> None:
+def test_an_unreachable_router_isolates_and_says_so(tmp_path: Path, router: EtcdCluster, started: list[Launched]) -> None:
     group = GroupSpec(id="g", name="orders", failover=True, members=["external01.erp", "external02.erp"])
-    process = launch(tmp_path, bundle(flow(tmp_path, "g"), group), "external01.erp", "http://127.0.0.1:1")
+    process = launch(tmp_path, bundle(flow(tmp_path, "g"), group), "external01.erp", "https://127.0.0.1:1", tls=router.tls)
     started.append(process)
     until(lambda: "g" in process.groups and "cannot be reached" in process.groups["g"].reason, 5, "it says why")
     assert (process.groups["g"].status, process.groups["g"].state) == (Status.ISOLATED, State.OFF)
@@ -88,12 +90,12 @@ def test_a_second_process_of_a_runtime_waits_until_the_first_has_stood_still(
 ) -> None:
     group = GroupSpec(id="g", name="orders", failover=True, members=["external01.erp", "external02.erp"])
     spec = FlowSpec(id="f", name="f", version="1.0.0", inbound=folder(tmp_path / "o"), outbound=queue(broker), group="g")
-    first = launch(tmp_path, bundle(spec, group), "external01.erp", router.urls[0], 1)
+    first = launch(tmp_path, bundle(spec, group), "external01.erp", router.urls[0], 1, tls=router.tls)
     started.append(first)
     until(first.leads, 5, "it leads")
     permit_until, on = PERMIT.unpack(Path(first.config.permit).read_bytes())
     assert boot_clock() < permit_until < boot_clock() + 0.8 and on == 1
-    second = launch(tmp_path, bundle(spec, group), "external01.erp", router.urls[0], 2)
+    second = launch(tmp_path, bundle(spec, group), "external01.erp", router.urls[0], 2, tls=router.tls)
     started.append(second)
     until(lambda: "g" in second.groups, 5)
     time.sleep(1.5)
@@ -124,7 +126,8 @@ def test_timing_that_cannot_keep_two_apart_is_refused(tmp_path: Path, timing: Ti
     (tmp_path / "bundle").write_bytes(content)
     config = RuntimeConfig(
         key="a.b", environment="test", machine="a", connector="b", launch="1", bundle=str(tmp_path / "bundle"), digest=digest_of(content),
-        release=1, etcd=None, namespace="/", generation=1, timing=timing, data=str(tmp_path), permit=str(tmp_path / "p"),
+        release=1, etcd=None, tls=TlsFiles(authority="", machine=""), namespace="/", generation=1, timing=timing,
+        data=str(tmp_path), permit=str(tmp_path / "p"),
     )  # fmt: skip
     (tmp_path / "config.json").write_bytes(encode(config))
     with pytest.raises(ConfigError, match=says):
@@ -140,13 +143,13 @@ def test_a_flow_that_cannot_be_made_ends_the_process_with_the_reason(tmp_path: P
 
 
 def test_end_session_says_what_it_found(router: EtcdCluster) -> None:
-    assert "gone already" in end_session(router.urls[0], NAMESPACE, "external01.erp", "l1", 1.0)
+    assert "gone already" in end_session(router.urls[0], NAMESPACE, "external01.erp", "l1", router.client, 1.0)
     started = time.monotonic()
-    assert "could not be ended within 0.3 s" in end_session("http://127.0.0.1:1", NAMESPACE, "external01.erp", "l1", 0.3)
+    assert "could not be ended within 0.3 s" in end_session("https://127.0.0.1:1", NAMESPACE, "external01.erp", "l1", router.client, 0.3)
     assert time.monotonic() - started < 1
 
 
-def test_end_session_is_bounded_when_the_router_hangs() -> None:
+def test_end_session_is_bounded_when_the_router_hangs(router: EtcdCluster) -> None:
     class Silent(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             time.sleep(1.0)
@@ -155,8 +158,11 @@ def test_end_session_is_bounded_when_the_router_hangs() -> None:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(router.tls.machine)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         started = time.monotonic()
-        said = end_session(f"http://127.0.0.1:{server.server_address[1]}", NAMESPACE, "external01.erp", "l1", 0.4)
+        said = end_session(f"https://127.0.0.1:{server.server_address[1]}", NAMESPACE, "external01.erp", "l1", router.client, 0.4)
         assert "could not be ended" in said and time.monotonic() - started < 0.8
         server.shutdown()

@@ -25,7 +25,7 @@ from runtimes.process.etcd import Answer, Entry, OutcomeUnknown, _from_b64
 from runtimes.process.loop import Runtime
 from runtimes.process.permits import Duty, PermitPage
 from runtimes.process.records import ControlRecord, Disabled, OpenRequest, epoch_of, parse, plain
-from runtimes.protocol import BundleContent, Cause, GroupSpec, Preference, RuntimeConfig, Timing
+from runtimes.protocol import BundleContent, Cause, GroupSpec, Preference, RuntimeConfig, Timing, TlsFiles
 
 MEMBERS = ["m0.c", "m1.c", "m2.c"]
 SPEC = GroupSpec(id="g", name="g", failover=True, members=MEMBERS)
@@ -105,7 +105,8 @@ class Member:
             bundle="",
             digest="",
             release=1,
-            etcd="http://simulated",
+            etcd="https://simulated",
+            tls=TlsFiles(authority="", machine=""),
             namespace="/",
             generation=1,
             timing=TIMING,

@@ -1,0 +1,166 @@
+"""The environment's certificate authority: who gets a certificate, whose is taken back, and what machines are told."""
+
+import base64
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.fernet import InvalidToken
+from cryptography.hazmat.primitives import serialization
+from django.contrib.auth.models import User
+from django.test import Client
+
+from portal.errors import Invalid, NotAllowed
+from portal.models import Environment, EnvironmentKind
+from runtimes import architecture, authority, fleet, protocol
+from runtimes.agent.certificate import make_request, read_certificate
+from runtimes.models import CertificateAuthority, FailoverGroup, Machine, MachineCertificate, Router
+from tests.runtimes.conftest import NOW, joined
+
+
+def certified(machine: Machine) -> protocol.CertificateAnswer:
+    _, request = make_request(machine.name)
+    return fleet.certify(Machine.objects.get(pk=machine.pk), protocol.CertificateRequest(request=request), now=NOW)
+
+
+def serial(answer: protocol.CertificateAnswer) -> int:
+    return x509.load_pem_x509_certificate(answer.certificate.encode()).serial_number
+
+
+def revoked(machine: Machine) -> set[int]:
+    orders = fleet.orders_for(machine, now=NOW)
+    assert orders.trust is not None
+    return {entry.serial_number for entry in x509.load_der_x509_crl(base64.b64decode(orders.trust.revoked))}
+
+
+def test_the_first_machine_that_asks_makes_the_authority(external01: Machine, external02: Machine) -> None:
+    assert fleet.orders_for(external01, now=NOW).trust is None
+    private, request = make_request("external01")
+    answer = fleet.certify(external01, protocol.CertificateRequest(request=request), now=NOW)
+    held = read_certificate(private + answer.certificate.encode(), answer.authority)
+    assert held.names == {"external01", "localhost", "127.0.0.1"}
+    assert held.not_before == NOW - timedelta(hours=48)
+    trust = fleet.orders_for(external02, now=NOW).trust
+    assert trust is not None
+    assert (trust.authority, trust.names) == (answer.authority, ["127.0.0.1", "external02", "localhost"])
+    assert certified(external02).authority == answer.authority
+    assert CertificateAuthority.objects.count() == 1
+
+
+def test_an_assigned_router_puts_its_address_on_the_certificate(external01: Machine, routers_addressed: None) -> None:
+    certified(external01)
+    trust = fleet.orders_for(external01, now=NOW).trust
+    assert trust is not None and trust.names == ["10.0.0.1", "127.0.0.1", "external01", "localhost"]
+    assert MachineCertificate.objects.get().names == trust.names
+    fleet_version = Machine.objects.get(pk=external01.pk).orders_version
+    Router.objects.filter(machine=external01).update(desired_host="10.0.0.9")
+    trust = fleet.orders_for(external01, now=NOW).trust
+    assert trust is not None and "10.0.0.9" in trust.names and "10.0.0.1" not in trust.names
+    assert Machine.objects.get(pk=external01.pk).orders_version == fleet_version
+
+
+def test_each_environment_has_its_own_authority(external01: Machine, test_environment: Environment) -> None:
+    other = Environment.objects.exclude(pk=test_environment.pk).get(project=test_environment.project, kind=EnvironmentKind.PRODUCTION)
+    stranger = Machine.objects.create(environment=other, name="external01", kind="external")
+    assert certified(external01).authority != certified(stranger).authority
+
+
+def test_orders_stay_the_same_while_nothing_is_revoked(external01: Machine, external02: Machine) -> None:
+    certified(external01)
+    first = fleet.orders_for(external01, now=NOW)
+    certified(external02)
+    certified(external01)
+    assert fleet.orders_for(external01, now=NOW + timedelta(days=100)) == first
+
+
+def test_a_renewal_takes_nothing_back(external01: Machine) -> None:
+    certified(external01)
+    certified(external01)
+    assert revoked(external01) == set()
+
+
+def test_registering_again_takes_the_former_certificates_back_and_all_machines_are_told(
+    external01: Machine, external02: Machine, admin: User
+) -> None:
+    joined(external01, admin)
+    mine, renewed, theirs = serial(certified(external01)), serial(certified(external01)), serial(certified(external02))
+    before = {machine.name: machine.orders_version for machine in Machine.objects.all()}
+    joined(external01, admin)
+    assert revoked(external02) == {mine, renewed}
+    assert theirs not in revoked(external01)
+    assert all(machine.orders_version > before[machine.name] for machine in Machine.objects.all())
+    assert serial(certified(external01)) not in revoked(external02), "the new agent's is good"
+
+
+def test_a_removed_machines_certificate_is_taken_back(group: FailoverGroup, external02: Machine, core01: Machine, developer: User) -> None:
+    gone, stays = serial(certified(core01)), serial(certified(external02))
+    project = group.environment.project
+    project.designed_machines.filter(name="core01").delete()
+    architecture.apply(group.environment, seen=None, by=developer)
+    assert not Machine.objects.filter(pk=core01.pk).exists()
+    assert revoked(external02) == {gone}
+    assert stays not in revoked(external02)
+    row = MachineCertificate.objects.get(serial=f"{gone:x}")
+    assert (row.machine, row.name, row.revoked_because) == (None, "core01", "its machine was removed")
+
+
+def test_an_expired_certificate_leaves_list_and_database(external01: Machine, admin: User) -> None:
+    joined(external01, admin)
+    certified(external01)
+    joined(external01, admin)
+    assert len(revoked(external01)) == 1
+    later = NOW + timedelta(days=368)
+    _, request = make_request("external01")
+    fleet.certify(external01, protocol.CertificateRequest(request=request), now=later)
+    assert MachineCertificate.objects.count() == 1
+    authority.revoke(external01, because="a test", now=later)
+    assert len(revoked(external01)) == 1
+
+
+def test_the_private_key_is_encrypted_under_the_secret_key(external01: Machine, settings: Any) -> None:
+    certified(external01)
+    row = CertificateAuthority.objects.get()
+    assert "PRIVATE" not in row.encrypted_key
+    key = serialization.load_pem_private_key(authority._key(row), password=None)
+    assert key.public_key() == x509.load_pem_x509_certificate(row.certificate.encode()).public_key()
+    former = settings.SECRET_KEY
+    settings.SECRET_KEY = "another"
+    with pytest.raises(NotAllowed, match="another BATON_SECRET_KEY"):
+        certified(external01)
+    with pytest.raises(InvalidToken):
+        authority._cipher().decrypt(row.encrypted_key.encode())
+    settings.SECRET_KEY_FALLBACKS = [former]
+    certified(external01)
+
+
+def test_what_is_no_request_is_refused_by_name(external01: Machine) -> None:
+    with pytest.raises(Invalid, match="no certificate signing request") as refusal:
+        fleet.certify(external01, protocol.CertificateRequest(request="please"), now=NOW)
+    assert refusal.value.field == "request"
+
+
+def test_only_a_machines_credential_gets_one(external01: Machine, admin: User) -> None:
+    _, request = make_request("external02")
+    body = protocol.encode(protocol.CertificateRequest(request=request))
+
+    def ask(**headers: str) -> Any:
+        return Client(headers=headers).post("/agent/v1/certificate/", body, content_type="application/json")
+
+    assert ask().status_code == 401
+    assert ask(Authorization="Bearer guess").status_code == 401
+    former = joined(external01, admin)
+    credential = joined(external01, admin)
+    assert ask(Authorization=f"Bearer {former}").status_code == 401
+    answer = ask(Authorization=f"Bearer {credential}")
+    assert answer.status_code == 200
+    given = protocol.decode(protocol.CertificateAnswer, answer.content)
+    subject = x509.load_pem_x509_certificate(given.certificate.encode()).subject.rfc4514_string()
+    assert subject == "CN=external01", "whatever name the request bears"
+
+
+def test_routers_made_before_encryption_are_refused_with_the_remedy(group: FailoverGroup) -> None:
+    members = {"external01": "http://10.0.0.1:7400", "external02": "http://10.0.0.2:7400", "core01": "http://10.0.0.3:7400"}
+    Router.objects.update(desired_running=True, desired_members=members, cluster_known=True)
+    with pytest.raises(NotAllowed, match=r"before their traffic was encrypted.*begin anew"):
+        fleet.assign_routers(group.environment, {name: (f"10.0.0.{number}", 7400) for number, name in enumerate(members, 1)})
