@@ -12,7 +12,7 @@ from django.db.models import OuterRef, Subquery
 from django.utils import timezone
 
 from portal.errors import Invalid
-from portal.models import PROPERTY_KEY, DesignedMachine, Environment, Flow, FlowVersion, MachineKind, Property
+from portal.models import PROPERTY_KEY, Connector, DesignedMachine, Environment, Flow, FlowVersion, MachineKind, Property
 
 _PLACEHOLDER = re.compile(r"\$\{([^{}]*)\}")
 _ADDRESS_SUFFIX = ".failover.internal-ip"
@@ -230,10 +230,22 @@ def check_value(environment: Environment, key: str, value: str, *, machine: str 
         PROPERTY_KEY(key)
     except ValidationError as error:
         raise Invalid(f'"{key}" is no valid key. {error.messages[0]}', field="key") from None
+    _check_scope(environment, machine, connector)
     if is_failover_key(key):
         value = value.strip()
         _check_failover_value(environment, key, value, machine=machine, connector=connector)
     return key, value
+
+
+def _check_scope(environment: Environment, machine: str, connector: str) -> None:
+    """A value for a machine or connector that nobody designed would never work, and nobody would notice."""
+    project = environment.project_id
+    if machine and not DesignedMachine.objects.filter(project=project, name=machine).exists():
+        raise Invalid(
+            f"{machine} is no machine of this project: draw it in Design › Architecture first, or correct the name.", field="machine"
+        )
+    if connector and not Connector.objects.filter(project=project, name=connector).exists():
+        raise Invalid(f"{connector} is no connector of this project: correct the name, or leave it out for all.", field="connector")
 
 
 def remove_value(environment: Environment, key: str, *, machine: str = "", connector: str = "") -> bool:

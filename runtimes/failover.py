@@ -216,12 +216,12 @@ def expire_overdue(*, now: datetime, group: FailoverGroup | None = None) -> int:
     )
 
 
-def _member(found: Verdict, machine: str) -> MemberVerdict:
+def _member(found: Verdict, machine: str, field: str = "machine") -> MemberVerdict:
     for said in found.members:
         if said.machine == machine:
             return said
     names = ", ".join(said.machine for said in found.members) or "nobody"
-    raise UnknownCandidate(f"{machine} has no member in {found.group.name}: its members are {names}.", field="candidate")
+    raise UnknownCandidate(f"{machine} has no member in {found.group.name}: its members are {names}.", field=field)
 
 
 def member_on(group: FailoverGroup, machine: str) -> GroupMember:
@@ -293,7 +293,7 @@ def switch(
     """
     group = _read(group)
     found = verdict(group, now=now)
-    chosen = _member(found, candidate) if candidate else None
+    chosen = _member(found, candidate, "candidate") if candidate else None
     expire_overdue(now=now, group=group)
     _refuse_when_busy(group)
     if expected_leader and (found.leader is None or found.leader.machine != expected_leader):

@@ -215,3 +215,24 @@ def test_the_schema_is_openapi_3_1_and_complete(viewer: User) -> None:
     assert schema["openapi"].startswith("3.1")
     for path in ("groups/{id}/switch", "releases/{id}/activate", "releases/{id}/deployments", "deployments/{id}/resume"):
         assert f"/api/v1/{path}/" in schema["paths"]
+
+
+@pytest.mark.parametrize(
+    ("scope", "field"),
+    [
+        pytest.param({"machine": "moon"}, "machine", id="a machine nobody drew"),
+        pytest.param({"connector": "crm"}, "connector", id="a connector nobody designed"),
+    ],
+)
+def test_a_value_for_nobody_is_refused(
+    developer: User, test_environment: Environment, erp: Connector, scope: dict[str, str], field: str
+) -> None:
+    body = {"project": "webshop", "environment": "test", "key": "erp.outbox", "value": "/srv"} | scope
+    answer = client_of(developer).post("/api/v1/properties/", body, format="json")
+    assert (answer.status_code, list(answer.json()["errors"])) == (400, [field])
+
+
+@pytest.mark.parametrize("act", ["disable", "enable"])
+def test_a_machine_without_a_member_is_named_as_such(operator: User, group: FailoverGroup, act: str) -> None:
+    answer = client_of(operator).post(f"/api/v1/groups/{group.pk}/{act}/", {"machine": "moon"}, format="json")
+    assert (answer.status_code, list(answer.json()["errors"])) == (404, ["machine"])

@@ -49,7 +49,7 @@ class ReleaseInput(serializers.Serializer[Any]):
 
 
 class ActivateInput(EnvironmentChoice):
-    at = serializers.DateTimeField(required=False, allow_null=True, default=None, help_text="Left out: now. RFC 3339.")
+    due_at = serializers.DateTimeField(required=False, allow_null=True, default=None, help_text="Left out: now. RFC 3339.")
 
 
 class ActivationSerializer(serializers.ModelSerializer[Activation]):
@@ -97,14 +97,14 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
     @extend_schema(request=ActivateInput, responses=ActivationSerializer)
     @action(detail=True, methods=["post"])
     def activate(self, request: Request, pk: str) -> Response:
-        """Choose the release for an environment, now or `at` a moment; 409 with one reason per missing property."""
+        """Choose the release for an environment, now or at `due_at`; 409 with one reason per missing property."""
         release = self.get_object()
         body = ActivateInput(data=request.data)
         body.is_valid(raise_exception=True)
         environment = access.get_environment(request.user, release.project.slug, body.validated_data["environment"], to_edit=True)
-        at, now = body.validated_data["at"], timezone.now()
-        if at:
-            activation = releases.schedule(release, environment, due_at=at, by=signed_in(request), now=now)
+        due_at, now = body.validated_data["due_at"], timezone.now()
+        if due_at:
+            activation = releases.schedule(release, environment, due_at=due_at, by=signed_in(request), now=now)
         else:
             activation = releases.activate(release, environment, by=signed_in(request), now=now)
         activation.warnings = list(releases.warnings(release, environment))  # type: ignore[attr-defined]

@@ -49,7 +49,7 @@ STATUSES = {
     "stopped": Look("Stopped", "player-stop", "gray"),
     "starting": Look("Starting", "loader", "blue"),
     "ready": Look("Ready", "circle-check", "green"),
-    "hanging": Look("Not answering", "hourglass-empty", "red"),
+    "hanging": Look("Not answering", "hourglass", "red"),
     "backoff": Look("Restarting later", "clock-pause", "orange"),
     "failed": Look("Failed", "circle-x", "red"),
     # routers
