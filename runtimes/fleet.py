@@ -38,7 +38,7 @@ def _digest(secret: str) -> str:
 def register(machine: Machine, *, by: AbstractBaseUser) -> str:
     """Make a one-time join token for the machine's agent; earlier unused ones end. Returns the token, which is shown once."""
     now = timezone.now()
-    token = secrets.token_urlsafe(32)
+    token = f"join-{secrets.token_urlsafe(32)}"  # never begins with a dash, which a command line would take for an option
     with transaction.atomic():
         JoinToken.objects.filter(machine=machine, used_at=None, expires_at__gt=now).update(expires_at=now)
         JoinToken.objects.create(

@@ -87,9 +87,7 @@ def test_a_bad_key_is_refused_naming_the_field(test_environment: Environment, de
     assert refusal.value.field == "key"
 
 
-def test_removing_a_value_lets_the_less_specific_one_apply_again(
-    test_environment: Environment, erp: Connector, developer: User
-) -> None:
+def test_removing_a_value_lets_the_less_specific_one_apply_again(test_environment: Environment, erp: Connector, developer: User) -> None:
     properties.set_value(test_environment, "k", "all", by=developer)
     properties.set_value(test_environment, "k", "one", machine="external01", by=developer)
     assert properties.remove_value(test_environment, "k", machine="external01")

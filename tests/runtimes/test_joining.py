@@ -128,3 +128,8 @@ def test_of_two_agents_with_one_token_one_joins(external01: Machine, admin: User
     assert len(credentials) == 1, (credentials, refusals)
     assert len(refusals) == 3
     assert fleet.machine_of(credentials[0]) == external01
+
+
+def test_a_token_can_be_pasted_into_a_command_line(external01: Machine, admin: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.fleet.secrets.token_urlsafe", lambda size: "-looks-like-an-option")
+    assert not fleet.register(external01, by=admin).startswith("-")
