@@ -154,6 +154,11 @@ def test_a_folder_is_absolute_new_ones_are_private_and_files_are_refused(tmp_pat
         env.folder("BATON_HOME", tmp_path)
 
 
+def _heed_interrupts() -> None:
+    """Tests started in the background of a shell inherit that SIGINT is ignored; the make of this test is one in a terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_make_that_was_interrupted_alone_is_noticed(tmp_path: Path) -> None:
     """GNU make does not hand SIGINT on to its recipe; `kill -INT` on make must stop the stack nevertheless."""
     code = "import time; from portal import stack; made = stack._interruptible_make(); print(made is not None, flush=True)\n"
@@ -162,7 +167,13 @@ def test_make_that_was_interrupted_alone_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text(f"run:\n\t@exec {sys.executable} program.py\n")
     environment = {name: value for name, value in os.environ.items() if name != "MAKELEVEL"} | {"PYTHONPATH": str(stack.ROOT)}
     with subprocess.Popen(
-        ["make", "-s", "run"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ["make", "-s", "run"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_interrupts,
     ) as make:
         assert make.stdout.readline() == "True\n"
         make.send_signal(signal.SIGINT)
