@@ -1,5 +1,6 @@
 """/api/v1/groups/: who leads, and the acts of an operator."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django.db.models import QuerySet
@@ -132,6 +133,13 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
             .prefetch_related("members__runtime__machine", "members__runtime__connector")
         )
 
+    def _about_member(self, request: Request, act: Callable[..., GroupRequest]) -> Response:
+        """Disable and enable: the same gate, body and answer."""
+        group = self.row_for(request, Role.OPERATOR)
+        body = MachineInput(data=request.data)
+        body.is_valid(raise_exception=True)
+        return self._answer(act(group, body.validated_data["machine"], actor=request.user.get_username(), now=timezone.now()))
+
     def _answer(self, wish: GroupRequest) -> Response:
         return Response(RequestSerializer(wish).data, status=status.HTTP_202_ACCEPTED)
 
@@ -155,18 +163,12 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
     @action(detail=True, methods=["post"])
     def disable(self, request: Request, pk: str) -> Response:
         """The member's inbounds stop and it takes no leadership until enabled again."""
-        group = self.row_for(request, Role.OPERATOR)
-        body = MachineInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        return self._answer(failover.disable(group, body.validated_data["machine"], actor=request.user.get_username(), now=timezone.now()))
+        return self._about_member(request, failover.disable)
 
     @extend_schema(request=MachineInput, responses={202: RequestSerializer})
     @action(detail=True, methods=["post"])
     def enable(self, request: Request, pk: str) -> Response:
-        group = self.row_for(request, Role.OPERATOR)
-        body = MachineInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        return self._answer(failover.enable(group, body.validated_data["machine"], actor=request.user.get_username(), now=timezone.now()))
+        return self._about_member(request, failover.enable)
 
     @extend_schema(request=PolicyInput, responses={202: RequestSerializer})
     @action(detail=True, methods=["put"], url_path="isolation-policy")
