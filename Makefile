@@ -21,14 +21,15 @@ run: $(VENV)/.run  ## the whole product on embedded defaults: portal, broker, wo
 test: $(VENV)/.dev  ## everything that must be true: style, types, layers, unit tests, journeys, browser
 	@.ci/system-packages
 	@$(MAKE) --no-print-directory check
-	$(PY) -m pytest -q -m "journey or browser" tests
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "(journey or browser) and not lab" tests
+	$(PY) -m pytest -q -m "journey and lab" tests/lab
 
 check: $(VENV)/.dev  ## the quick half of the tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy portal runtimes deployments manage.py
 	$(PY) manage.py makemigrations --check --dry-run
-	$(PY) -m pytest -q -m "not journey and not browser and not lab" tests
+	$(PY) -m pytest -q -n 2 -m "not journey and not browser and not lab" tests
 
 lab: $(VENV)/.dev  ## random faults on three hosts in network namespaces (root): make lab FAULTS=200 SEED=7
 	@.ci/system-packages

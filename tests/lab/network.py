@@ -243,6 +243,11 @@ class Network:
                     act()
                 except (OSError, RuntimeError) as error:
                     troubles.append(error)
+        for child in self.children:  # killed, yet the kernel may still be busy ending its threads
+            try:
+                child.wait(5)
+            except subprocess.TimeoutExpired as error:
+                troubles.append(error)
         for name in sorted(path.name for path in RUN.iterdir() if path.name.startswith(f"{self.prefix}-")):
             try:
                 run("ip", "netns", "del", name)

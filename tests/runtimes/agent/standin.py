@@ -43,8 +43,9 @@ if "family" in behaviour:
     script = """
 import os, sys, time
 who = "child" if os.fork() else "grandchild"
-with open(sys.argv[1] + "." + who, "w") as file:
+with open(sys.argv[1] + "." + who + ".tmp", "w") as file:
     file.write(str(os.getpid()))
+os.rename(file.name, sys.argv[1] + "." + who)
 time.sleep(600)
 """
     subprocess.Popen([sys.executable, "-c", script, str(folder / "pid")], start_new_session=True)
