@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 FAULTS ?= 200
 SEED ?=
 
-.PHONY: help run test check lab lab-rows lock format clean
+.PHONY: help run test test-long check lab lab-rows lock format clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,15 +21,19 @@ run: $(VENV)/.run  ## the whole product on embedded defaults: portal, broker, wo
 test: $(VENV)/.dev  ## everything that must be true: style, types, layers, unit tests, journeys, browser
 	@.ci/system-packages
 	@$(MAKE) --no-print-directory check
-	$(PY) -m pytest -q -n 2 --dist loadfile -m "(journey or browser) and not lab" tests
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "(journey or browser) and not lab and not long" tests
 	$(PY) -m pytest -q -m "journey and lab" tests/lab
+
+test-long: $(VENV)/.dev  ## journeys that take too long for every run
+	@.ci/system-packages
+	$(PY) -m pytest -q -m long tests
 
 check: $(VENV)/.dev  ## the quick half of the tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy portal runtimes deployments manage.py
 	$(PY) manage.py makemigrations --check --dry-run
-	$(PY) -m pytest -q -n 2 -m "not journey and not browser and not lab" tests
+	$(PY) -m pytest -q -n 2 -m "not journey and not browser and not lab and not long" tests
 
 lab: $(VENV)/.dev  ## random faults on three hosts in network namespaces (root): make lab FAULTS=200 SEED=7
 	@.ci/system-packages
