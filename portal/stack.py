@@ -18,6 +18,7 @@ import secrets
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -151,6 +152,12 @@ class Stack:
                     f"ETCD_BIN says {etcd}, which is no program that can be run. Correct it, or leave it out: an etcd is then found."
                 )
             kept["ETCD_BIN"] = str(self.started_in / found)  # children work in other folders
+            asked = subprocess.run(
+                [sys.executable, "-P", "-m", "runtimes.agent.etcd_binary", kept["ETCD_BIN"]],
+                env=kept | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30,
+            )  # fmt: skip
+            if asked.returncode != 0:
+                raise Refused(f"ETCD_BIN cannot be used: {asked.stdout.strip()}. Correct it, or leave it out: an etcd is then found.")
         path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH", "")])]
         return kept | {
             "BATON_HOME": str(self.home),

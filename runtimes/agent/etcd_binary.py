@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,6 +56,12 @@ def version_of(path: str) -> tuple[int, int, int] | None:
     return parse_version(answer.stdout)
 
 
+def why_program_refused(path: str) -> str:
+    """Why routers may not run this program; empty when they may. Blocking for up to VERSION_SECONDS."""
+    version = version_of(path)
+    return f"{path} does not tell an etcd version" if version is None else why_refused(version)
+
+
 def find_etcd(chosen: str | None = None, path: str | None = None, *, data_of: str = "") -> EtcdBinary:
     """The etcd to run. Blocking for up to VERSION_SECONDS per candidate.
 
@@ -72,7 +79,7 @@ def find_etcd(chosen: str | None = None, path: str | None = None, *, data_of: st
     for candidate in [chosen] if chosen else _on_path(path if path is not None else os.environ.get("PATH", "")):
         resolved = shutil.which(candidate) or candidate
         version = version_of(resolved)
-        reason = f"{resolved} does not tell its version" if version is None else why_refused(version)
+        reason = f"{resolved} does not tell an etcd version" if version is None else why_refused(version)
         if version is not None and not reason:
             reason = why_unfit(version, data_of)
             if not reason:
@@ -111,3 +118,9 @@ def _from_wheel(data_of: str) -> EtcdBinary | None:
         return None
     text = ".".join(map(str, version))
     return EtcdBinary(str(path), text, warning=f"etcd {text}: for a one-machine demonstration only")
+
+
+if __name__ == "__main__":  # the runner of a demonstration asks before it starts anything
+    refused = why_program_refused(sys.argv[1])
+    print(refused)
+    sys.exit(bool(refused))

@@ -128,6 +128,7 @@ def test_a_port_out_of_range_is_refused(home: Path, wrong: str, capsys: pytest.C
         pytest.param({"BATON_HOME": "/proc/nowhere"}, "BATON_HOME is '/proc/nowhere', a folder that cannot be written to", id="no folder"),
         pytest.param({"REDIS_URL": "redis://:pw@127.0.0.1:1/0"}, "redis://:***@127.0.0.1:1/0, but no Redis answers", id="no broker"),
         pytest.param({"ETCD_BIN": "/nowhere/etcd"}, "ETCD_BIN says /nowhere/etcd, which is no program", id="no etcd"),
+        pytest.param({"ETCD_BIN": "/bin/true"}, "ETCD_BIN cannot be used: /bin/true does not tell an etcd version", id="another program"),
         pytest.param({"REDIS_URL": "nonsense"}, "REDIS_URL says nonsense", id="no URL"),
     ],
 )

@@ -23,11 +23,11 @@ def test_a_group_without_leader_is_told_with_what_keeps_a_router_from_running(
     machine = Machine.objects.get(name="external01")
     Machine.objects.filter(pk=machine.pk).update(last_report_at=now)
     Router.objects.update_or_create(
-        machine=machine, defaults={"observed_state": RouterState.FAILED, "observed_reason": "/bin/true does not tell its version"}
+        machine=machine, defaults={"observed_state": RouterState.FAILED, "observed_reason": "/bin/true does not tell an etcd version"}
     )
     said = groups_have_leaders(now)
     assert said.startswith("Group erp-orders has no leader yet.")
-    assert "router on external01: /bin/true does not tell its version." in said
+    assert "router on external01: /bin/true does not tell an etcd version." in said
 
     Machine.objects.filter(pk=machine.pk).update(last_report_at=now - timedelta(minutes=2))  # of an earlier start: may be true no more
     assert groups_have_leaders(now) == "Group erp-orders has no leader yet."

@@ -56,7 +56,7 @@ def test_a_chosen_etcd_that_is_refused_is_not_replaced_silently(tmp_path: Path) 
 
 
 def test_a_chosen_etcd_that_is_not_there_is_named() -> None:
-    with pytest.raises(NoEtcd, match="/nowhere/etcd does not tell its version"):
+    with pytest.raises(NoEtcd, match="/nowhere/etcd does not tell an etcd version"):
         find_etcd("/nowhere/etcd")
 
 
