@@ -1,14 +1,26 @@
-"""Static files without a thread: WhiteNoise's middleware is synchronous, and one synchronous middleware makes Django run every
-asynchronous view below it from a blocked thread. Agents wait in such a view for most of their life."""
+"""What stands before every view. One synchronous middleware makes Django run every asynchronous view below it from a blocked thread, and
+agents wait in such a view for most of their life; so these can do both."""
 
 from collections.abc import Awaitable, Callable
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase
+from django.utils.deprecation import MiddlewareMixin
 from whitenoise.middleware import WhiteNoiseMiddleware
 
 
+class NoNulInAddress(MiddlewareMixin):
+    """A NUL is in no name and in no word that a database can look for (PostgreSQL refuses the query): 400, and no view is troubled."""
+
+    def process_request(self, request: HttpRequest) -> HttpResponse | None:
+        if "\0" not in request.path_info and "%00" not in request.META.get("QUERY_STRING", ""):
+            return None
+        return HttpResponseBadRequest("A NUL character (%00) stands in the address: leave it out.", content_type="text/plain")
+
+
 class StaticFiles(WhiteNoiseMiddleware):  # type: ignore[misc]
+    """WhiteNoise without a thread."""
+
     sync_capable = True
     async_capable = True
 

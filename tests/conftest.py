@@ -11,7 +11,7 @@ from tests import factories
 
 
 @pytest.fixture(scope="session")
-def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
+def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None, tmp_path_factory: pytest.TempPathFactory) -> None:
     """SQLite in a file, as `make run` uses it: in memory, two connections lock each other out instead of waiting."""
     database = connections.databases["default"]
     if database["ENGINE"].endswith("sqlite3"):

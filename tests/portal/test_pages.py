@@ -323,3 +323,11 @@ def test_docs_are_read_inside_the_portal_and_nothing_else_is(as_viewer: Client, 
     assert 'id="statuses"' in as_viewer.get("/docs/failover/").content.decode()
     for chapter in ("nothing", "../pyproject", "%2e%2e/README"):
         assert as_viewer.get(f"/docs/{chapter}/").status_code == 404
+
+
+@pytest.mark.parametrize("address", ["/projects/webshop/test/timeline/?group=%00", "/projects/web%00shop/", "/api/v1/groups/?project=%00"])
+def test_a_nul_in_an_address_is_refused_with_its_reason(client: Client, viewer: User, address: str) -> None:
+    client.force_login(viewer)
+    answer = client.get(address)
+    assert answer.status_code == 400
+    assert "NUL character" in answer.content.decode()

@@ -339,7 +339,7 @@ def test_filters_live_in_the_url(client: Client, viewer: User, two_changes: Fail
     assert "olga" not in text and "Nobody led before" in text
 
 
-@pytest.mark.parametrize("query", ["cause=nonsense", "window=forever", "page=999", "page=x", "group=none-such", "group=%00"])
+@pytest.mark.parametrize("query", ["cause=nonsense", "window=forever", "page=999", "page=x", "group=none-such"])
 def test_a_filter_that_makes_no_sense_breaks_nothing(client: Client, viewer: User, two_changes: FailoverGroup, query: str) -> None:
     client.force_login(viewer)
     assert client.get(f"/projects/webshop/test/timeline/?{query}").status_code == 200
