@@ -196,7 +196,7 @@ def _remember(place: Place, **changes: str) -> None:
 def _move_queues(test: Environment, before: str, place: Place) -> bool:
     """The broker has another address than at the last start: fill it in wherever the old one stands. It works from the next deployment
     on, so `deployment_due` then asks for one. False: a person has filled in another address, which is left alone."""
-    rows = list(Property.objects.filter(environment=test, key="queues.url", value=before))
+    rows = [row for row in Property.objects.filter(environment=test, key="queues.url") if row.reveal() == before]
     for row in rows:
         properties.set_value(test, row.key, place.queues_url, machine=row.machine, connector=row.connector, by=None)
     if not rows:

@@ -6,11 +6,12 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django import forms
+from django.http import QueryDict
 
 from deployments import sheet
 from deployments.models import StepKind
 from portal.errors import NotAllowed
-from portal.models import PROPERTY_KEY, Environment, Group, Placement
+from portal.models import PROPERTY_KEY, Environment, Group, Placement, Property
 from runtimes.models import Machine, Runtime
 
 Choices = list[tuple[str, str]]
@@ -81,6 +82,11 @@ class PropertyForm(Styled):
         if cleaned.get("secret") and cleaned.get("value") == "":
             self.add_error("value", "Type the new secret. To take it away instead, delete the value.")
         return cleaned
+
+    def forget_secret(self, value: Property | None) -> None:
+        """A refused form comes back without the secret that was typed."""
+        if self.data.get("secret") or (value and value.secret):
+            self.data = {**self.data.dict(), "value": ""} if isinstance(self.data, QueryDict) else {**self.data, "value": ""}
 
     @property
     def scope_of_value(self) -> sheet.Scope:

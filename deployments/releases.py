@@ -176,7 +176,7 @@ def missing(release: Release, environment: Environment) -> list[Missing]:
             if value is None
         ]
     for machine, connector in runtimes:
-        known = properties.lookup(values, machine=machine, connector=connector)
+        known = properties.winners(values, machine=machine, connector=connector)
         key = protocol.runtime_key(machine, connector)
         found += [
             Missing(use.key, key, use.used_by)
@@ -228,11 +228,14 @@ def bundle_for(release: Release, runtime: Runtime, values: Iterable[Property]) -
     rows = list(values)
     lacking: list[Missing] = []
 
-    def component(flow: dict[str, Any], side: str) -> protocol.Component:
-        settings, _ = properties.resolve(flow[side]["settings"], rows, machine=machine, connector=connector)
-        return protocol.Component(kind=protocol.ComponentKind(flow[side]["kind"]), settings=settings)
+    secrets: set[str] = set()
 
-    known = properties.lookup(rows, machine=machine, connector=connector)
+    def component(flow: dict[str, Any], side: str) -> protocol.Component:
+        resolved = properties.resolve(flow[side]["settings"], rows, machine=machine, connector=connector)
+        secrets.update(resolved.secrets)
+        return protocol.Component(kind=protocol.ComponentKind(flow[side]["kind"]), settings=resolved.settings)
+
+    known = properties.winners(rows, machine=machine, connector=connector)
     mine = [flow for flow in content["flows"] if flow["connector"] == connector]
     for flow in mine:
         lacking += [Missing(use.key, runtime.key, use.used_by) for use in properties.uses(flow["name"], flow) if use.key not in known]
@@ -245,28 +248,30 @@ def bundle_for(release: Release, runtime: Runtime, values: Iterable[Property]) -
     members = sorted(sibling.key for sibling in siblings)
     routers = Router.objects.filter(machine__environment_id=runtime.environment_id).exists()
     failover = moves.fails_over(designed, len(members), routers=routers)
+    flows = [
+        protocol.FlowSpec(
+            id=flow["id"],
+            name=flow["name"],
+            version=flow["version"],
+            inbound=component(flow, "inbound"),
+            outbound=component(flow, "outbound"),
+            group=flow["group"],
+            auto_start=flow["auto_start"],
+        )
+        for flow in mine
+    ]
     return protocol.BundleContent(
         environment=runtime.environment.kind,
         machine=machine,
         connector=connector,
         release=release.number,
-        flows=[
-            protocol.FlowSpec(
-                id=flow["id"],
-                name=flow["name"],
-                version=flow["version"],
-                inbound=component(flow, "inbound"),
-                outbound=component(flow, "outbound"),
-                group=flow["group"],
-                auto_start=flow["auto_start"],
-            )
-            for flow in mine
-        ],
+        flows=flows,
         groups=[
             protocol.GroupSpec(id=group["id"], name=group["name"], failover=failover, members=members)
             for group in content["groups"]
             if group["connector"] == connector
         ],
+        secrets=sorted(secrets),
     )
 
 

@@ -23,6 +23,8 @@ from portal.models import (
     Placement,
     Project,
     Property,
+    PropertyChange,
+    PropertyType,
     System,
     Team,
 )
@@ -58,13 +60,19 @@ class PropertyForm(ModelForm):
         if kept is not None and kept.secret:
             if "secret" in data and not data["secret"] and not data.get("value"):
                 self.add_error("secret", "A kept secret cannot be made readable: fill in a new value to make it an ordinary property.")
-            data["value"] = data.get("value") or kept.value
+            if not self.errors and not data.get("value"):
+                data["value"] = kept.reveal()
         whole = {name: data.get(name, getattr(self.instance, name, "")) for name in ("key", "machine", "connector", "value")}
         environment = data.get("environment") or (kept.environment if kept else None)
         if environment and whole["key"] and not self.errors:
             try:
-                _, data["value"] = properties.check_value(
-                    environment, whole["key"], whole["value"] or "", machine=whole["machine"] or "", connector=whole["connector"] or ""
+                data["value"] = properties.check_value(
+                    environment,
+                    whole["key"],
+                    whole["value"] or "",
+                    machine=whole["machine"] or "",
+                    connector=whole["connector"] or "",
+                    secret=data.get("secret", kept.secret if kept else False),
                 )
             except Invalid as refusal:
                 self.add_error(refusal.field if refusal.field in self.fields else None, refusal.sentence)
@@ -123,20 +131,50 @@ class PropertyAdmin(ModelAdmin):
         return f"{MASK} {row.shown_value}" if row.secret else ""
 
     def save_model(self, request: HttpRequest, obj: Property, form: Any, change: bool) -> None:
+        wished = properties.Edit(obj.environment, obj.key, obj.value, obj.machine, obj.connector, obj.secret)
+        edits = [wished]
         if change:
-            obj.updated_by = request.user  # type: ignore[assignment]
-            super().save_model(request, obj, form, change)
-            return
-        kept = properties.set_value(
-            obj.environment, obj.key, obj.value, machine=obj.machine, connector=obj.connector, secret=obj.secret, by=request.user
-        )
-        obj.pk = kept.pk
+            kept = Property.objects.select_related("environment").get(pk=obj.pk)
+            former = properties.Edit(kept.environment, kept.key, None, kept.machine, kept.connector)
+            edits = [wished] if former.cell == wished.cell else [former, wished]
+        properties.set_values(edits, by=request.user)
+        kept = Property.objects.get(environment=obj.environment, key=obj.key, machine=obj.machine, connector=obj.connector)
+        obj.pk, obj.value, obj.sealed, obj.secret = kept.pk, kept.value, kept.sealed, kept.secret
+
+    def delete_model(self, request: HttpRequest, obj: Property) -> None:
+        self.delete_queryset(request, Property.objects.filter(pk=obj.pk))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Property]) -> None:
+        by_project: dict[int, list[properties.Edit]] = {}
+        for row in queryset.select_related("environment"):
+            edit = properties.Edit(row.environment, row.key, None, row.machine, row.connector)
+            by_project.setdefault(row.environment.project_id, []).append(edit)
+        for edits in by_project.values():
+            properties.set_values(edits, by=request.user, cause="deleted")
 
     def response_post_save_change(self, request: HttpRequest, obj: Property) -> Any:
         messages.info(request, "Machines get the value with the next deployment, not before.")
         return super().response_post_save_change(request, obj)
 
     formfield_overrides = {models.TextField: {"widget": forms.TextInput({"class": "vTextField"})}}
+
+
+@admin.register(PropertyType)
+class PropertyTypeAdmin(ReadOnly):
+    """Declared on the page Properties and in the API, where present values are checked."""
+
+    list_display = ("key", "project", "kind", "updated_at", "updated_by")
+    list_filter = ("project", "kind")
+    search_fields = ("key",)
+
+
+@admin.register(PropertyChange)
+class PropertyChangeAdmin(ReadOnly):
+    list_display = ("at", "key", "environment", "scope", "cause", "by")
+    list_filter = ("environment__project", "environment__kind", "cause")
+    search_fields = ("key",)
+    list_select_related = ("environment__project", "by")
+    exclude = ("sealed_before",)
 
 
 class MembershipInline(TabularInline):

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from portal.errors import Invalid
-from portal.models import InboundKind, OutboundKind
-from portal.properties import check_placeholders, placeholders
+from portal.models import InboundKind, OutboundKind, PropertyKind
+from portal.placeholders import check_placeholders, placeholders
 
 Side = Literal["inbound", "outbound"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field. `default` is offered for a new flow; `least` and `most` bound a number."""
+    """One field. `default` is offered for a new flow; `least` and `most` bound a number; `kind` is what a placeholder that stands for the
+    whole setting has to be: values of its key are checked against it unless another type is declared."""
 
     name: str
     label: str
@@ -22,6 +23,7 @@ class Setting:
     default: str = ""
     least: float | None = None
     most: float | None = None
+    kind: PropertyKind = PropertyKind.TEXT
 
 
 _URL = Setting(
@@ -29,6 +31,7 @@ _URL = Setting(
     "Server",
     "Address of the queue server, as redis://… Usually a placeholder, for it differs by environment.",
     default="${queues.url}",
+    kind=PropertyKind.URL,
 )
 _QUEUE = Setting("queue", "Queue", "Name of the queue. Producer and consumer name the same one.")
 _PREFIX = Setting(
@@ -41,21 +44,31 @@ INBOUNDS: dict[str, list[Setting]] = {
             "folder",
             "Folder",
             "Polled for files. Only the folder itself; names starting with a dot or ending in .tmp or .part are left alone.",
+            kind=PropertyKind.FILE,
         ),
         Setting(
             "error_folder",
             "Error folder",
             "Where a file goes, with the reason, that cannot be delivered. Empty: below the runtime's own folder.",
             required=False,
+            kind=PropertyKind.FILE,
         ),
-        Setting("poll_seconds", "Poll every (seconds)", "From 0.05 to 3600. Empty: 0.1.", required=False, least=0.05, most=3600),
+        Setting(
+            "poll_seconds",
+            "Poll every (seconds)",
+            "From 0.05 to 3600. Empty: 0.1.",
+            required=False,
+            least=0.05,
+            most=3600,
+            kind=PropertyKind.DECIMAL,
+        ),
     ],
     InboundKind.QUEUE: [_URL, _QUEUE, _PREFIX],
 }
 OUTBOUNDS: dict[str, list[Setting]] = {
     OutboundKind.FILE: [
-        Setting("folder", "Folder", "Each item is written here as <id>-<original name>, byte for byte."),
-        Setting("receipts", "Receipts file", "Gets one JSON line per delivery. Empty: none.", required=False),
+        Setting("folder", "Folder", "Each item is written here as <id>-<original name>, byte for byte.", kind=PropertyKind.FILE),
+        Setting("receipts", "Receipts file", "Gets one JSON line per delivery. Empty: none.", required=False, kind=PropertyKind.FILE),
     ],
     OutboundKind.QUEUE: [_URL, _QUEUE, _PREFIX],
     OutboundKind.LOG: [],

@@ -13,6 +13,9 @@ from django.db import models
 from django.db.models import Q
 from django.urls import reverse
 
+from portal import vault
+from portal.vault import SealedText
+
 NAME = RegexValidator(r"^[a-z][a-z0-9-]{0,39}$", "Use lower-case letters, digits and dashes, starting with a letter (at most 40).")
 PROPERTY_KEY = RegexValidator(r"^[a-z0-9][a-z0-9._-]{0,199}$", "Use lower-case letters, digits, dots, dashes and underscores.")
 
@@ -98,6 +101,8 @@ class Environment(models.Model):
     # What the failover cluster of this environment is called in etcd, and how often it was built anew (docs/failover.md, Epoch).
     cluster = models.UUIDField(default=uuid.uuid4, editable=False)
     generation = models.PositiveIntegerField(default=1)
+    # On purpose (a demonstration): then loopback, or one address for several machines, is right as Internal IP.
+    one_host = models.BooleanField("all machines on one host", default=False)
 
     class Meta:
         ordering: ClassVar = ["project", "position"]
@@ -301,6 +306,38 @@ class FlowVersion(models.Model):
 # -------------------------------------------------------------------------------------------------------------- properties
 
 
+class PropertyKind(models.TextChoices):
+    """What the value of a key has to look like (portal/property_types.py)."""
+
+    TEXT = "text", "Text"
+    NUMBER = "number", "Whole number"
+    DECIMAL = "decimal", "Number"
+    PORT = "port", "Port"
+    IP = "ip", "IP address"
+    HOST = "host", "Host"
+    URL = "url", "URL"
+    CRON = "cron", "Cron"
+    SECRET = "secret", "Secret"  # every value of the key is one
+    FILE = "file", "File or folder"
+
+
+class PropertyType(models.Model):
+    """The declared type of a key, for every environment of the project. Without a row it is guessed from where the key is used."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="property_types")
+    key = models.CharField(max_length=200, validators=[PROPERTY_KEY])
+    kind = models.CharField("type", max_length=8, choices=PropertyKind.choices)
+    updated_at = models.DateTimeField(auto_now=True)
+    updated_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+
+    class Meta:
+        ordering: ClassVar = ["project", "key"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["project", "key"], name="one_type_per_key")]
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.get_kind_display()}"
+
+
 class Property(models.Model):
     """The value of a placeholder `${key}` in one environment, for everything (both scopes empty), a machine, or a runtime (both set).
 
@@ -312,8 +349,9 @@ class Property(models.Model):
     key = models.CharField(max_length=200, validators=[PROPERTY_KEY])
     machine = models.CharField(max_length=40, blank=True, default="", help_text="Empty: every machine.")
     connector = models.CharField(max_length=40, blank=True, default="", help_text="Empty: every connector.")
-    value = models.TextField(blank=True)
+    value = models.TextField(blank=True)  # empty for a secret
     secret = models.BooleanField(default=False, help_text="Never shown again once saved.")
+    sealed = SealedText(blank=True, default="", editable=False)  # a secret's value
     updated_at = models.DateTimeField(auto_now=True)
     updated_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
 
@@ -321,7 +359,8 @@ class Property(models.Model):
         ordering: ClassVar = ["key", "machine", "connector"]
         verbose_name_plural = "properties"
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["environment", "key", "machine", "connector"], name="one_value_per_key_and_scope")
+            models.UniqueConstraint(fields=["environment", "key", "machine", "connector"], name="one_value_per_key_and_scope"),
+            models.CheckConstraint(condition=Q(secret=False, sealed="") | Q(secret=True, value=""), name="a_secret_is_never_kept_readable"),
         ]
 
     def __str__(self) -> str:
@@ -338,6 +377,41 @@ class Property(models.Model):
     def shown_value(self) -> str:
         """What a page may show."""
         return f"set on {self.updated_at:%Y-%m-%d %H:%M} UTC" if self.secret else self.value
+
+    def reveal(self) -> str:
+        """What a machine gets: the only way to a secret. Raises vault.Unreadable when its key is gone."""
+        return vault.unseal(self.sealed) if self.secret and self.sealed else self.value
+
+
+class PropertyChange(models.Model):
+    """One value that a person (or an act of the product) set or deleted. Rows of one act share `act`. Never changed, but for one thing:
+    the sealed former value of a secret, kept so that the last change can be undone, is forgotten at the next change of its key."""
+
+    environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="property_changes")
+    act = models.UUIDField()
+    cause = models.CharField(max_length=40)  # "set", "deleted", "pasted", "imported", "undone"
+    at = models.DateTimeField(db_index=True)
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    key = models.CharField(max_length=200)
+    machine = models.CharField(max_length=40, blank=True, default="")
+    connector = models.CharField(max_length=40, blank=True, default="")
+    # None: there was no value. Empty for a secret, in both.
+    before = models.TextField(null=True)  # noqa: DJ001 - an empty value is a value
+    after = models.TextField(null=True)  # noqa: DJ001
+    secret_before = models.BooleanField(default=False)
+    secret_after = models.BooleanField(default=False)
+    sealed_before = SealedText(blank=True, default="", editable=False)
+
+    class Meta:
+        ordering: ClassVar = ["-pk"]
+        indexes: ClassVar = [models.Index(fields=["environment", "key", "-id"], name="history_of_a_key")]
+
+    def __str__(self) -> str:
+        return f"{self.key} ({self.scope}): {self.cause}"
+
+    @property
+    def scope(self) -> str:
+        return Property(machine=self.machine, connector=self.connector).scope
 
 
 class Heartbeat(models.Model):

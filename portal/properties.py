@@ -1,23 +1,37 @@
 """Placeholders and their values: `${external01.failover.internal-ip}` -> what Property rows say for an environment and a runtime."""
 
 import ipaddress
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
-from django.db.models import OuterRef, Subquery
+from django.db.models import OuterRef, Q, Subquery
 from django.utils import timezone
 
-from portal.errors import Invalid
-from portal.models import PROPERTY_KEY, Connector, DesignedMachine, Environment, Flow, FlowVersion, MachineKind, Property
+from portal import components, property_types, vault
+from portal.errors import Invalid, NotAllowed
+from portal.models import (
+    PROPERTY_KEY,
+    Connector,
+    DesignedMachine,
+    Environment,
+    Flow,
+    FlowVersion,
+    MachineKind,
+    Project,
+    Property,
+    PropertyChange,
+    PropertyKind,
+    PropertyType,
+)
+from portal.placeholders import only_placeholder, placeholders, replaced
 
-_PLACEHOLDER = re.compile(r"\$\{([^{}]*)\}")
 _ADDRESS_SUFFIX = ".failover.internal-ip"
 _PORT_SUFFIX = ".failover.port"
-_HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+MANY_KEYS = 500  # databases limit the parameters of one query: above, rows are read without naming their keys
 
 
 @dataclass(frozen=True)
@@ -50,41 +64,7 @@ class Use:
     used_by: str
 
 
-# ------------------------------------------------------------------------------------------------------------- placeholders
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, Iterable) and not isinstance(value, bytes):
-        for item in value:
-            yield from _texts(item)
-
-
-def placeholders(value: Any) -> set[str]:
-    """Keys named as ${key} anywhere in a text, list or mapping."""
-    return {key.strip() for text in _texts(value) for key in _PLACEHOLDER.findall(text) if key.strip()}
-
-
-def check_placeholders(value: Any, *, field: str = "") -> None:
-    """Refuse what could never be replaced, in a text, list or mapping.
-
-    Raises:
-        Invalid: an unterminated "${", an empty "${}", or a key of forbidden characters; `field` names the form's field.
-    """
-    for text in _texts(value):
-        for key in _PLACEHOLDER.findall(text):
-            if not key.strip():
-                raise Invalid(f'"{text}" has an empty placeholder: write a key between the braces, as in ${{erp.outbox}}.', field=field)
-            try:
-                PROPERTY_KEY(key.strip())
-            except ValidationError as error:
-                raise Invalid(f'The placeholder ${{{key}}} in "{text}" is no valid key. {error.messages[0]}', field=field) from None
-        if "${" in _PLACEHOLDER.sub("", text):
-            raise Invalid(f'"{text}" has a placeholder that does not end: close it with "}}".', field=field)
+# --------------------------------------------------------------------------------------------------------------------- uses
 
 
 def uses(flow: str, definition: Mapping[str, Any]) -> list[Use]:
@@ -111,28 +91,41 @@ def router_name(machine: str, kind: str) -> str:
 # ------------------------------------------------------------------------------------------------------------------- values
 
 
-def lookup(values: Iterable[Property], *, machine: str, connector: str) -> dict[str, str]:
-    """Key -> value as one runtime sees it: runtime scope wins over machine, machine over connector, connector over global."""
+def winners(values: Iterable[Property], *, machine: str, connector: str) -> dict[str, Property]:
+    """Key -> the row that one runtime gets: runtime scope wins over machine, machine over connector, connector over global."""
     ranked = sorted(
         (row for row in values if row.machine in ("", machine) and row.connector in ("", connector)),
         key=lambda row: (bool(row.machine), bool(row.connector)),
     )
-    return {row.key: row.value for row in ranked}
+    return {row.key: row for row in ranked}
 
 
-def resolve(settings: Mapping[str, str], values: Iterable[Property], *, machine: str, connector: str) -> tuple[dict[str, str], set[str]]:
-    """The settings with every placeholder replaced, and the keys that have no value. Most specific scope wins; an empty value of a
-    present property counts as a value. `values` are the environment's properties, read once by the caller.
+def lookup(values: Iterable[Property], *, machine: str, connector: str) -> dict[str, str]:
+    """Key -> value as one runtime sees it, secrets readable: for what goes to that runtime, never for a page."""
+    return {key: row.reveal() for key, row in winners(values, machine=machine, connector=connector).items()}
 
-    A value is taken as it is: "${" inside a value is text, not another placeholder.
+
+@dataclass(frozen=True)
+class Resolved:
+    settings: dict[str, str]
+    missing: set[str]  # keys without a value
+    secrets: set[str]  # values in the settings that nobody may read in a log
+
+
+def resolve(settings: Mapping[str, str], values: Iterable[Property], *, machine: str, connector: str) -> Resolved:
+    """The settings with every placeholder replaced. Most specific scope wins; an empty value of a present property counts as a value.
+    `values` are the environment's properties, read once by the caller.
+
+    A value is taken as it is: "${" inside a value is text, not another placeholder. Raises vault.Unreadable.
     """
-    known = lookup(values, machine=machine, connector=connector)
-    missing = placeholders(settings) - known.keys()
-
-    def replaced(match: re.Match[str]) -> str:
-        return known.get(match[1].strip(), match[0])
-
-    return {name: _PLACEHOLDER.sub(replaced, str(text)) for name, text in settings.items()}, missing
+    named = placeholders(settings)
+    rows = winners((row for row in values if row.key in named), machine=machine, connector=connector)
+    known = {key: row.reveal() for key, row in rows.items()}
+    return Resolved(
+        settings={name: replaced(str(text), known) for name, text in settings.items()},
+        missing=named - known.keys(),
+        secrets={known[key] for key, row in rows.items() if row.secret and known[key]},
+    )
 
 
 def failover_keys(machine: str) -> tuple[str, str]:
@@ -146,9 +139,9 @@ def is_failover_key(key: str) -> bool:
 
 def failover_address(machine: str, values: Iterable[Property]) -> tuple[str | None, str | None]:
     """The resolved Internal IP and Failover port of a machine; None where no value is filled in."""
-    known = lookup(values, machine=machine, connector="")
-    address, port = failover_keys(machine)
-    return known.get(address) or None, known.get(port) or None
+    keys = failover_keys(machine)
+    known = lookup((row for row in values if row.key in keys), machine=machine, connector="")
+    return known.get(keys[0]) or None, known.get(keys[1]) or None
 
 
 def address_conflicts(addresses: Mapping[str, tuple[str | None, str | None]]) -> list[str]:
@@ -200,99 +193,444 @@ def _same_address(address: str) -> str:
         return "127.0.0.1" if is_loopback(address) else address.lower().rstrip(".")
 
 
+# ------------------------------------------------------------------------------------------------------- what a value has to be
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The type of a key: declared, or guessed from what uses it."""
+
+    kind: str  # PropertyKind
+    because: str  # "declared", "flow erp-orders, inbound folder", "Failover port"
+    declared: bool = False
+    may_be_empty: bool = False
+
+    @property
+    def label(self) -> str:
+        return PropertyKind(self.kind).label
+
+
+TEXT = Expectation(PropertyKind.TEXT, "", may_be_empty=True)
+
+
+def failover_expectation(key: str) -> Expectation | None:
+    if key.endswith(_PORT_SUFFIX):
+        return Expectation(PropertyKind.PORT, "Failover port")
+    return Expectation(PropertyKind.HOST, "Internal IP") if key.endswith(_ADDRESS_SUFFIX) else None
+
+
+def expectations(project: int) -> dict[str, Expectation]:
+    """The type of every key that has one: declared, else guessed from the setting that a placeholder wholly stands for. Three queries."""
+    guesses = guessed(_definitions(project))
+    declared = PropertyType.objects.filter(project=project).values_list("key", "kind")
+    return guesses | {key: Expectation(kind, "declared", declared=True) for key, kind in declared if not is_failover_key(key)}
+
+
+def guessed(definitions: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Expectation]:
+    """What components' settings say of the keys that stand for them. Settings that disagree say nothing."""
+    found: dict[str, Expectation] = {}
+    for flow, definition in definitions:
+        for side, kinds in components.REGISTRY.items():
+            fields = {setting.name: setting for setting in kinds.get(definition[side]["kind"], [])}
+            for name, text in definition[side]["settings"].items():
+                key, setting = only_placeholder(str(text)), fields.get(name)
+                if not key or not setting or setting.kind == PropertyKind.TEXT or is_failover_key(key):
+                    continue
+                guess = Expectation(setting.kind, f"flow {flow}, {side} {name}", may_be_empty=not setting.required)
+                known = found.setdefault(key, guess)
+                if known.kind != guess.kind:
+                    found[key] = Expectation(PropertyKind.TEXT, f"{known.because} and {guess.because} expect different things")
+                elif known.may_be_empty and not guess.may_be_empty:
+                    found[key] = guess
+    return found
+
+
+def expectation(key: str, known: Mapping[str, Expectation]) -> Expectation:
+    return failover_expectation(key) or known.get(key, TEXT)
+
+
+def declare_type(project: Project, key: str, kind: str, *, by: Any) -> PropertyType | None:
+    """Say what every value of a key has to be; an empty kind takes the declaration back (the type is guessed again).
+
+    Type "secret" seals the present values. A secret stays one when its type changes: set it anew to make it readable.
+
+    Raises:
+        Invalid: the key's type is fixed, or present values are not of the new type (one reason each).
+    """
+    key = _checked_key(key)
+    if fixed := failover_expectation(key):
+        raise Invalid(f"{key} is always of type {fixed.label}: it is the {fixed.because} of a router.", field="kind")
+    if kind and kind not in PropertyKind.values:
+        raise Invalid(f'"{kind}" is no type: choose one of {", ".join(PropertyKind.values)}.', field="kind")
+    with transaction.atomic():
+        if not kind:
+            PropertyType.objects.filter(project=project, key=key).delete()
+            return None
+        rows = list(Property.objects.filter(environment__project=project, key=key).select_related("environment"))
+        faults = [(row, fault) for row in rows if (fault := property_types.fault(kind, row.reveal()))]
+        if faults:
+            reasons = [f"{row.environment.name}, {row.scope}: {_quoted(row)} {fault}." for row, fault in faults]
+            label = PropertyKind(kind).label
+            raise Invalid(
+                f"{key} cannot be of type {label}: {len(faults)} value{'s are' if len(faults) > 1 else ' is'} not. Correct "
+                f"{'them' if len(faults) > 1 else 'it'} first. {' '.join(reasons)}",
+                field="kind",
+                reasons=reasons,
+            )
+        made, _ = PropertyType.objects.update_or_create(project=project, key=key, defaults={"kind": kind, "updated_by": by})
+        if kind == PropertyKind.SECRET and (plain := [row for row in rows if not row.secret]):
+            _apply(
+                [Edit(row.environment, key, row.value, row.machine, row.connector, secret=True) for row in plain],
+                by=by,
+                cause="made secret",
+            )
+    return made
+
+
+def _quoted(row: Property) -> str:
+    return "the secret" if row.secret else f'"{row.value}"'
+
+
 # ------------------------------------------------------------------------------------------------------------------ filling in
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A wish for one value. `value` None deletes it; `secret` None keeps what the property says (a new one: what the key is elsewhere)."""
+
+    environment: Environment
+    key: str
+    value: str | None = field(repr=False)
+    machine: str = ""
+    connector: str = ""
+    secret: bool | None = None
+
+    @property
+    def scope(self) -> str:
+        return Property(machine=self.machine, connector=self.connector).scope
+
+    @property
+    def cell(self) -> tuple[int, str, str, str]:
+        return self.environment.pk, self.key, self.machine, self.connector
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What an edit would do."""
+
+    edit: Edit
+    before: Property | None
+    value: str | None = field(repr=False)  # as it would be kept, readable; None: no value
+    secret: bool
+    refusal: Invalid | None = None
+
+    @property
+    def verb(self) -> str:
+        """ "refused", "none" (it changes nothing), "add", "change" or "delete"."""
+        if self.refusal:
+            return "refused"
+        if self.value is None:
+            return "delete" if self.before else "none"
+        if self.before is None:
+            return "add"
+        return "none" if self.before.secret == self.secret and self.before.reveal() == self.value else "change"
+
+
+def plan(edits: Sequence[Edit]) -> list[Planned]:
+    """What these edits would do, each with its refusal; writes nothing. All edits are of one project. A fixed number of queries."""
+    if not edits:
+        return []
+    project = edits[0].environment.project_id
+    known = expectations(project)
+    keys = {edit.key for edit in edits}
+    rows = Property.objects.filter(environment__project=project)
+    rows = rows.filter(Q(key__in=keys) | Q(key__contains=".failover.")) if len(keys) <= MANY_KEYS else rows
+    present = {(row.environment_id, row.key, row.machine, row.connector): row for row in rows}
+    secret_keys = {row.key for row in present.values() if row.secret}
+    machines = set(DesignedMachine.objects.filter(project=project).values_list("name", flat=True))
+    connectors = set(Connector.objects.filter(project=project).values_list("name", flat=True))
+    seen: set[tuple[int, str, str, str]] = set()
+    found: list[Planned] = []
+    for edit in edits:
+        before = present.get(edit.cell)
+        expected = expectation(edit.key, known)
+        secret = _becomes_secret(edit, before, expected, secret_keys)
+        try:
+            if edit.cell in seen:
+                raise Invalid(f"{edit.key} ({edit.scope}) occurs twice: leave one out.", field="key")
+            seen.add(edit.cell)
+            value = edit.value
+            if value is not None:
+                _checked_key(edit.key)
+                _check_scope(edit, machines, connectors, new=before is None)
+                value = _checked_value(edit, expected, secret)
+        except Invalid as refusal:
+            found.append(Planned(edit, before, edit.value, secret, refusal))
+        else:
+            found.append(Planned(edit, before, value, secret))
+    return _checked_together(found, present)
+
+
+def set_values(edits: Sequence[Edit], *, by: Any, cause: str = "set") -> list[Planned]:
+    """Carry out all edits or none; what changes is written with its history as one act, which `undo_last` takes back.
+
+    Raises:
+        Invalid: one reason per refused edit; `field` is the first one's.
+    """
+    with transaction.atomic():
+        return _apply(edits, by=by, cause=cause)
 
 
 def set_value(
     environment: Environment, key: str, value: str, *, machine: str = "", connector: str = "", secret: bool | None = None, by: Any
 ) -> Property:
-    """Fill in a value, validated where the key says what it is (an Internal IP, a Failover port: 1–65535, not used by another machine
-    on the same address). `secret` None keeps what the property says (a new one: not secret). It reaches machines with the next
-    deployment. Raises Invalid naming the field and the remedy."""
-    key, value = check_value(environment, key, value, machine=machine, connector=connector)
-    scope = {"environment": environment, "key": key, "machine": machine, "connector": connector}
-    changes: dict[str, Any] = {"value": value, "updated_at": timezone.now(), "updated_by": by}
-    if secret is not None:
-        changes["secret"] = secret
-    if not Property.objects.filter(**scope).update(**changes):
-        try:
-            with transaction.atomic():
-                return Property.objects.create(**scope, value=value, secret=bool(secret), updated_by=by)
-        except IntegrityError:  # somebody filled it in a moment ago: the later value stays
-            Property.objects.filter(**scope).update(**changes)
-    return Property.objects.get(**scope)
+    """Fill in a value, validated as its key's type says (declared, guessed from where it is used; an Internal IP and a Failover port are
+    also compared with other machines'). `secret` None keeps what the property says (a new one: what the key is elsewhere). It reaches
+    machines with the next deployment. Raises Invalid naming the field and the remedy."""
+    edit = Edit(environment, key.strip(), value, machine, connector, secret)
+    try:
+        set_values([edit], by=by)
+    except IntegrityError:  # somebody filled it in a moment ago: the later value stays
+        set_values([edit], by=by)
+    return Property.objects.get(environment=environment, key=edit.key, machine=machine, connector=connector)
 
 
-def check_value(environment: Environment, key: str, value: str, *, machine: str = "", connector: str = "") -> tuple[str, str]:
-    """Key and value as they would be kept. Raises Invalid as `set_value` does, and writes nothing."""
+def check_value(
+    environment: Environment, key: str, value: str, *, machine: str = "", connector: str = "", secret: bool | None = None
+) -> str:
+    """The value as it would be kept. Raises Invalid as `set_value` does, and writes nothing."""
+    (planned,) = plan([Edit(environment, key.strip(), value, machine, connector, secret)])
+    if planned.refusal:
+        raise planned.refusal
+    assert planned.value is not None
+    return planned.value
+
+
+def remove_value(environment: Environment, key: str, *, machine: str = "", connector: str = "", by: Any = None) -> bool:
+    """Forget a value in one scope; a less specific one, if any, applies again. False: there was none."""
+    (done,) = set_values([Edit(environment, key, None, machine, connector)], by=by, cause="deleted")
+    return done.verb == "delete"
+
+
+def _apply(edits: Sequence[Edit], *, by: Any, cause: str) -> list[Planned]:
+    planned = plan(edits)
+    refused = [item for item in planned if item.refusal]
+    if len(refused) == 1 and len(planned) == 1 and refused[0].refusal:
+        raise refused[0].refusal
+    if refused:
+        reasons = [f"{item.edit.key} ({item.edit.environment.name}, {item.edit.scope}): {item.refusal}" for item in refused]
+        first = refused[0].refusal
+        raise Invalid(
+            f"Nothing is changed: {len(refused)} of {len(planned)} values are refused.", reasons=reasons, field=first.field if first else ""
+        )
+    _write([item for item in planned if item.verb != "none"], by=by, cause=cause)
+    return planned
+
+
+def _write(changes: Sequence[Planned], *, by: Any, cause: str) -> None:
+    """Rows and history, a fixed number of queries per thousand values."""
+    if not changes:
+        return
+    now, act = timezone.now(), uuid.uuid4()
+    history = [_change(item, act=act, cause=cause, at=now, by=by) for item in changes]  # before the rows take their new values
+    _forget_former_secrets(changes)
+    gone = [item.before.pk for item in changes if item.value is None and item.before]
+    for start in range(0, len(gone), MANY_KEYS):
+        Property.objects.filter(pk__in=gone[start : start + MANY_KEYS]).delete()
+    new: list[Property] = []
+    changed: list[Property] = []
+    for item in changes:
+        if item.value is None:
+            continue
+        edit = item.edit
+        row = item.before or Property(environment=edit.environment, key=edit.key, machine=edit.machine, connector=edit.connector)
+        row.secret, row.updated_at, row.updated_by = item.secret, now, by
+        row.value, row.sealed = ("", vault.seal(item.value)) if item.secret else (item.value, "")
+        (changed if item.before else new).append(row)
+    Property.objects.bulk_create(new, batch_size=MANY_KEYS)
+    Property.objects.bulk_update(changed, ["value", "sealed", "secret", "updated_at", "updated_by"], batch_size=MANY_KEYS // 5)
+    PropertyChange.objects.bulk_create(history, batch_size=MANY_KEYS)
+
+
+def _change(item: Planned, *, act: uuid.UUID, cause: str, at: Any, by: Any) -> PropertyChange:
+    """The history of one value. A secret's text is in none of it; what was readable before its key became secret is sealed."""
+    edit, before = item.edit, item.before
+    hidden = before is not None and (before.secret or item.secret)
+    return PropertyChange(
+        environment=edit.environment,
+        act=act,
+        cause=cause,
+        at=at,
+        by=by,
+        key=edit.key,
+        machine=edit.machine,
+        connector=edit.connector,
+        before=None if before is None else "" if hidden else before.value,
+        after=None if item.value is None else "" if item.secret else item.value,
+        secret_before=hidden,
+        secret_after=item.secret and item.value is not None,
+        sealed_before=vault.seal(before.reveal()) if before is not None and hidden else "",
+    )
+
+
+def _forget_former_secrets(changes: Sequence[Planned]) -> None:
+    """Only the last change of a key can be undone, so older secrets go; and what a key said before it became secret is no longer told."""
+    keys = {item.edit.key for item in changes if item.secret or (item.before and item.before.secret)}
+    if not keys:
+        return
+    environments = {item.edit.environment.pk for item in changes}
+    former = PropertyChange.objects.filter(environment__in=environments)
+    for some in _portions(sorted(keys)):
+        former.filter(key__in=some).exclude(sealed_before="").update(sealed_before="")
+    turned = {item.edit.key for item in changes if item.secret and item.before and not item.before.secret}
+    for some in _portions(sorted(turned)):
+        former.filter(key__in=some, before__isnull=False).update(before="", secret_before=True)
+        former.filter(key__in=some, after__isnull=False).update(after="", secret_after=True)
+
+
+def _portions(keys: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(keys), MANY_KEYS):
+        yield keys[start : start + MANY_KEYS]
+
+
+def last_act(environment: Environment) -> list[PropertyChange]:
+    """The changes that `undo_last` would take back; empty when there is nothing."""
+    newest = PropertyChange.objects.filter(environment=environment).first()
+    if newest is None:
+        return []
+    return list(PropertyChange.objects.filter(act=newest.act).select_related("environment", "by"))
+
+
+def undo_last(environment: Environment, *, by: Any, act: uuid.UUID | None = None) -> list[Planned]:
+    """Take back the last act that changed values here, whole, also what it changed in other environments of the project. Undoing an undo
+    does it again.
+
+    Args:
+        act: what the asker saw as the last one.
+
+    Raises:
+        NotAllowed: nothing to undo, or something else has changed since.
+    """
+    with transaction.atomic():
+        changes = last_act(environment)
+        if not changes or (act is not None and changes[0].act != act):
+            raise NotAllowed("There is nothing to undo." if not changes else "Something else has changed since: look at the history again.")
+        others = PropertyChange.objects.filter(
+            environment__in={change.environment_id for change in changes}, pk__gt=max(c.pk for c in changes)
+        )
+        if others.exists():
+            raise NotAllowed("The last change touched other environments too, and there something else has changed since: undo that first.")
+        edits = []
+        for change in changes:
+            former = change.before
+            if change.secret_before and former is not None:
+                if not change.sealed_before:
+                    raise NotAllowed(f"The former secret of {change.key} is no longer kept: set it anew.")
+                former = vault.unseal(change.sealed_before)
+            edits.append(
+                Edit(
+                    change.environment,
+                    change.key,
+                    former,
+                    change.machine,
+                    change.connector,
+                    secret=change.secret_before if former is not None else None,
+                )
+            )
+        return _apply(edits, by=by, cause="undone")
+
+
+# -------------------------------------------------------------------------------------------------------------- what is refused
+
+
+def _becomes_secret(edit: Edit, before: Property | None, expected: Expectation, secret_keys: set[str]) -> bool:
+    if expected.kind == PropertyKind.SECRET:
+        return True
+    if edit.secret is not None:
+        return edit.secret
+    return before.secret if before else edit.key in secret_keys
+
+
+def _checked_key(key: str) -> str:
     key = key.strip()
     try:
         PROPERTY_KEY(key)
     except ValidationError as error:
         raise Invalid(f'"{key}" is no valid key. {error.messages[0]}', field="key") from None
-    _check_scope(environment, machine, connector)
-    if is_failover_key(key):
-        value = value.strip()
-        _check_failover_value(environment, key, value, machine=machine, connector=connector)
-    return key, value
+    return key
 
 
-def _check_scope(environment: Environment, machine: str, connector: str) -> None:
+def _check_scope(edit: Edit, machines: set[str], connectors: set[str], *, new: bool) -> None:
     """A value for a machine or connector that nobody designed would never work, and nobody would notice."""
-    project = environment.project_id
-    if machine and not DesignedMachine.objects.filter(project=project, name=machine).exists():
+    if edit.machine and edit.machine not in machines:
         raise Invalid(
-            f"{machine} is no machine of this project: draw it in Design › Architecture first, or correct the name.", field="machine"
+            f"{edit.machine} is no machine of this project: draw it in Design › Architecture first, or correct the name.", field="machine"
         )
-    if connector and not Connector.objects.filter(project=project, name=connector).exists():
-        raise Invalid(f"{connector} is no connector of this project: correct the name, or leave it out for all.", field="connector")
+    if edit.connector and edit.connector not in connectors:
+        raise Invalid(f"{edit.connector} is no connector of this project: correct the name, or leave it out for all.", field="connector")
 
 
-def remove_value(environment: Environment, key: str, *, machine: str = "", connector: str = "") -> bool:
-    """Forget a value in one scope; a less specific one, if any, applies again. False: there was none."""
-    return bool(Property.objects.filter(environment=environment, key=key, machine=machine, connector=connector).delete()[0])
+def _checked_value(edit: Edit, expected: Expectation, secret: bool) -> str:
+    value = edit.value or ""
+    if secret and is_failover_key(edit.key):
+        raise Invalid(f"{edit.key} cannot be a secret: the other machines have to know it.", field="secret")
+    if secret and not value:
+        raise Invalid("Type the new secret. To take it away instead, delete the value.", field="value")
+    if not value and expected.may_be_empty:
+        return value
+    try:
+        return property_types.checked(expected.kind, value, key=edit.key, hidden=secret)
+    except Invalid as refusal:
+        if expected.declared or is_failover_key(edit.key):
+            raise
+        raise Invalid(
+            f"{refusal.sentence.removesuffix('.')}, as {expected.because} expects it; or declare another type for {edit.key}.",
+            field="value",
+        ) from None
 
 
-def _check_failover_value(environment: Environment, key: str, value: str, *, machine: str, connector: str) -> None:
-    is_port = key.endswith(_PORT_SUFFIX)
-    if is_port:
-        _check_port(key, value)
-    else:
-        _check_address(key, value)
-    owner = key.removesuffix(_PORT_SUFFIX if is_port else _ADDRESS_SUFFIX)
-    rows = [
-        row
-        for row in Property.objects.filter(environment=environment, key__contains=".failover.")
-        if (row.key, row.machine, row.connector) != (key, machine, connector)
-    ]
-    rows.append(Property(environment=environment, key=key, value=value, machine=machine, connector=connector))
-    machines = {row.key.removesuffix(_PORT_SUFFIX).removesuffix(_ADDRESS_SUFFIX) for row in rows if is_failover_key(row.key)}
-    addresses = {name: failover_address(name, rows) for name in machines}
+def _checked_together(found: list[Planned], present: Mapping[tuple[int, str, str, str], Property]) -> list[Planned]:
+    """Internal IPs and Failover ports are compared with all others of their environment, as they will be after the edits."""
+    touched = {item.edit.environment.pk for item in found if not item.refusal and item.value is not None and is_failover_key(item.edit.key)}
+    if not touched:
+        return found
+    after = {cell: (row.value or "") for cell, row in present.items() if cell[0] in touched and is_failover_key(cell[1])}
+    for item in found:
+        if not item.refusal and item.edit.environment.pk in touched and is_failover_key(item.edit.key):
+            if item.value is None:
+                after.pop(item.edit.cell, None)
+            else:
+                after[item.edit.cell] = item.value
+    addresses: dict[int, dict[str, tuple[str | None, str | None]]] = {}
+    for pk in touched:
+        rows = [
+            Property(key=key, machine=machine, connector=connector, value=value)
+            for (where, key, machine, connector), value in after.items()
+            if where == pk
+        ]
+        machines = {row.key.removesuffix(_PORT_SUFFIX).removesuffix(_ADDRESS_SUFFIX) for row in rows}
+        addresses[pk] = {name: failover_address(name, rows) for name in machines}
+    checked = []
+    for item in found:
+        refusal = item.refusal
+        if not refusal and item.value is not None and is_failover_key(item.edit.key):
+            refusal = _clash(item, addresses[item.edit.environment.pk])
+        checked.append(item if refusal is item.refusal else Planned(item.edit, item.before, item.value, item.secret, refusal))
+    return checked
+
+
+def _clash(item: Planned, addresses: Mapping[str, tuple[str | None, str | None]]) -> Invalid | None:
+    """Why this address or port cannot stand beside the others."""
+    is_port, value = item.edit.key.endswith(_PORT_SUFFIX), item.value or ""
+    owner = item.edit.key.removesuffix(_PORT_SUFFIX if is_port else _ADDRESS_SUFFIX)
     mine, port = addresses[owner]
     others = sorted(name for name, (address, _) in addresses.items() if name != owner and address and not is_loopback(address))
     if not is_port and is_loopback(value) and others:
-        raise Invalid(_loopback_refusal(owner, value, others), field="value")
+        return Invalid(_loopback_refusal(owner, value, others), field="value")
     for other, (address, taken) in sorted(addresses.items()):
         if other != owner and mine and port and address and _same_address(address) == _same_address(mine) and taken == port:
-            raise Invalid(_duplicate_refusal(owner, other, mine, port), field="value")
-
-
-def _check_port(key: str, value: str) -> None:
-    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= 65535 and str(int(value)) == value):
-        raise Invalid(f'"{value}" is no port: fill in a number from 1 to 65535 for {key}.', field="value")
-
-
-def _check_address(key: str, value: str) -> None:
-    remedy = f"fill in an IP address such as 10.0.0.11, or a host name, for {key}."
-    try:
-        address = ipaddress.ip_address(value)
-    except ValueError:
-        labels = value.removesuffix(".").split(".")
-        if len(value) > 253 or not all(_HOST_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
-            raise Invalid(f'"{value}" is neither an IP address nor a host name: {remedy}', field="value") from None
-    else:
-        if address.is_unspecified or address.is_multicast:
-            raise Invalid(f"{value} is not the address of one machine: {remedy}", field="value")
+            return Invalid(_duplicate_refusal(owner, other, mine, port), field="value")
+    return None
 
 
 # -------------------------------------------------------------------------------------------------------------- what is expected
@@ -316,12 +654,17 @@ def unused(environment: Environment) -> set[str]:
 
 
 def _uses_in(environment: Environment) -> Iterator[Use]:
-    project = environment.project_id
-    for designed in DesignedMachine.objects.filter(project=project, router=True):
+    for designed in DesignedMachine.objects.filter(project=environment.project_id, router=True):
         for use in router_uses(designed.name):
             yield Use(use.key, f"{router_name(designed.name, designed.kind)}, {use.used_by}")
+    for name, definition in _definitions(environment.project_id):
+        yield from uses(name, definition)
+
+
+def _definitions(project: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every flow as edited and as last saved, with its name; two queries."""
     for flow in Flow.objects.filter(connector__project=project).select_related("group"):
-        yield from uses(flow.name, flow.definition())
+        yield flow.name, flow.definition()
     newest = FlowVersion.objects.filter(flow=OuterRef("flow")).order_by("-major", "-minor", "-patch").values("pk")[:1]
     for version in FlowVersion.objects.filter(flow__connector__project=project, pk=Subquery(newest)):
-        yield from uses(version.definition["name"], version.definition)
+        yield version.definition["name"], version.definition

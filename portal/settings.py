@@ -14,6 +14,8 @@ BATON_STACK_STARTED_AT = env.text("BATON_STACK_STARTED_AT", "")
 
 DEBUG = env.flag("BATON_DEBUG")
 SECRET_KEY = env.secret("BATON_SECRET_KEY", BATON_HOME / "secret-key")
+# Seal secret properties; the first one seals, all open. Empty: the file property-keys in BATON_HOME (portal/vault.py).
+BATON_PROPERTY_KEYS = env.text("BATON_PROPERTY_KEYS", "")
 ALLOWED_HOSTS = env.words("BATON_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.words("BATON_ORIGINS", [])
 
@@ -100,7 +102,8 @@ elif _database.scheme == "":
             "OPTIONS": {
                 "transaction_mode": "IMMEDIATE",
                 "timeout": 20,
-                "init_command": "PRAGMA journal_mode=WAL;PRAGMA synchronous=NORMAL;",
+                # secure_delete: what was readable before it became a secret leaves no trace in free pages.
+                "init_command": "PRAGMA journal_mode=WAL;PRAGMA synchronous=NORMAL;PRAGMA secure_delete=ON;",
             },
         }
     }

@@ -16,6 +16,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from portal.models import NAME, Connector, Environment, Group, MachineKind
+from portal.vault import SealedBytes
 from runtimes import protocol
 
 
@@ -161,7 +162,7 @@ class Bundle(models.Model):
     digest = models.CharField(max_length=64, primary_key=True)
     environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="bundles")
     release_number = models.PositiveIntegerField()
-    content = models.BinaryField()
+    content = SealedBytes()
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:

@@ -168,6 +168,7 @@ class BundleContent(Wire, frozen=True):
     release: int  # number
     flows: list[FlowSpec]
     groups: list[GroupSpec]
+    secrets: list[str] = []  # values among the settings above that no log line, reason or error folder may show
 
 
 # ---------------------------------------------------------------------------------------------------------- portal <-> agent

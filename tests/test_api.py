@@ -184,7 +184,7 @@ def test_a_property_is_filled_in_and_a_secret_is_never_given_back(developer: Use
     answer = client.get("/api/v1/properties/?project=webshop&environment=test&search=queues")
     assert answer.json()["results"][0]["value"] is None
     assert b"geheim" not in answer.content
-    assert Property.objects.get().value == "redis://:geheim@127.0.0.1/"
+    assert Property.objects.get().reveal() == "redis://:geheim@127.0.0.1/"
 
 
 def test_a_developer_changes_properties_in_test_only(developer: User, operator: User, acceptance: Environment) -> None:

@@ -27,6 +27,7 @@ LAYER_OF = {
     "models": "models",
     "protocol": "words",  # enums that models borrow
     "errors": "words",
+    "vault": "words",  # fields of models that keep secrets
 }
 
 

@@ -84,6 +84,7 @@ def _save(request: UserRequest, environment: Environment) -> HttpResponse:
             show_refusal(form, refusal)
         else:
             return _saved(request, environment, key, f"{key} is saved ({scope}).", form.cleaned_data["next"])
+    form.forget_secret(value)
     return _show_form(request, environment, form, value)
 
 
@@ -135,7 +136,7 @@ def property_row(request: UserRequest, slug: str, kind: str) -> HttpResponse:
 def property_delete(request: UserRequest, slug: str, kind: str, pk: int) -> HttpResponse:
     environment = get_environment(request.user, slug, kind, to_edit=True)
     value = get_object_or_404(Property, environment=environment, pk=pk)
-    properties.remove_value(environment, value.key, machine=value.machine, connector=value.connector)
+    properties.remove_value(environment, value.key, machine=value.machine, connector=value.connector, by=request.user)
     return _saved(request, environment, value.key, f"The value of {value.key} ({value.scope}) is deleted.", request.POST.get("next", ""))
 
 

@@ -42,7 +42,7 @@ class PropertyInput(serializers.Serializer[Any]):
     secret = serializers.BooleanField(required=False, allow_null=True, default=None)
 
 
-class PropertyChange(serializers.Serializer[Any]):
+class NewValue(serializers.Serializer[Any]):
     value = serializers.CharField(allow_blank=True, trim_whitespace=False)
 
 
@@ -76,12 +76,13 @@ class PropertyViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Pr
 
     def partial_update(self, request: Request, pk: str) -> Response:
         row = self.row_for(request)
-        body = PropertyChange(data=request.data)
+        body = NewValue(data=request.data)
         body.is_valid(raise_exception=True)
         value = body.validated_data["value"]
         changed = properties.set_value(row.environment, row.key, value, machine=row.machine, connector=row.connector, by=request.user)
         return Response(PropertySerializer(changed).data)
 
     def destroy(self, request: Request, pk: str) -> Response:
-        self.row_for(request).delete()
+        row = self.row_for(request)
+        properties.remove_value(row.environment, row.key, machine=row.machine, connector=row.connector, by=request.user)
         return Response(status=status.HTTP_204_NO_CONTENT)

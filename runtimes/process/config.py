@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from runtimes.process import masking
 from runtimes.process.connectors.base import ConfigError
 from runtimes.protocol import BundleContent, RuntimeConfig, decode, digest_of
 
@@ -37,6 +38,7 @@ def load(path: Path) -> Loaded:
         bundle = decode(BundleContent, data)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise ConfigError(f"the bundle {config.bundle} is not valid: {error}") from error
+    masking.hide(bundle.secrets)
     _check(config, bundle)
     return Loaded(config, bundle)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from runtimes.process.masking import masked_news
 from runtimes.protocol import CONTROL_FD_ENV, ProcessCommand, ProcessNews, decode, encode
 
 BUFFER = 1024 * 1024  # bytes the keeper may leave unread before status news (which later news replaces) are left out
@@ -38,7 +39,7 @@ class Control:
         lasting = news.event is not None or news.outcome is not None
         if transport.is_closing() or (not lasting and transport.get_write_buffer_size() > BUFFER):
             return False
-        self._writer.write(encode(news) + b"\n")
+        self._writer.write(encode(masked_news(news)) + b"\n")
         return True
 
     async def listen(self, command: Callable[[ProcessCommand], None], log: Any) -> None:

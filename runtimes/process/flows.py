@@ -24,6 +24,7 @@ from runtimes.process.connectors.base import (
     Unavailable,
 )
 from runtimes.process.connectors.file import now_text
+from runtimes.process.masking import masked
 from runtimes.process.permits import Duty, PermitEnded
 from runtimes.protocol import Component, FlowReport, FlowSpec
 
@@ -238,7 +239,7 @@ class Flow:
             self._refused.add(item.id)
             raise
         except ItemError as error:
-            self._failed_once(item, duty, trouble, str(error))
+            self._failed_once(item, duty, trouble, masked(str(error)))  # the reason goes into the error folder too
 
     def _failed_once(self, item: Item, duty: Duty, trouble: Trouble | None, reason: str) -> None:
         tries = (trouble.tries if trouble else 0) + 1

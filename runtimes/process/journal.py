@@ -11,6 +11,8 @@ from typing import Any
 
 import structlog
 
+from runtimes.process.masking import MaskedStream, mask_event
+
 KEPT_LINES = 2000
 
 
@@ -56,14 +58,17 @@ _journal: _Journal | None = None
 
 
 def configure() -> None:
-    """Send structlog's lines to standard output: `timestamp` (RFC 3339 UTC), `level`, `event`, and what was bound."""
+    """Send structlog's lines to standard output: `timestamp` (RFC 3339 UTC), `level`, `event`, and what was bound. Secrets are masked,
+    also in what anything else writes to standard error."""
     global _journal
+    sys.stderr = MaskedStream(sys.stderr)
     _journal = _Journal()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            mask_event,
             structlog.processors.JSONRenderer(),
         ],
         logger_factory=structlog.WriteLoggerFactory(file=_journal),  # type: ignore[arg-type]

@@ -14,8 +14,9 @@ from django.utils import timezone
 from deployments import demonstration, releases, rollout
 from deployments.demonstration import Place
 from deployments.models import Deployment, RunStatus, StepKind
+from portal import properties
 from portal.errors import NotAllowed
-from portal.models import Project, Property, Team
+from portal.models import Environment, Project, Property, Team
 from runtimes.models import JoinToken, Machine, Router, Runtime
 
 pytestmark = pytest.mark.django_db
@@ -163,7 +164,7 @@ def test_when_the_broker_moved_its_address_is_filled_in_and_deployed_even_after_
     ended(RunStatus.SUCCEEDED)
     moved = dataclasses.replace(place, queues_url="redis://:pw@127.0.0.1:21999/0")
     assert "another address" in demonstration.prepare(moved)
-    assert Property.objects.get(key="queues.url").value == moved.queues_url
+    assert Property.objects.get(key="queues.url").reveal() == moved.queues_url
     assert Property.objects.get(key="queues.url").secret
     demonstration.prepare(moved)  # killed before the deployment began, and started again
     assert demonstration.deployment_due(test, moved) is True
@@ -176,10 +177,10 @@ def test_an_address_of_the_queues_that_a_person_filled_in_is_left_alone(place: P
     test = demonstration.environment()
     assert test is not None
     ended(RunStatus.SUCCEEDED)
-    Property.objects.filter(key="queues.url").update(value="redis://theirs/0")
+    properties.set_value(Environment.objects.get(kind="test"), "queues.url", "redis://theirs/0", by=None)
     moved = dataclasses.replace(place, queues_url="redis://:pw@127.0.0.1:21999/0")
     demonstration.prepare(moved)
-    assert Property.objects.get(key="queues.url").value == "redis://theirs/0"
+    assert Property.objects.get(key="queues.url").reveal() == "redis://theirs/0"
     assert demonstration.deployment_due(test, moved) is False
 
 

@@ -145,7 +145,7 @@ def test_an_empty_secret_is_refused_instead_of_saved(
     properties.set_value(test_environment, "erp.password", "hunter2", secret=True, by=developer)
     client.force_login(developer)
     assert "Type the new secret" in save(client, "erp.password", "", secret="on").content.decode()
-    assert Property.objects.get().value == "hunter2"
+    assert Property.objects.get().reveal() == "hunter2"
 
 
 def test_a_deleted_value_gives_way_to_the_more_general_one(
@@ -169,11 +169,11 @@ def test_a_value_newer_than_what_runs_is_marked(client: Client, viewer: User, fi
 
 
 def test_the_export_holds_what_the_filter_shows(client: Client, viewer: User, erp: Connector, test_environment: Environment) -> None:
-    properties.set_value(test_environment, "erp.outbox", "=cmd()", by=viewer)
+    properties.set_value(test_environment, "erp.note", "=cmd()", by=viewer)
     client.force_login(viewer)
     text = client.get("/projects/webshop/test/properties.csv?q=erp.").content.decode()
     lines = list(csv.DictReader(io.StringIO(text)))
-    assert [(line["key"], line["scope"], line["value"]) for line in lines] == [("erp.outbox", "global", "'=cmd()")]
+    assert [(line["key"], line["scope"], line["value"]) for line in lines] == [("erp.note", "global", "'=cmd()"), ("erp.outbox", "", "")]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from django.contrib import admin as admin_module
 from django.contrib.auth.models import User
 from django.test import Client
 
+from portal import properties
 from portal.models import Environment, Property
 from runtimes.models import LeadershipChange
 
@@ -58,20 +59,20 @@ def test_a_wrong_port_is_refused_in_the_list_and_in_the_form(desk: Client, test_
 
 
 def test_a_secret_is_never_shown_and_an_empty_field_keeps_it(desk: Client, test_environment: Environment) -> None:
-    row = Property.objects.create(environment=test_environment, key="erp.password", value="hunter2", secret=True)
+    row = properties.set_value(test_environment, "erp.password", "hunter2", secret=True, by=None)
     for page in (LIST, f"{LIST}{row.pk}/change/", f"{LIST}{row.pk}/history/"):
         assert "hunter2" not in desk.get(page).content.decode(), page
     assert "•••" in desk.get(LIST).content.decode()
     edited(desk, row, "")
     row.refresh_from_db()
-    assert row.value == "hunter2"
+    assert row.reveal() == "hunter2"
     edited(desk, row, "hunter3")
     row.refresh_from_db()
-    assert row.value == "hunter3"
+    assert row.reveal() == "hunter3"
 
 
 def test_a_kept_secret_is_not_made_readable(desk: Client, test_environment: Environment) -> None:
-    row = Property.objects.create(environment=test_environment, key="erp.password", value="hunter2", secret=True)
+    row = properties.set_value(test_environment, "erp.password", "hunter2", secret=True, by=None)
     data = {"environment": test_environment.pk, "key": row.key, "machine": "", "connector": "", "value": ""}
     answer = desk.post(f"{LIST}{row.pk}/change/", data).content.decode()
     assert "cannot be made readable" in answer

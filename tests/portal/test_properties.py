@@ -7,6 +7,7 @@ from pytest_django import DjangoAssertNumQueries
 from portal import properties
 from portal.errors import Invalid
 from portal.models import Connector, Environment, Flow, FlowVersion, Property
+from portal.placeholders import check_placeholders, placeholders
 
 
 def row(value: str, *, machine: str = "", connector: str = "", key: str = "erp.outbox") -> Property:
@@ -34,23 +35,23 @@ RUNTIME = row("runtime", machine="external01", connector="erp")
     ],
 )
 def test_the_most_specific_scope_wins(rows: list[Property], value: str) -> None:
-    settings, missing = properties.resolve({"folder": "${erp.outbox}"}, rows, machine="external01", connector="erp")
-    assert (settings, missing) == ({"folder": value}, set())
+    found = properties.resolve({"folder": "${erp.outbox}"}, rows, machine="external01", connector="erp")
+    assert (found.settings, found.missing) == ({"folder": value}, set())
 
 
 def test_a_placeholder_without_a_value_stays_and_is_named() -> None:
-    settings, missing = properties.resolve({"url": "redis://${host}:${port}/0"}, [row("h", key="host")], machine="m", connector="c")
-    assert settings == {"url": "redis://h:${port}/0"}
-    assert missing == {"port"}
+    found = properties.resolve({"url": "redis://${host}:${port}/0"}, [row("h", key="host")], machine="m", connector="c")
+    assert found.settings == {"url": "redis://h:${port}/0"}
+    assert found.missing == {"port"}
 
 
 def test_a_value_is_taken_as_it_is() -> None:
-    settings, _ = properties.resolve({"password": "${secret}"}, [row("a${b}\\1", key="secret")], machine="m", connector="c")
-    assert settings == {"password": "a${b}\\1"}
+    found = properties.resolve({"password": "${secret}"}, [row("a${b}\\1", key="secret")], machine="m", connector="c")
+    assert found.settings == {"password": "a${b}\\1"}
 
 
 def test_placeholders_are_found_in_texts_lists_and_mappings() -> None:
-    assert properties.placeholders({"a": ["x${one}y${two}", {"b": "${ three }"}], "c": "${}"}) == {"one", "two", "three"}
+    assert placeholders({"a": ["x${one}y${two}", {"b": "${ three }"}], "c": "${}"}) == {"one", "two", "three"}
 
 
 @pytest.mark.parametrize(
@@ -65,19 +66,19 @@ def test_placeholders_are_found_in_texts_lists_and_mappings() -> None:
 )
 def test_what_can_never_be_replaced_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(Invalid, match=sentence) as refusal:
-        properties.check_placeholders({"folder": text}, field="inbound_settings")
+        check_placeholders({"folder": text}, field="inbound_settings")
     assert refusal.value.field == "inbound_settings"
 
 
 def test_plain_text_and_good_placeholders_pass() -> None:
-    properties.check_placeholders({"folder": "/srv/${erp.outbox}/in", "price": "5 $ {x}", "empty": ""})
+    check_placeholders({"folder": "/srv/${erp.outbox}/in", "price": "5 $ {x}", "empty": ""})
 
 
 def test_developer_fills_in_a_value_and_changes_it(test_environment: Environment, developer: User) -> None:
     made = properties.set_value(test_environment, "erp.outbox", "/srv/a", by=developer, secret=True)
     changed = properties.set_value(test_environment, "erp.outbox", "/srv/b", by=developer)
     assert changed.pk == made.pk
-    assert (changed.value, changed.secret, changed.updated_by) == ("/srv/b", True, developer)
+    assert (changed.reveal(), changed.value, changed.secret, changed.updated_by) == ("/srv/b", "", True, developer)
     assert changed.updated_at > made.updated_at
 
 

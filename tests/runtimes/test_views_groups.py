@@ -29,7 +29,9 @@ def runtimes_of(group: FailoverGroup) -> dict[str, Runtime]:
 def heard(group: FailoverGroup, *, leader: str = "external01", state: State = State.ON, sequence: int = 1) -> None:
     """Both agents reported just now: one leads, the other is ready to."""
     for name, runtime in runtimes_of(group).items():
-        bundle, _ = Bundle.objects.get_or_create(digest="d" * 64, environment=group.environment, release_number=1, content=b"x")
+        bundle, _ = Bundle.objects.get_or_create(
+            digest="d" * 64, defaults={"environment": group.environment, "release_number": 1, "content": b"x"}
+        )
         Runtime.objects.filter(pk=runtime.pk).update(desired_bundle=bundle)
         status = Status.LEADER if name == leader else Status.FOLLOWER
         report = said_of(runtime, group, status, epoch=41, state=state if name == leader else None, digest="d" * 64)

@@ -1,0 +1,110 @@
+"""Secret values never leave a runtime's process: not in a log line, a reason, a traceback or an error folder.
+
+`hide` is told them once, when the bundle is read; everything that writes for people passes `masked`.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, TextIO
+from urllib.parse import quote, unquote, urlsplit
+
+import msgspec
+
+from runtimes.protocol import ProcessNews
+
+MASK = "•••"
+SHORT = 4  # characters; a shorter secret is masked only where it stands by itself, lest every text is riddled
+
+_pattern: re.Pattern[str] | None = None
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """From now on these values, and the password inside one that is a URL, are masked."""
+    global _pattern
+    _pattern = pattern_of(secrets)
+
+
+def masked(text: str) -> str:
+    return text if _pattern is None else _pattern.sub(MASK, text)
+
+
+def pattern_of(secrets: Iterable[str]) -> re.Pattern[str] | None:
+    """Matches the secrets in every spelling in which a program may print them, the longest first; None when there is nothing to mask."""
+    spellings = {spelling for secret in secrets for part in _parts(secret) for spelling in _spellings(part)}
+    if not spellings:
+        return None
+    return re.compile("|".join(_bounded(text) for text in sorted(spellings, key=lambda text: (-len(text), text))))
+
+
+def _parts(secret: str) -> set[str]:
+    parts = {secret, *(line for line in secret.splitlines() if len(line) >= SHORT)}
+    try:
+        password = urlsplit(secret).password
+    except ValueError:
+        password = None
+    if password:
+        parts |= {password, unquote(password)}
+    return {part for part in parts if part.strip()}
+
+
+def _spellings(secret: str) -> set[str]:
+    """As it is, trimmed, as Python's repr and JSON escape it, as URLs quote it."""
+    escaped = secret.encode("unicode_escape").decode("ascii")
+    return {
+        secret,
+        secret.strip(),
+        escaped,
+        escaped.replace('"', '\\"'),
+        secret.replace("\\", "\\\\").replace('"', '\\"'),
+        quote(secret, safe=""),
+    }
+
+
+def _bounded(text: str) -> str:
+    literal = re.escape(text)
+    return rf"(?<!\w){literal}(?!\w)" if len(text) < SHORT else literal
+
+
+def mask_event(_: Any, __: str, event: Any) -> Any:
+    """A structlog processor: every text of the line."""
+    return event if _pattern is None else {name: _masked_value(value) for name, value in event.items()}
+
+
+def _masked_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return masked(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {name: _masked_value(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked_value(item) for item in value]
+    return masked(repr(value))
+
+
+def masked_news(news: ProcessNews) -> ProcessNews:
+    """What is said to the keeper, with every reason masked."""
+    if _pattern is None:
+        return news
+    replace = msgspec.structs.replace
+    return replace(
+        news,
+        reason=masked(news.reason),
+        groups=[replace(group, reason=masked(group.reason)) for group in news.groups] if news.groups is not None else None,
+        flows=[replace(flow, reason=masked(flow.reason)) for flow in news.flows] if news.flows is not None else None,
+        outcome=replace(news.outcome, reason=masked(news.outcome.reason)) if news.outcome is not None else None,
+    )
+
+
+class MaskedStream:
+    """A text stream in front of another: what a library or the interpreter prints by itself."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(masked(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
