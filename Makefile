@@ -31,7 +31,7 @@ test-long: $(VENV)/.dev  ## journeys that take too long for every run
 check: $(VENV)/.dev  ## the quick half of the tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy portal runtimes deployments manage.py
+	$(PY) -m mypy portal runtimes deployments cli manage.py
 	$(PY) manage.py makemigrations --check --dry-run
 	$(PY) -m pytest -q -n 2 -m "not journey and not browser and not lab and not long" tests
 
@@ -53,9 +53,9 @@ $(VENV)/.dev: requirements-dev.txt
 lock: $(VENV)/.dev  ## renew the hashed lock files from pyproject.toml
 	$(PY) -m pip install -q uv
 	$(PY) -m uv pip compile -q --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--extra portal --extra embedded --custom-compile-command "make lock" -o requirements.txt pyproject.toml
+		--extra portal --extra embedded --extra cli --custom-compile-command "make lock" -o requirements.txt pyproject.toml
 	$(PY) -m uv pip compile -q --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--extra portal --extra embedded --extra postgres --extra dev --custom-compile-command "make lock" -o requirements-dev.txt pyproject.toml
+		--extra portal --extra embedded --extra cli --extra postgres --extra dev --custom-compile-command "make lock" -o requirements-dev.txt pyproject.toml
 
 format: $(VENV)/.dev  ## put the code in its usual shape
 	$(PY) -m ruff check --fix .

@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 APPS = ("portal", "runtimes", "deployments")  # imports go leftwards only
+CLI = "cli"  # the `baton` command meets the portal over the public API only
 ROOTS = ("portal.settings", "portal.urls", "portal.celery", "portal.asgi", "portal.wsgi")
 # The one documented exception: Django's convention for Celery makes the app load with the package.
 ALLOWED = {("portal", "portal.celery")}
@@ -33,7 +34,7 @@ LAYER_OF = {
 
 def modules() -> dict[str, Path]:
     found = {}
-    for app in APPS:
+    for app in (*APPS, CLI):
         for path in sorted((ROOT / app).rglob("*.py")):
             if "migrations" not in path.parts:
                 parts = path.relative_to(ROOT).with_suffix("").parts
@@ -77,6 +78,10 @@ def violations(module: str, path: Path) -> list[str]:
         where = f"{path.relative_to(ROOT)}:{line} imports {target}: "
         if within(target, ROOTS) and module not in ROOTS and (module, target) not in ALLOWED:
             found.append(where + "the root modules are imported by nobody")
+        if (within(module, (CLI,)) and within(target, (*APPS, *DJANGO))) or (within(target, (CLI,)) and not within(module, (CLI,))):
+            found.append(where + "the command and the portal meet over the public API only")
+        if within(module, (CLI,)):
+            continue
         if within(module, NO_DJANGO):
             if within(target, DJANGO):
                 found.append(where + "protocol, agent and process know no Django")
@@ -121,6 +126,8 @@ def test_the_package_of_runtimes_is_empty_so_that_an_agent_loads_nothing_else() 
         pytest.param("runtimes.agent.loop", "from runtimes import models", id="the agent knows the app"),
         pytest.param("runtimes.process.loop", "from runtimes.agent import home", id="process imports agent"),
         pytest.param("runtimes.fleet", "from runtimes.process import election", id="the portal calls into the process"),
+        pytest.param("cli.releases", "from deployments import releases", id="the command calls the portal"),
+        pytest.param("portal.design", "from cli import show", id="the portal calls the command"),
         pytest.param("runtimes.fleet", "from .api import views", id="relative: the domain calls the edge"),
     ],
 )

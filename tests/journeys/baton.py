@@ -44,6 +44,7 @@ class Baton:
         self.port = free_port()
         self.output = home.parent / "runner.log"
         self.runner: subprocess.Popen[bytes] | None = None
+        self.token = ""
         self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api/v1/", auth=("admin", "baton"), timeout=10, trust_env=False)
 
     # ------------------------------------------------------------------------------------------------------ start, stop, look
@@ -131,6 +132,15 @@ class Baton:
                 self.runner.wait(15)
             self.runner.kill()
             self.runner.wait()
+
+    def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """`baton …` as an administrator types it, for project webshop on Test."""
+        if not self.token:
+            self.token = self.api.post("token/", json={"username": "admin", "password": "baton"}).json()["token"]
+        known = {"URL": f"http://127.0.0.1:{self.port}", "TOKEN": self.token, "PROJECT": "webshop", "ENVIRONMENT": "test"}
+        environment = os.environ | {f"BATON_{name}": value for name, value in known.items()}
+        line = [sys.executable, "-m", "cli", *words]
+        return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
     # ---------------------------------------------------------------------------------------------------------------- groups
 

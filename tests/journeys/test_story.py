@@ -163,6 +163,20 @@ def test_deploying_again_brings_leadership_to_the_preferred_machine(baton: Baton
     assert baton.settled(SALES) == ("external02", "external01")
 
 
+def test_the_command_line_switches_and_deploys_and_its_exit_status_tells_the_outcome(baton: Baton) -> None:
+    leader, follower = until(lambda: baton.settled(ORDERS), 8, "one leads, one follows")
+    switched = baton.command("switch", ORDERS, "--to", follower, "--expect", leader)
+    assert switched.returncode == 0, switched.stderr
+    assert f"{follower} leads" in switched.stdout
+    assert baton.leader(ORDERS) == follower
+    stale = baton.command("switch", ORDERS, "--to", follower, "--expect", leader)
+    assert (stale.returncode, f"{follower} does" in stale.stderr) == (3, True)
+    deployed = baton.command("deploy", "latest")
+    assert deployed.returncode == 0, deployed.stderr
+    assert "Balance failover" in deployed.stdout
+    until(lambda: baton.settled(ORDERS) == ("external01", "external02"), 5, "balanced")
+
+
 def test_a_killed_agent_is_restarted_and_disturbs_nothing(baton: Baton) -> None:
     before = baton.group(ORDERS)
     agents = baton.children("machines/external01")

@@ -1,0 +1,165 @@
+"""`baton deploy` and `baton deployments …`: start, follow, cancel, resume; the exit status tells the outcome."""
+
+import time
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from cli import given, show
+from cli.given import EnvironmentOption, JsonOption, ProjectOption
+from cli.portal import Portal, Unreachable
+from cli.releases import ReleaseArgument
+
+app = typer.Typer(help="Executions of plans.", no_args_is_help=True)
+
+LIVE = ("pending", "running", "waiting")
+POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 120.0  # for how long a portal that restarts may be away while a deployment is followed
+SUCCEEDED, ENDED_BADLY, A_PERSON_MUST_ACT = 0, 1, 5
+
+DeploymentArgument = Annotated[int, typer.Argument(metavar="DEPLOYMENT", help="Its id")]
+PeopleOption = Annotated[bool, typer.Option("--wait-for-people/--no-wait-for-people", help="At a manual step: wait, or exit with 5")]
+
+
+def deploy(
+    release: ReleaseArgument,
+    environment: EnvironmentOption = "",
+    project: ProjectOption = "",
+    activate: Annotated[bool, typer.Option("--activate", help="Choose the release for the environment first")] = False,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the steps until it ends")] = True,
+    wait_for_people: PeopleOption = True,
+    json: JsonOption = False,
+) -> None:
+    """Run the environment's plan from a release, and show its steps until it ends.
+
+    Exit status 0: succeeded; 1: failed, timed out or cancelled; 3: refused; 5: a person must act and --no-wait-for-people was said.
+    Ctrl-C ends the watching, never the deployment.
+    """
+    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
+    chosen = given.release(ask, slug, release)
+    if activate:
+        ask.post(f"releases/{chosen['id']}/activate/", {"environment": kind})
+    begun = ask.post(f"releases/{chosen['id']}/deployments/", {"environment": kind})
+    if not json:
+        show.note(f"Deployment {begun['id']}: release {begun['release_number']} goes to {slug} › {kind}.")
+    _watch(ask, begun, follow=follow, wait_for_people=wait_for_people, json=json)
+
+
+@app.command("list")
+def list_deployments(environment: EnvironmentOption = "", project: ProjectOption = "", json: JsonOption = False) -> None:
+    """Deployments, newest first."""
+    ask, slug = given.portal(), given.project(project)
+    rows = list(ask.every("deployments/", project=slug, environment=environment))
+    if json:
+        show.document(rows)
+        return
+    cells = (
+        (
+            row["id"],
+            row["environment"],
+            f"{row['release_number']}",
+            show.status(row["status"]),
+            row["created_by"],
+            show.moment(row["started_at"]),
+        )
+        for row in rows
+    )
+    show.table(["#", "environment", "release", "status", "by", "started"], cells, empty="Nothing was deployed yet: `baton deploy RELEASE`.")
+
+
+@app.command("show")
+def show_deployment(deployment: DeploymentArgument, json: JsonOption = False) -> None:
+    """One deployment and its steps as they are now."""
+    found = given.portal().get(f"deployments/{deployment}/")
+    if json:
+        show.document(found)
+        return
+    for step in found["steps"]:
+        show.line(_line(step, len(found["steps"])))
+    show.line(Text("Deployment ") + Text(str(found["id"])) + Text(" ") + show.status(found["status"]))
+
+
+@app.command()
+def follow(deployment: DeploymentArgument, wait_for_people: PeopleOption = True, json: JsonOption = False) -> None:
+    """Show a deployment's steps until it ends; exit status as of `baton deploy`."""
+    ask = given.portal()
+    _watch(ask, ask.get(f"deployments/{deployment}/"), follow=True, wait_for_people=wait_for_people, json=json)
+
+
+@app.command()
+def cancel(deployment: DeploymentArgument, json: JsonOption = False) -> None:
+    """End a deployment. What its finished steps did stays."""
+    answer = given.portal().post(f"deployments/{deployment}/cancel/")
+    if json:
+        show.document(answer)
+        return
+    show.note(f"Deployment {deployment} is {answer['status']}.")
+
+
+@app.command()
+def resume(
+    deployment: DeploymentArgument,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the steps until it ends")] = True,
+    wait_for_people: PeopleOption = True,
+    json: JsonOption = False,
+) -> None:
+    """Go on from the step that failed: the same run, its history kept."""
+    ask = given.portal()
+    _watch(ask, ask.post(f"deployments/{deployment}/resume/"), follow=follow, wait_for_people=wait_for_people, json=json)
+
+
+def _watch(ask: Portal, found: dict[str, Any], *, follow: bool, wait_for_people: bool, json: bool) -> None:
+    """Print what changes until the end; exits with the outcome."""
+    shown: dict[int, tuple[str, str]] = {}
+    away_since: float | None = None
+    while follow:
+        if not json:
+            _print_news(found, shown)
+        if found["status"] not in LIVE:
+            break
+        if found["status"] == "waiting" and not wait_for_people:
+            if json:
+                show.document(found)
+            raise typer.Exit(A_PERSON_MUST_ACT)
+        time.sleep(POLL_SECONDS)
+        try:
+            found, away_since = ask.get(f"deployments/{found['id']}/"), None
+        except Unreachable as error:
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > PATIENCE_SECONDS:
+                raise
+            if not json and time.monotonic() - away_since < POLL_SECONDS:
+                show.warn(f"{error.sentence} The deployment goes on; watching again as soon as it answers.")
+    if json:
+        show.document(found)
+    elif follow:
+        show.line(Text(f"Deployment {found['id']} ") + show.status(found["status"]) + Text(f" after {_took(found)}."))
+    if follow and found["status"] != "succeeded":
+        raise typer.Exit(ENDED_BADLY)
+
+
+def _print_news(found: dict[str, Any], shown: dict[int, tuple[str, str]]) -> None:
+    for step in found["steps"]:
+        news = (step["status"], step["reason"])
+        if step["status"] != "pending" and shown.get(step["number"]) != news:
+            shown[step["number"]] = news
+            show.line(_line(step, len(found["steps"])))
+
+
+def _line(step: dict[str, Any], of: int) -> Text:
+    line = Text(f"{step['number']:>{len(str(of))}}/{of}  ") + show.status(step["status"])
+    line.append(" " * max(1, 11 - len(step["status"])) + step["title"])
+    if step["ended_at"] and step["started_at"]:
+        line.append(f"  {_took(step)}", style="dim")
+    if step["reason"]:
+        line.append(f"\n{'':{2 * len(str(of)) + 3}}{step['reason']}", style="red" if step["status"] in show.BAD else "dim")
+    return line
+
+
+def _took(row: dict[str, Any]) -> str:
+    if not row["started_at"] or not row["ended_at"]:
+        return "–"
+    began, ended = (datetime.fromisoformat(row[name].replace("Z", "+00:00")) for name in ("started_at", "ended_at"))
+    return show.seconds((ended - began).total_seconds())

@@ -1,0 +1,151 @@
+"""`baton groups …` and `baton switch`: who leads, and the acts of an operator."""
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from cli import given, show
+from cli.given import EnvironmentOption, JsonOption, ProjectOption
+from cli.portal import Portal
+
+app = typer.Typer(help="Failover groups: who leads, switch, disable, enable.", no_args_is_help=True)
+
+ENDED = ("succeeded", "failed", "expired")
+WAIT_SECONDS = 60.0
+
+GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="Its name or id")]
+MachineArgument = Annotated[str, typer.Argument(metavar="MACHINE", help="The member's machine, such as external01")]
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done or refused")]
+
+
+@app.command("list")
+def list_groups(environment: EnvironmentOption = "", project: ProjectOption = "", json: JsonOption = False) -> None:
+    """Every member of every group with status, state and the reason."""
+    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
+    rows = list(ask.every("groups/", project=slug, environment=kind))
+    if json:
+        show.document(rows)
+        return
+    cells = [
+        (
+            row["name"] if first else Text(""), member["machine"], show.status(member["status"]), show.status(member["state"]),
+            member["preference"], show.age(member["last_report_at"]), member["reason"],
+        )
+        for row in rows
+        for first, member in ((member is row["members"][0], member) for member in row["members"])
+    ]  # fmt: skip
+    columns = ["group", "machine", "status", "state", "preference", "heard", "reason"]
+    show.table(
+        columns, cells, empty=f"{slug} › {kind} has no failover group: enable failover in Design, group the flows in Create, deploy."
+    )
+    for row in rows:
+        for problem in row["problems"]:
+            show.warn(f"{row['name']}: {problem}")
+
+
+def switch(
+    group: GroupArgument,
+    to: Annotated[str, typer.Option("--to", metavar="MACHINE", help="Who shall lead; left out: any ready follower")] = "",
+    expect: Annotated[str, typer.Option("--expect", metavar="MACHINE", help="Refuse when another one leads by now")] = "",
+    environment: EnvironmentOption = "",
+    project: ProjectOption = "",
+    wait: WaitOption = True,
+    json: JsonOption = False,
+) -> None:
+    """Hand leadership over, and wait until it is done."""
+    body = {name: machine for name, machine in (("candidate", to), ("expected_leader", expect)) if machine}
+    _act(group, "switch", body, environment, project, wait=wait, json=json)
+
+
+app.command("switch")(switch)
+
+
+@app.command()
+def disable(
+    group: GroupArgument, machine: MachineArgument, environment: EnvironmentOption = "", project: ProjectOption = "",
+    wait: WaitOption = True, json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Stop a member's inbounds; it takes no leadership until it is enabled."""
+    _act(group, "disable", {"machine": machine}, environment, project, wait=wait, json=json)
+
+
+@app.command()
+def enable(
+    group: GroupArgument, machine: MachineArgument, environment: EnvironmentOption = "", project: ProjectOption = "",
+    wait: WaitOption = True, json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Let a disabled member take part again."""
+    _act(group, "enable", {"machine": machine}, environment, project, wait=wait, json=json)
+
+
+@app.command()
+def prefer(group: GroupArgument, machine: MachineArgument, environment: EnvironmentOption = "", project: ProjectOption = "") -> None:
+    """Make the machine's member the preferred leader; Balance failover brings leadership there."""
+    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
+    found = given.group(ask, slug, kind, group)
+    ask.ask("PUT", f"groups/{found['id']}/preference/", json={"machine": machine, "preference": "leader"})
+    show.note(f"{found['name']} prefers {machine}. Leadership stays where it is until the next Balance failover.")
+
+
+@app.command()
+def changes(
+    group: GroupArgument,
+    last: Annotated[int, typer.Option("--last", min=1, help="How many")] = 20,
+    environment: EnvironmentOption = "",
+    project: ProjectOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Every change of leadership, newest first: why, who asked, and the gap."""
+    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
+    found = given.group(ask, slug, kind, group)
+    rows: list[dict[str, Any]] = []
+    for row in ask.every(f"groups/{found['id']}/changes/"):
+        rows.append(row)
+        if len(rows) == last:
+            break
+    if json:
+        show.document(rows)
+        return
+    cells = (
+        (
+            show.moment(row["at"]),
+            row["epoch"],
+            row["previous"],
+            row["runtime"],
+            row["cause"],
+            row["actor"],
+            show.seconds(row["gap_seconds"]),
+        )
+        for row in rows
+    )
+    show.table(["at", "epoch", "from", "to", "cause", "by", "gap"], cells, empty=f"Nobody ever led {found['name']} here.")
+
+
+def _act(group: str, act: str, body: dict[str, Any], environment: str, project: str, *, wait: bool, json: bool) -> None:
+    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
+    found = given.group(ask, slug, kind, group)
+    wish = ask.post(f"groups/{found['id']}/{act}/", body)
+    if wait:
+        wish = _ended(ask, found["id"], wish)
+    if json:
+        show.document(wish)
+    elif wish["status"] == "succeeded":
+        now = ask.get(f"groups/{found['id']}/")
+        leader = now["leader"]
+        show.note(f"{act.capitalize()} of {found['name']} is done: {leader['machine'] if leader else 'nobody'} leads.")
+    elif not wait:
+        show.note(f"{act.capitalize()} of {found['name']} was asked for (request {wish['request']}).")
+    else:
+        show.refusal(f"{act} of {found['name']}: {wish['reason'] or wish['status']}", [])
+    if wait and wish["status"] != "succeeded":
+        raise typer.Exit(1)
+
+
+def _ended(ask: Portal, group_id: str, wish: dict[str, Any]) -> dict[str, Any]:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while wish["status"] not in ENDED and time.monotonic() < deadline:
+        time.sleep(0.2)
+        wish = ask.get(f"groups/{group_id}/requests/{wish['request']}/")
+    return wish

@@ -1,0 +1,84 @@
+"""`baton properties …`: values of placeholders per environment and scope. A secret's value is written, never read."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from cli import given, show
+from cli.given import EnvironmentOption, JsonOption, ProjectOption
+from cli.portal import Usage
+
+app = typer.Typer(help="Values of placeholders per environment.", no_args_is_help=True)
+
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The placeholder, such as erp.url")]
+MachineOption = Annotated[str, typer.Option("--machine", help="Only on this machine")]
+ConnectorOption = Annotated[str, typer.Option("--connector", help="With --machine: only in this runtime")]
+
+
+@app.command("list")
+def list_properties(
+    search: Annotated[str, typer.Argument(help="Part of the key")] = "",
+    environment: EnvironmentOption = "",
+    project: ProjectOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Values and their scopes. Secrets are shown as set."""
+    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
+    rows = list(ask.every("properties/", project=slug, environment=kind, search=search))
+    if json:
+        show.document(rows)
+        return
+    cells = ((row["key"], row["scope"], "•••• (set)" if row["secret"] else row["value"], show.moment(row["updated_at"])) for row in rows)
+    show.table(
+        ["key", "scope", "value", "changed"],
+        cells,
+        empty=f"No property of {slug} › {kind} {f'has {search} in its key' if search else 'is set'}.",
+    )
+
+
+@app.command("set")
+def set_property(
+    key: KeyArgument,
+    value: Annotated[str, typer.Argument(help="The value; - reads it from standard input, so that a secret is in no command line")],
+    machine: MachineOption = "",
+    connector: ConnectorOption = "",
+    secret: Annotated[bool | None, typer.Option("--secret/--no-secret", help="Keep it unreadable")] = None,
+    environment: EnvironmentOption = "",
+    project: ProjectOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Set a value; an existing one of the same key and scope is replaced."""
+    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
+    if connector and not machine:
+        raise Usage("--connector needs --machine: a runtime is a connector on a machine.")
+    body: dict[str, Any] = {"project": slug, "environment": kind, "key": key, "machine": machine, "connector": connector}
+    body["value"] = sys.stdin.read().rstrip("\n") if value == "-" else value
+    if secret is not None:
+        body["secret"] = secret
+    answer = ask.post("properties/", body)
+    if json:
+        show.document(answer)
+        return
+    show.note(f"{key} is set for {answer['scope']} on {slug} › {kind}. It takes effect with the next deployment.")
+
+
+@app.command()
+def unset(
+    key: KeyArgument,
+    machine: MachineOption = "",
+    connector: ConnectorOption = "",
+    environment: EnvironmentOption = "",
+    project: ProjectOption = "",
+) -> None:
+    """Remove the value of exactly this scope."""
+    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
+    rows = [
+        row
+        for row in ask.every("properties/", project=slug, environment=kind, key=key)
+        if (row["machine"], row["connector"]) == (machine, connector)
+    ]
+    if not rows:
+        raise Usage(f"{key} has no value in that scope of {slug} › {kind}: `baton properties list {key}` shows where it has.")
+    ask.ask("DELETE", f"properties/{rows[0]['id']}/")
+    show.note(f"{key} is removed from {rows[0]['scope']} on {slug} › {kind}.")

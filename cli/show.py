@@ -1,0 +1,87 @@
+"""How answers look in a terminal: tables that fit, words for moments and durations, and JSON for programs."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PIPED_WIDTH = 2000  # a line stays a line for grep
+
+
+def _console(*, stderr: bool) -> Console:
+    """Made per line, so that it writes to what standard output is now."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else PIPED_WIDTH)
+
+
+def line(text: Text | str, *, stderr: bool = False) -> None:
+    _console(stderr=stderr).print(text, soft_wrap=True, markup=False)
+
+
+GOOD = ("succeeded", "active", "leader", "ready", "on")
+BAD = ("failed", "timed-out", "isolated", "unknown", "partly", "crashed")
+BUSY = ("running", "waiting", "pending", "scheduled", "single-node", "disabled")
+
+
+def document(answer: Any) -> None:
+    """For programs: the API's own document on standard output."""
+    json.dump(answer, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def status(word: str | None) -> Text:
+    style = "green" if word in GOOD else "red" if word in BAD else "yellow" if word in BUSY else ""
+    return Text(word or "–", style=style)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+    """Rows below their headings; `empty` says what to do when there are none."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column.endswith("#") else "left", overflow="fold")
+    count = 0
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else Text("–" if cell in (None, "") else str(cell)) for cell in row))
+        count += 1
+    if count:
+        _console(stderr=False).print(made)
+    else:
+        line(empty)
+
+
+def moment(text: str | None) -> str:
+    """An RFC 3339 moment in this terminal's time zone."""
+    if not text:
+        return "–"
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def seconds(number: float | None) -> str:
+    if number is None:
+        return "–"
+    return f"{number * 1000:.0f} ms" if number < 1 else f"{number:.1f} s" if number < 90 else f"{number / 60:.1f} min"
+
+
+def age(text: str | None) -> str:
+    if not text:
+        return "never"
+    return f"{seconds(max(0.0, (datetime.now(UTC) - datetime.fromisoformat(text.replace('Z', '+00:00'))).total_seconds()))} ago"
+
+
+def note(sentence: str) -> None:
+    line(sentence)
+
+
+def warn(sentence: str) -> None:
+    line(Text(sentence, style="yellow"), stderr=True)
+
+
+def refusal(sentence: str, reasons: Sequence[str]) -> None:
+    line(Text(f"baton: {sentence}", style="red"), stderr=True)
+    for reason in reasons:
+        line(f"  · {reason}", stderr=True)

@@ -1,0 +1,159 @@
+"""The `baton` command as a developer types it, against the portal over HTTP."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from rest_framework.authtoken.models import Token
+
+from cli import app as command_line
+from cli import settings as kept
+from deployments import releases
+from deployments.models import Release
+from portal.models import Connector, Flow, FlowVersion, Project, Property
+
+
+class Said:
+    """What one command did: exit status, standard output and standard error."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def baton(
+    live_server: Any, developer: User, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Said]:
+    """The command line, logged in as the developer unless the file of logins is removed."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name in ("URL", "TOKEN", "PROJECT", "ENVIRONMENT"):
+        monkeypatch.delenv(f"BATON_{name}", raising=False)
+    token = Token.objects.create(user=developer)
+    kept.save(kept.Settings(live_server.url, token.key, "webshop", "test"))
+
+    def run(*arguments: str) -> Said:
+        monkeypatch.setattr("sys.argv", ["baton", *arguments])
+        status = 0
+        try:
+            command_line.main()
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 0
+        return Said(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def release(erp: Connector, developer: User) -> Release:
+    """Release 1 of webshop."""
+    flow = Flow.objects.get(connector=erp)
+    FlowVersion.objects.create(flow=flow, major=1, minor=0, patch=0, definition=flow.definition())
+    return releases.build(flow.connector.project, name="First", note="", by=developer)
+
+
+def test_a_developer_logs_in_and_only_the_owner_can_read_the_token(
+    baton: Callable[..., Said], live_server: Any, developer: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.file().unlink()
+    developer.set_password("correct horse")
+    developer.save()
+    monkeypatch.setattr("sys.stdin", io.StringIO("correct horse\n"))
+    said = baton("login", live_server.url, "--user", "developer", "--password-stdin", "--project", "webshop")
+    assert (said.status, "developer is logged in" in said.out) == (0, True)
+    assert kept.file().stat().st_mode & 0o077 == 0
+    assert "correct horse" not in kept.file().read_text()
+    assert baton("releases", "list").status == 0
+
+
+def test_a_wrong_password_is_refused_by_name(baton: Callable[..., Said], live_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("guess\n"))
+    said = baton("login", live_server.url, "--user", "developer", "--password-stdin")
+    assert said.status == 3
+    assert "developer was not let in" in said.err
+
+
+def test_without_a_login_it_says_what_to_do(baton: Callable[..., Said], live_server: Any) -> None:
+    kept.file().unlink()
+    assert "run `baton login URL`" in baton("releases", "list", "-p", "webshop").err
+    kept.save(kept.Settings(live_server.url, "wrong", "webshop"))
+    said = baton("releases", "list")
+    assert (said.status, "baton login" in said.err) == (3, True)
+
+
+def test_a_token_is_not_sent_to_another_portal(baton: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_URL", "http://127.0.0.1:9")
+    assert kept.read().token == ""
+    monkeypatch.setenv("BATON_TOKEN", "its own")
+    assert kept.read().token == "its own"
+
+
+def test_a_portal_that_is_away_is_named(baton: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_URL", "http://127.0.0.1:9")
+    said = baton("releases", "list")
+    assert (said.status, "http://127.0.0.1:9 cannot be reached" in said.err) == (4, True)
+
+
+def test_a_developer_makes_and_lists_releases(baton: Callable[..., Said], release: Release) -> None:
+    assert "Release 2 Second of webshop is made" in baton("releases", "create", "Second", "--note", "because").out
+    assert [row["number"] for row in baton("releases", "list", "--json").document] == [2, 1]
+    assert "Second" in baton("releases", "list").out
+
+
+def test_a_list_of_several_pages_is_read_whole(baton: Callable[..., Said], release: Release, developer: User) -> None:
+    for number in range(1, 60):
+        releases.build(release.project, name=f"Release {number}", note="", by=developer)
+    assert len(baton("releases", "list", "--json").document) == 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        pytest.param(["deploy", "9"], "webshop has no release 9", id="a release that is not there"),
+        pytest.param(["deploy", "first"], "first is no release", id="a release that is no number"),
+        pytest.param(["switch", "no-such"], "There is no group no-such", id="a group that is not there"),
+        pytest.param(["properties", "unset", "no.such"], "no.such has no value", id="a property that is not there"),
+        pytest.param(["properties", "set", "a", "b", "--connector", "erp"], "--connector needs --machine", id="half a scope"),
+        pytest.param(["releases", "activate", "1", "--at", "soon"], "--at soon is no moment", id="no moment"),
+    ],
+)
+def test_what_is_wrong_in_the_line_is_named(baton: Callable[..., Said], release: Release, arguments: list[str], sentence: str) -> None:
+    said = baton(*arguments)
+    assert said.status == 2
+    assert sentence in said.err
+
+
+def test_the_portals_refusal_comes_with_its_reasons(baton: Callable[..., Said], release: Release) -> None:
+    said = baton("deploy", "1")
+    assert said.status == 3
+    assert said.err.count("Test has no machines") == 1
+
+
+def test_another_teams_project_is_not_there(baton: Callable[..., Said], release: Release, stranger: User) -> None:
+    kept.save(kept.Settings(kept.read().url, Token.objects.create(user=stranger).key, "webshop", "test"))
+    assert baton("releases", "list", "--json").document == []
+    assert baton("releases", "create", "Mine").status == 3
+
+
+def test_a_secret_is_written_from_standard_input_and_never_shown(
+    baton: Callable[..., Said], webshop: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hunter2\n"))
+    assert baton("properties", "set", "erp.password", "-", "--secret").status == 0
+    for said in (baton("properties", "list"), baton("properties", "list", "--json")):
+        assert "erp.password" in said.out
+        assert "hunter2" not in said.out + said.err
+    assert baton("properties", "unset", "erp.password").status == 0
+    assert not Property.objects.filter(key="erp.password").exists()
+
+
+def test_a_piped_table_keeps_a_row_on_a_line(baton: Callable[..., Said], webshop: Project) -> None:
+    baton("properties", "set", "erp.address", "x" * 300)
+    assert any("erp.address" in line and "x" * 300 in line for line in baton("properties", "list").out.splitlines())
