@@ -5,7 +5,7 @@ from typing import Any
 from django.contrib import admin
 from django.http import HttpRequest
 
-from deployments.models import Activation, Deployment, Plan, Release, Step, StepLog, StepRun
+from deployments.models import Activation, Deployment, FrozenValues, Plan, Release, Step, StepLog, StepRun
 from portal.admin_site import ReadOnly, TabularInline
 
 
@@ -57,6 +57,13 @@ class DeploymentAdmin(ReadOnly):
     list_filter = ("status", "environment__kind", "environment__project")
     list_select_related = ("environment__project", "release", "created_by")
     inlines = (StepRunInline,)
+
+
+@admin.register(FrozenValues)
+class FrozenValuesAdmin(ReadOnly):
+    list_display = ("deployment_id", "number", "digest", "created_at", "created_by")
+    list_filter = ("deployment__environment__kind", "deployment__environment__project")
+    list_select_related = ("created_by",)
 
 
 @admin.register(StepRun)

@@ -15,7 +15,8 @@ class Release(models.Model):
 
     `content`: {"flows": [{id, name, version, connector, inbound, outbound, group, auto_start}],
                 "groups": [{id, name, connector}], "connectors": [{name, system, failover, machines: [names]}],
-                "machines": [{name, kind, router}]}   (built by releases.build)
+                "machines": [{name, kind, router}],
+                "plans": {environment kind: [{title, …fields of StepFields}]}}   (built by releases.build)
     """
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="releases")
@@ -168,6 +169,26 @@ class Deployment(models.Model):
 
     def get_absolute_url(self) -> str:
         return reverse("deployment", args=[self.environment.project.slug, self.environment.kind, self.pk])
+
+
+class FrozenValues(models.Model):
+    """The property values a deployment uses, and the preferences it found (deployments/frozen.py). Never changed; resuming adds another."""
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="frozen")
+    number = models.PositiveIntegerField()
+    digest = models.CharField(max_length=64)  # SHA-256 over keys, scopes and digests of values
+    values = models.JSONField()  # [{key, machine, connector, secret, value (None of a secret), digest}]
+    preferences = models.JSONField(default=dict)  # runtime key -> preference
+    created_at = models.DateTimeField()
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+
+    class Meta:
+        ordering: ClassVar = ["deployment", "-number"]
+        verbose_name_plural = "frozen values"
+        constraints: ClassVar = [models.UniqueConstraint(fields=["deployment", "number"], name="one_freeze_per_number")]
+
+    def __str__(self) -> str:
+        return self.digest[:12]
 
 
 class StepRun(StepFields):

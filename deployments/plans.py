@@ -1,6 +1,6 @@
 """The plan of an environment: default plan, edits, and what is wrong with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.db import transaction
@@ -22,6 +22,18 @@ _ASIDE = 1_000_000  # positions are unique, so steps step aside before they take
 def plan_of(environment: Environment) -> Plan:
     """The environment's plan, made empty when there is none."""
     return Plan.objects.get_or_create(environment=environment)[0]
+
+
+def written(step: StepFields) -> dict[str, Any]:
+    """A step as a release keeps it: {title, and every field that a plan's step and its execution share}."""
+    return {"title": step.title} | {field.attname: getattr(step, field.attname) for field in StepFields._meta.local_fields}
+
+
+def line_of(step: Mapping[str, Any]) -> str:
+    """A written step in one line: "Deploy runtime external01.erp (timeout seconds 120)"."""
+    told = ("title", "kind", "machine", "connector", "group")
+    rest = [f"{name.replace('_', ' ')} {value}" for name, value in step.items() if name not in told and value not in ("", None, [], {})]
+    return str(step["title"]) + (f" ({', '.join(rest)})" if rest else "")
 
 
 def default_plan(environment: Environment) -> Plan:

@@ -1,4 +1,4 @@
-"""Releases: build, compare, activate now or at a time; and the bundle a runtime gets from one."""
+"""Releases: build, activate now or at a time; and the bundle a runtime gets from one."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Max, OuterRef, Subquery
 
 from deployments import moves, plans
-from deployments.models import Activation, ActivationStatus, Release
+from deployments.models import Activation, ActivationStatus, Plan, Release
 from portal import properties
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import Connector, DesignedMachine, Environment, FlowVersion, Group, Project, Property
@@ -114,34 +114,11 @@ def _snapshot(project: Project) -> dict[str, Any]:
             {"name": machine.name, "kind": machine.kind, "router": machine.router}
             for machine in DesignedMachine.objects.filter(project=project)
         ],
+        "plans": {
+            plan.environment.kind: [plans.written(step) for step in plan.steps.all()]
+            for plan in Plan.objects.filter(environment__project=project).select_related("environment").prefetch_related("steps")
+        },
     }
-
-
-def compare(before: Release, after: Release) -> list[str]:
-    """What `after` changes against `before`, one sentence each; empty when they hold the same."""
-    sentences = []
-    for kind, key in (("Flow", "flows"), ("Group", "groups"), ("Connector", "connectors"), ("Machine", "machines")):
-        old = {item.get("id", item["name"]): item for item in before.content[key]}
-        new = {item.get("id", item["name"]): item for item in after.content[key]}
-        sentences += [f"{kind} {new[name]['name']} is new." for name in new if name not in old]
-        sentences += [f"{kind} {old[name]['name']} is gone." for name in old if name not in new]
-        for name in new:
-            changed = [field for field in new[name] if name in old and new[name][field] != old[name].get(field)]
-            if changed:
-                parts = ", ".join(f"{field} ({_short(old[name].get(field))} → {_short(new[name][field])})" for field in changed)
-                sentences.append(f"{kind} {new[name]['name']} changed: {parts}.")
-    return sentences
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        settings = ", ".join(f"{name}={text}" for name, text in value.get("settings", {}).items())
-        return f"{value.get('kind', '')} {settings}".strip()
-    if isinstance(value, list):
-        return ", ".join(str(item) for item in value) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)
 
 
 # ------------------------------------------------------------------------------------------------------------ what it needs

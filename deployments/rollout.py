@@ -18,7 +18,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import DatabaseError, IntegrityError, transaction
 from django.db.models import F, Max, OuterRef, Q, Subquery
 
-from deployments import moves, plans, releases, steps
+from deployments import frozen, moves, plans, releases, steps
 from deployments.models import BROKEN, DONE, LIVE, Deployment, Release, RunStatus, StepKind, StepLog, StepRun
 from deployments.steps import Outcome
 from portal.errors import Busy, NotAllowed
@@ -93,6 +93,7 @@ def prepare(release: Release, *, on: Environment, by: AbstractBaseUser | None, n
     try:
         with transaction.atomic():
             deployment = Deployment.objects.create(environment=on, release=release, created_by_id=by.pk if by else None)
+            frozen.freeze(deployment, by=by, now=now)
             runs = [
                 StepRun(deployment=deployment, number=number, **{name: getattr(step, name) for name in names})
                 for number, step in enumerate(plans.plan_of(on).steps.all(), start=1)
@@ -306,6 +307,7 @@ def resume(deployment: Deployment, *, by: AbstractBaseUser, now: datetime) -> No
             step = next_step(deployment)
             if step is not None:
                 steps.note(step, f"Resumed by {by.get_username()}, attempt {step.attempt + 1}.", now)
+                _freeze_anew(deployment, step, by, now)
                 StepRun.objects.filter(pk=step.pk, status__in=BROKEN).update(
                     status=RunStatus.PENDING,
                     attempt=F("attempt") + 1,
@@ -319,6 +321,15 @@ def resume(deployment: Deployment, *, by: AbstractBaseUser, now: datetime) -> No
     except IntegrityError:
         raise _busy(environment) from None
     deployment.refresh_from_db()
+
+
+def _freeze_anew(deployment: Deployment, step: StepRun, by: AbstractBaseUser, now: datetime) -> None:
+    """What was mended before resuming counts from this step on; the log names it."""
+    before = frozen.of(deployment)
+    after = frozen.freeze(deployment, by=by, now=now)
+    if before is not None and before.digest != after.digest:
+        keys = ", ".join(frozen.changed_keys(before.values, after.values))
+        steps.note(step, f"From here on with values that changed since: {keys}. Earlier steps keep theirs.", now, level="warning")
 
 
 def confirm(step: StepRun, *, by: AbstractBaseUser, now: datetime) -> None:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal
 
-from deployments import moves, releases
+from deployments import frozen, moves, releases
 from deployments.models import DONE, Deployment, StepKind, StepLog, StepRun
 from portal import properties
 from portal.errors import Busy, NotAllowed, NotReady, Stale
-from portal.models import Property
 from runtimes import failover, fleet, protocol
 from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, GroupRequest, Machine, Router, Runtime
 from runtimes.protocol import RequestStatus, RouterState, RuntimeState, Status
@@ -120,7 +119,7 @@ class DeployRouters(Kind):
     def begin(self, step: StepRun, now: datetime) -> None:
         environment = step.deployment.environment
         machines = list(Machine.objects.filter(environment=environment, router__isnull=False))
-        values = list(Property.objects.filter(environment=environment, key__contains=".failover."))
+        values = frozen.values_of(step.deployment)
         found = {machine.name: properties.failover_address(machine.name, values) for machine in machines}
         reasons = [
             f"{properties.router_name(machine.name, machine.kind)} needs a value for {use.key} ({use.used_by})."
@@ -392,8 +391,9 @@ def _not_proven_stopped(runtime: Runtime, orders: int, now: datetime) -> str:
 
 class DeployRuntime(OnRuntime):
     def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
-        values = Property.objects.filter(environment=runtime.environment)
-        bundle = fleet.store_bundle(runtime.environment, releases.bundle_for(step.deployment.release, runtime, values))
+        bundle = fleet.store_bundle(
+            runtime.environment, releases.bundle_for(step.deployment.release, runtime, frozen.values_of(step.deployment))
+        )
         memory["digest"] = bundle.digest
         memory["unchanged"] = (
             runtime.desired_running

@@ -2,7 +2,7 @@
 
 from django.urls import URLPattern, path
 
-from deployments.views import architecture, dashboard, deployments, machines, plans, properties, releases
+from deployments.views import architecture, comparison, dashboard, deployments, machines, plans, properties, releases
 
 _environment = "projects/<slug:slug>/<slug:kind>/"
 _machine = _environment + "machines/<slug:name>/"
@@ -39,6 +39,7 @@ urlpatterns: list[URLPattern] = [
     path("projects/<slug:slug>/releases/<int:number>/", releases.release_page, name="release"),
     path(_environment + "releases/", releases.release_list, name="releases"),
     path(_environment + "releases/new/", releases.release_new, name="release-new"),
+    path(_environment + "releases/compare/", comparison.release_compare, name="release-compare"),
     path(_environment + "releases/<int:number>/activate/", releases.release_activate, name="release-activate"),
     path(_environment + "releases/<int:number>/deploy/", releases.release_deploy, name="release-deploy"),
     path(_environment + "activations/<int:pk>/cancel/", releases.activation_cancel, name="activation-cancel"),

@@ -1,6 +1,6 @@
 """/api/v1/deployments/"""
 
-from django.db.models import QuerySet
+from django.db.models import Prefetch, QuerySet
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, status
@@ -9,7 +9,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from deployments import rollout
-from deployments.models import Deployment, StepRun
+from deployments.models import Deployment, FrozenValues, StepRun
 from portal.api.fields import EnvironmentFilter, Gated, Nothing, signed_in
 
 
@@ -25,14 +25,20 @@ class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
     release = serializers.IntegerField(source="release_id")
     release_number = serializers.IntegerField(source="release.number")
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
+    values_digest = serializers.SerializerMethodField()
     steps = StepRunSerializer(many=True)
 
     class Meta:
         model = Deployment
         fields = (
             "id", "project", "environment", "release", "release_number", "status",
-            "created_at", "created_by", "started_at", "ended_at", "steps",
+            "created_at", "created_by", "started_at", "ended_at", "values_digest", "steps",
         )  # fmt: skip
+
+    def get_values_digest(self, deployment: Deployment) -> str | None:
+        """SHA-256 over the property values it froze; equal values give an equal digest."""
+        kept = list(deployment.frozen.all())
+        return kept[0].digest if kept else None
 
 
 class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Deployment]):
@@ -47,7 +53,7 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
         return (
             Deployment.objects.filter(environment__project__team__memberships__user_id=self.request.user.pk or 0)
             .select_related("environment__project", "release", "created_by")
-            .prefetch_related("steps")
+            .prefetch_related("steps", Prefetch("frozen", FrozenValues.objects.defer("values", "preferences")))
         )
 
     @extend_schema(request=Nothing, responses={202: DeploymentSerializer})

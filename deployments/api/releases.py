@@ -5,7 +5,7 @@ from typing import Any
 from django.db.models import QuerySet
 from django.utils import timezone
 from django_filters import rest_framework as filters
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, serializers, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -13,11 +13,12 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 from rest_framework.viewsets import GenericViewSet
 
-from deployments import releases, rollout
+from deployments import releases, rollout, sides
 from deployments.api.deployments import DeploymentSerializer
 from deployments.models import Activation, Release
 from portal import access
 from portal.api.fields import EnvironmentChoice, signed_in
+from portal.errors import Invalid
 from portal.models import EnvironmentKind, Role
 
 
@@ -62,6 +63,36 @@ class ActivationSerializer(serializers.ModelSerializer[Activation]):
         fields = ("id", "release", "environment", "status", "due_at", "activated_at", "reason", "warnings")
 
 
+class LineSerializer(serializers.Serializer[Any]):
+    sign = serializers.ChoiceField(choices=[" ", "+", "-"], help_text="in both, only in the second, only in the first")
+    text = serializers.CharField()
+
+
+class ItemSerializer(serializers.Serializer[Any]):
+    how = serializers.ChoiceField(choices=["new", "gone", "changed"])
+    name = serializers.CharField()
+    sentence = serializers.CharField()
+    lines = LineSerializer(many=True)
+
+
+class SectionSerializer(serializers.Serializer[Any]):
+    key = serializers.CharField()
+    title = serializers.CharField()
+    changes = ItemSerializer(many=True)
+    same = serializers.IntegerField(help_text="How many are equal.")
+
+
+class DifferenceSerializer(serializers.Serializer[Any]):
+    """What the second side changes against the first. Of secrets it says that they changed, never how."""
+
+    before = serializers.CharField()
+    after = serializers.CharField()
+    equal = serializers.BooleanField()
+    sentences = serializers.ListField(child=serializers.CharField())
+    notes = serializers.ListField(child=serializers.CharField())
+    sections = SectionSerializer(many=True)
+
+
 class ReleaseFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter has no types
     project = filters.CharFilter(field_name="project__slug")
     number = filters.NumberFilter()
@@ -93,6 +124,33 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         project = access.get_project(request.user, given.pop("project"), role=Role.DEVELOPER)
         release = releases.build(project, **given, by=signed_in(request))
         return Response(ReleaseSerializer(release).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(
+        parameters=[
+            OpenApiParameter("with", int, description="Id of the release to compare with: the first side."),
+            OpenApiParameter("environment", str, description="test, acceptance or production; without `with`: what runs there."),
+        ],
+        responses=DifferenceSerializer,
+    )
+    @action(detail=True, methods=["get"])
+    def compare(self, request: Request, pk: str) -> Response:
+        """What this release changes against another (`?with=`), in an environment or not, or against what runs (`?environment=` alone)."""
+        release = self.get_object()
+        kind, other_pk = request.query_params.get("environment", ""), request.query_params.get("with", "")
+        if kind and kind not in EnvironmentKind.values:
+            raise Invalid(f"There is no environment {kind}: say {', '.join(EnvironmentKind.values)}.", field="environment")
+        if not kind and not other_pk:
+            raise Invalid("Say with which release (?with=) or with which environment (?environment=) to compare.", field="with")
+        other = None
+        if other_pk:
+            other = self.get_queryset().filter(project=release.project, pk=other_pk).first() if other_pk.isdecimal() else None
+            if other is None:
+                raise Invalid(f"There is no release with id {other_pk} in this project.", field="with")
+        if kind:
+            environment = access.get_environment(request.user, release.project.slug, kind)
+            return Response(DifferenceSerializer(sides.difference(other, release, environment)).data)
+        assert other is not None
+        return Response(DifferenceSerializer(sides.releases(other, release)).data)
 
     @extend_schema(request=ActivateInput, responses=ActivationSerializer)
     @action(detail=True, methods=["post"])

@@ -71,6 +71,16 @@
     if (part && event.target.type === "datetime-local") document.querySelector(part.dataset.picks).checked = true;
   });
 
+  // ------------------------------------------------------------------------------------------------------------- compare
+  document.addEventListener("click", (event) => {
+    const swap = event.target.closest?.("[data-swap]");
+    if (!swap) return;
+    event.preventDefault();
+    const [from, to] = swap.closest("form").querySelectorAll("select");
+    [from.value, to.value] = [to.value, from.value];
+    to.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+
   // ---------------------------------------------------------------------------------------------------------------- log
   const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
   const clocks = (root) => root.querySelectorAll?.("time[data-clock]").forEach((time) => {

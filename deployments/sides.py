@@ -1,0 +1,122 @@
+"""The ends of a comparison, read from the database: a release in an environment, and what runs there."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from deployments import frozen, plans
+from deployments.comparison import Difference, Side, compare
+from deployments.models import Deployment, Release, RunStatus
+from portal.models import Environment
+from runtimes.models import Runtime
+from runtimes.protocol import RuntimeState
+
+STARTED = (RunStatus.RUNNING, RunStatus.WAITING, RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.TIMED_OUT, RunStatus.CANCELLED)
+
+
+def releases(before: Release, after: Release) -> Difference:
+    """Two releases by themselves, without an environment: no values, no preferences, the plans as they were when each was made."""
+    kinds = sorted({*before.content.get("plans", {}), *after.content.get("plans", {})})
+
+    def side(release: Release) -> Side:
+        recorded = release.content.get("plans")
+        lines = None if recorded is None else [f"{kind}: {plans.line_of(step)}" for kind in kinds for step in recorded.get(kind, [])]
+        return Side(_label(release), release.content, plan=lines)
+
+    return compare(side(before), side(after))
+
+
+def releases_on(before: Release, after: Release, environment: Environment) -> Difference:
+    """Two releases in an environment: values and preferences as each found them when it was last deployed there."""
+    return compare(_release_side(before, environment), _release_side(after, environment))
+
+
+def running_and(release: Release, environment: Environment) -> Difference:
+    """What deploying the release now would change against what runs."""
+    return compare(running_side(environment), _present_side(release, environment))
+
+
+def release_and_running(release: Release, environment: Environment) -> Difference:
+    """The other way round."""
+    return compare(_present_side(release, environment), running_side(environment))
+
+
+def _label(release: Release) -> str:
+    return f"release {release.number}"
+
+
+def _present_side(release: Release, environment: Environment) -> Side:
+    """The release with the plan, values and preferences of this moment."""
+    return Side(
+        _label(release),
+        release.content,
+        plan=[plans.line_of(plans.written(step)) for step in plans.plan_of(environment).steps.all()],
+        values=frozen.compared(frozen.present(release, environment)),
+        preferences=frozen.preferences(environment),
+    )
+
+
+def _release_side(release: Release, environment: Environment) -> Side:
+    last = Deployment.objects.filter(environment=environment, release=release, status__in=STARTED).order_by("-pk").first()
+    kept = frozen.of(last) if last else None
+    recorded = release.content.get("plans")
+    side = Side(
+        _label(release),
+        release.content,
+        plan=None if recorded is None else [plans.line_of(step) for step in recorded.get(environment.kind, [])],
+        values=frozen.compared(frozen.present(release, environment)),
+        preferences=frozen.preferences(environment),
+        notes=[f"Release {release.number} was never deployed on {environment.name}: it is shown with the values and preferences of now."],
+    )
+    if last is None or kept is None:
+        return side
+    note = f"Release {release.number} is shown with the values and preferences that deployment {last.pk} froze."
+    return replace(side, values=frozen.compared(kept.values), preferences=kept.preferences, notes=[note])
+
+
+def last_run(environment: Environment) -> Deployment | None:
+    """The deployment whose release runs: the last that succeeded, else the last that began."""
+    begun = Deployment.objects.filter(environment=environment, started_at__isnull=False).select_related("release").order_by("-pk")
+    return begun.filter(status=RunStatus.SUCCEEDED).first() or begun.first()
+
+
+def running_side(environment: Environment) -> Side:
+    """What runs: the release of the last deployment that succeeded, with its frozen values and the plan it followed; runtimes that report
+    another release are named in a note. Nothing was deployed yet: an empty side."""
+    last = last_run(environment)
+    if last is None:
+        empty: dict[str, list[str]] = {"flows": [], "groups": [], "connectors": [], "machines": []}
+        return Side("nothing", empty, plan=[], values={}, preferences={}, notes=[f"Nothing was deployed on {environment.name} yet."])
+    kept = frozen.of(last)
+    return Side(
+        f"what runs on {environment.name} (release {last.release.number}, deployment {last.pk})",
+        last.release.content,
+        plan=[plans.line_of(plans.written(step)) for step in last.steps.all()],
+        values=frozen.compared(kept.values) if kept else None,
+        preferences=kept.preferences if kept else None,
+        notes=[*_unsettled(environment, last), *_others(environment, last.release)],
+    )
+
+
+def _unsettled(environment: Environment, last: Deployment) -> Sequence[str]:
+    newest = Deployment.objects.filter(environment=environment, started_at__isnull=False).select_related("release").order_by("-pk").first()
+    if newest is None or newest.pk == last.pk:
+        return []
+    word = newest.get_status_display().lower()
+    return [f"Deployment {newest.pk} of release {newest.release.number} came after it and is {word}: {environment.name} may be mixed."]
+
+
+def _others(environment: Environment, release: Release) -> Sequence[str]:
+    rows = Runtime.objects.filter(environment=environment, observed_release__isnull=False).exclude(observed_release=release.number)
+    rows = rows.exclude(observed_state=RuntimeState.STOPPED).select_related("machine", "connector")
+    return [f"{row.key} reported release {row.observed_release}, not {release.number}." for row in rows]
+
+
+def difference(before: Release | None, after: Release | None, environment: Environment) -> Difference:
+    """Any two ends in an environment; None is what runs there."""
+    if before is None and after is None:
+        running = running_side(environment)
+        return compare(running, running)
+    if before is None:
+        assert after is not None
+        return running_and(after, environment)
+    return release_and_running(before, environment) if after is None else releases_on(before, after, environment)

@@ -1,0 +1,313 @@
+"""What differs: as tables, then between releases and what runs, on the page and in the API."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from pytest_django import DjangoAssertNumQueries
+
+from deployments import comparison, frozen, plans, releases, rollout, sides
+from deployments.comparison import Line, Side, Value
+from deployments.models import Release, RunStatus, StepKind
+from portal import properties
+from portal.models import Environment, Flow, Group
+from runtimes.models import Runtime
+from tests.deployments.conftest import Engine, save_version
+
+PAGE = "/projects/webshop/test/releases/compare/"
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    flow = {
+        "id": "f1", "name": "orders", "version": "1.0.0", "connector": "erp", "group": "g1", "auto_start": True,
+        "inbound": {"kind": "file", "settings": {"folder": "${erp.outbox}", "pattern": "*.xml"}},
+        "outbound": {"kind": "queue", "settings": {"queue": "orders"}},
+    }  # fmt: skip
+    return {
+        "flows": [flow],
+        "groups": [{"id": "g1", "name": "erp-orders", "connector": "erp"}],
+        "connectors": [{"name": "erp", "system": "ERP", "failover": True, "machines": ["external01", "external02"]}],
+        "machines": [{"name": "external01", "kind": "external", "router": True}],
+    } | changes
+
+
+def flow(**changes: Any) -> dict[str, Any]:
+    return content()["flows"][0] | changes
+
+
+def side(given: dict[str, Any] | None = None, **more: Any) -> Side:
+    return Side("release", given or content(), **more)
+
+
+SENTENCES = [
+    pytest.param({}, [], id="equal"),
+    pytest.param(
+        {"flows": [flow(id="f2", name="returns")]},
+        ["Flow returns is new.", "Flow orders is gone.", "Group erp-orders changed: flows orders → returns."],
+        id="another flow",
+    ),
+    pytest.param(
+        {"flows": [flow(version="1.1.0")]}, ["Flow orders changed: version 1.0.0 → 1.1.0."], id="a newer version",
+    ),
+    pytest.param(
+        {"flows": [flow(inbound={"kind": "file", "settings": {"folder": "/in", "pattern": "*.xml", "poll": "5"}})]},
+        ["Flow orders changed: folder ${erp.outbox} → /in, “poll: 5” is new."],
+        id="a setting changed, another came",
+    ),
+    pytest.param(
+        {"flows": [flow(inbound={"kind": "file", "settings": {"folder": "${erp.outbox}"}})]},
+        ["Flow orders changed: “pattern: *.xml” is gone."],
+        id="a setting went",
+    ),
+    pytest.param(
+        {"groups": [{"id": "g1", "name": "orders", "connector": "erp"}]},
+        ["Flow orders changed: group erp-orders → orders.", "Group orders changed: name erp-orders → orders."],
+        id="a renamed group is the same group",
+    ),
+    pytest.param(
+        {"connectors": [{"name": "erp", "system": "ERP", "failover": False, "machines": ["external02", "external03"]}]},
+        [
+            "Connector erp changed: failover yes → no.",
+            "erp on external01 is no longer placed.",
+            "erp on external03 is a new placement.",
+        ],
+        id="failover off, and moved",
+    ),
+    pytest.param(
+        {"machines": [{"name": "external01", "kind": "external", "router": False}]},
+        ["Machine external01 changed: router yes → no."],
+        id="a router went",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "sentences"), SENTENCES)
+def test_the_content_of_two_releases(changes: dict[str, Any], sentences: list[str]) -> None:
+    found = comparison.compare(side(), side(content(**changes)))
+    assert found.sentences == sentences
+    assert found.equal is (not sentences)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentences"),
+    [
+        pytest.param({}, {}, [], id="no values"),
+        pytest.param({("a", "global"): Value("1", "x")}, {("a", "global"): Value("1", "x")}, [], id="the same"),
+        pytest.param(
+            {("a", "global"): Value("1", "x")}, {("a", "global"): Value("2", "y")}, ["Property a (global) changed: 1 → 2."], id="changed"
+        ),
+        pytest.param(
+            {("a", "global"): Value("", "x")}, {("a", "global"): Value("2\n3", "y")}, ["Property a (global) changed: empty → 2 …."],
+            id="empty, and more than one line",
+        ),
+        pytest.param({}, {("a", "external01"): Value("1", "x")}, ["Property a (external01) is new."], id="new in a scope"),
+        pytest.param(
+            {("a", "global"): Value(None, "x", secret=True)}, {("a", "global"): Value(None, "y", secret=True)},
+            ["Secret a (global) changed; its value is never shown."], id="a secret",
+        ),
+        pytest.param(
+            {("a", "global"): Value("plain", "x")}, {("a", "global"): Value(None, "y", secret=True)},
+            ["Secret a (global) changed; its value is never shown."], id="became a secret: what it was is not shown either",
+        ),
+        pytest.param({("a", "global"): Value(None, "x", secret=True)}, {}, ["Secret a (global) is gone."], id="a secret went"),
+    ],
+)  # fmt: skip
+def test_values_of_properties(before: Any, after: Any, sentences: list[str]) -> None:
+    found = comparison.compare(side(values=before), side(values=after))
+    assert found.sentences == sentences
+    shown = " ".join(line.text for section in found.sections for item in section.items for line in item.lines)
+    assert "plain" not in shown
+
+
+def test_preferences_and_plans() -> None:
+    before = side(plan=["Deploy routers", "Balance failover"], preferences={"external01.erp": "leader"})
+    after = side(plan=["Deploy routers", "Manual", "Balance failover"], preferences={"external01.erp": "backup", "external02.erp": "none"})
+    found = comparison.compare(before, after)
+    assert found.sentences == [
+        "The plan changed: 1 step new, 0 steps gone.",
+        "The preference of external01.erp changed: leader → backup.",
+    ]
+    (plan,) = [section for section in found.sections if section.key == "plan"]
+    assert [(line.sign, line.text) for line in plan.items[0].lines] == [
+        (" ", "Deploy routers"),
+        ("+", "Manual"),
+        (" ", "Balance failover"),
+    ]
+
+
+def test_a_release_from_before_plans_were_recorded_is_not_taken_for_one_without_a_plan() -> None:
+    found = comparison.compare(side(plan=None), side(plan=["Deploy routers"]))
+    assert found.equal and found.notes == ["Plans are not compared: there is none in release."]
+
+
+def test_a_long_text_is_compared_line_by_line_and_equal_lines_far_away_are_left_out() -> None:
+    text = [f"line {number}" for number in range(30)]
+    changed = [*text[:20], "another", *text[21:]]
+
+    def with_template(lines: list[str]) -> dict[str, Any]:
+        return content(flows=[flow(outbound={"kind": "file", "settings": {"template": "\n".join(lines)}})])
+
+    found = comparison.compare(side(with_template(text)), side(with_template(changed)))
+    (item,) = found.sections[0].changes
+    assert [line.text.strip() for line in item.lines if line.sign != " "] == ["line 20", "another"]
+    assert item.shown[0] == Line("…", "30 equal lines") and item.shown[-1] == Line("…", "6 equal lines")
+    assert len(item.shown) == 10
+
+
+# ------------------------------------------------------------------------------------------------------------ frozen values
+
+
+def test_a_deployment_goes_on_with_the_values_it_began_with(active: Release, engine: Engine, filled: Environment, developer: User) -> None:
+    deployment = rollout.prepare(active, on=filled, by=developer, now=engine.now)
+    properties.set_value(filled, "erp.outbox", "/elsewhere", by=developer)
+    assert engine.run(deployment).status == RunStatus.SUCCEEDED
+    runtimes = Runtime.objects.filter(environment=filled).select_related("desired_bundle")
+    assert all(b"/srv/erp/outbox" in bytes(runtime.desired_bundle.content) for runtime in runtimes if runtime.desired_bundle)
+    kept = frozen.of(deployment)
+    assert kept is not None and kept.digest != frozen.digest_of(frozen.present(active, filled))
+    assert sides.running_and(active, filled).sentences == ["Property erp.outbox (global) changed: /srv/erp/outbox → /elsewhere."]
+
+
+def test_a_frozen_secret_cannot_be_read_and_one_that_changed_stops_the_deployment(
+    active: Release, engine: Engine, filled: Environment, developer: User
+) -> None:
+    properties.set_value(filled, "queues.url", "redis://:hunter2@127.0.0.1:7000/0", secret=True, by=developer)
+    deployment = rollout.prepare(active, on=filled, by=developer, now=engine.now)
+    kept = frozen.of(deployment)
+    assert kept is not None and "hunter2" not in str(kept.values)
+    assert [row.value for row in frozen.values_of(deployment) if row.key == "queues.url"] == ["redis://:hunter2@127.0.0.1:7000/0"]
+    properties.set_value(filled, "queues.url", "redis://:other@127.0.0.1:7000/0", by=developer)
+    engine.run(deployment)
+    assert deployment.status == RunStatus.FAILED
+    step = rollout.next_step(deployment)
+    assert step is not None and "The secret queues.url was changed since" in step.reason and "resume the deployment" in step.reason
+    rollout.resume(deployment, by=developer, now=engine.now)
+    assert engine.run(deployment).status == RunStatus.SUCCEEDED
+    assert "values that changed since: queues.url" in " ".join(line.text for line in rollout.log_of(deployment))
+    assert [row.number for row in deployment.frozen.all()] == [2, 1]
+
+
+def test_equal_values_have_an_equal_digest_whatever_their_order(release: Release, filled: Environment, developer: User) -> None:
+    properties.set_value(filled, "queues.prefix", "baton:", secret=True, by=developer)
+    entries = frozen.present(release, filled)
+    assert frozen.digest_of(entries) == frozen.digest_of(reversed(entries))
+    properties.set_value(filled, "queues.prefix", "other:", by=developer)
+    after = frozen.present(release, filled)
+    assert frozen.digest_of(entries) != frozen.digest_of(after)
+    assert frozen.changed_keys(entries, after) == ["queues.prefix"]
+    properties.set_value(filled, "not.of.this.release", "x", by=developer)
+    assert frozen.digest_of(frozen.present(release, filled)) == frozen.digest_of(after)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the page
+
+
+@pytest.fixture
+def second(release: Release, flow: Flow, developer: User) -> Release:
+    save_version(flow, 1, inbound={"kind": "file", "settings": {"folder": "/new/place"}})
+    return releases.build(release.project, name="Second", by=developer)
+
+
+def test_two_releases_side_by_side_line_by_line(client: Client, viewer: User, release: Release, second: Release) -> None:
+    client.force_login(viewer)
+    html = client.get(PAGE, {"from": "1", "to": "2"}).content.decode()
+    assert "folder: ${erp.outbox}" in html and "folder: /new/place" in html
+    assert "is-gone" in html and "is-new" in html
+    assert "?from=2&amp;to=1" in html  # swap
+    assert "Groups: equal" in html
+
+
+def test_a_comparison_without_a_question_is_of_the_two_newest_until_something_runs(
+    client: Client, developer: User, second: Release, active: Release, engine: Engine, filled: Environment
+) -> None:
+    client.force_login(developer)
+    assert client.get(PAGE).context["before"].number == 1
+    rollout.prepare(active, on=filled, by=developer, now=engine.now)
+    engine.run(filled.deployments.get())
+    answer = client.get(PAGE)
+    assert answer.context["before"] is None and answer.context["after"] == second
+    assert "what runs on Test (release 1, deployment" in answer.context["difference"].before
+
+
+def test_no_difference_is_said_plainly(client: Client, viewer: User, release: Release) -> None:
+    client.force_login(viewer)
+    html = client.get(PAGE, {"from": "1", "to": "1"}).content.decode()
+    assert "No difference" in html and "difference-item" not in html
+    assert "difference-item" in client.get(PAGE, {"from": "1", "to": "1", "all": "1"}).content.decode()
+
+
+def test_nothing_to_compare_names_the_next_step(client: Client, viewer: User, test_environment: Environment) -> None:
+    client.force_login(viewer)
+    html = client.get(PAGE).content.decode()
+    assert "Nothing to compare yet" in html and "To the releases" in html
+
+
+def test_an_unknown_release_and_a_stranger_find_nothing(client: Client, viewer: User, stranger: User, release: Release) -> None:
+    client.force_login(viewer)
+    assert client.get(PAGE, {"from": "99"}).status_code == 404
+    client.force_login(stranger)
+    assert client.get(PAGE).status_code == 404
+
+
+def test_the_page_needs_few_queries_however_many_releases(
+    client: Client, viewer: User, release: Release, developer: User, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for number in range(20):
+        releases.build(release.project, name=f"n{number}", by=developer)
+    client.force_login(viewer)
+    with django_assert_max_num_queries(32):
+        client.get(PAGE, {"from": "1", "to": "2"})
+
+
+def test_runtimes_that_run_something_else_are_named(active: Release, engine: Engine, filled: Environment, developer: User) -> None:
+    rollout.prepare(active, on=filled, by=developer, now=engine.now)
+    engine.run(filled.deployments.get())
+    Runtime.objects.filter(machine__name="external02").update(observed_release=7)
+    assert "external02.erp reported release 7, not 1." in sides.running_and(active, filled).notes
+
+
+def test_a_changed_preference_and_a_changed_plan_show_against_what_runs(
+    active: Release, engine: Engine, filled: Environment, developer: User
+) -> None:
+    rollout.prepare(active, on=filled, by=developer, now=engine.now)
+    engine.run(filled.deployments.get())
+    assert sides.running_and(active, filled).equal
+    Runtime.objects.filter(machine__name="external01").update(preference="leader")
+    plans.add_step(plans.plan_of(filled), StepKind.MANUAL, instruction="Look at it.", position=1)
+    sentences = sides.running_and(active, filled).sentences
+    assert sentences == ["The plan changed: 1 step new, 0 steps gone.", "The preference of external01.erp changed: none → leader."]
+
+
+# ----------------------------------------------------------------------------------------------------------------- the API
+
+
+def test_the_api_compares_with_a_release_and_with_what_runs(
+    client: Client, developer: User, release: Release, second: Release, filled: Environment
+) -> None:
+    client.force_login(developer)
+    address = f"/api/v1/releases/{second.pk}/compare/"
+    found = client.get(address, {"with": release.pk}).json()
+    assert found["equal"] is False and "folder ${erp.outbox} → /new/place" in found["sentences"][0]
+    assert {"sign": "+", "text": "  folder: /new/place"} in found["sections"][0]["changes"][0]["lines"]
+    running = client.get(address, {"environment": "test"}).json()
+    assert running["before"] == "nothing" and "Flow erp-orders is new." in running["sentences"]
+    both = client.get(address, {"with": release.pk, "environment": "test"}).json()
+    assert any("never deployed on Test" in note for note in both["notes"])
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [({}, "with"), ({"environment": "moon"}, "environment"), ({"with": "999999"}, "with"), ({"with": "x"}, "with")],
+)
+def test_the_api_says_what_to_compare_with(client: Client, developer: User, release: Release, query: dict[str, str], field: str) -> None:
+    client.force_login(developer)
+    answer = client.get(f"/api/v1/releases/{release.pk}/compare/", query)
+    assert answer.status_code == 400 and field in str(answer.json())
+
+
+def test_group_names_are_shown_never_their_keys(release: Release, second: Release) -> None:
+    key = Group.objects.get().key
+    assert not any(
+        key in line.text for section in sides.releases(release, second).sections for item in section.items for line in item.lines
+    )
