@@ -151,7 +151,7 @@ def test_a_long_text_is_compared_line_by_line_and_equal_lines_far_away_are_left_
     found = comparison.compare(side(with_template(text)), side(with_template(changed)))
     (item,) = found.sections[0].changes
     assert [line.text.strip() for line in item.lines if line.sign != " "] == ["line 20", "another"]
-    assert item.shown[0] == Line("…", "30 equal lines") and item.shown[-1] == Line("…", "6 equal lines")
+    assert item.shown[0] == Line("…", "27 equal lines") and item.shown[-1] == Line("…", "6 equal lines")
     assert len(item.shown) == 10
 
 

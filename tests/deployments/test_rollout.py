@@ -236,13 +236,14 @@ def test_a_runtime_that_failed_with_these_orders_starts_anew(active: Release, fi
     assert engine.run(run).status == RunStatus.SUCCEEDED
 
 
-def test_a_value_that_went_missing_fails_the_step_that_needs_it(
+def test_a_secret_that_went_missing_fails_the_step_that_needs_it(
     active: Release, filled: Environment, engine: Engine, developer: User
 ) -> None:
+    properties.set_value(filled, "erp.outbox", "/srv/erp/outbox", secret=True, by=developer)
     run = engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now), until=4)
     properties.remove_value(filled, "erp.outbox")
     engine.run(run)
-    assert run.steps.get(number=4).reason == "external02.erp needs a value for erp.outbox (flow erp-orders, inbound folder)."
+    assert run.steps.get(number=4).reason.startswith(f"The secret erp.outbox was removed since deployment {run.pk} froze its values: ")
     assert run.status == RunStatus.FAILED
     assert runtime("external02").desired_bundle is None
 
