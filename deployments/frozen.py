@@ -44,7 +44,7 @@ def present(release: Release, environment: Environment) -> list[dict[str, Any]]:
 
 
 def _entry(row: Property) -> dict[str, Any]:
-    text = properties.lookup([row], machine=row.machine, connector=row.connector)[row.key]
+    text = row.reveal()
     return {
         "key": row.key,
         "machine": row.machine,

@@ -176,7 +176,7 @@ def test_a_frozen_secret_cannot_be_read_and_one_that_changed_stops_the_deploymen
     deployment = rollout.prepare(active, on=filled, by=developer, now=engine.now)
     kept = frozen.of(deployment)
     assert kept is not None and "hunter2" not in str(kept.values)
-    assert [row.value for row in frozen.values_of(deployment) if row.key == "queues.url"] == ["redis://:hunter2@127.0.0.1:7000/0"]
+    assert [row.reveal() for row in frozen.values_of(deployment) if row.key == "queues.url"] == ["redis://:hunter2@127.0.0.1:7000/0"]
     properties.set_value(filled, "queues.url", "redis://:other@127.0.0.1:7000/0", by=developer)
     engine.run(deployment)
     assert deployment.status == RunStatus.FAILED
