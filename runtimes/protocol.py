@@ -96,6 +96,11 @@ class IsolationPolicy(StrEnum):
     RUN_ALONE = "run-alone"  # it goes on by itself: on both sides of a cut link, two may consume at once
 
 
+# How a member's reason begins that has lost the majority; what follows is the cause, to which its agent knows peer, address and time.
+ISOLATED_BECAUSE = "isolated: "
+ALONE_BECAUSE = "runs alone, as the group's isolation policy says: "
+
+
 class RequestStatus(StrEnum):
     """The life of one wish for a group: written by the portal, carried by an agent, decided in etcd."""
 

@@ -13,8 +13,9 @@ from runtimes.agent.carrier import Carrier, NotPlaced
 from runtimes.agent.certificate import Certificates
 from runtimes.agent.client import LONGEST_WAIT, NotKnown, NotTaken, Portal, PortalAway, own_address
 from runtimes.agent.decide import Keeping, retry_delay
+from runtimes.agent.etcd_leader import EtcdLeader
 from runtimes.agent.home import Home, Identity
-from runtimes.agent.peers import Peers
+from runtimes.agent.peers import Peers, why_cut_off
 from runtimes.agent.router import RouterSupervisor, pick_port
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.agent.supervisor import RuntimeSupervisor, Surroundings
@@ -45,6 +46,7 @@ class Agent:
         self.certificates = Certificates(home, identity.machine, self.portal.certify, self._certificates_changed)
         self.router = RouterSupervisor(home, self.certificates, changed=self._router_changed, spool=self.spool, logs=logs, etcd=etcd)
         self.peers = Peers(home.tls, self.changed.set)
+        self.etcd_leader = EtcdLeader(self.router, home.tls, lambda: self.orders.namespace if self.orders is not None else "")
         self.carrier = Carrier(home, self.spool, self._place, self.changed.set)
         self.runtimes: dict[str, RuntimeSupervisor] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -80,6 +82,7 @@ class Agent:
         self._start("certificate", self.certificates.run)
         self._start("router", self.router.run)
         self._start("peers", self.peers.run)
+        self._start("etcd's leader", self.etcd_leader.run)
         self._start("carrier", self.carrier.run)
         self._start("reports", self._report_for_ever)
         self._start("orders", self._listen_for_ever)
@@ -160,6 +163,7 @@ class Agent:
                     changed=self.changed.set,
                     spool=self.spool,
                     logs=self.logs,
+                    why_cut_off=self._why_cut_off,
                 )
                 self._start(f"runtime {key}", self.runtimes[key].run)
             self.runtimes[key].take(wished.get(key), around)
@@ -175,6 +179,9 @@ class Agent:
         if self.orders is not None:
             self._hand_out()
         self.changed.set()
+
+    def _why_cut_off(self) -> str:
+        return why_cut_off(self.router.report(), self.peers.report(), linux.utc_now())
 
     async def _place(self, request: GroupRequest) -> RequestOutcome:
         """Write one wish through this machine's router. Raises: NotPlaced."""

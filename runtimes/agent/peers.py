@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from runtimes.agent.linux import utc_now
 from runtimes.process.tls import ClientTls
-from runtimes.protocol import PeerReport, RouterOrder, TlsFiles
+from runtimes.protocol import PeerReport, RouterOrder, RouterReport, RouterState, TlsFiles
 
 PROBE_SECONDS = 2.0  # between two rounds
 CONNECT_SECONDS = 1.0
@@ -64,6 +64,29 @@ async def _ask(host: str, port: int, context: ssl.SSLContext) -> str:
         return "" if head.startswith(b"HTTP/1.1 200") else f"it is no router: it says {head[:40]!r}"
     finally:
         writer.transport.abort()
+
+
+def why_cut_off(router: RouterReport | None, peers: list[PeerReport], now: str) -> str:
+    """What keeps this machine from the majority: its own router, else the siblings that it cannot reach; empty when neither is known.
+
+    "external02 cannot be reached on 10.0.0.12:2380 since 12:03:41 UTC (no answer within 1 s)"
+    """
+    if router is None or router.state is RouterState.RUNNING:
+        return ""
+    if router.state in (RouterState.FAILED, RouterState.STARTING, RouterState.ABSENT):
+        return f"this machine's router does not run: {router.reason or router.state}"
+    said = [
+        f"{peer.machine} cannot be reached on {peer.address} since {_clock(peer.since, now)} ({peer.error})"
+        for peer in peers
+        if not peer.reachable
+    ]
+    return ", ".join(said) or f"this machine's router cannot help: {router.reason}"
+
+
+def _clock(moment: str, now: str) -> str:
+    """A moment as a person reads it: the time, and the day when it is not today's."""
+    day, _, time = moment.partition("T")
+    return f"{time[:8]} UTC" if day == now.partition("T")[0] else f"{day} {time[:8]} UTC"
 
 
 class Peers:

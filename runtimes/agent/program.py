@@ -339,7 +339,10 @@ class Program:
     def _remember(self, **changes: object) -> None:
         assert self.record is not None
         self.record = msgspec.structs.replace(self.record, **changes)
-        linux.write_atomically(self.folder / "launch.json", encode(self.record), durable=False)
+        try:
+            linux.write_atomically(self.folder / "launch.json", encode(self.record), durable=False)
+        except OSError as error:  # a full disk; what an agent that starts meanwhile then knows is older
+            log.error("launch_not_recorded", program=self.name, text=f"What is known of {self.name} cannot be written down: {error}.")
 
     def what(self, kind: type[Any]) -> Any:
         """What the last launch was started with; None when there was none."""

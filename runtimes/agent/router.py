@@ -27,6 +27,8 @@ from runtimes.protocol import LogLevel, LogLine, RouterOrder, RouterReport, Rout
 
 log = structlog.get_logger()
 QUOTA_BYTES = 256 * 1024 * 1024
+LEAST_FREE_BYTES = 16 * 1024 * 1024  # with less an etcd that starts would only end again …
+FIRST_FREE_BYTES = 192 * 1024 * 1024  # … and a new one lays out logs of 64 MiB and needs room for its database
 FIRST_CLIENT_PORT = 20_000
 LOOK_SECONDS = 1.0  # between two looks at a member that is well …
 LOOK_SOON_SECONDS = 0.15  # … and at one that is not yet
@@ -272,6 +274,11 @@ class RouterSupervisor:
         if order is None:
             self.health, self.refused = Health(RouterState.ABSENT, ""), ""
             return None
+        full = self._why_full()
+        if full:
+            program.forget_back_off()  # nothing is tried meanwhile, so the first try after it need not wait
+            self._refuse(full)
+            return RETRY_SECONDS
         wait = program.start_again_at - time.monotonic()
         if wait > 0:
             return wait + 0.001
@@ -336,6 +343,14 @@ class RouterSupervisor:
             log.warning("router_data_discarded", text=f"The data of the former router is discarded: {because}.")
             await asyncio.to_thread(shutil.rmtree, self.data)
         await self._launch(order, binary, listen_host)
+
+    def _why_full(self) -> str:
+        """A sentence when the disk has no room for etcd's data; empty when it has."""
+        free = shutil.disk_usage(self.folder).free
+        needed = LEAST_FREE_BYTES if self._has_data() else FIRST_FREE_BYTES
+        if free >= needed:
+            return ""
+        return f"the disk of {self.data} is full: {free >> 20} MB are free, the router needs {needed >> 20} MB; free some space"
 
     def _data_of(self, begin: Begin) -> str:
         """Which etcd wrote the data that is to be used; empty when none is."""

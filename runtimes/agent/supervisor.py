@@ -15,6 +15,8 @@ from runtimes.agent.linux import python_command, utc_now, write_atomically
 from runtimes.agent.program import CannotStart, Program, new_launch
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.protocol import (
+    ALONE_BECAUSE,
+    ISOLATED_BECAUSE,
     BundleContent,
     FlowReport,
     GroupReport,
@@ -63,8 +65,10 @@ class RuntimeSupervisor:
         changed: Callable[[], None],
         spool: Spool,
         logs: LogBuffer,
+        why_cut_off: Callable[[], str] = str,
     ) -> None:
         self.key = key
+        self.why_cut_off = why_cut_off  # what keeps this machine from the majority, naming peer, address and time; empty: nothing known
         self.home = home
         self.folder = home.runtime(key)
         self.fetch = fetch
@@ -323,6 +327,7 @@ class RuntimeSupervisor:
             groups, flows = self._hanging(groups, flows, program.hangs)
         else:
             self.absent_since = ""
+            groups = [self._with_cause(group) for group in groups]
         return RuntimeReport(
             key=self.key,
             state=state,
@@ -363,6 +368,12 @@ class RuntimeSupervisor:
             for group in groups
         ]
         return said, [msgspec.structs.replace(flow, on=flow.on and flow.group in standing, reason=hangs) for flow in flows]
+
+    def _with_cause(self, group: GroupReport) -> GroupReport:
+        """A process sees its own router only; its agent knows what is wrong with it, and whom it cannot reach since when."""
+        head = next((head for head in (ISOLATED_BECAUSE, ALONE_BECAUSE) if group.reason.startswith(head)), "")
+        cause = self.why_cut_off() if head else ""
+        return msgspec.structs.replace(group, reason=head + cause) if cause else group
 
     def _content(self, launched: Launched | None) -> BundleContent | None:
         """Of the bundle that runs or last ran, else of the wished one."""

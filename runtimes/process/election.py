@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from runtimes.process.permits import ALWAYS, NEVER
 from runtimes.process.records import ControlRecord, LeaderRecord, Observed, epoch_of
-from runtimes.protocol import Cause, GroupSpec, IsolationPolicy, Preference, Status, Timing
+from runtimes.protocol import ALONE_BECAUSE, ISOLATED_BECAUSE, Cause, GroupSpec, IsolationPolicy, Preference, Status, Timing
 
 ALONE_AFTER_TTLS = 3.0  # so long without a majority before a member runs alone: an election among the routers is over by then
 
@@ -154,7 +154,7 @@ def decide(view: GroupView, now: float) -> Decision:
     own, disabled = view.own, view.own.disabled or view.me in view.control.disabled
     if view.unreadable:
         return Decision(
-            Action.FOLLOW, Status.ISOLATED, "isolated: the records of this group cannot be read; a newer program wrote them, deploy it here"
+            Action.FOLLOW, Status.ISOLATED, "connected, but this group's records cannot be read: a newer program wrote them, deploy it here"
         )
     if now >= own.contact_until - margin(view.timing):
         why = own.trouble or "no answer from a majority of the routers yet"
@@ -173,17 +173,17 @@ def _without_majority(view: GroupView, now: float, disabled: bool, why: str) -> 
     """Stop; or, where the group's policy says so, run alone once the majority has been lost for ALONE_AFTER_TTLS."""
     own = view.own
     if disabled:
-        return Decision(Action.FOLLOW, Status.DISABLED, f"isolated: {why}")
+        return Decision(Action.FOLLOW, Status.DISABLED, f"{ISOLATED_BECAUSE}{why}")
     if own.isolation != IsolationPolicy.RUN_ALONE:
-        return Decision(Action.FOLLOW, Status.ISOLATED, f"isolated: {why}")
+        return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{why}")
     if own.stopping:
         if own.alone:
             return Decision(Action.DRAIN, Status.SINGLE_NODE, f"draining: the runtime is asked to stop; isolated: {why}")
-        return Decision(Action.FOLLOW, Status.ISOLATED, f"isolated: {why}; this runtime is stopping")
+        return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{why}; this runtime is stopping")
     at = own.lost_since + ALONE_AFTER_TTLS * view.timing.ttl
     if now >= at:
-        return Decision(Action.LEAD_ALONE, Status.SINGLE_NODE, f"runs alone, as the group's isolation policy says: {why}")
-    return Decision(Action.FOLLOW, Status.ISOLATED, f"isolated: {why}; it is about to run alone", again_at=at)
+        return Decision(Action.LEAD_ALONE, Status.SINGLE_NODE, f"{ALONE_BECAUSE}{why}")
+    return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{why}; it is about to run alone", again_at=at)
 
 
 def ready_followers(view: GroupView, now: float) -> list[str]:

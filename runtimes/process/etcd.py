@@ -61,6 +61,11 @@ def _value_of(kv: Mapping[str, Any]) -> Any:
         return None
 
 
+def values_of(answer: Mapping[str, Any]) -> list[Any]:
+    """The values of a plain range's answer."""
+    return [_value_of(kv) for kv in answer.get("kvs", ())]
+
+
 def unchanged(key: str, revision: int) -> dict[str, Any]:
     """Comparison: the key's last write is this one; 0: the key is absent."""
     return {"key": _to_b64(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}

@@ -41,8 +41,7 @@ def main() -> int:
         verdict = lab.verdict(within=90)
     finally:
         lab.close()
-    good = not figures.broken and not verdict.overlaps and not verdict.disabled_led and not verdict.late["erp"]
-    good = good and len(verdict.late["tills"]) <= lab.pauses and not any(verdict.lost.values())
+    good = not figures.broken and not verdict.broken(lab.pauses)
     print("\n".join([*figures.lines(), *verdict.lines()]))
     print(f"commits that may have been in flight in something paused: {lab.pauses}; load {os.getloadavg()[0]:.1f} after; SEED={seed}")
     print("Every invariant held." if good else "An invariant was broken.")

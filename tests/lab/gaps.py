@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.lab.judge import boot
+from tests.lab.clock import boot
 from tests.lab.lab import CONNECTORS, EXTERNAL, Host, Lab, until
 
 FAULTS: dict[str, Callable[[Host, str], None]] = {

@@ -21,22 +21,20 @@ import struct
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import redis
 
+from tests.lab.clock import boot
 from tests.lab.network import inside
 
 PAGE = struct.Struct("<dI4x")  # permit_until (boot time), on
 EPOCHS = 10**12
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def boot() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 # -------------------------------------------------------------------------------------------------------------------- source
@@ -126,6 +124,7 @@ class Sinks:
         self.shared = shared
         self._watch = Watch(shared / "tills" / "inbox")
         self._entries: list[Emit] = []
+        self._receipts: dict[str, tuple[list[dict[str, Any]], int]] = {}  # by connector: lines, and the bytes read
         self._client = redis.Redis(unix_socket_path=broker_socket, socket_timeout=5, retry=None)
         self._stream = stream
         self._end = False
@@ -147,12 +146,16 @@ class Sinks:
                     self._entries.append(Emit(now, int(text["epoch"]), text["id"], text["machine"]))
 
     def receipts(self, connector: str) -> list[dict[str, Any]]:
-        """Lines that the sink wrote; a torn line (its writer was killed) is left out."""
-        found = []
-        with contextlib.suppress(FileNotFoundError):
-            for line in (self.shared / connector / "received.jsonl").read_bytes().split(b"\n"):
+        """Lines that the sink wrote, read on from where the last call ended; a torn line (its writer was killed) is left out."""
+        found, offset = self._receipts.get(connector, ([], 0))
+        with contextlib.suppress(FileNotFoundError), (self.shared / connector / "received.jsonl").open("rb") as file:
+            file.seek(offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+            offset += len(whole) + len(newline)
+            for line in whole.split(b"\n"):
                 with contextlib.suppress(ValueError):
                     found.append(json.loads(line))
+        self._receipts[connector] = found, offset
         return found
 
     def emits(self, connector: str) -> list[Emit]:
@@ -200,6 +203,7 @@ class Page:
     path: Path
     host: str
     connector: str
+    shown: Callable[[float], float] = float  # the host's own clock at a real moment: in it the page is written
     fd: int = -1
     on: bool = False
 
@@ -214,7 +218,7 @@ class Page:
         if len(data) < PAGE.size:
             return False
         until, on = PAGE.unpack(data)
-        return bool(on == 1 and until > now)
+        return bool(on == 1 and until > self.shown(now))
 
 
 class Pages:
@@ -293,6 +297,17 @@ class Pages:
                     off_at = turn.at
         return total
 
+    def was_on(self, connector: str, host: str, since: float, until: float) -> tuple[bool, bool]:
+        """Was that page On at some moment between the two, and was it all the time."""
+        on, ever, always = False, False, True
+        for turn in self.turns[connector]:
+            if turn.host != host or turn.at > until:
+                continue
+            if turn.at > since:
+                ever, always = ever or on, always and on
+            on = turn.on
+        return ever or on, always and on
+
     def last_off(self, connector: str, host: str) -> float | None:
         return next((turn.at for turn in reversed(self.turns[connector]) if not turn.on and turn.host == host), None)
 
@@ -303,6 +318,75 @@ class Pages:
         for page in self.pages:
             if page.fd >= 0:
                 os.close(page.fd)
+
+
+# --------------------------------------------------------------------------------------------------------------------- shown
+
+
+class Shown:
+    """Asks the portal twice a second what it shows, and compares it with the pages (I6: a shown fact is true or carries its age).
+
+    A fact may be as old as its report, and a report as long under way as something stood still: `slack` says how long.
+    """
+
+    EVERY = 0.5
+    UNDER_WAY = 3.0  # seconds a report takes at most while nothing stands still, on a busy computer
+    SILENT = 11.0  # without a report for so long (10 s, and one for the question) every word but unknown is a lie
+
+    def __init__(self, ask: Callable[[], list[dict[str, Any]] | None], pages: Pages, connector_of: Mapping[str, str]) -> None:
+        self.ask, self.pages, self.connector_of = ask, pages, connector_of
+        self.slack = 0.0
+        self.lies: list[str] = []
+        self.asked = self.compared = 0
+        self._epochs: dict[str, int] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="what is shown", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._end.wait(self.EVERY):
+            began = boot()
+            groups = self.ask()
+            if groups is not None:
+                self.asked += 1
+                for group in groups:
+                    self.compare(group, began, boot(), boot() - time.time())
+
+    def compare(self, group: dict[str, Any], began: float, answered: float, offset: float) -> None:
+        """One group as the API gave it, asked and answered at these boot times; `offset`: boot time minus the portal's wall clock."""
+        name, connector = group["name"], self.connector_of[group["name"]]
+        leaders = [member for member in group["members"] if member["status"] == "leader"]
+        if len(leaders) > 1:
+            self._lie(f"{name}: {len(leaders)} members are shown as leader")
+        if group["epoch"] < self._epochs.get(name, 0):
+            self._lie(f"{name}: the shown epoch went back from {self._epochs[name]} to {group['epoch']}")
+        self._epochs[name] = group["epoch"]
+        for member in group["members"]:
+            if member["status"] == "unknown" or member["last_report_at"] is None:
+                continue
+            self.compared += 1
+            reported = datetime.fromisoformat(member["last_report_at"]).timestamp() + offset
+            said = (
+                f"{name} on {member['machine']}: shown as {member['status']}, {member['state']}, reported {began - reported:.2f} s before"
+            )
+            if began - reported > self.SILENT:
+                self._lie(f"{said}: too old to be shown as a fact")
+            since = reported - self.UNDER_WAY - self.slack
+            ever, always = self.pages.was_on(connector, member["machine"], since, answered)
+            if member["state"] == "on" and not ever:
+                self._lie(f"{said}: it was Off all the time")
+            if member["state"] == "off" and always:
+                self._lie(f"{said}: it was On all the time")
+
+    def _lie(self, said: str) -> None:
+        self.lies.append(f"{said} (at {boot():.3f})")
+
+    def close(self) -> None:
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join(12)
 
 
 # ------------------------------------------------------------------------------------------------------------------- records
@@ -397,8 +481,18 @@ class Verdict:
     unknown_duplicates: dict[str, int] = field(default_factory=dict)  # the same bytes under two ids: a sink could not tell
     unattributed: dict[str, int] = field(default_factory=dict)
     disabled_led: list[str] = field(default_factory=list)
+    lies: list[str] = field(default_factory=list)  # what the portal showed that was not so
+    compared: int = 0  # members that it showed
     longest_blind: float = 0.0
     samples: int = 0
+
+    def broken(self, in_flight: int) -> list[str]:
+        """Every violation of an invariant; `in_flight`: commits that something that stood still may have had in flight."""
+        said = [*self.overlaps, *self.disabled_led, *self.lies, *self.late["erp"]]
+        if len(self.late["tills"]) > in_flight:
+            said += self.late["tills"]
+        said += [f"{name}: {count} items lost" for name, count in self.lost.items() if count]
+        return said + [f"{name}: {count} duplicates under another id" for name, count in self.unknown_duplicates.items() if count]
 
     def lines(self) -> list[str]:
         said = [f"two active at once: {len(self.overlaps)} ({self.samples} samples, longest blind {self.longest_blind * 1000:.0f} ms)"]
@@ -409,7 +503,14 @@ class Verdict:
                 f"{self.unattributed[name]} without a known epoch"
             )
         said.append(f"disabled and leading: {len(self.disabled_led)}")
-        return [*said, *self.overlaps[:20], *self.disabled_led[:20], *(line for lines in self.late.values() for line in lines[:20])]
+        said.append(f"shown by the portal and not so: {len(self.lies)} of {self.compared}")
+        return [
+            *said,
+            *self.overlaps[:20],
+            *self.disabled_led[:20],
+            *self.lies[:20],
+            *(line for lines in self.late.values() for line in lines[:20]),
+        ]
 
 
 def late_emits(emits: list[Emit]) -> list[str]:
@@ -424,9 +525,16 @@ def late_emits(emits: list[Emit]) -> list[str]:
     return said
 
 
-def judge(source: Source, sinks: Sinks, pages: Pages) -> Verdict:
+def judge(source: Source, sinks: Sinks, pages: Pages, shown: Shown) -> Verdict:
     """To be called once the source has stopped and what it sent had its time to arrive."""
-    verdict = Verdict(pages.overlaps, disabled_led=pages.disabled_led, longest_blind=pages.longest_blind, samples=pages.samples)
+    verdict = Verdict(
+        pages.overlaps,
+        disabled_led=pages.disabled_led,
+        lies=shown.lies,
+        compared=shown.compared,
+        longest_blind=pages.longest_blind,
+        samples=pages.samples,
+    )
     for name in source.connectors:
         emits, receipts = sinks.emits(name), sinks.receipts(name)
         verdict.late[name] = late_emits(emits)

@@ -4,32 +4,30 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import httpx
 
 from tests.lab import judge
-from tests.lab.judge import boot
+from tests.lab.clock import HostClock, boot
+from tests.lab.host import ROOT, Host, Unit, alive, command_of, end_of, state_of
 from tests.lab.landscape import GROUPS
-from tests.lab.network import Network, Wire, inside
+from tests.lab.network import Network, inside
 
-ROOT = Path(__file__).resolve().parents[2]
 ADDRESSES = {"external01": "10.77.0.11", "external02": "10.77.0.12", "core01": "10.77.0.10"}
 EXTERNAL = ("external01", "external02")
 CORE = "core01"
-PORTAL_PORT, BROKER_PORT = 8000, 6379
+PORTAL_PORT, BROKER_PORT, ROUTER_PORT = 8000, 6379, 2380
 CONNECTORS = tuple(GROUPS)
-RESTART_SECONDS = 0.5  # after which a service manager would start a unit again
 T = TypeVar("T")
 
 
@@ -44,173 +42,11 @@ def until(look: Callable[[], T], within: float, what: str, facts: Callable[[], s
         time.sleep(0.01)
 
 
-@dataclass
-class Unit:
-    """What a service manager would keep running on a host: the agent; on core01 also portal, worker, beat and broker."""
-
-    name: str
-    start: Callable[[], int]
-    wanted: bool = True
-    pid: int = 0
-    died_at: float = 0.0
-
-
-@dataclass
-class Host:
-    """One machine. Verbs act at once and return."""
-
-    name: str
-    wire: Wire
-    home: Path
-    up: bool = True
-    paused: bool = False
-    isolated: bool = False
-    units: dict[str, Unit] = field(default_factory=dict)
-    stopped: set[int] = field(default_factory=set)
-    acted_at: float = 0.0  # boot time of the last signal: finding the processes before it takes its time on a busy computer
-
-    # ------------------------------------------------------------------------------------------------------------ its parts
-
-    def part(self, name: str) -> list[int]:
-        """Process ids of a part: agent, portal, worker, beat, broker, router, router-keeper, process:<connector>, keeper:<connector>."""
-        if name in self.units:
-            return [self.units[name].pid] if _alive(self.units[name].pid) else []
-        kind, _, connector = name.partition(":")
-        folder = str(self.home / ("router" if kind.startswith("router") else f"runtimes/{self.name}.{connector}"))
-        wanted = {
-            "router": "/usr/bin/etcd",
-            "process": "runtimes.process",
-            "keeper": "runtimes.agent.keeper",
-            "router-keeper": "runtimes.agent.keeper",
-        }
-        found = []
-        for pid in self.wire.pids():
-            words = _command(pid)
-            if wanted[kind] in words and any(folder in word for word in words):
-                found.append(pid)
-        return found
-
-    def kill(self, *parts: str) -> None:
-        self._signal(signal.SIGKILL, parts)
-
-    def terminate(self, *parts: str) -> None:
-        self._signal(signal.SIGTERM, parts)
-
-    def stop(self, *parts: str) -> None:
-        self.stopped |= self._signal(signal.SIGSTOP, parts)
-
-    def cont(self, *parts: str) -> None:
-        """Continue these parts, or all that were stopped."""
-        pids = {pid for part in parts for pid in self.part(part)} if parts else set(self.stopped)
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-        self.stopped -= pids
-
-    def _signal(self, number: int, parts: tuple[str, ...]) -> set[int]:
-        pids = [pid for part in parts for pid in self.part(part)]  # all are found first, so that they are hit together
-        self.acted_at = boot()
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        return set(pids)
-
-    def hold_down(self, *units: str) -> None:
-        """Kill units and keep the service manager from starting them."""
-        for name in units:
-            self.units[name].wanted = False
-        self.kill(*units)
-
-    def allow(self) -> None:
-        for unit in self.units.values():
-            unit.wanted = True
-
-    # --------------------------------------------------------------------------------------------------------- whole machine
-
-    def isolate(self) -> None:
-        self.wire.link(up=False)
-        self.isolated = True
-
-    def rejoin(self) -> None:
-        self.wire.link(up=True)
-        self.isolated = False
-
-    def pause(self) -> None:
-        """The whole machine stands still."""
-        self.paused = True
-        self.wire.freezer.freeze(self.wire.pids())
-
-    def resume(self) -> None:
-        self.wire.freezer.thaw(self.wire.pids())
-        self.paused = False
-
-    def power_off(self) -> None:
-        """The link is cut before anything is killed, so that no farewell escapes. The disk stays."""
-        self.up = False
-        self.isolate()
-        if not self.paused:
-            self.wire.freezer.freeze(self.wire.pids())  # one instant for all of them
-        for pid in self.wire.pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.resume()
-        self.wire.kill_all()
-        self.stopped.clear()
-
-    def power_on(self) -> None:
-        self.rejoin()
-        for unit in self.units.values():
-            unit.pid, unit.died_at, unit.wanted = 0, 0.0, True
-        self.up = True  # from here on the service manager starts its units
-
-    def look_after(self, now: float) -> None:
-        """What a service manager does: start again what has died."""
-        if not self.up or self.paused:
-            return
-        for unit in self.units.values():
-            if not unit.wanted or _alive(unit.pid):
-                continue
-            if unit.pid and not unit.died_at:
-                unit.died_at = now
-            if not unit.pid or now >= unit.died_at + RESTART_SECONDS:
-                unit.pid, unit.died_at = unit.start(), 0.0
-
-
-def _alive(pid: int) -> bool:
-    if not pid:
-        return False
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "gone"
-
-
-def _end_of(file: Path, size: int = 1500) -> str:
-    with contextlib.suppress(OSError), file.open("rb") as stream:
-        stream.seek(max(0, file.stat().st_size - size))
-        return stream.read().decode(errors="replace")
-    return ""
-
-
-def _command(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return []
-
-
 class Lab:
     """The network, the hosts, the product on them, and the judge."""
 
-    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
-        self.say = say
+    def __init__(self, extra: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.extra = dict(extra)  # environment of the agents, and so of everything that they start
         sys.setswitchinterval(0.001)  # the sampler of permit pages must not wait long for the other threads
         self.network = Network(ADDRESSES)  # raises NoLab
         self.home = Path(tempfile.mkdtemp(prefix="baton-lab-"))
@@ -239,8 +75,12 @@ class Lab:
         self.portal_home = self.home / CORE / "portal"
         self.portal_home.mkdir(parents=True)
         for name, wire in self.network.wires.items():
-            self.hosts[name] = Host(name, wire, self.home / name / "agent")
-            self.hosts[name].home.mkdir(parents=True)
+            home = self.home / name / "agent"
+            home.mkdir(parents=True)
+            host = self.hosts[name] = Host(name, wire, home, HostClock(home.parent / "clock"))
+            self._closing.append(host.free_port)
+            with contextlib.suppress(RuntimeError, FileNotFoundError):  # without loop devices there are no full disks
+                host.mount_disk(home.parent / "router.img")
         self.core = self.hosts[CORE]
         self.tokens = self._make_landscape()
         self.core.units["broker"] = Unit("broker", self._start_broker)
@@ -342,7 +182,8 @@ class Lab:
     def _start_agent(self, host: Host) -> int:
         command = [sys.executable, "-P", "-m", "runtimes.agent", "--home", str(host.home)]
         command += ["--portal", f"http://{ADDRESSES[CORE]}:{PORTAL_PORT}", "--token", self.tokens[host.name]]
-        return host.wire.start(command, cwd=host.home, environment=self.environment(), log=host.home.parent / "agent.log")
+        environment = self.environment() | host.clock.environment(host.python_path) | self.extra
+        return host.wire.start(command, cwd=host.home, environment=environment, log=host.home.parent / "agent.log")
 
     def _look_after(self) -> None:
         while not self._ended.wait(0.05):
@@ -361,6 +202,7 @@ class Lab:
         for act in [
             *reversed(self._closing),
             self.network.close,
+            *(host.unmount_disk for host in self.hosts.values()),
             lambda: shutil.rmtree(self.home) if not os.environ.get("KEEP_LAB") else None,
         ]:
             try:
@@ -374,7 +216,7 @@ class Lab:
 
     def judge_begins(self) -> None:
         pages = [
-            judge.Page(self.hosts[host].home / "runtimes" / f"{host}.{connector}" / "permit", host, connector)
+            judge.Page(self.hosts[host].home / "runtimes" / f"{host}.{connector}" / "permit", host, connector, self.hosts[host].clock.shown)
             for host in EXTERNAL
             for connector in CONNECTORS
         ]
@@ -382,15 +224,24 @@ class Lab:
         self.source = judge.Source(self.shared, CONNECTORS)
         self.sinks = judge.Sinks(self.shared, self.broker_socket, "lab:orders")
         self.records = judge.Records(self._router_port)
-        self._closing += [self.sinks.close, self.pages.close, self.source.stop]
+        self.shown = judge.Shown(self._groups_shown, self.pages, {group: connector for connector, group in GROUPS.items()})
+        self._closing += [self.sinks.close, self.pages.close, self.source.stop, self.shown.close]
         self.pages.start()
+        self.shown.start()
+
+    def _groups_shown(self) -> list[dict[str, Any]] | None:
+        """Every group as the portal's API shows it now; None when it does not answer."""
+        with contextlib.suppress(httpx.HTTPError, OSError, ValueError, KeyError):
+            found: list[dict[str, Any]] = self.api("GET", "groups/", environment="test", project="webshop").json()["results"]
+            return [group for group in found if group["name"] in GROUPS.values()]
+        return None
 
     def _process_lives(self, host: str, connector: str) -> bool:
         key = (host, connector)
         pid = self._known.get(key, 0)
-        if not (_alive(pid) and "runtimes.process" in _command(pid)):
+        if not (alive(pid) and "runtimes.process" in command_of(pid)):
             found = self.hosts[host].part(f"process:{connector}")
-            pid = self._known[key] = next((pid for pid in found if _alive(pid)), 0)
+            pid = self._known[key] = next((pid for pid in found if alive(pid)), 0)
         return bool(pid)
 
     def _router_port(self, host: str) -> tuple[str, int, Path] | None:
@@ -405,9 +256,12 @@ class Lab:
         """Stop the source, let what it sent arrive, and judge the whole run."""
         self.source.stop()
         deadline = time.monotonic() + within
-        while any(judge.judge(self.source, self.sinks, self.pages).lost.values()) and time.monotonic() < deadline:
+        while any(self.judged().lost.values()) and time.monotonic() < deadline:
             time.sleep(0.3)
-        return judge.judge(self.source, self.sinks, self.pages)
+        return self.judged()
+
+    def judged(self) -> judge.Verdict:
+        return judge.judge(self.source, self.sinks, self.pages, self.shown)
 
     # ----------------------------------------------------------------------------------------------------------- the product
 
@@ -461,6 +315,10 @@ class Lab:
             if host.up and not host.paused and (found := self.records.all(host.name)):
                 return found
         return None
+
+    def whole(self) -> bool:
+        """Does every program run again that is to run."""
+        return all(host.whole(CONNECTORS if name in EXTERNAL else ()) for name, host in self.hosts.items())
 
     def settled(self, connector: str) -> tuple[str, str] | None:
         """(leader, follower) when one is On, the record names it, and the other is ready and renews."""
@@ -524,9 +382,25 @@ class Lab:
         for origin, target in ((one, other), (other, one)):
             self.hosts[target].wire.drop_from(self.hosts[origin].wire, share)
 
+    def slow(self, host: str, seconds: float) -> None:
+        """Everything to and from that host takes so much longer, each way."""
+        self.hosts[host].wire.slow(seconds)
+
+    def fill_router_disk(self, host: str, kill: bool = False) -> None:
+        """Nothing more can be written beside the router's data; with `kill` its etcd has to start so too."""
+        if self.hosts[host].disk is not None:
+            self.hosts[host].fill_disk()
+            if kill:
+                self.hosts[host].kill("router")
+
+    def take_router_port(self, host: str) -> None:
+        """Another program stands at the address and port of that host's router."""
+        self.hosts[host].take_port(ADDRESSES[host], ROUTER_PORT)
+
     def mend_links(self) -> None:
         for host in self.hosts.values():
             host.wire.forget_drops()
+            host.wire.quick()
             if host.up and host.isolated:
                 host.rejoin()
 
@@ -541,6 +415,9 @@ class Lab:
                     host.resume()
                 if not host.up:
                     host.power_on()
+                host.clock.step(0.0)
+                host.free_disk()
+                host.free_port()
         self.mend_links()
 
     def play(self, connector: str, host: str) -> None:
@@ -614,12 +491,26 @@ class Lab:
                     said, asked_at = f"{answer.status_code} {answer.text[:300]}", time.monotonic()
             time.sleep(0.1)
 
+    def logs(self, lines: int = 12) -> str:
+        """The last words of every agent and runtime process, for a round that took too long."""
+        files = [host.home.parent / "agent.log" for host in self.hosts.values()]
+        files += [
+            self.hosts[name].home / "runtimes" / f"{name}.{connector}" / "process.log" for name in EXTERNAL for connector in CONNECTORS
+        ]
+        said = []
+        for file in files:
+            said.append(f"-- {file.relative_to(self.home)}")
+            said += end_of(file, 20_000).splitlines()[-lines:]
+        return "\n".join(said)
+
     def facts(self) -> str:
         """What can be seen now, for a failed test."""
         records = self.known()
         keys = {key: (record.revision, record.value) for key, record in (records or {}).items()}
         on = {connector: self.pages.on(connector) for connector in CONNECTORS}
-        logs = "\n".join(f"-- agent of {name}:\n{_end_of(host.home.parent / 'agent.log')}" for name, host in self.hosts.items())
-        parts = {name: [(pid, _state(pid), " ".join(_command(pid))[-90:]) for pid in host.wire.pids()] for name, host in self.hosts.items()}
+        logs = "\n".join(f"-- agent of {name}:\n{end_of(host.home.parent / 'agent.log')}" for name, host in self.hosts.items())
+        parts = {
+            name: [(pid, state_of(pid), " ".join(command_of(pid))[-90:]) for pid in host.wire.pids()] for name, host in self.hosts.items()
+        }
         logs += "\n" + json.dumps(parts, indent=1)
         return f"On: {on}; raft leader: {self.raft_leader()}; records: {json.dumps(keys)}\n{logs}"

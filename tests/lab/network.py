@@ -4,18 +4,26 @@ Every name begins with `bl<pid>-`; whatever bears it is removed at the end, also
 iproute2 and iptables. A cut is an iptables drop at the receiver, so an open connection learns nothing of it, as in a real network.
 """
 
+import array
 import contextlib
 import ctypes
+import fcntl
 import os
+import select
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
+ETH_P_ALL, PACKET_OUTGOING, SIOCETHTOOL = 0x0003, 4, 0x8946
+ETHTOOL_STXCSUM, ETHTOOL_STSO, ETHTOOL_SGSO = 0x17, 0x1F, 0x24
 RUN = Path("/run/netns")
 FREEZER = Path("/sys/fs/cgroup/freezer")  # cgroup v1 …
 UNIFIED = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))  # … or v2
@@ -137,6 +145,51 @@ class Freezer:
                 time.sleep(0.02)
 
 
+class SlowLink:
+    """Stands between a host and the bridge and hands every frame on after a while: this kernel may have no netem."""
+
+    def __init__(self, switch: str, ends: tuple[str, str], seconds: float) -> None:
+        self.seconds = seconds
+        with inside(switch):
+            self._ends = [socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) for _ in ends]
+        for end, name in zip(self._ends, ends, strict=True):
+            end.bind((name, 0))
+            end.setblocking(False)
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="slow link", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        waiting: deque[tuple[float, int, bytes]] = deque()
+        while not self._ended:
+            patience = 0.05 if not waiting else max(0.0, waiting[0][0] - time.monotonic())
+            for end in select.select(self._ends, [], [], min(patience, 0.05))[0]:
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        frame, facts = end.recvfrom(65_535)
+                        if facts[2] != PACKET_OUTGOING:  # what was sent here comes by once more
+                            waiting.append((time.monotonic() + self.seconds, 1 - self._ends.index(end), frame))
+            while waiting and waiting[0][0] <= time.monotonic():
+                _, target, frame = waiting.popleft()
+                with contextlib.suppress(OSError):  # a link that is down, a frame too long
+                    self._ends[target].send(frame)
+
+    def close(self) -> None:
+        self._ended = True
+        self._thread.join(2)
+        for end in self._ends:
+            end.close()
+
+
+def whole_frames(interface: str) -> None:
+    """Let the sender compute checksums and segments itself, so that a frame can be read and sent again. In the thread's namespace."""
+    with socket.socket() as any_socket:
+        for command in (ETHTOOL_STXCSUM, ETHTOOL_STSO, ETHTOOL_SGSO):
+            order = array.array("B", struct.pack("II", command, 0))
+            request = struct.pack("16sP16x", interface.encode(), order.buffer_info()[0])
+            fcntl.ioctl(any_socket, SIOCETHTOOL, request)
+
+
 class Wire:
     """One host's place in the network: a namespace with one interface on the bridge."""
 
@@ -152,6 +205,11 @@ class Wire:
         run("ip", "-n", self.namespace, "link", "set", "lo", "up")
         run("ip", "-n", self.namespace, "addr", "add", f"{address}/24", "dev", "eth0")
         run("ip", "-n", self.namespace, "link", "set", "eth0", "up")
+        with inside(self.namespace):
+            whole_frames("eth0")
+        with inside(switch):
+            whole_frames("br0")
+        self._slow: SlowLink | None = None
         self.inode = (RUN / self.namespace).stat().st_ino
 
     def start(self, command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], log: Path, fds: Sequence[int] = ()) -> int:
@@ -180,12 +238,45 @@ class Wire:
     def link(self, *, up: bool) -> None:
         run("ip", "-n", self.network.switch, "link", "set", self.port, "up" if up else "down")
 
+    def slow(self, seconds: float) -> None:
+        """Every frame to and from this host takes so long, each way."""
+        if self._slow is not None:
+            self._slow.seconds = seconds
+            return
+        near, far = f"n-{self.name}"[:15], f"f-{self.name}"[:15]
+        for words in (
+            ("add", near, "type", "veth", "peer", "name", far),
+            ("set", near, "up"),
+            ("set", far, "master", "br0", "up"),
+            ("set", self.port, "nomaster"),
+        ):
+            run("ip", "-n", self.network.switch, "link", *words)
+        with inside(self.network.switch):
+            whole_frames(near)
+            whole_frames(far)
+        self._slow = SlowLink(self.network.switch, (self.port, near), seconds)
+
+    def quick(self) -> None:
+        if self._slow is None:
+            return
+        self._slow.close()
+        self._slow = None
+        run("ip", "-n", self.network.switch, "link", "del", f"n-{self.name}"[:15])
+        run("ip", "-n", self.network.switch, "link", "set", self.port, "master", "br0")
+
     def drop_from(self, other: "Wire", probability: float | None = None) -> None:
         """Let nothing of `other` in (or lose that share of it)."""
         run(*self._rule("-A", other, probability))
 
     def forget_drops(self) -> None:
-        run("ip", "netns", "exec", self.namespace, "iptables", "-w", "-F", "INPUT")
+        for chain in ("INPUT", "OUTPUT"):
+            run("ip", "netns", "exec", self.namespace, "iptables", "-w", "-F", chain)
+
+    def refuse(self, port: int) -> None:
+        """A firewall that answers: no connection to that port of this host, none from here to that port elsewhere."""
+        for chain in ("INPUT", "OUTPUT"):
+            words = ["-A", chain, "!", "-i" if chain == "INPUT" else "-o", "lo", "-p", "tcp", "--dport", str(port)]
+            run("ip", "netns", "exec", self.namespace, "iptables", "-w", *words, "-j", "REJECT", "--reject-with", "tcp-reset")
 
     def _rule(self, act: str, other: "Wire", probability: float | None) -> list[str]:
         share = [] if probability is None else ["-m", "statistic", "--mode", "random", "--probability", str(probability)]
@@ -238,7 +329,7 @@ class Network:
     def close(self) -> None:
         troubles: list[Exception] = []
         for wire in self.wires.values():
-            for act in (lambda w=wire: w.freezer.thaw(w.pids()), wire.kill_all, self.reap, wire.freezer.remove):
+            for act in (wire.quick, lambda w=wire: w.freezer.thaw(w.pids()), wire.kill_all, self.reap, wire.freezer.remove):
                 try:
                     act()
                 except (OSError, RuntimeError) as error:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.clock import boot
 from tests.lab.faults import fault
-from tests.lab.judge import PAGE, Emit, Page, Pages, Watch, boot, late_emits
+from tests.lab.judge import PAGE, Emit, Page, Pages, Watch, late_emits
 
 
 def emit(epoch: int | None, at: float = 0.0) -> Emit:

@@ -11,7 +11,7 @@ from runtimes.agent import linux
 from runtimes.agent.home import Home, TamperedBundle
 from runtimes.agent.keeper import Keeper, KeeperSpec, permit_overrun, silence
 from runtimes.agent.logbook import LOG_FILE_BYTES, LOG_LINES, LogBook, read_log_line
-from runtimes.agent.peers import addresses
+from runtimes.agent.peers import addresses, why_cut_off
 from runtimes.agent.spool import LOG_LINES as SENT_LINES
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.agent.supervisor import BundleUnavailable, RuntimeSupervisor, Surroundings
@@ -22,14 +22,25 @@ from runtimes.protocol import (
     LogLevel,
     LogLine,
     Orders,
+    PeerReport,
     ProcessNews,
     RequestOutcome,
     RequestStatus,
     RouterOrder,
+    RouterReport,
+    RouterState,
     RuntimeOrder,
     RuntimeState,
     Timing,
     digest_of,
+)
+
+NEAR = PeerReport(machine="core01", address="10.0.0.10:2380", reachable=True, since="2026-11-22T08:00:00.000000Z", error="")
+CUT_OFF = PeerReport(
+    machine="external02", address="10.0.0.12:2380", reachable=False, since="2026-11-22T12:03:41.123456Z", error="no answer within 1 s"
+)
+LONG_AGO = PeerReport(
+    machine="external02", address="10.0.0.12:2380", reachable=False, since="2026-11-20T23:59:59.000000Z", error="Connection refused"
 )
 
 
@@ -296,3 +307,42 @@ def test_a_runtime_whose_bundle_is_on_its_way_is_starting_and_failed_only_once_i
         await runtime.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("router", "peers", "said"),
+    [
+        pytest.param(None, [], "", id="no router here"),
+        pytest.param(
+            RouterReport(state=RouterState.RUNNING), [CUT_OFF], "", id="a majority answers: that one sibling is away is not the cause"
+        ),
+        pytest.param(
+            RouterReport(state=RouterState.NO_MAJORITY, reason="it sees no majority of the cluster's members"),
+            [CUT_OFF, NEAR],
+            "external02 cannot be reached on 10.0.0.12:2380 since 12:03:41 UTC (no answer within 1 s)",
+            id="a sibling, with address and time",
+        ),
+        pytest.param(
+            RouterReport(state=RouterState.NO_MAJORITY, reason="it sees no majority of the cluster's members"),
+            [LONG_AGO],
+            "external02 cannot be reached on 10.0.0.12:2380 since 2026-11-20 23:59:59 UTC (Connection refused)",
+            id="since before today",
+        ),
+        pytest.param(
+            RouterReport(state=RouterState.FAILED, reason="10.0.0.11:2380 is already taken by another program"),
+            [CUT_OFF],
+            "this machine's router does not run: 10.0.0.11:2380 is already taken by another program",
+            id="the own router comes first",
+        ),
+        pytest.param(
+            RouterReport(state=RouterState.NO_MAJORITY, reason="it sees no majority of the cluster's members"),
+            [NEAR],
+            "this machine's router cannot help: it sees no majority of the cluster's members",
+            id="everybody answers",
+        ),
+    ],
+)
+def test_why_a_machine_is_cut_off_is_said_with_peer_address_and_time(
+    router: RouterReport | None, peers: list[PeerReport], said: str
+) -> None:
+    assert why_cut_off(router, peers, "2026-11-22T12:10:00.000000Z") == said
