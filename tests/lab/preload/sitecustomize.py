@@ -53,3 +53,5 @@ def _patch(path: str) -> None:
 
 if _page:
     _patch(_page)
+if os.environ.get("LAB_DAWDLE") or os.environ.get("LAB_REMOVE"):
+    import removed  # noqa: F401 - beside this file

@@ -1,0 +1,106 @@
+"""Negative controls: with a guard taken out, its violation must appear in the lab, or the judge is blind.
+
+What is taken out is taken out of the started programs by the tests (tests/lab/preload); the product has no switch for it.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.clock import boot
+from tests.lab.judge import late_emits
+from tests.lab.lab import CONNECTORS, EXTERNAL, Lab, until
+from tests.lab.network import NoLab
+
+A, B = EXTERNAL
+DAWDLE = "0.05"
+TRIALS = 6
+
+pytestmark = pytest.mark.lab
+
+
+@contextlib.contextmanager
+def started(**extra: str) -> Iterator[Lab]:
+    try:
+        lab = Lab(extra)
+    except NoLab as reason:
+        pytest.skip(str(reason))
+    try:
+        lab.deploy()
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture(scope="module")
+def dawdling() -> Iterator[Lab]:
+    """Every guard is there; only, some time passes between a permit's check and its commit."""
+    with started(LAB_DAWDLE=DAWDLE) as lab:
+        yield lab
+
+
+def resumed_after_the_take_over(lab: Lab, *, keeper: bool) -> None:
+    """A leads and stands still; B takes over; A goes on. Without `keeper` A's keepers stand still all the time."""
+    lab.begin(raft=None)
+    began = boot()
+    if not keeper:
+        lab.hosts[A].stop(*(f"keeper:{connector}" for connector in CONNECTORS))
+    lab.hosts[A].stop(*(f"process:{connector}" for connector in CONNECTORS))
+    for connector in CONNECTORS:
+        until(lambda connector=connector: lab.pages.next_on(connector, began, B), 20, f"{B} leads {connector}", lab.facts)
+    first = {connector: len(lab.sinks.emits(connector)) for connector in CONNECTORS}
+    until(lambda: all(len(lab.sinks.emits(each)) > first[each] for each in CONNECTORS), 20, f"{B} has emitted under its epoch", lab.facts)
+    lab.hosts[A].cont(*(f"process:{connector}" for connector in CONNECTORS))
+    time.sleep(1)
+    lab.heal()
+
+
+def late(lab: Lab, connector: str) -> list[str]:
+    return late_emits(lab.sinks.emits(connector))
+
+
+def test_with_a_keeper_a_process_that_stood_still_emits_nothing_more(dawdling: Lab) -> None:
+    for _ in range(3):
+        resumed_after_the_take_over(dawdling, keeper=True)
+    assert not late(dawdling, "tills")
+    assert not late(dawdling, "erp")
+
+
+def test_without_a_keeper_it_emits_once_more_where_no_fence_is(dawdling: Lab) -> None:
+    for _ in range(TRIALS):
+        resumed_after_the_take_over(dawdling, keeper=False)
+        if late(dawdling, "tills"):
+            break
+    assert late(dawdling, "tills"), "the judge sees a stale commit in the shared folder"
+    assert not late(dawdling, "erp"), "the fence of the queue refused its own"
+
+
+def test_a_guard_below_the_drift_of_the_clocks_lets_two_lead(dawdling: Lab) -> None:
+    """A's clock runs at 0.55, B's at 1.5: 2.7 times as fast, where the guard allows 1.25. A is cut off and believes its permit too long."""
+    dawdling.begin(raft=None)
+    assert not dawdling.pages.overlaps
+    dawdling.hosts[A].clock.run_at(0.55)
+    dawdling.hosts[B].clock.run_at(1.5)
+    try:
+        until(lambda: all(dawdling.settled(each) for each in CONNECTORS), 60, "settled with these clocks", dawdling.facts)
+        for connector in CONNECTORS:
+            dawdling.bring(connector, A)
+        began = boot()
+        dawdling.hosts[A].isolate()
+        until(lambda: all(dawdling.pages.next_on(each, began, B) for each in CONNECTORS), 10, f"{B} leads", dawdling.facts)
+        time.sleep(1)
+    finally:
+        for host in EXTERNAL:
+            dawdling.hosts[host].clock.run_at(1.0)
+    assert dawdling.pages.overlaps
+
+
+def test_without_the_fence_the_queue_takes_a_stale_item() -> None:
+    with started(LAB_DAWDLE=DAWDLE, LAB_REMOVE="fence") as lab:
+        for _ in range(TRIALS):
+            resumed_after_the_take_over(lab, keeper=False)
+            if late(lab, "erp"):
+                break
+        assert late(lab, "erp"), "the judge sees an item under a lower epoch"
