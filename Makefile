@@ -41,7 +41,7 @@ lab: $(VENV)/.dev  ## random faults on three hosts in network namespaces (root):
 
 lab-rows: $(VENV)/.dev  ## every row of the table "Who leads when links are cut", on the same three hosts
 	@.ci/system-packages
-	$(PY) -m pytest -q -m lab tests/lab
+	$(PY) -m pytest -q -m "lab and not long" tests/lab
 
 # The environment is built under a lock, so that two commands can start at once; the stamp names the lock file it came from.
 $(VENV)/.run: requirements.txt

@@ -73,7 +73,7 @@ def why_cut_off(router: RouterReport | None, peers: list[PeerReport], now: str) 
     """
     if router is None or router.state is RouterState.RUNNING:
         return ""
-    if router.state in (RouterState.FAILED, RouterState.STARTING, RouterState.ABSENT):
+    if router.state in (RouterState.FAILED, RouterState.ABSENT):
         return f"this machine's router does not run: {router.reason or router.state}"
     said = [
         f"{peer.machine} cannot be reached on {peer.address} since {_clock(peer.since, now)} ({peer.error})"

@@ -373,6 +373,8 @@ class Shown:
             )
             if began - reported > self.SILENT:
                 self._lie(f"{said}: too old to be shown as a fact")
+            if member["status"] == "single-node":
+                continue  # it runs without a permit, and so without a page that says so
             since = reported - self.UNDER_WAY - self.slack
             ever, always = self.pages.was_on(connector, member["machine"], since, answered)
             if member["state"] == "on" and not ever:

@@ -45,7 +45,8 @@ def until(look: Callable[[], T], within: float, what: str, facts: Callable[[], s
 class Lab:
     """The network, the hosts, the product on them, and the judge."""
 
-    def __init__(self, extra: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(self, extra: Mapping[str, str] = MappingProxyType({}), many: int = 0) -> None:
+        self.many = many  # groups on one more connector, "many"
         self.extra = dict(extra)  # environment of the agents, and so of everything that they start
         sys.setswitchinterval(0.001)  # the sampler of permit pages must not wait long for the other threads
         self.network = Network(ADDRESSES)  # raises NoLab
@@ -57,6 +58,7 @@ class Lab:
         self._closing: list[Callable[[], None]] = []
         self.gaps: list[float] = []  # seconds from a fault to On elsewhere
         self.pauses = 0  # how often a commit may have been in flight in something that stood still
+        self.started_from: dict[str, int] = {}  # epochs before a hand-over
         self.disabled: set[tuple[str, str]] = set()
         self.told: set[str] = set()  # violations that were reported already
         self._known: dict[tuple[str, str], int] = {}
@@ -72,6 +74,8 @@ class Lab:
         for connector in CONNECTORS:
             for folder in ("outbox", "inbox"):
                 (self.shared / connector / folder).mkdir(parents=True)
+        for folder in ("inbox", *(f"{number:02}" for number in range(self.many))):
+            (self.shared / "many" / folder).mkdir(parents=True)
         self.portal_home = self.home / CORE / "portal"
         self.portal_home.mkdir(parents=True)
         for name, wire in self.network.wires.items():
@@ -126,6 +130,7 @@ class Lab:
         facts = {
             "addresses": json.dumps(ADDRESSES),
             "shared": str(self.shared),
+            "many": str(self.many),
             "queues_url": f"redis://{ADDRESSES[CORE]}:{BROKER_PORT}/1",
             "tokens": str(self.home / "tokens.json"),
         }

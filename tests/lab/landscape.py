@@ -38,7 +38,8 @@ def main(facts: dict[str, str]) -> None:
     machines = {
         name: design.add_machine(project, name=name, kind="core" if name.startswith("core") else "external") for name in sorted(addresses)
     }
-    for system in ("ERP", "Tills"):
+    many = int(facts["many"])  # groups on one more connector
+    for system in ("ERP", "Tills", *(["Many"] if many else [])):
         design.create_system(project, name=system, multiple_runtimes=True, number_of_runtimes=2, failover=True)
         for machine in ("external01", "external02"):
             design.place(Connector.objects.get(project=project, name=system.lower()), machines[machine])
@@ -63,6 +64,24 @@ def main(facts: dict[str, str]) -> None:
             )
         )
         creation.transfer_failover(connector, {flow: flow})
+    for number in range(many):
+        connector, name = Connector.objects.get(project=project, name="many"), f"many-{number:02}"
+        folders = {"folder": str(shared / "many" / f"{number:02}")}
+        written = {"folder": str(shared / "many" / "inbox")}
+        made.append(
+            creation.save_flow(
+                Flow(connector=connector),
+                name=name,
+                inbound_kind="file",
+                inbound_settings=folders,
+                outbound_kind="file",
+                outbound_settings=written,
+            )
+        )
+    if many:
+        creation.transfer_failover(
+            Connector.objects.get(project=project, name="many"), {f"many-{n:02}": f"many-{n:02}" for n in range(many)}
+        )
     made.append(
         creation.save_flow(
             Flow(connector=warehouse),

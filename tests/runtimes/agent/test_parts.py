@@ -329,6 +329,12 @@ def test_a_runtime_whose_bundle_is_on_its_way_is_starting_and_failed_only_once_i
             id="since before today",
         ),
         pytest.param(
+            RouterReport(state=RouterState.STARTING, reason="etcd does not answer yet: ReadTimeout"),
+            [CUT_OFF],
+            "external02 cannot be reached on 10.0.0.12:2380 since 12:03:41 UTC (no answer within 1 s)",
+            id="a router that starts and finds nobody",
+        ),
+        pytest.param(
             RouterReport(state=RouterState.FAILED, reason="10.0.0.11:2380 is already taken by another program"),
             [CUT_OFF],
             "this machine's router does not run: 10.0.0.11:2380 is already taken by another program",

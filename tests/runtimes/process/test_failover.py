@@ -123,7 +123,7 @@ def test_a_disabled_leader_hands_over_and_leads_again_only_after_enable(landscap
     until(lambda: first.status() == Status.DISABLED, 3, "the first is disabled")
     assert first.groups["g"].state == State.OFF
     assert second.groups["g"].disabled == ["external01.erp"]
-    assert second.events[-1].cause == Cause.DISABLE
+    until(lambda: second.events and second.events[-1].cause == Cause.DISABLE, 3, "the new leader says why it leads")
     refused = ask(landscape, RequestKind.SWITCH, "external01", request_id="r2")
     assert refused.code == "disabled"
     assert ask(landscape, RequestKind.DISABLE, "external02", request_id="r3").status == RequestStatus.SUCCEEDED
