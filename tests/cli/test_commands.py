@@ -157,3 +157,16 @@ def test_a_secret_is_written_from_standard_input_and_never_shown(
 def test_a_piped_table_keeps_a_row_on_a_line(baton: Callable[..., Said], webshop: Project) -> None:
     baton("properties", "set", "erp.address", "x" * 300)
     assert any("erp.address" in line and "x" * 300 in line for line in baton("properties", "list").out.splitlines())
+
+
+def test_two_releases_are_compared_line_by_line_and_the_exit_status_can_tell(
+    baton: Callable[..., Said], release: Release, developer: User
+) -> None:
+    flow = Flow.objects.get(connector__name="erp")
+    FlowVersion.objects.create(flow=flow, major=1, minor=1, patch=0, definition=flow.definition() | {"auto_start": False})
+    releases.build(release.project, name="Second", note="", by=developer)
+    said = baton("compare", "2", "1", "--exit-code")
+    assert said.status == 1
+    assert [line for line in said.out.splitlines() if "auto" in line and line.strip()[:1] in "+-"]
+    same = baton("compare", "2", "2", "--exit-code")
+    assert (same.status, "No difference." in same.out) == (0, True)
