@@ -13,13 +13,26 @@ from deployments import frozen, moves, releases
 from deployments.models import DONE, Deployment, StepKind, StepLog, StepRun
 from portal import properties
 from portal.errors import Busy, NotAllowed, NotReady, Stale
-from runtimes import failover, fleet, protocol
-from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, GroupRequest, Machine, Router, Runtime
+from runtimes import failover, fleet, membership, protocol
+from runtimes.models import (
+    LIVE_REQUESTS,
+    Bundle,
+    FailoverGroup,
+    GroupMember,
+    GroupRequest,
+    Machine,
+    MembershipChange,
+    MembershipStatus,
+    Router,
+    Runtime,
+)
 from runtimes.protocol import RequestStatus, RouterState, RuntimeState, Status
 
 SETTLED = (Status.LEADER, Status.FOLLOWER, Status.DISABLED, Status.SINGLE_NODE)
 # A report that was under way when the order was taken may still tell of the failure before it.
 FAILURE_STANDS_AFTER = timedelta(seconds=2)
+# A router that was just restarted is away for a moment, and its report comes every 2 s.
+REFUSAL_STANDS_AFTER = timedelta(seconds=10)
 _BY_PREFERENCE = (protocol.Preference.LEADER, protocol.Preference.BACKUP, protocol.Preference.NONE)
 
 Memory = MutableMapping[str, Any]
@@ -114,11 +127,12 @@ class Manual(Kind):
 
 
 class DeployRouters(Kind):
-    """Start all routers and the witness together; a majority is enough, for the others may be away for long."""
+    """Start all routers and the witness together; a majority is enough, for the others may be away for long. The members of a running
+    cluster are changed one at a time, until all are as wished."""
 
     def begin(self, step: StepRun, now: datetime) -> None:
         environment = step.deployment.environment
-        machines = list(Machine.objects.filter(environment=environment, router__isnull=False))
+        machines = list(Machine.objects.filter(environment=environment, router__leaving=False))
         values = frozen.values_of(step.deployment)
         found = {machine.name: properties.failover_address(machine.name, values) for machine in machines}
         reasons = [
@@ -130,11 +144,16 @@ class DeployRouters(Kind):
         if reasons:
             raise NotAllowed(" ".join(reasons), reasons=reasons)
         if machines:
-            fleet.assign_routers(environment, {name: (address, int(port)) for name, (address, port) in found.items() if address and port})
+            addresses = {name: (address, int(port)) for name, (address, port) in found.items() if address and port}
+            change = membership.assign(environment, addresses, actor=actor(step), now=now)
+            step.memory.update(change=change.pk if change is not None else None, said=0)
         versions = Machine.objects.filter(environment=environment, router__isnull=False).values_list("name", "orders_version")
         step.memory["orders"] = dict(versions)
 
     def check(self, step: StepRun, now: datetime) -> Outcome:
+        changing = self._change(step, now)
+        if changing is not None:
+            return changing
         routers = [router for router in self._routers(step) if router.desired_running]
         if not routers:
             return done("There are no routers here: nothing runs in failover.")
@@ -149,8 +168,46 @@ class DeployRouters(Kind):
             return done(f"{votes} of {len(voters)} routers run, a majority. Not yet: {tail}")
         return running(f"{votes} of {len(voters)} routers run, no majority yet. {tail}")
 
+    def _change(self, step: StepRun, now: datetime) -> Outcome | None:
+        """How far the change of a running cluster's members is. None: there is none (any more)."""
+        if not step.memory.get("change"):
+            return None
+        membership.advance(step.deployment.environment_id, now=now)
+        change = MembershipChange.objects.get(pk=step.memory["change"])
+        if change.hand_over:
+            wait = self._hand_over(step, change.hand_over, now)
+            if wait is not None:
+                return wait
+            membership.handed_over(change, change.hand_over, now=now)
+            change.refresh_from_db()
+        for line in change.log[step.memory["said"] :]:
+            note(step, line["text"], datetime.fromisoformat(line["at"]))
+        step.memory["said"] = len(change.log)
+        if change.status == MembershipStatus.SUCCEEDED:
+            return None
+        if change.status == MembershipStatus.REPLACED:
+            return failed("Somebody else began another change of the routers: deploy again to see what is left to do.")
+        if not change.refused:
+            step.memory.pop("refused_since", None)
+            return running(change.sentence)
+        since = datetime.fromisoformat(step.memory.setdefault("refused_since", now.isoformat()))
+        if now - since < REFUSAL_STANDS_AFTER:
+            return running(change.sentence)
+        membership.refuse(change, now=now)
+        return failed(change.sentence)
+
+    def _hand_over(self, step: StepRun, machine: str, now: datetime) -> Outcome | None:
+        """Give up what the machine leads before its router is restarted or removed. None: it leads nothing (any more)."""
+        runtimes = Runtime.objects.filter(environment=step.deployment.environment, machine__name=machine, failover=True)
+        outcomes = [
+            hand_over(step, runtime, memory_of(step, runtime), now)
+            for runtime in runtimes.select_related("machine", "connector", "environment")
+        ]
+        waits = [outcome for outcome in outcomes if outcome is not None]
+        return together(waits) if waits else None
+
     def overdue(self, step: StepRun) -> str:
-        return "No majority of the routers ran"
+        return "The routers did not come to run as wished" if step.memory.get("change") else "No majority of the routers ran"
 
     def _routers(self, step: StepRun) -> list[Router]:
         routers = Router.objects.filter(machine__environment=step.deployment.environment)

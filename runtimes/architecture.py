@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from portal.errors import Busy, NotAllowed, Stale
 from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement
-from runtimes import authority, fleet
+from runtimes import authority, fleet, votes
 from runtimes.models import Machine, Router, Runtime
 from runtimes.protocol import Preference, RuntimeState
 
@@ -45,7 +45,12 @@ class _Present:
 
     machines: dict[str, Machine]
     runtimes: dict[tuple[str, str], Runtime]
-    routers: dict[str, Router]
+    routers: dict[str, Router]  # that stay, as far as the environment knows
+    leaving: set[str]  # machines whose routers go as soon as the cluster has let them go, and the machine with them if it was removed
+
+    @property
+    def has_cluster(self) -> bool:
+        return any(router.cluster_known for router in self.routers.values())
 
 
 def _drawn(environment: Environment) -> _Drawn:
@@ -66,10 +71,12 @@ def _present(environment: Environment) -> _Present:
     machines = {machine.name: machine for machine in Machine.objects.filter(environment=environment)}
     runtimes = Runtime.objects.filter(environment=environment).select_related("machine", "connector", "desired_bundle")
     routers = Router.objects.filter(machine__environment=environment).select_related("machine")
+    leaving = {router.machine.name for router in routers if router.leaving}
     return _Present(
         machines,
         {(runtime.machine.name, runtime.connector.name): runtime for runtime in runtimes.defer("desired_bundle__content")},
-        {router.machine.name: router for router in routers},
+        {router.machine.name: router for router in routers if not router.leaving},
+        leaving,
     )
 
 
@@ -90,13 +97,35 @@ def _differences(drawn: _Drawn, present: _Present) -> list[Change]:
 
 
 def _router_changes(drawn: _Drawn, present: _Present) -> list[Change]:
+    """In a running cluster members come and go one at a time, with the next deployment; one that ends goes at once."""
+    goes_on = present.has_cluster and bool(drawn.routers)
+    comes = "; the running cluster takes it in with the next deployment (step Deploy routers)" if goes_on else ""
+
     def line(name: str, act: str, kind: str) -> Change:
         noun = "witness" if kind == MachineKind.CORE else "router"
-        return Change(act, noun, name, f"{noun.capitalize()} on {name} will be {act}d.")
+        sentence = f"{noun.capitalize()} on {name} will be {act}d{comes}."
+        if act == "remove" and goes_on and present.routers[name].cluster_known:
+            sentence = f"{noun.capitalize()} on {name} will leave the running cluster with the next deployment (step Deploy routers)."
+        return Change(act, noun, name, sentence)
 
     created = [line(name, "create", drawn.machines[name].kind) for name in sorted(drawn.routers - present.routers.keys())]
     removed = [line(name, "remove", present.machines[name].kind) for name in sorted(present.routers.keys() - drawn.routers)]
-    return sorted([*created, *removed], key=lambda change: (change.kind != "router", change.act, change.name))
+    changes = [*created, *removed, *(_vote_changes(drawn, present) if goes_on else [])]
+    return sorted(changes, key=lambda change: (change.kind != "router", change.act, change.name))
+
+
+def _vote_changes(drawn: _Drawn, present: _Present) -> list[Change]:
+    """Routers that stay and get or lose their vote, because votes are always odd and at most five."""
+    before = votes.electors({name: present.machines[name].kind for name in present.routers})
+    after = votes.electors({name: drawn.machines[name].kind for name in drawn.routers})
+    changes = []
+    for name in sorted(drawn.routers & present.routers.keys()):
+        if (name in before.voters) != (name in after.voters):
+            noun = "witness" if drawn.machines[name].kind == MachineKind.CORE else "router"
+            how = "will get a vote" if name in after.voters else "will vote no longer"
+            why = f"{len(after.voters)} of the routers vote, always an odd number"
+            changes.append(Change("change", noun, name, f"{noun.capitalize()} on {name} {how} with the next deployment: {why}."))
+    return changes
 
 
 def _machine_changes(drawn: _Drawn, present: _Present) -> list[Change]:
@@ -109,10 +138,11 @@ def _machine_changes(drawn: _Drawn, present: _Present) -> list[Change]:
         for name in sorted(drawn.machines.keys() & present.machines.keys())
         if drawn.machines[name].kind != present.machines[name].kind
     ]
-    changes += [
-        Change("remove", "machine", name, f"Machine {name} will be removed, with its agent's credential and its log.")
-        for name in sorted(present.machines.keys() - drawn.machines.keys())
-    ]
+    for name in sorted(present.machines.keys() - drawn.machines.keys() - present.leaving):
+        router = present.routers.get(name)
+        votes_now = router is not None and router.cluster_known and bool(drawn.routers)
+        when = ", once its router has left the cluster" if votes_now else ""
+        changes.append(Change("remove", "machine", name, f"Machine {name} will be removed, with its agent's credential and its log{when}."))
     return changes
 
 
@@ -143,7 +173,7 @@ def apply(environment: Environment, *, seen: list[Change] | None, by: AbstractBa
 
     Raises:
         Stale: the design changed since; shows the new difference.
-        NotAllowed: a deployment runs, or a runtime that would go still runs (stop it first), or a router that would go votes.
+        NotAllowed: a deployment runs, or a runtime that would go still runs (stop it first).
         Busy: somebody else applied in the same instant.
     """
     try:
@@ -163,7 +193,7 @@ def _apply(environment: Environment, seen: list[Change] | None) -> list[Change]:
         return []
     for guard in guards:
         guard(environment)
-    reasons = [*_still_runs(drawn, present), *_still_votes(drawn, present)]
+    reasons = _still_runs(drawn, present)
     if reasons:
         raise NotAllowed(" ".join(reasons), reasons=reasons)
     _remove(environment, drawn, present)
@@ -184,28 +214,23 @@ def _still_runs(drawn: _Drawn, present: _Present) -> list[str]:
     return reasons
 
 
-def _still_votes(drawn: _Drawn, present: _Present) -> list[str]:
-    """The members of a running cluster change one at a time through a healthy router; until that is built, only all may go together."""
-    leaving = sorted(name for name, router in present.routers.items() if name not in drawn.routers and router.cluster_known)
-    staying = sorted(name for name, router in present.routers.items() if name in drawn.routers and router.cluster_known)
-    if not leaving or not staying:
-        return []
-    return [
-        f"The router on {name} votes in a running cluster with {' and '.join(staying)}, and members cannot be removed one by one yet: "
-        "keep it in Design › Architecture, or take the whole project out of failover."
-        for name in leaving
-    ]
-
-
 def _remove(environment: Environment, drawn: _Drawn, present: _Present) -> None:
-    """Groups and their changes of leadership stay as history; memberships, routers, tokens and logs go with their runtime or machine."""
+    """Groups and their changes of leadership stay as history; memberships, routers, tokens and logs go with their runtime or machine.
+
+    A router that votes in a cluster which goes on stays, with its machine, until `membership` has let it go.
+    """
     leaving = [router for name, router in present.routers.items() if name not in drawn.routers]
-    if any(router.cluster_known for router in leaving):
+    kept = [router for router in leaving if router.cluster_known and drawn.routers]
+    if any(router.cluster_known for router in leaving) and not drawn.routers:
         # The cluster ends here; one that is built later starts its revisions anew, and epochs must only grow.
         Environment.objects.filter(pk=environment.pk).update(generation=F("generation") + 1)
-    Router.objects.filter(pk__in=[router.pk for router in leaving]).delete()
+    Router.objects.filter(pk__in=[router.pk for router in kept]).update(leaving=True)
+    Router.objects.filter(pk__in=[router.pk for router in leaving if router not in kept]).delete()
+    if not drawn.routers:
+        Router.objects.filter(machine__environment=environment).delete()
     Runtime.objects.filter(pk__in=[runtime.pk for key, runtime in present.runtimes.items() if key not in drawn.runtimes]).delete()
-    removed = [machine for name, machine in present.machines.items() if name not in drawn.machines]
+    staying = {router.machine.name for router in kept} | (present.leaving if drawn.routers else set())
+    removed = [machine for name, machine in present.machines.items() if name not in drawn.machines and name not in staying]
     for machine in removed:
         authority.revoke(machine, because="its machine was removed", now=timezone.now())
     Machine.objects.filter(pk__in=[machine.pk for machine in removed]).delete()
@@ -219,7 +244,7 @@ def _create(environment: Environment, drawn: _Drawn, present: _Present) -> None:
         elif machines[name].kind != designed.kind:
             Machine.objects.filter(pk=machines[name].pk).update(kind=designed.kind)
     for name in sorted(drawn.routers - present.routers.keys()):
-        Router.objects.create(machine=machines[name])
+        Router.objects.update_or_create(machine=machines[name], defaults={"leaving": False})
     for key, connector in drawn.runtimes.items():
         runtime = present.runtimes.get(key)
         if runtime is None:

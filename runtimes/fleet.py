@@ -7,9 +7,11 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
+import msgspec
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
@@ -185,6 +187,7 @@ def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
         timing=timing,
         trust=authority.trust(machine),
         router=_router_order(machine, timing),
+        member_change=_member_change(machine),
         runtimes=[_runtime_order(runtime, groups[runtime.pk]) for runtime in runtimes],
         requests=[_request_order(request, now) for request in requests],
     )
@@ -198,13 +201,35 @@ def _router_order(machine: Machine, timing: protocol.Timing) -> protocol.RouterO
         name=machine.name,
         peer_host=router.desired_host,
         peer_port=router.desired_port,
-        cluster_token=f"baton-{machine.environment.cluster.hex}-{machine.environment.generation}",
+        cluster_token=reports.cluster_token(machine.environment),
         members=router.desired_members,
         witness=machine.kind == MachineKind.CORE,
-        may_start_empty=not router.cluster_known,
+        member_id=router.desired_member_id,
+        join_existing=bool(router.desired_member_id) and not router.cluster_known,
+        may_start_empty=not router.cluster_known and not router.desired_member_id,
+        survivor=router.survivor,
+        disabled=_disabled(machine.environment) if router.survivor else {},
         heartbeat_ms=timing.etcd_heartbeat_ms,
         election_ms=timing.etcd_election_ms,
     )
+
+
+def _member_change(machine: Machine) -> protocol.MemberChange | None:
+    router: Router | None = getattr(machine, "router", None)
+    return msgspec.convert(router.desired_change, protocol.MemberChange) if router is not None and router.desired_change else None
+
+
+def _disabled(environment: Environment) -> dict[str, list[str]]:
+    """Members that were last reported as disabled, by group: a cluster that is built anew must not forget one."""
+    members = GroupMember.objects.filter(group__environment=environment).select_related(
+        "group__group", "runtime__machine", "runtime__connector"
+    )
+    found: dict[str, list[str]] = {}
+    for member in members:
+        disabled = found.setdefault(member.group.group.key, [])
+        if member.observed_disabled:
+            disabled.append(member.runtime.key)
+    return found
 
 
 def _runtime_order(runtime: Runtime, groups: list[FailoverGroup]) -> protocol.RuntimeOrder:
@@ -386,58 +411,64 @@ def _want_flow(runtime: Runtime, flow_key: str, *, running: bool) -> None:
 # ------------------------------------------------------------------------------------------------------------------- routers
 
 
-@transaction.atomic
-def assign_routers(environment: Environment, addresses: dict[str, tuple[str, int]]) -> None:
-    """Order the environment's routers (and witness) to run as one cluster: machine name -> (Internal IP, Failover port).
-
-    A router beyond the five that vote gets `members` without its own name: it only passes traffic on (etcd gateway).
+def electorate_of(environment: Environment, addresses: dict[str, tuple[str, int]]) -> votes.Electorate:
+    """Who votes at these addresses: machine name -> (Internal IP, Failover port). Routers that are leaving are left out.
 
     Raises:
         Invalid: an address:port used twice (naming both machines), or a vote count that is even: "Two votes without a witness …".
-        NotAllowed: the routers already form a cluster, and these addresses would change its members.
     """
-    routers = {router.machine.name: router for router in Router.objects.filter(machine__environment=environment).select_related("machine")}
+    routers = {router.machine.name: router for router in routers_of(environment) if not router.leaving}
     for name in sorted(addresses.keys() - routers.keys()):
         raise Invalid(f"{name} has no router in {environment.name}: apply the architecture first.", field=name)
     kinds = {name: router.machine.kind for name, router in routers.items()}
     for name in sorted(name for name in routers.keys() - addresses.keys() if kinds[name] == MachineKind.EXTERNAL):
         raise Invalid(f"The router on {name} has no address: fill in {name}.failover.internal-ip and {name}.failover.port.", field=name)
-    result = votes.electorate(kinds, addresses)
-    _refuse_unencrypted(environment, routers)
-    _refuse_changed_members(environment, routers, result.members)
+    return votes.electorate(kinds, addresses)
+
+
+def routers_of(environment: Environment) -> list[Router]:
+    routers = Router.objects.filter(machine__environment=environment)
+    return list(routers.select_related("machine__environment").order_by("machine__kind", "machine__name"))
+
+
+@transaction.atomic
+def assign_routers(environment: Environment, addresses: dict[str, tuple[str, int]]) -> None:
+    """Order the environment's routers (and witness) to found one cluster. A running one is changed by `membership.assign`.
+
+    A router beyond the five that vote gets `members` without its own name: it only passes traffic on.
+
+    Raises:
+        Invalid: see electorate_of.
+        NotAllowed: the routers already form a cluster, and these addresses would change its members.
+    """
+    result = electorate_of(environment, addresses)
+    routers = {router.machine.name: router for router in routers_of(environment)}
+    refuse_unencrypted(environment, routers.values())
+    known = next((router for router in routers.values() if router.cluster_known and router.desired_members), None)
+    if known is not None and known.desired_members != result.members:
+        raise NotAllowed(f"The routers of {environment.name} already run as one cluster: a deployment's step Deploy routers changes them.")
     for name, router in routers.items():
         running = name in result.members or name in result.gateways
         host, port = addresses.get(name, ("", None))
         wish = (running, host.strip(), port, result.members) if running else (False, "", None, {})
-        if wish != (router.desired_running, router.desired_host, router.desired_port, router.desired_members):
-            Router.objects.filter(pk=router.pk).update(
-                desired_running=wish[0], desired_host=wish[1], desired_port=wish[2], desired_members=wish[3]
-            )
-            touch(router.machine)
+        order_router(router, desired_running=wish[0], desired_host=wish[1], desired_port=wish[2], desired_members=wish[3])
 
 
-def _refuse_unencrypted(environment: Environment, routers: dict[str, Router]) -> None:
+def order_router(router: Router, **wish: Any) -> bool:
+    """Write what is wished of a router, and wake its agent when that is new."""
+    if all(getattr(router, field) == value for field, value in wish.items()):
+        return False
+    Router.objects.filter(pk=router.pk).update(**wish)
+    for field, value in wish.items():
+        setattr(router, field, value)
+    touch(router.machine)
+    return True
+
+
+def refuse_unencrypted(environment: Environment, routers: Iterable[Router]) -> None:
     """Members of one cluster cannot change from plain to encrypted traffic while they run, and a majority must run to change anything."""
-    if any(url.startswith("http://") for router in routers.values() if router.cluster_known for url in router.desired_members.values()):
+    if any(url.startswith("http://") for router in routers if router.cluster_known for url in router.desired_members.values()):
         raise NotAllowed(
             f"The routers of {environment.name} were made before their traffic was encrypted and cannot be changed: "
             "begin anew with an empty portal and empty agents' homes (under make run: another BATON_HOME)."
         )
-
-
-def _refuse_changed_members(environment: Environment, routers: dict[str, Router], members: dict[str, str]) -> None:
-    """A running cluster's members are changed one at a time through a healthy router, which this version does not do."""
-    known = next((router for router in routers.values() if router.cluster_known and router.desired_members), None)
-    if known is None or known.desired_members == members:
-        return
-    former: dict[str, str] = known.desired_members
-    differences = [
-        f"{name} was {former.get(name, 'no member')}, now {members.get(name, 'no member')}"
-        for name in sorted(former.keys() | members.keys())
-        if former.get(name) != members.get(name)
-    ]
-    raise NotAllowed(
-        f"The routers of {environment.name} already run as one cluster, and its members cannot be changed yet ({'; '.join(differences)}). "
-        "Put the former addresses back in Properties and the former routers back in Deploy › Architecture.",
-        reasons=differences,
-    )

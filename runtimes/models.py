@@ -103,7 +103,11 @@ class Router(models.Model):
     desired_host = models.CharField(max_length=255, blank=True)
     desired_port = models.PositiveIntegerField(null=True, blank=True)
     desired_members = models.JSONField(default=dict, blank=True)  # member name -> peer URL, the same on all machines
-    cluster_known = models.BooleanField(default=False)  # its member once ran: an empty data directory is refused from then on
+    desired_member_id = models.CharField(max_length=32, blank=True)  # under which the running cluster added it; empty: a founding member
+    cluster_known = models.BooleanField(default=False)  # that member once ran: an empty data directory is refused from then on
+    desired_change = models.JSONField(null=True, blank=True)  # protocol.MemberChange that this router is to carry, as a dict
+    survivor = models.BooleanField(default=False)  # the cluster of this generation is built anew from its data (until that is reported)
+    leaving = models.BooleanField(default=False)  # the design has no router here any more: it goes when its member was removed
     # fact
     observed_state = models.CharField(max_length=16, choices=choices(protocol.RouterState), default=protocol.RouterState.ABSENT)
     observed_reason = models.TextField(blank=True)
@@ -112,9 +116,54 @@ class Router(models.Model):
     observed_cluster_id = models.CharField(max_length=32, blank=True)
     observed_version = models.CharField(max_length=20, blank=True)
     observed_peers = models.JSONField(default=list, blank=True)  # protocol.PeerReport as dicts
+    observed_address = models.CharField(max_length=270, blank=True)  # peer URL at which it runs
+    observed_token = models.CharField(max_length=80, blank=True)  # of the cluster it runs in
+    observed_learner = models.BooleanField(default=False)  # it runs and has no vote yet
+    observed_outside = models.BooleanField(default=False)  # it is no member: its data are gone, or a removed member's
+    observed_ordered_as = models.CharField(max_length=32, blank=True)  # desired_member_id of the order that all this was said under
+    observed_members = models.JSONField(default=list, blank=True)  # protocol.ClusterMember as dicts
+    observed_members_at = models.BigIntegerField(default=0)  # raft index of that list
+    observed_change = models.CharField(max_length=40, blank=True)  # the last change it tried …
+    observed_change_error = models.TextField(blank=True)  # … and why it was not made
 
     def __str__(self) -> str:
         return f"{'witness' if self.machine.kind == MachineKind.CORE else 'router'} on {self.machine}"
+
+
+class MembershipStatus(models.TextChoices):
+    RUNNING = "running", "Running"
+    SUCCEEDED = "succeeded", "Succeeded"
+    REFUSED = "refused", "Refused"  # a person has to put something right first; what it had done stays done
+    REPLACED = "replaced", "Replaced"  # by a newer wish
+
+
+class MembershipChange(models.Model):
+    """A wish for other routers in a running cluster, brought about one safe step at a time (runtimes.membership). What is next follows
+    from what the routers report, never from this row: it keeps the wish, and tells people how far it is."""
+
+    environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="membership_changes")
+    wished = models.JSONField()  # machine -> [Internal IP, Failover port] of every router that shall vote
+    actor = models.CharField(max_length=150)
+    status = models.CharField(max_length=12, choices=MembershipStatus.choices, default=MembershipStatus.RUNNING)
+    sentence = models.TextField(blank=True)  # what goes on, or what it waits for
+    refused = models.BooleanField(default=False)  # the sentence says what a person has to put right
+    hand_over = models.CharField(
+        max_length=40, blank=True
+    )  # machine whose runtimes are to give up what they lead, before its router is touched
+    handed_over = models.JSONField(default=list, blank=True)  # machines that have done so
+    touched = models.JSONField(default=list, blank=True)  # machines whose routers must be seen to run before it is done
+    log = models.JSONField(default=list, blank=True)  # [{"at": moment, "text": sentence}], oldest first
+    created_at = models.DateTimeField(default=timezone.now)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["environment"], condition=Q(status="running"), name="one_live_membership_change")
+        ]
+
+    def __str__(self) -> str:
+        return f"routers of {self.environment}: {self.status}"
 
 
 class CertificateAuthority(models.Model):

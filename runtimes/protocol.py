@@ -82,6 +82,15 @@ class RouterState(StrEnum):
     FAILED = "failed"  # a port taken, a refused etcd version, an emptied data directory: see the reason
 
 
+class MemberAct(StrEnum):
+    """What is asked of a healthy router: one change of the cluster's members (etcd's member API)."""
+
+    ADD = "add"  # as a learner: it has no vote until it is promoted
+    PROMOTE = "promote"
+    REMOVE = "remove"
+    UPDATE = "update"  # another peer URL
+
+
 class RequestKind(StrEnum):
     SWITCH = "switch"
     DISABLE = "disable"
@@ -231,6 +240,26 @@ class Timing(Wire, frozen=True):
     etcd_election_ms: int = 300
 
 
+class ClusterMember(Wire, frozen=True):
+    """A line of etcd's member list. `name` is empty until it has started once."""
+
+    id: str  # hexadecimal, never used twice
+    name: str
+    url: str  # peer URL
+    learner: bool = False  # it follows and has no vote
+
+
+class MemberChange(Wire, frozen=True):
+    """One change, to be made through this machine's router as long as the cluster's members are still those `listed`."""
+
+    id: str
+    act: MemberAct
+    listed: list[ClusterMember]
+    member: str = ""  # id; of promote, remove and update
+    url: str = ""  # of add and update
+    valid_seconds: float = 10.0  # counted by the agent from receipt
+
+
 class RouterOrder(Wire, frozen=True):
     """One etcd member. `members` maps member name (the machine's) to its peer URL, this one included, identical on all machines."""
 
@@ -240,8 +269,11 @@ class RouterOrder(Wire, frozen=True):
     cluster_token: str
     members: dict[str, str]
     witness: bool = False
-    join_existing: bool = False  # --initial-cluster-state existing
+    member_id: str = ""  # under which a running cluster has added it; empty: it founded the cluster
+    join_existing: bool = False  # it was added and did not run since: it starts empty, once, and whatever data is here goes
     may_start_empty: bool = True  # False once the cluster is known: an empty data directory is refused
+    survivor: bool = False  # the cluster of this token is to be built anew from this machine's data, whose majority is lost
+    disabled: dict[str, list[str]] = {}  # survivor only: members (runtime keys) by group that stay disabled, whatever the data say
     heartbeat_ms: int = 50
     election_ms: int = 300
 
@@ -278,6 +310,7 @@ class Orders(Wire, frozen=True):
     timing: Timing = Timing()
     trust: Trust | None = None  # None: no machine of the environment has asked for a certificate yet
     router: RouterOrder | None = None
+    member_change: MemberChange | None = None
     runtimes: list[RuntimeOrder] = []
     requests: list[GroupRequest] = []
 
@@ -290,6 +323,15 @@ class RouterReport(Wire, frozen=True):
     etcd_version: str = ""
     client_port: int | None = None
     warning: str = ""  # "etcd 3.5.1: for a one-machine demonstration only"
+    address: str = ""  # peer URL at which its member runs
+    cluster_token: str = ""  # of the order that its member runs under
+    learner: bool = False  # it runs and has no vote yet
+    outside: bool = False  # it is no member of the ordered cluster: its data are gone, or a removed member's, or a former cluster's
+    ordered_as: str = ""  # member_id of the order that all this was said under
+    members: list[ClusterMember] = []  # as it lists them
+    members_at: int = 0  # raft index at which it first saw this list: of two lists the one with the higher index is not older
+    change: str = ""  # id of the last MemberChange it tried
+    change_error: str = ""  # why it was not made; empty: it was
 
 
 class PeerReport(Wire, frozen=True):

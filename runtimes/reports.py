@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db import connection
 from django.db.models import Model, OuterRef, Q, Subquery
 
+from portal.models import Environment
 from runtimes import protocol
 from runtimes.models import (
     LIVE_REQUESTS,
@@ -84,6 +85,11 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
     return News(cluster_became_known=known)
 
 
+def cluster_token(environment: Environment) -> str:
+    """Names one cluster: of this environment, in this generation."""
+    return f"baton-{environment.cluster.hex}-{environment.generation}"
+
+
 def moment(text: str, otherwise: datetime) -> datetime:
     """An RFC 3339 moment of the wire; `otherwise` for an empty or unreadable one."""
     try:
@@ -133,10 +139,23 @@ def _store_router(machine: Machine, said: protocol.RouterReport | None, peers: l
         observed_cluster_id=said.cluster_id[:32],
         observed_version=said.etcd_version[:20],
         observed_peers=msgspec.to_builtins(peers),
+        observed_address=said.address[:270],
+        observed_token=said.cluster_token[:80],
+        observed_learner=said.learner,
+        observed_outside=said.outside,
+        observed_ordered_as=said.ordered_as[:32],
+        observed_members=msgspec.to_builtins(said.members),
+        observed_members_at=said.members_at,
+        observed_change=said.change[:40],
+        observed_change_error=said.change_error,
     )
     if said.state != protocol.RouterState.RUNNING or not said.cluster_id:
         return False
-    return bool(routers.filter(cluster_known=False, desired_running=True).update(cluster_known=True))
+    # A member that was added is known when it runs under the id it was added with: what its predecessor said last proves nothing.
+    unknown = routers.filter(cluster_known=False, desired_running=True, desired_member_id__in=("", said.member_id))
+    known = bool(unknown.update(cluster_known=True))
+    rebuilt = routers.filter(survivor=True) if said.cluster_token == cluster_token(machine.environment) else routers.none()
+    return bool(rebuilt.update(survivor=False)) or known
 
 
 def _write(rows: Sequence[Model], names: list[str]) -> None:

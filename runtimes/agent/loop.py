@@ -78,7 +78,7 @@ class Agent:
         await self.router.program.attach()
         remembered = self.home.read("orders.json", Orders)
         if remembered is not None:
-            self._carry_out(remembered)
+            self._carry_out(msgspec.structs.replace(remembered, member_change=None))  # who knows what has happened since
         self._start("certificate", self.certificates.run)
         self._start("router", self.router.run)
         self._start("peers", self.peers.run)
@@ -137,7 +137,7 @@ class Agent:
     def _carry_out(self, orders: Orders) -> None:
         self.orders, self.orders_at = orders, time.monotonic()
         self.certificates.take(orders.trust)
-        self.router.take(orders.router)
+        self.router.take(orders.router, orders.member_change, orders.namespace)
         self.peers.take(orders.router)
         self.carrier.take(orders.requests)
         self._hand_out()

@@ -5,7 +5,7 @@ import random
 import shutil
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -14,7 +14,7 @@ import httpx
 import msgspec
 import structlog
 
-from runtimes.agent import linux
+from runtimes.agent import linux, members
 from runtimes.agent.certificate import Certificates
 from runtimes.agent.decide import Keeping
 from runtimes.agent.etcd_binary import EtcdBinary, NoEtcd, find_etcd
@@ -23,7 +23,18 @@ from runtimes.agent.peers import addresses
 from runtimes.agent.program import CannotStart, Program, new_launch
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.process.tls import ClientTls
-from runtimes.protocol import LogLevel, LogLine, RouterOrder, RouterReport, RouterState, TlsFiles, Wire, encode
+from runtimes.protocol import (
+    ClusterMember,
+    LogLevel,
+    LogLine,
+    MemberChange,
+    RouterOrder,
+    RouterReport,
+    RouterState,
+    TlsFiles,
+    Wire,
+    encode,
+)
 
 log = structlog.get_logger()
 QUOTA_BYTES = 256 * 1024 * 1024
@@ -35,6 +46,7 @@ LOOK_SOON_SECONDS = 0.15  # … and at one that is not yet
 RETRY_SECONDS = 3.0  # after something a person has to put right
 STOP_SECONDS = 4.0
 SAME_LINE_SECONDS = 60.0
+REMOVED = "data-dir used by this member must be removed"  # etcd's last words when the others told it that it is no member any more
 
 
 class Member(Wire, frozen=True):
@@ -48,6 +60,8 @@ class Member(Wire, frozen=True):
     etcd_version: str = ""  # of the etcd that was started on the data last
     member_id: str = ""
     cluster_id: str = ""
+    joined: str = ""  # member_id of the order under which it started empty: never twice under one
+    removed: bool = False  # the others told it that it is no member any more
 
 
 class RouterLaunch(Wire, frozen=True):
@@ -58,12 +72,15 @@ class RouterLaunch(Wire, frozen=True):
     version: str
     warning: str
     authority: str = ""  # digest of the certificate it trusts
+    rebuilding: bool = False  # it builds the cluster anew from its data, away from the runtimes
 
 
 class Begin(StrEnum):
     GO = "go"
-    DISCARD = "discard"  # old data that never was part of a cluster goes first
+    DISCARD = "discard"  # old data that never was part of a cluster, or is a removed member's, goes first
+    REBUILD = "rebuild"  # the data become those of a new cluster with this one member
     REFUSE = "refuse"
+    OUTSIDE = "outside"  # refused, for it is no member of the ordered cluster any more
 
 
 def may_start(order: RouterOrder, member: Member | None, *, data: bool) -> tuple[Begin, str]:
@@ -73,36 +90,57 @@ def may_start(order: RouterOrder, member: Member | None, *, data: bool) -> tuple
             "this cluster was made before routers' traffic was encrypted: "
             "begin anew with an empty portal and an empty agent's home (under make run: another BATON_HOME)"
         )
+    former = member is not None and member.cluster_token != order.cluster_token
+    if order.survivor and data and former:
+        return Begin.REBUILD, "the cluster is built anew from this machine's data"
+    if order.join_existing:
+        return _may_join(order, member, data=data)
     if not data:
         if order.may_start_empty:
             return Begin.GO, "a new member"
-        return Begin.REFUSE, (
+        return Begin.OUTSIDE, (
             "the data directory of this router is empty although its cluster is known: an emptied member could vote twice; "
-            "remove it from the cluster and add it again through a healthy router"
+            "remove it from the cluster and add it again through a healthy router: Rebuild router, or a deployment's step Deploy routers"
         )
     if member is None:
         return Begin.GO, "its data is here"
     anew = not member.led and order.may_start_empty
-    if member.cluster_token != order.cluster_token:
+    if former:
         if anew:
             return Begin.DISCARD, "it never was part of a cluster"
-        return Begin.REFUSE, (
-            f"this router's data belongs to the cluster {member.cluster_token}, but {order.cluster_token} is ordered: "
-            "it stays with the former one until the cluster is rebuilt"
+        return Begin.OUTSIDE, (
+            f"this router's data belongs to the cluster {member.cluster_token}, but {order.cluster_token} is ordered, which was built anew "
+            "without it: a deployment's step Deploy routers takes it in again, with the new cluster's data"
         )
-    if set(member.members) != set(order.members):
-        if anew:
-            return Begin.DISCARD, "it never was part of a cluster"
-        return Begin.REFUSE, (
-            f"the cluster has the members {', '.join(sorted(member.members))}, but {', '.join(sorted(order.members))} are ordered: "
-            "members are added and removed one at a time through a healthy router"
-        )
+    if member.removed:
+        return Begin.OUTSIDE, "the others have removed this router from the cluster: a deployment's step Deploy routers takes it in again"
     if anew and member.members != order.members:
         return Begin.DISCARD, "it never was part of a cluster"
     return Begin.GO, "its data is here"
 
 
-def command(binary: str, order: RouterOrder, *, listen_host: str, client_port: int, data: str, tls: TlsFiles, revoked: str) -> list[str]:
+def _may_join(order: RouterOrder, member: Member | None, *, data: bool) -> tuple[Begin, str]:
+    """A running cluster has added this machine under an id of its own; that member starts empty once, and never again."""
+    if member is None or member.joined != order.member_id:
+        return (Begin.DISCARD, "its data are of a member that the cluster has removed") if data else (Begin.GO, "added to the cluster")
+    if member.removed:
+        return Begin.OUTSIDE, "the others have removed this router from the cluster again"
+    if data:
+        return Begin.GO, "its data is here"
+    return Begin.OUTSIDE, f"its data directory is empty although it has joined as member {order.member_id}: it must be added again"
+
+
+def command(
+    binary: str,
+    order: RouterOrder,
+    *,
+    listen_host: str,
+    client_port: int,
+    data: str,
+    tls: TlsFiles,
+    revoked: str,
+    rebuilding: bool = False,
+) -> list[str]:
     """The etcd command line of one member. Peers and clients alike must show a certificate of the environment that is not revoked."""
     host = f"[{listen_host}]" if ":" in listen_host else listen_host
     client = f"https://127.0.0.1:{client_port}"
@@ -137,6 +175,7 @@ def command(binary: str, order: RouterOrder, *, listen_host: str, client_port: i
         "--logger=zap",
         "--log-outputs=stderr",
         "--log-level=info",
+        *(["--force-new-cluster"] if rebuilding else []),
     ]
 
 
@@ -148,6 +187,7 @@ class Health:
     reason: str
     member_id: str = ""
     cluster_id: str = ""
+    learner: bool = False
 
 
 def judge(status: dict[str, Any] | None, health: bool, alarms: list[str], answered: str) -> Health:
@@ -155,14 +195,19 @@ def judge(status: dict[str, Any] | None, health: bool, alarms: list[str], answer
     if status is None:
         return Health(RouterState.STARTING, answered)
     header = status.get("header", {})
-    ids = {"member_id": f"{int(header.get('member_id', 0)):x}", "cluster_id": f"{int(header.get('cluster_id', 0)):x}"}
+
+    def said(state: RouterState, reason: str, *, learner: bool = False) -> Health:
+        return Health(state, reason, f"{int(header.get('member_id', 0)):x}", f"{int(header.get('cluster_id', 0)):x}", learner)
+
     if "NOSPACE" in alarms:
-        return Health(RouterState.FAILED, "its database is full (alarm NOSPACE): compact and defragment it, then disarm the alarm", **ids)
+        return said(RouterState.FAILED, "its database is full (alarm NOSPACE): compact and defragment it, then disarm the alarm")
+    if status.get("isLearner"):
+        return said(RouterState.STARTING, "it catches up with the others before it gets its vote", learner=True)
     if int(status.get("leader", 0)) == 0:
-        return Health(RouterState.NO_MAJORITY, "it sees no majority of the cluster's members", **ids)
+        return said(RouterState.NO_MAJORITY, "it sees no majority of the cluster's members")
     if not health:
-        return Health(RouterState.NO_MAJORITY, "it does not get an answer from a majority of the cluster's members", **ids)
-    return Health(RouterState.RUNNING, "", **ids)
+        return said(RouterState.NO_MAJORITY, "it does not get an answer from a majority of the cluster's members")
+    return said(RouterState.RUNNING, "")
 
 
 class RouterSupervisor:
@@ -191,14 +236,27 @@ class RouterSupervisor:
         self.wake = asyncio.Event()
         self.health = Health(RouterState.ABSENT, "")
         self.refused = ""  # why the order cannot be carried out
+        self.outside = False  # refused for it is no member of the ordered cluster
+        self.namespace = ""
+        self.change: MemberChange | None = None  # still to be made
+        self.change_until = 0.0  # monotonic
+        self.changed_last: tuple[str, str] = ("", "")  # id of the last change that was tried, and why it was not made
+        self.listed: list[ClusterMember] = []
+        self.listed_at = 0  # raft index
         self.last_error = ""  # etcd's own, from its log
         self.said: dict[str, float] = {}
+        self.asked = ""  # client URL of the member that is looked at
         self.tls = ClientTls(home.tls)
         self.client = httpx.AsyncClient(verify=self.tls.context, trust_env=False, timeout=2.0)
 
     # -------------------------------------------------------------------------------------------------------------- wishes
 
-    def take(self, order: RouterOrder | None) -> None:
+    def take(self, order: RouterOrder | None, change: MemberChange | None = None, namespace: str = "") -> None:
+        self.namespace = namespace
+        if change is not None and change.id != self.changed_last[0]:
+            self.change, self.changed_last = change, (change.id, "not tried yet")
+            self.change_until = time.monotonic() + change.valid_seconds
+            self.wake.set()
         if order == self.order:
             return
         self.order = order
@@ -268,11 +326,14 @@ class RouterSupervisor:
                 return None
             if launched is not None and self._outdated(launched, order):
                 return self._change(order)
-            self.refused = ""
-            await self._look(order)
-            return LOOK_SECONDS if self.health.state is RouterState.RUNNING else LOOK_SOON_SECONDS
+            self.refused, self.outside = "", False
+            await self._look(launched, order)
+            if launched is not None and launched.rebuilding:
+                return await self._rebuild(order)
+            await self._make_change()
+            return LOOK_SECONDS if self.health.state is RouterState.RUNNING and self.change is None else LOOK_SOON_SECONDS
         if order is None:
-            self.health, self.refused = Health(RouterState.ABSENT, ""), ""
+            self.health, self.refused, self.outside = Health(RouterState.ABSENT, ""), "", False
             return None
         full = self._why_full()
         if full:
@@ -290,7 +351,9 @@ class RouterSupervisor:
         return RETRY_SECONDS if self.refused else 0.0
 
     def _outdated(self, launched: RouterLaunch, order: RouterOrder) -> bool:
-        led = self.member is not None and self.member.led
+        if launched.rebuilding and self.member is not None and self.member.cluster_token == order.cluster_token:
+            return True  # it was built anew, and now runs as any other
+        led = self.member is not None and (self.member.led or bool(self.member.joined))
         return needs_restart(launched.order, order, led=led) or launched.authority != self.certificates.authority
 
     def _change(self, order: RouterOrder) -> float | None:
@@ -298,6 +361,10 @@ class RouterSupervisor:
         begin, because = may_start(order, self.member, data=self._has_data())
         if self.certificates.awaited(order.peer_host):
             return RETRY_SECONDS
+        if begin is Begin.OUTSIDE:
+            self._refuse(because, outside=True)
+            self.program.stop("it is no member of the ordered cluster", STOP_SECONDS)
+            return None
         if begin is Begin.REFUSE or self.certificates.trouble():
             self.refused = because if begin is Begin.REFUSE else self.certificates.trouble()
             return RETRY_SECONDS
@@ -312,8 +379,8 @@ class RouterSupervisor:
         self.health = Health(RouterState.STARTING, "starting")
         known = self.member if self.member is not None and self.member.cluster_token else None
         begin, because = may_start(order, known, data=self._has_data())
-        if begin is Begin.REFUSE:
-            self._refuse(because)
+        if begin in (Begin.REFUSE, Begin.OUTSIDE):
+            self._refuse(because, outside=begin is Begin.OUTSIDE)
             return
         if order.name not in order.members:
             self._refuse(
@@ -342,7 +409,7 @@ class RouterSupervisor:
         if begin is Begin.DISCARD:
             log.warning("router_data_discarded", text=f"The data of the former router is discarded: {because}.")
             await asyncio.to_thread(shutil.rmtree, self.data)
-        await self._launch(order, binary, listen_host)
+        await self._launch(order, binary, listen_host, rebuilding=begin is Begin.REBUILD)
 
     def _why_full(self) -> str:
         """A sentence when the disk has no room for etcd's data; empty when it has."""
@@ -357,36 +424,33 @@ class RouterSupervisor:
         kept = begin is not Begin.DISCARD and self._has_data() and self.member is not None
         return self.member.etcd_version if kept and self.member is not None else ""
 
-    async def _launch(self, order: RouterOrder, binary: EtcdBinary, listen_host: str) -> None:
+    async def _launch(self, order: RouterOrder, binary: EtcdBinary, listen_host: str, *, rebuilding: bool) -> None:
         self._remember_port()
         assert self.member is not None
-        led = self.member.led and self._has_data()
-        self.member = msgspec.structs.replace(
-            self.member,
-            name=order.name,
-            cluster_token=order.cluster_token,
-            members=order.members,
-            led=led,
-            etcd_version=binary.version,
-        )
-        self._save_member()
+        if rebuilding:  # out of the runtimes' reach, and remembered as what it is until it is done
+            client_port = pick_port("127.0.0.1", avoid={self._port()})
+        else:
+            client_port = self._port()
+            self._remember_start(order, binary)
         self.data.mkdir(mode=0o700, exist_ok=True)
-        self.refused = self.last_error = ""
+        self.refused, self.outside, self.last_error = "", False, ""
         what = RouterLaunch(
             order=order,
-            client_port=self._port(),
+            client_port=client_port,
             version=binary.version,
             warning=binary.warning,
             authority=self.certificates.authority,
+            rebuilding=rebuilding,
         )
         argv = command(
             binary.path,
             order,
             listen_host=listen_host,
-            client_port=self._port(),
+            client_port=client_port,
             data=str(self.data),
             tls=self.home.tls,
             revoked=str(self.home.revoked),
+            rebuilding=rebuilding,
         )
         log.info("router_starts", text=f"The router starts: etcd {binary.version} at {order.peer_host}:{order.peer_port}.")
         try:
@@ -402,29 +466,51 @@ class RouterSupervisor:
         except CannotStart as error:
             self._refuse(f"etcd cannot be started: {error}")
 
-    def _refuse(self, because: str) -> None:
+    def _remember_start(self, order: RouterOrder, binary: EtcdBinary) -> None:
+        """On disk before etcd writes its first byte: a member that was added starts empty once."""
+        assert self.member is not None
+        data = self._has_data()
+        joins = order.join_existing and self.member.joined != order.member_id
+        self.member = msgspec.structs.replace(
+            self.member,
+            name=order.name,
+            cluster_token=order.cluster_token,
+            members=order.members,
+            led=self.member.led and data and not joins,
+            etcd_version=binary.version,
+            member_id=order.member_id if joins else self.member.member_id,
+            joined=order.member_id if joins else self.member.joined,
+            removed=self.member.removed and data and not joins,
+        )
+        self._save_member()
+
+    def _refuse(self, because: str, *, outside: bool = False) -> None:
         if because != self.refused:
             log.error("router_refused", text=f"The router is not started: {because}.")
-        self.refused = because
+        self.refused, self.outside = because, outside
 
     # ------------------------------------------------------------------------------------------------------------- looking
 
-    async def _look(self, order: RouterOrder) -> None:
-        """Ask the member how it is, and whether the cluster knows its present address."""
+    async def _look(self, launched: RouterLaunch | None, order: RouterOrder) -> None:
+        """Ask the member how it is, and whom the cluster lists."""
         was = self.health.state
+        port = launched.client_port if launched is not None else self._port()
+        self.asked = f"https://127.0.0.1:{port}"
         try:
             self.tls.refresh()
             status = await self._post("/v3/maintenance/status", {})
-            health = (await self.client.get(f"{self.endpoint}/health")).status_code == 200
+            health = (await self.client.get(f"{self.asked}/health")).status_code == 200
             alarms = [] if health else await self._alarms()
             self.health = judge(status, health, alarms, "")
-        except (httpx.HTTPError, OSError, ValueError) as error:
+            if self.health.state is RouterState.RUNNING:
+                await self._list(int(status.get("raftAppliedIndex", status.get("raftIndex", 0))))
+        except (httpx.HTTPError, OSError, ValueError, members.NotMade) as error:
             answered = f"etcd does not answer yet: {error if 'certificate' in str(error) else type(error).__name__}"
             late = was in (RouterState.RUNNING, RouterState.NO_MAJORITY)
             self.health = Health(RouterState.NO_MAJORITY, "etcd does not answer") if late else Health(RouterState.STARTING, answered)
             return
         assert self.member is not None
-        if self.health.state is RouterState.RUNNING:
+        if self.health.state is RouterState.RUNNING and not (launched is not None and launched.rebuilding):
             ids = {"led": True, "member_id": self.health.member_id, "cluster_id": self.health.cluster_id}
             known = msgspec.structs.replace(self.member, **ids)
             if known != self.member:
@@ -433,30 +519,70 @@ class RouterSupervisor:
             self.program.forget_back_off()
             if was is not RouterState.RUNNING:
                 log.info("router_runs", text=f"The router runs and knows a majority (member {self.health.member_id}).")
-                await self._tell_address(order)
 
     async def _alarms(self) -> list[str]:
         found = await self._post("/v3/maintenance/alarm", {"action": "GET"})
         return [str(alarm.get("alarm")) for alarm in found.get("alarms", [])]
 
-    async def _tell_address(self, order: RouterOrder) -> None:
-        """A member whose own address has changed tells the cluster, so that the others dial the new one."""
-        wanted = [order.members[order.name]]
-        try:
-            for member in (await self._post("/v3/cluster/member/list", {})).get("members", []):
-                if f"{int(member['ID']):x}" == self.health.member_id and member.get("peerURLs") != wanted:
-                    await self._post("/v3/cluster/member/update", {"ID": member["ID"], "peerURLs": wanted})
-                    log.info("router_address_told", text=f"The cluster now knows this router at {wanted[0]}.")
-        except (httpx.HTTPError, ValueError, KeyError) as error:
-            log.error("router_address_not_told", text=f"The cluster could not be told this router's address: {error}.")
+    async def _list(self, index: int) -> None:
+        """`index`: applied by this member before it was asked, so the list has every change up to it."""
+        listed = await members.members_of(self._post)
+        if listed != self.listed:
+            self.listed, self.listed_at = listed, index
 
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = await self.client.post(f"{self.endpoint}{path}", content=encode(body))
-        answer.raise_for_status()
+    async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises: httpx.HTTPError without an answer, members.NotMade with etcd's reason, ValueError for an answer that is none."""
+        answer = await self.client.post(f"{self.asked}{path}", content=encode(body))
         fields = msgspec.json.decode(answer.content)
         if not isinstance(fields, dict):
             raise ValueError(f"etcd answered {answer.content[:80]!r}")
+        if answer.status_code != 200:
+            raise members.NotMade(str(fields.get("message") or fields.get("error") or answer.status_code))
         return fields
+
+    # ------------------------------------------------------------------------------------------------------- the cluster's members
+
+    async def _make_change(self) -> None:
+        """The one change of the cluster's members that the portal has ordered through this router, while it is valid."""
+        change = self.change
+        if change is None or self.health.state is not RouterState.RUNNING:
+            return
+        trouble, again = members.why_stale(change, self.listed), False
+        if not trouble:
+            try:
+                await members.make(self._post, change)
+                log.info("member_changed", text=f"The cluster's members were changed: {change.act} {change.member or change.url}.")
+                await self._look(self.program.what(RouterLaunch), self.order) if self.order is not None else None
+            except (httpx.HTTPError, ValueError, members.NotMade) as error:
+                trouble = str(error) or type(error).__name__
+                again = any(words in trouble for words in members.PASSING) and time.monotonic() < self.change_until
+        self.changed_last = (change.id, trouble)
+        if not again:
+            self.change = None
+
+    async def _rebuild(self, order: RouterOrder) -> float | None:
+        """The member runs alone on the survivor's data, out of reach: settle what the former cluster left, then start it as any other."""
+        if self.health.state is not RouterState.RUNNING:
+            return LOOK_SOON_SECONDS
+        assert self.member is not None
+        try:
+            await members.settle(self._post, self.namespace, order.disabled)
+        except (httpx.HTTPError, ValueError, members.NotMade) as error:
+            log.warning("router_not_rebuilt", text=f"The cluster cannot be built anew yet: {error}.")
+            return RETRY_SECONDS
+        self.member = msgspec.structs.replace(
+            self.member,
+            cluster_token=order.cluster_token,
+            members=order.members,
+            led=True,
+            removed=False,
+            member_id=self.health.member_id,
+            cluster_id=self.health.cluster_id,
+        )
+        self._save_member()
+        log.warning("router_rebuilt", text="The cluster was built anew from this machine's data, without its former members.")
+        self.program.stop("the cluster was built anew", STOP_SECONDS)
+        return None
 
     # -------------------------------------------------------------------------------------------------------------- reports
 
@@ -470,6 +596,9 @@ class RouterSupervisor:
             return
         if line.level is LogLevel.ERROR:
             self.last_error = line.text
+        if REMOVED in line.text and self.member is not None and not self.member.removed:
+            self.member = msgspec.structs.replace(self.member, removed=True)
+            self._save_member()
         head, now = line.text[:60], time.monotonic()
         if now - self.said.get(head, -SAME_LINE_SECONDS) < SAME_LINE_SECONDS:
             return
@@ -481,9 +610,12 @@ class RouterSupervisor:
     def report(self) -> RouterReport | None:
         if self.order is None and self.program.keeping is Keeping.GONE:
             return None
+        order = self.order
         launched: RouterLaunch | None = self.program.what(RouterLaunch)
         alive = self.program.keeping is Keeping.ALIVE
         state, reason = self.health.state, self.health.reason
+        if alive and launched is not None and launched.rebuilding:
+            state, reason = RouterState.STARTING, "the cluster is being built anew from this machine's data"
         if self.program.keeping is Keeping.STUCK:
             state, reason = RouterState.FAILED, "its keeper holds the lock but does not answer"
         elif self.refused:
@@ -494,11 +626,20 @@ class RouterSupervisor:
         return RouterReport(
             state=state,
             reason=reason,
-            member_id=self.member.member_id if self.member is not None else "",
+            member_id=(self.health.member_id if alive else "") or (self.member.member_id if self.member is not None else ""),
             cluster_id=self.member.cluster_id if self.member is not None else "",
             etcd_version=launched.version if launched is not None and alive else "",
             client_port=self.member.client_port if self.member is not None and self.order is not None else None,
             warning=launched.warning if launched is not None and alive else "",
+            address=launched.order.members.get(launched.order.name, "") if launched is not None and alive else "",
+            cluster_token=launched.order.cluster_token if launched is not None and alive and not launched.rebuilding else "",
+            learner=alive and self.health.learner,
+            outside=self.outside,
+            ordered_as=order.member_id if order is not None else "",
+            members=self.listed if alive and self.health.state is RouterState.RUNNING else [],
+            members_at=self.listed_at,
+            change=self.changed_last[0],
+            change_error=self.changed_last[1],
         )
 
     async def close(self) -> None:
@@ -512,7 +653,9 @@ def needs_restart(launched: RouterOrder, order: RouterOrder, *, led: bool) -> bo
 
     def essence(of: RouterOrder) -> RouterOrder:
         members = {name: url if name == of.name or not led else "" for name, url in of.members.items()}
-        return msgspec.structs.replace(of, members=members, join_existing=False, may_start_empty=True, witness=False)
+        return msgspec.structs.replace(
+            of, members=members, join_existing=False, may_start_empty=True, witness=False, survivor=False, disabled={}
+        )
 
     return essence(launched) != essence(order)
 

@@ -120,12 +120,31 @@ def test_turning_failover_off_ends_preferences_and_the_cluster(group: FailoverGr
     assert environment.generation == 2, "a cluster that is built anew has higher epochs"
 
 
-def test_one_router_does_not_leave_a_running_cluster(group: FailoverGroup, developer: User, routers_addressed: None) -> None:
+def test_a_router_of_a_running_cluster_stays_until_it_was_let_go(group: FailoverGroup, developer: User, routers_addressed: None) -> None:
+    Router.objects.update(cluster_known=True)
+    Placement.objects.filter(machine__name="external02").delete()
+    Runtime.objects.filter(machine__name="external02").update(desired_running=False)
+    DesignedMachine.objects.filter(name="external02").delete()
+    environment = group.environment
+    said = sentences(environment)
+    assert "Router on external02 will leave the running cluster with the next deployment (step Deploy routers)." in said
+    assert any(line.startswith("Witness on core01 will vote no longer with the next deployment: 1 of the routers vote") for line in said)
+    assert any(line.endswith("its log, once its router has left the cluster.") for line in said)
+    apply(environment, developer)
+    assert Router.objects.get(machine__name="external02").leaving
+    assert sentences(environment) == [], "it is on its way, and not offered again"
+    environment.refresh_from_db()
+    assert environment.generation == 1, "the cluster goes on"
+
+
+def test_a_leaving_router_that_is_designed_again_stays(group: FailoverGroup, developer: User, routers_addressed: None) -> None:
     Router.objects.update(cluster_known=True)
     DesignedMachine.objects.filter(name="external02").update(router=False)
-    with pytest.raises(NotAllowed, match="router on external02 votes in a running cluster with core01 and external01"):
-        apply(group.environment, developer)
-    assert Router.objects.count() == 3
+    apply(group.environment, developer)
+    DesignedMachine.objects.filter(name="external02").update(router=True)
+    assert any("the running cluster takes it in with the next deployment" in line for line in sentences(group.environment))
+    apply(group.environment, developer)
+    assert not Router.objects.get(machine__name="external02").leaving
 
 
 def test_a_running_runtime_is_not_removed(group: FailoverGroup, erp02: Runtime, developer: User) -> None:

@@ -263,6 +263,13 @@ class Host:
         ready, _, _ = select.select([self.presence], [], [], within)
         return bool(ready) and os.read(self.presence, 1) == b""
 
+    def reopen(self) -> None:
+        """After everything has ended: the machine may be started again."""
+        for end in (self.lifeline, self.presence):
+            os.close(end)
+        self.lifeline, self.lifeline_write = os.pipe()
+        self.presence, self.presence_write = os.pipe()
+
     def close(self) -> None:
         if self.lifeline_write >= 0:
             self.end_lifeline()

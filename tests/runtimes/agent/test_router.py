@@ -95,6 +95,9 @@ ORDER = RouterOrder(
     name="a", peer_host="10.0.0.1", peer_port=7000, cluster_token="t1", members={"a": "https://10.0.0.1:7000", "b": "https://10.0.0.2:7000"}
 )
 MEMBER = Member(name="a", cluster_token="t1", members=ORDER.members, client_port=21000, led=True)
+JOIN = {"member_id": "f1", "join_existing": True, "may_start_empty": False}
+JOINED = msgspec.structs.replace(MEMBER, joined="f1", member_id="f1")
+ANEW = {"survivor": True, "cluster_token": "t2", "may_start_empty": False}
 MOVED = {"a": "https://10.0.0.9:7000", "b": "https://10.0.0.2:7000"}
 
 
@@ -102,10 +105,21 @@ MOVED = {"a": "https://10.0.0.9:7000", "b": "https://10.0.0.2:7000"}
     ("order", "member", "data", "begin", "said"),
     [
         pytest.param({}, None, False, Begin.GO, "new member", id="the first start"),
-        pytest.param({"may_start_empty": False}, MEMBER, False, Begin.REFUSE, "add it again", id="an emptied data directory"),
+        pytest.param({"may_start_empty": False}, MEMBER, False, Begin.OUTSIDE, "add it again", id="an emptied data directory"),
         pytest.param({"may_start_empty": False}, MEMBER, True, Begin.GO, "", id="a restart"),
-        pytest.param({"cluster_token": "t2"}, MEMBER, True, Begin.REFUSE, "belongs to the cluster t1", id="another cluster's data"),
-        pytest.param({"members": {"a": "https://10.0.0.1:7000"}}, MEMBER, True, Begin.REFUSE, "one at a time", id="other members"),
+        pytest.param({"cluster_token": "t2"}, MEMBER, True, Begin.OUTSIDE, "belongs to the cluster t1", id="another cluster's data"),
+        pytest.param({"members": {"a": "https://10.0.0.1:7000"}}, MEMBER, True, Begin.GO, "", id="others left: etcd knows"),
+        pytest.param(JOIN, MEMBER, True, Begin.DISCARD, "removed", id="added anew: the data of the former member go"),
+        pytest.param(JOIN, MEMBER, False, Begin.GO, "added", id="added anew: it starts empty"),
+        pytest.param(JOIN, None, False, Begin.GO, "added", id="added: another machine of that name"),
+        pytest.param(JOIN, None, True, Begin.DISCARD, "removed", id="added: data nobody knows"),
+        pytest.param(JOIN, JOINED, True, Begin.GO, "", id="added: it has started"),
+        pytest.param(JOIN, JOINED, False, Begin.OUTSIDE, "although it has joined", id="added: emptied before it had its vote"),
+        pytest.param(JOIN | {"join_existing": False, "may_start_empty": False}, JOINED, True, Begin.GO, "", id="added: known since"),
+        pytest.param({}, msgspec.structs.replace(MEMBER, removed=True), True, Begin.OUTSIDE, "have removed", id="removed by the others"),
+        pytest.param(ANEW, MEMBER, True, Begin.REBUILD, "built anew", id="the survivor"),
+        pytest.param(ANEW, msgspec.structs.replace(MEMBER, cluster_token="t2"), True, Begin.GO, "", id="the survivor, once built anew"),
+        pytest.param(ANEW, MEMBER, False, Begin.OUTSIDE, "empty", id="a survivor without data survives nothing"),
         pytest.param({"members": MOVED}, MEMBER, True, Begin.GO, "", id="a new address of a known member"),
         pytest.param(
             {"members": MOVED}, msgspec.structs.replace(MEMBER, led=False), True, Begin.DISCARD, "never", id="corrected before it ever ran"
@@ -114,7 +128,7 @@ MOVED = {"a": "https://10.0.0.9:7000", "b": "https://10.0.0.2:7000"}
             {"cluster_token": "t2", "may_start_empty": False},
             msgspec.structs.replace(MEMBER, led=False),
             True,
-            Begin.REFUSE,
+            Begin.OUTSIDE,
             "belongs",
             id="a cluster that is known is never discarded",
         ),
@@ -131,6 +145,8 @@ def test_when_a_router_may_use_its_data(order: dict[str, object], member: Member
     [
         pytest.param({"may_start_empty": False}, True, False, id="the cluster is known now"),
         pytest.param({"witness": True}, True, False, id="a mark for people"),
+        pytest.param({"survivor": True, "disabled": {"g": []}}, True, False, id="what counts before it starts only"),
+        pytest.param({"member_id": "f1"}, True, True, id="added under another id"),
         pytest.param({"election_ms": 1000}, True, True, id="another profile"),
         pytest.param({"members": MOVED}, True, True, id="its own address"),
         pytest.param({"members": ORDER.members | {"b": "https://10.0.0.8:1"}}, True, False, id="another's address, known to the cluster"),
@@ -151,6 +167,7 @@ WELL = {"header": {"cluster_id": "255", "member_id": "16"}, "leader": "16"}
     [
         pytest.param(None, False, [], RouterState.STARTING, "refused", id="no answer yet"),
         pytest.param(WELL, True, [], RouterState.RUNNING, "", id="well"),
+        pytest.param(WELL | {"isLearner": True}, True, [], RouterState.STARTING, "catches up", id="without a vote yet"),
         pytest.param(WELL | {"leader": "0"}, False, [], RouterState.NO_MAJORITY, "no majority", id="no leader known"),
         pytest.param(WELL, False, [], RouterState.NO_MAJORITY, "answer from a majority", id="a leader that is not heard"),
         pytest.param(WELL, False, ["NOSPACE"], RouterState.FAILED, "NOSPACE", id="full"),

@@ -14,6 +14,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone
 
+from portal import vault
 from runtimes import failover, fleet
 from runtimes.agent.router import pick_port
 from runtimes.models import FailoverGroup, LeadershipChange, Machine, Router, Runtime
@@ -29,7 +30,7 @@ EXTERNAL = NAMES[1:]
 def served(file_database: None, tmp_path: Path) -> Iterator[str]:
     """The portal's URL."""
     port = pick_port("127.0.0.1")
-    own = {"BATON_HOME": str(tmp_path), "REDIS_URL": "redis://127.0.0.1:9/0"}
+    own = {"BATON_HOME": str(tmp_path), "REDIS_URL": "redis://127.0.0.1:9/0", "BATON_PROPERTY_KEYS": ",".join(vault.keys())}
     with (tmp_path / "portal.log").open("wb") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "portal.asgi:application", "--port", str(port), "--lifespan", "off"],

@@ -1,0 +1,324 @@
+"""The routers of a running cluster come, go and move: one safe step at a time, without losing leadership (docs/failover.md).
+
+The portal plans and orders; agents change members through etcd's member API, through a router that runs well. What is next follows from
+what the routers report (`votes.next_change`), so that portal, worker and agents may be killed at any point: each looks again and goes on.
+"""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from django.db import transaction
+from django.utils import timezone
+
+from portal.models import DesignedMachine, Environment
+from runtimes import authority, fleet, protocol, reports, votes
+from runtimes.models import Machine, MembershipChange, MembershipStatus, Router, Runtime
+from runtimes.votes import Act, Condition, Next, Voter
+
+CARRY_SECONDS = 15.0  # within which a router is to carry a change; another one is asked after that
+ACTS = {
+    Act.ADD: protocol.MemberAct.ADD,
+    Act.PROMOTE: protocol.MemberAct.PROMOTE,
+    Act.REMOVE: protocol.MemberAct.REMOVE,
+    Act.UPDATE: protocol.MemberAct.UPDATE,
+}
+Addresses = Mapping[str, tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class View:
+    """What the environment's routers say of their cluster. `listed` None: none of them knows a majority."""
+
+    routers: dict[str, Router]
+    members: list[protocol.ClusterMember] | None
+    listed: list[Voter]
+    conditions: dict[str, Condition]
+
+
+# --------------------------------------------------------------------------------------------------------------------- wishes
+
+
+@transaction.atomic
+def assign(environment: Environment, addresses: Addresses, *, actor: str, now: datetime) -> MembershipChange | None:
+    """Order the environment's routers to run at these addresses: machine name -> (Internal IP, Failover port).
+
+    None: they found a cluster now, or are as wished already. Else a change is begun, which replaces one under way.
+
+    Raises:
+        Invalid: see fleet.electorate_of.
+        NotAllowed: the cluster's traffic is not encrypted.
+    """
+    routers = fleet.routers_of(environment)
+    if not any(router.cluster_known for router in routers):
+        fleet.assign_routers(environment, dict(addresses))
+        return None
+    fleet.refuse_unencrypted(environment, routers)
+    result = fleet.electorate_of(environment, dict(addresses))
+    wished = {name: (addresses[name][0].strip(), addresses[name][1]) for name in result.members}
+    _order_gateways(routers, result, addresses)
+    view = look(environment, wished, now=now)
+    if view.members is None:
+        nothing = all(router.desired_members == result.members for router in routers if router.desired_running)
+    else:
+        nothing = votes.next_change(view.listed, result.members, view.conditions).act is Act.NOTHING
+    if nothing and not any(router.leaving for router in routers):
+        if view.members is not None:
+            _sync(view, wished)
+        return None
+    return begin(environment, wished, actor=actor, now=now)
+
+
+@transaction.atomic
+def begin(environment: Environment, wished: Addresses, *, actor: str, now: datetime) -> MembershipChange:
+    """Wish that these routers vote, and take the first step."""
+    live = MembershipChange.objects.filter(environment=environment, status=MembershipStatus.RUNNING)
+    live.update(status=MembershipStatus.REPLACED, ended_at=now)
+    change = MembershipChange.objects.create(
+        environment=environment, wished={name: list(address) for name, address in wished.items()}, actor=actor, created_at=now
+    )
+    _advance(change, now)
+    return change
+
+
+def present(environment: Environment) -> dict[str, tuple[str, int]]:
+    """The routers that are ordered to vote, with their addresses: the wish to change nothing but what is broken."""
+    return {
+        router.machine.name: (router.desired_host, router.desired_port)
+        for router in fleet.routers_of(environment)
+        if router.desired_running and router.desired_port and not router.leaving and router.machine.name in router.desired_members
+    }
+
+
+def refuse(change: MembershipChange, *, now: datetime) -> None:
+    """Give the wish up: a person has to put something right first."""
+    _end(change, MembershipStatus.REFUSED, now)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- steps
+
+
+def wake(environment_id: int) -> None:
+    """A report came: take the next step of a change under way."""
+    if MembershipChange.objects.filter(environment_id=environment_id, status=MembershipStatus.RUNNING).exists():
+        advance(environment_id, now=timezone.now())
+
+
+@transaction.atomic
+def advance(environment_id: int, *, now: datetime) -> MembershipChange | None:
+    """The next step of the environment's change, if it has one and if it may be taken. May be called at any time, any number of times."""
+    live = MembershipChange.objects.select_for_update(of=("self",)).select_related("environment")
+    change = live.filter(environment_id=environment_id, status=MembershipStatus.RUNNING).first()
+    if change is not None:
+        _advance(change, now)
+    return change
+
+
+def handed_over(change: MembershipChange, machine: str, *, now: datetime) -> None:
+    """What the machine's runtimes led has been handed over, or nobody could take it: its router may be touched."""
+    change.handed_over, change.hand_over = [*change.handed_over, machine], ""
+    MembershipChange.objects.filter(pk=change.pk).update(handed_over=change.handed_over, hand_over="")
+    advance(change.environment_id, now=now)
+
+
+def _advance(change: MembershipChange, now: datetime) -> None:
+    wished = {name: (str(host), int(port)) for name, (host, port) in change.wished.items()}
+    view = look(change.environment, wished, now=now)
+    if view.members is None:
+        _say(change, "No router that knows a majority reports: members are changed through one.", now, refused=True)
+        return
+    _sync(view, wished)
+    urls = {name: votes.peer_url(*address) for name, address in wished.items()}
+    step = votes.next_change(view.listed, urls, view.conditions)
+    if step.act is Act.NOTHING:
+        _finish(change, view, now)
+    elif step.act in (Act.WAIT, Act.REFUSE):
+        _withdraw(view)
+        _say(change, f"{step.sentence}{_said_by(view, step.machine)}", now, refused=step.act is Act.REFUSE)
+    elif step.disturbs and step.machine not in change.handed_over and _may_lead(view.routers[step.machine].machine):
+        if change.hand_over != step.machine:
+            change.hand_over = step.machine
+            MembershipChange.objects.filter(pk=change.pk).update(hand_over=step.machine)
+        _say(change, f"{step.sentence} First it hands over what it leads.", now)
+    else:
+        _order(change, view, step, now)
+
+
+def _said_by(view: View, name: str) -> str:
+    """What the machine itself says, where that tells why something takes its time."""
+    router = view.routers.get(name)
+    reason = router.observed_reason.rstrip(".") if router is not None else ""
+    return f" ({reason})" if reason else ""
+
+
+def _may_lead(machine: Machine) -> bool:
+    return Runtime.objects.filter(machine=machine, failover=True).exists()
+
+
+def _finish(change: MembershipChange, view: View, now: datetime) -> None:
+    _withdraw(view)
+    waited = [name for name in change.touched if name in change.wished and view.conditions.get(name) != Condition.WELL]
+    if waited:
+        names = " and ".join(f"{name}{_said_by(view, name)}" for name in waited)
+        _say(change, f"The members are as wished; {names} has yet to run as one.", now)
+        return
+    for router in view.routers.values():
+        if router.leaving:
+            _remove(change.environment, router, now)
+    _say(change, "The members are as wished.", now)
+    _end(change, MembershipStatus.SUCCEEDED, now)
+
+
+def _remove(environment: Environment, router: Router, now: datetime) -> None:
+    """Its member has left: the row goes, and the machine with it when the design has it no more."""
+    machine = router.machine
+    router.delete()
+    if DesignedMachine.objects.filter(project_id=environment.project_id, name=machine.name).exists():
+        fleet.touch(machine)
+        return
+    authority.revoke(machine, because="its machine was removed", now=now)
+    machine.delete()
+    fleet.touch(*Machine.objects.filter(environment=environment))
+
+
+def _end(change: MembershipChange, status: MembershipStatus, now: datetime) -> None:
+    change.status, change.ended_at = status, now
+    MembershipChange.objects.filter(pk=change.pk, status=MembershipStatus.RUNNING).update(status=status, ended_at=now, hand_over="")
+
+
+def _say(change: MembershipChange, sentence: str, now: datetime, *, refused: bool = False) -> None:
+    """What goes on, for people; each new sentence stays in the log."""
+    if (sentence, refused) == (change.sentence, change.refused):
+        return
+    change.log = [*change.log, {"at": now.isoformat(), "text": sentence}][-200:]
+    change.sentence, change.refused = sentence, refused
+    MembershipChange.objects.filter(pk=change.pk).update(sentence=sentence, refused=refused, log=change.log)
+
+
+# ---------------------------------------------------------------------------------------------------------------- ordering a step
+
+
+def _order(change: MembershipChange, view: View, step: Next, now: datetime) -> None:
+    """Let one router carry the step; the order stands until the list has changed, it failed for good, or its time is over."""
+    assert view.members is not None
+    wanted = {"act": ACTS[step.act], "member": step.id, "url": step.url, "listed": msgspec.to_builtins(view.members)}
+    carrier = next((router for router in view.routers.values() if router.desired_change), None)
+    if carrier is not None and carrier.desired_change is not None:
+        same = {key: carrier.desired_change[key] for key in wanted} == wanted
+        late = now - datetime.fromisoformat(carrier.desired_change["ordered_at"]) > timedelta(seconds=CARRY_SECONDS)
+        tried = carrier.observed_change == carrier.desired_change["id"]
+        because = f" (etcd: {carrier.observed_change_error})" if tried and carrier.observed_change_error else ""
+        if same and not late:
+            _say(change, f"{step.sentence}{because}", now)
+            return
+    well = [name for name, condition in view.conditions.items() if condition == Condition.WELL]
+    others = [name for name in well if name != step.machine] or well
+    fresh = [name for name in others if carrier is None or name != carrier.machine.name] or others
+    _withdraw(view)
+    chosen = view.routers[sorted(fresh)[0]]
+    order = {**wanted, "id": uuid.uuid4().hex, "valid_seconds": CARRY_SECONDS - 5.0, "ordered_at": now.isoformat()}
+    fleet.order_router(chosen, desired_change=order)
+    if step.machine in change.wished and step.machine not in change.touched:
+        change.touched = [*change.touched, step.machine]
+        MembershipChange.objects.filter(pk=change.pk).update(touched=change.touched)
+    _say(change, step.sentence, now)
+
+
+def _withdraw(view: View) -> None:
+    for router in view.routers.values():
+        fleet.order_router(router, desired_change=None)
+
+
+def _sync(view: View, wished: Addresses) -> None:
+    """Every router is ordered what the cluster lists of it: its id, its address once the cluster knows it, and who the others are."""
+    assert view.members is not None
+    urls = {voter.machine or voter.id: voter.url for voter in view.listed}
+    by_machine = {voter.machine: voter for voter in view.listed}
+    for name, router in view.routers.items():
+        voter = by_machine.get(name)
+        if voter is not None:
+            _sync_member(router, voter, urls, wished.get(name))
+        elif name not in wished and router.machine.name in router.desired_members:
+            fleet.order_router(
+                router,
+                desired_running=False,
+                desired_host="",
+                desired_port=None,
+                desired_members={},
+                desired_member_id="",
+                cluster_known=False,
+            )
+
+
+def _sync_member(router: Router, voter: Voter, urls: dict[str, str], address: tuple[str, int] | None) -> None:
+    wish: dict[str, Any] = {"desired_running": True}
+    if voter.learner and router.desired_member_id != voter.id:  # just added: it starts empty under this id
+        wish |= {"desired_member_id": voter.id, "cluster_known": False}
+    elif router.desired_member_id not in ("", voter.id):  # a portal that was restored from before it was added
+        wish |= {"desired_member_id": voter.id, "cluster_known": True}
+    if router.cluster_known or voter.learner:  # a founder that has never run starts with the list that it was to found
+        wish["desired_members"] = urls
+    if address is not None and votes.peer_url(*address) == voter.url:
+        wish |= {"desired_host": address[0], "desired_port": address[1]}
+    fleet.order_router(router, **wish)
+
+
+def _order_gateways(routers: list[Router], result: votes.Electorate, addresses: Addresses) -> None:
+    for router in routers:
+        name = router.machine.name
+        if name in result.gateways:
+            host, port = addresses[name]
+            fleet.order_router(router, desired_running=True, desired_host=host.strip(), desired_port=port, desired_members=result.members)
+
+
+# -------------------------------------------------------------------------------------------------------------------- looking
+
+
+def look(environment: Environment, wished: Addresses, *, now: datetime) -> View:
+    """What the routers last said, as far as it may be believed."""
+    routers = {router.machine.name: router for router in fleet.routers_of(environment)}
+    token = reports.cluster_token(environment)
+    heard = [
+        router
+        for router in routers.values()
+        if router.observed_state == protocol.RouterState.RUNNING
+        and router.observed_token == token
+        and router.observed_members
+        and not router.machine.is_silent(now=now)
+    ]
+    if not heard:
+        return View(routers, None, [], {})
+    newest = max(heard, key=lambda router: router.observed_members_at)
+    members = msgspec.convert(newest.observed_members, list[protocol.ClusterMember])
+    listed = [Voter(member.id, _machine_of(member, routers, wished), member.url, member.learner) for member in members]
+    conditions = {voter.machine: _condition(voter, routers.get(voter.machine), wished, token, now) for voter in listed}
+    return View(routers, members, listed, conditions)
+
+
+def _machine_of(member: protocol.ClusterMember, routers: Mapping[str, Router], wished: Addresses) -> str:
+    """By the id it was added under, else by the name that etcd knows, else (added a moment ago) by its address."""
+    for name, router in routers.items():
+        if router.desired_member_id == member.id:
+            return name
+    if member.name in routers:
+        return member.name
+    return next((name for name, address in wished.items() if votes.peer_url(*address) == member.url), "")
+
+
+def _condition(voter: Voter, router: Router | None, wished: Addresses, token: str, now: datetime) -> Condition:
+    if router is None or router.machine.is_silent(now=now):
+        return Condition.AWAY
+    same = router.observed_member_id == voter.id and router.observed_token == token
+    if same and voter.learner and router.observed_learner:
+        return Condition.LEARNS
+    if same and router.observed_state == protocol.RouterState.RUNNING and router.observed_address == voter.url:
+        return Condition.WELL
+    outside = router.observed_outside and router.observed_ordered_as == router.desired_member_id
+    if outside and router.desired_member_id in ("", voter.id) and not (voter.learner and router.desired_member_id == ""):
+        return Condition.LOST
+    never = not router.cluster_known and not router.desired_member_id and not voter.learner
+    moves = voter.machine in wished and votes.peer_url(*wished[voter.machine]) != voter.url
+    return Condition.LOST if never and moves else Condition.AWAY
