@@ -166,6 +166,7 @@ def test_a_follower_machine_is_replaced_and_the_leader_leads_on(landscape: Lands
     assert landscape.delivers()
 
 
+@pytest.mark.long
 def test_an_address_moves_and_leadership_moves_only_from_that_machine(landscape: Landscape) -> None:
     landscape.switch("external01")
     before = landscape.changes()
@@ -182,6 +183,7 @@ def test_an_address_moves_and_leadership_moves_only_from_that_machine(landscape:
     assert landscape.delivers()
 
 
+@pytest.mark.long
 def test_killed_agents_at_any_moment_do_not_stop_a_change(landscape: Landscape) -> None:
     landscape.switch("external01")
     landscape.join("external02")
