@@ -5,7 +5,7 @@ from typing import Any
 from django.contrib import admin
 from django.http import HttpRequest
 
-from deployments.models import Activation, Deployment, FrozenValues, Plan, Release, Step, StepLog, StepRun
+from deployments.models import Activation, Decision, Deployment, Exclusion, FrozenValues, Plan, Release, Step, StepAttempt, StepLog, StepRun
 from portal.admin_site import ReadOnly, TabularInline
 
 
@@ -85,9 +85,29 @@ class StepRunAdmin(ReadOnly):
     search_fields = ("machine", "connector", "group", "reason")
 
 
+@admin.register(StepAttempt)
+class StepAttemptAdmin(ReadOnly):
+    list_display = ("step", "number", "status", "reason", "started_at", "ended_at")
+    list_filter = ("status",)
+    list_select_related = ("step",)
+
+
+@admin.register(Decision)
+class DecisionAdmin(ReadOnly):
+    list_display = ("deployment_id", "step", "choice", "machine", "reason", "at", "by")
+    list_filter = ("choice",)
+    list_select_related = ("step", "by")
+
+
+@admin.register(Exclusion)
+class ExclusionAdmin(ReadOnly):
+    list_display = ("deployment_id", "machine", "reason", "at", "by", "ended_at", "ended_because", "caught_up_by_id")
+    list_select_related = ("by",)
+
+
 @admin.register(StepLog)
 class StepLogAdmin(ReadOnly):
-    list_display = ("at", "level", "machine", "text")
-    list_filter = ("level", "step__deployment__environment__kind")
+    list_display = ("deployment_id", "number", "at", "level", "machine", "text")
+    list_filter = ("level", "deployment__environment__kind")
     search_fields = ("text", "machine")
     show_full_result_count = False

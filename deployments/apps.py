@@ -7,11 +7,12 @@ class DeploymentsConfig(AppConfig):
 
     def ready(self) -> None:
         """News travels up without an import (docs/architecture.md, layer rule 5)."""
-        from deployments import demonstration, rollout, tasks
+        from deployments import demonstration, rollout, steps, tasks
         from portal import readiness
         from runtimes import architecture, fleet
 
         fleet.on_report.append(rollout.wake)
         architecture.guards.append(rollout.refuse_while_deploying)
         rollout.send = tasks.send_step
+        steps.probe = tasks.send_probe
         readiness.checks["first deployment"] = demonstration.first_deployment_ended_well

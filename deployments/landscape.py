@@ -134,7 +134,7 @@ def runtime_box(runtime: Runtime, active: Release | None, parts: list[Part], *, 
 
 def difference(runtime: Runtime, active: Release | None) -> str:
     """Why what this runtime runs is not what was activated; empty when it is, or when there is nothing to compare."""
-    wished = runtime.desired_bundle.release_number if runtime.desired_bundle else None
+    wished = runtime.desired_release
     if active is None:
         return ""
     if runtime.observed_release is None:

@@ -81,8 +81,20 @@ class StepKind(models.TextChoices):
     RESTART_RUNTIME = "restart-runtime", "Restart runtime"
     GROUP_START = "group-start", "Start group on a runtime"
     GROUP_STOP = "group-stop", "Stop group on a runtime"
+    FLOW_START = "flow-start", "Start flow on a runtime"
+    FLOW_STOP = "flow-stop", "Stop flow on a runtime"
     MANUAL = "manual", "Manual: wait for a person"
+    WAIT_HEALTHY = "wait-healthy", "Wait until healthy"
+    RUN_COMMAND = "run-command", "Run command on machine"
+    HTTP_CHECK = "http-check", "HTTP check"
     BALANCE_FAILOVER = "balance-failover", "Balance failover"
+
+
+class Condition(models.TextChoices):
+    """When a step runs at all; a deploy step whose bundle did not change is skipped in any case."""
+
+    ALWAYS = "always", "Always"
+    CHANGED = "changed", "Only when this deployment changed its target"
 
 
 class Plan(models.Model):
@@ -102,7 +114,16 @@ class StepFields(models.Model):
     machine = models.CharField(max_length=40, blank=True, default="")
     connector = models.CharField(max_length=40, blank=True, default="")  # with machine: the runtime
     group = models.CharField(max_length=40, blank=True, default="")  # group name, for Group steps
+    flow = models.CharField(max_length=80, blank=True, default="")  # name of an ungrouped flow, for Flow steps
     instruction = models.TextField(blank=True, default="")  # for Manual
+    confirm_role = models.CharField(max_length=16, blank=True, default="")  # for Manual: who may confirm; empty: who may deploy
+    command = models.CharField(max_length=80, blank=True, default="")  # name in the machine's own list, for Run command
+    url = models.CharField(max_length=500, blank=True, default="")  # for HTTP check; may hold ${placeholders}
+    expected_status = models.PositiveSmallIntegerField(default=200)  # for HTTP check
+    stage = models.CharField(max_length=40, blank=True, default="")  # neighbours with the same name are one stage
+    lane = models.CharField(max_length=40, blank=True, default="")  # lanes of one stage run side by side, steps of one lane in order
+    condition = models.CharField(max_length=8, choices=Condition.choices, default=Condition.ALWAYS)
+    retries = models.PositiveSmallIntegerField(default=0)  # tried again by itself so often
     timeout_seconds = models.PositiveIntegerField(default=120)
 
     class Meta:
@@ -112,7 +133,12 @@ class StepFields(models.Model):
     def title(self) -> str:
         """ "Deploy runtime external01.erp" """
         target = f"{self.machine}.{self.connector}" if self.machine and self.connector else self.machine
-        return " ".join(part for part in (StepKind(self.kind).label, target, self.group) if part)
+        what = self.group or self.flow or self.command or self.url
+        return " ".join(part for part in (StepKind(self.kind).label, target, what) if part)
+
+
+# What a plan's step hands to its execution, and a copied plan to its copy.
+STEP_FIELDS = tuple(field.name for field in StepFields._meta.fields)
 
 
 class Step(StepFields):
@@ -152,6 +178,10 @@ class Deployment(models.Model):
     environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="deployments")
     release = models.ForeignKey(Release, on_delete=models.PROTECT, related_name="deployments")
     status = models.CharField(max_length=12, choices=RunStatus.choices, default=RunStatus.PENDING)
+    completes = models.ForeignKey(
+        "self", on_delete=models.CASCADE, null=True, blank=True, related_name="completed_by"
+    )  # a machine left out
+    log_lines = models.PositiveIntegerField(default=0)  # how many lines its log has: they are numbered 1 to this, without a gap
     alerting_off = models.BooleanField(default=False)  # set by its step, ends with the deployment
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
@@ -196,9 +226,12 @@ class StepRun(StepFields):
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="steps")
     number = models.PositiveIntegerField()
+    stage_number = models.PositiveIntegerField(default=1)  # a stage begins when every step of the one before is done
     status = models.CharField(max_length=12, choices=RunStatus.choices, default=RunStatus.PENDING)
     reason = models.TextField(blank=True)  # a sentence: what it waits for, or why it ended so
     attempt = models.PositiveIntegerField(default=1)
+    retried = models.PositiveSmallIntegerField(default=0)  # by itself, since a person last decided
+    override = models.TextField(blank=True)  # why, and by whom, it may touch a leader without a ready follower
     memory = models.JSONField(default=dict, blank=True)  # what begin() leaves for check(): requests made, evidence
     started_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
@@ -213,17 +246,89 @@ class StepRun(StepFields):
         return f"{self.number}. {self.title}: {self.status}"
 
 
-class StepLog(models.Model):
-    """What happened in a step, line by line, per machine where it applies."""
+class StepAttempt(models.Model):
+    """One try of a step that did not end well, kept when the step was tried again, skipped or left out."""
 
+    step = models.ForeignKey(StepRun, on_delete=models.CASCADE, related_name="attempts")
+    number = models.PositiveIntegerField()
+    status = models.CharField(max_length=12, choices=RunStatus.choices)
+    reason = models.TextField(blank=True)
+    memory = models.JSONField(default=dict, blank=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["step", "number"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["step", "number"], name="one_row_per_attempt")]
+
+    def __str__(self) -> str:
+        return f"attempt {self.number} of {self.step_id}: {self.status}"
+
+
+class Choice(models.TextChoices):
+    """What a person may decide about a deployment that stopped at a failure."""
+
+    RETRY = "retry", "Retry"
+    OVERRIDE = "override", "Go on without a standby"
+    SKIP = "skip", "Skip"
+    EXCLUDE = "exclude", "Leave the machine out"
+    ROLL_BACK = "roll-back", "Roll back"
+    ABORT = "abort", "Abort"
+
+
+class Decision(models.Model):
+    """What a person decided about a deployment, and why. Never changed."""
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="decisions")
+    step = models.ForeignKey(StepRun, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    choice = models.CharField(max_length=12, choices=Choice.choices)
+    machine = models.CharField(max_length=40, blank=True)  # for Leave the machine out
+    reason = models.TextField(blank=True)
+    at = models.DateTimeField()
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.choice} in deployment {self.deployment_id}"
+
+
+class Exclusion(models.Model):
+    """An offline machine that a deployment left out. It gets the release by itself, in a deployment of its own, when it returns."""
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="exclusions")
+    machine = models.CharField(max_length=40)
+    reason = models.TextField(blank=True)
+    at = models.DateTimeField()
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+    ended_at = models.DateTimeField(null=True, blank=True)  # it caught up, or need not any more
+    ended_because = models.TextField(blank=True)
+    caught_up_by = models.ForeignKey(Deployment, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["deployment", "machine"], name="one_exclusion_per_machine")]
+
+    def __str__(self) -> str:
+        return f"{self.machine} left out of deployment {self.deployment_id}"
+
+
+class StepLog(models.Model):
+    """What happened in a deployment, line by line, per step and machine. Secrets are masked before they are written."""
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="log")
+    number = models.PositiveIntegerField()  # within the deployment, from 1 on, without a gap
     step = models.ForeignKey(StepRun, on_delete=models.CASCADE, related_name="log_lines")
+    attempt = models.PositiveIntegerField(default=1)
     at = models.DateTimeField()
     level = models.CharField(max_length=8, default="info")
     machine = models.CharField(max_length=40, blank=True)
     text = models.TextField()
 
     class Meta:
-        ordering: ClassVar = ["id"]
+        ordering: ClassVar = ["deployment", "number"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["deployment", "number"], name="one_log_line_per_number")]
 
     def __str__(self) -> str:
         return self.text

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from deployments.models import Release, StepFields, StepKind
 from portal.models import Environment
 from runtimes.models import Bundle, Router, Runtime
@@ -30,6 +32,11 @@ def layout_of(bundle: BundleContent) -> Layout:
         flows={flow.id: (flow.name, flow.group) for flow in bundle.flows},
         groups={group.id: (group.name, group.failover and len(group.members) > 1) for group in bundle.groups},
     )
+
+
+def same_but_release(one: BundleContent, other: BundleContent) -> bool:
+    """Do they run the same. The number of the release is for people: it alone restarts nothing."""
+    return msgspec.structs.replace(one, release=0) == msgspec.structs.replace(other, release=0)
 
 
 def fails_over(designed: Mapping[str, Any], members: int, *, routers: bool) -> bool:

@@ -1,18 +1,29 @@
 """The plan of an environment: default plan, edits, and what is wrong with it."""
 
+import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
 
-from deployments.models import Plan, Step, StepFields, StepKind
+from deployments.models import STEP_FIELDS, Condition, Plan, Step, StepFields, StepKind
+from deployments.stages import stages_of
 from portal.errors import Invalid, NotAllowed
-from portal.models import Environment, Group, MachineKind
-from runtimes.models import Machine, Router, Runtime
+from portal.models import Environment, Flow, Group, MachineKind, Role
+from runtimes import failover
+from runtimes.models import FailoverGroup, Machine, Router, Runtime
+from runtimes.protocol import Preference
+
+COMMAND_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 
 RUNTIME_KINDS = (StepKind.DEPLOY_RUNTIME, StepKind.START_RUNTIME, StepKind.STOP_RUNTIME, StepKind.RESTART_RUNTIME)
 GROUP_KINDS = (StepKind.GROUP_START, StepKind.GROUP_STOP)
+FLOW_KINDS = (StepKind.FLOW_START, StepKind.FLOW_STOP)
+ON_RUNTIME = RUNTIME_KINDS + GROUP_KINDS + FLOW_KINDS  # need a machine and a connector
+ON_MACHINE = (StepKind.DEPLOY_MACHINE, StepKind.RUN_COMMAND)
+MOST_RETRIES = 10
 DEPLOY_KINDS = (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME)
 BALANCE_RULE = "Balance failover comes last, after the deployment of all runtimes"
 LONGEST_SECONDS = 24 * 3600
@@ -43,20 +54,106 @@ def default_plan(environment: Environment) -> Plan:
     Raises:
         NotAllowed: the environment has no runtimes yet.
     """
-    runtimes = list(Runtime.objects.filter(environment=environment).select_related("machine", "connector"))
-    if not runtimes:
-        raise NotAllowed(
-            f"{environment.name} has no runtimes: apply the architecture first (Deploy › Architecture › Apply to environment)."
-        )
-    runtimes.sort(key=lambda runtime: (runtime.machine.kind != MachineKind.CORE, runtime.machine.name, runtime.connector.name))
-    steps = [Step(kind=StepKind.ALERTING_OFF)]
-    if Router.objects.filter(machine__environment=environment).exists():
-        steps.append(Step(kind=StepKind.DEPLOY_ROUTERS))
+    runtimes = _runtimes(environment)
+    steps = _opening(environment)
     for runtime in runtimes:
         steps.append(Step(kind=StepKind.DEPLOY_RUNTIME, machine=runtime.machine.name, connector=runtime.connector.name))
     if any(runtime.failover for runtime in runtimes):
         steps.append(Step(kind=StepKind.BALANCE_FAILOVER))
     return _replace(plan_of(environment), steps)
+
+
+def _runtimes(environment: Environment) -> list[Runtime]:
+    """Core first, then machine by machine. Raises NotAllowed when there are none."""
+    runtimes = list(Runtime.objects.filter(environment=environment).select_related("machine", "connector"))
+    if not runtimes:
+        raise NotAllowed(
+            f"{environment.name} has no runtimes: apply the architecture first (Deploy › Architecture › Apply to environment)."
+        )
+    return sorted(runtimes, key=lambda runtime: (runtime.machine.kind != MachineKind.CORE, runtime.machine.name, runtime.connector.name))
+
+
+def _opening(environment: Environment) -> list[Step]:
+    steps = [Step(kind=StepKind.ALERTING_OFF)]
+    if Router.objects.filter(machine__environment=environment).exists():
+        steps.append(Step(kind=StepKind.DEPLOY_ROUTERS))
+    return steps
+
+
+def followers_first_plan(environment: Environment, *, now: datetime) -> Plan:
+    """Replace the steps by a plan made from who leads now. Per connector in failover: upgrade the followers, prove them ready, hand the
+    groups over, upgrade the former leaders, prove them; Balance failover last. Connectors go side by side; others come before.
+
+    Raises:
+        NotAllowed: no runtimes, nothing runs in failover, or of a group nobody is known to lead.
+    """
+    runtimes = _runtimes(environment)
+    leaders = _leaders(environment, now)
+    steps = _opening(environment)
+    steps += [_deploy(runtime, stage="Single runtimes", lane=runtime.machine.name) for runtime in runtimes if not runtime.failover]
+    connectors = sorted({runtime.connector.name for runtime in runtimes if runtime.failover})
+    if not connectors:
+        raise NotAllowed(f"Nothing runs in failover on {environment.name}: make the default plan instead.")
+    for stage, part in (("Followers", _followers_part), ("Hand over", _hand_over_part), ("Former leaders", _leaders_part)):
+        for connector in connectors:
+            members = [runtime for runtime in runtimes if runtime.connector.name == connector and runtime.failover]
+            for step in part(members, leaders):
+                step.stage, step.lane = stage, connector
+                steps.append(step)
+    steps.append(Step(kind=StepKind.BALANCE_FAILOVER))
+    return _replace(plan_of(environment), steps)
+
+
+def _leaders(environment: Environment, now: datetime) -> dict[str, Runtime]:
+    """Group name -> the runtime that leads it now."""
+    found = {}
+    groups = FailoverGroup.objects.filter(environment=environment, failover=True).prefetch_related(failover.with_members())
+    for group in groups:
+        if not failover.meant_to_fail_over(group):
+            continue
+        view = failover.verdict(group, now=now)
+        if view.leader is None:
+            reasons = " ".join(view.problems)
+            raise NotAllowed(f"Nobody is known to lead {group.name}, so there is no follower to begin with: {reasons}")
+        found[group.name] = view.leader.member.runtime
+    return found
+
+
+def _deploy(runtime: Runtime, *, stage: str = "", lane: str = "") -> Step:
+    return Step(kind=StepKind.DEPLOY_RUNTIME, machine=runtime.machine.name, connector=runtime.connector.name, stage=stage, lane=lane)
+
+
+def _heir(members: Sequence[Runtime], leaders: dict[str, Runtime]) -> Runtime:
+    """Who is upgraded first and takes over: it leads the fewest groups, and is preferred before others."""
+    order = [Preference.LEADER, Preference.BACKUP, Preference.NONE]
+    led = {member.pk: sum(leader.pk == member.pk for leader in leaders.values()) for member in members}
+    return min(members, key=lambda member: (led[member.pk], order.index(Preference(member.preference)), member.machine.name))
+
+
+def _split(members: Sequence[Runtime], leaders: dict[str, Runtime]) -> tuple[list[Runtime], list[Runtime]]:
+    """(upgraded first: those that lead nothing, or at least the heir; upgraded after the hand-over)."""
+    leading = {leader.pk for leader in leaders.values()}
+    first = [member for member in members if member.pk not in leading] or [_heir(members, leaders)]
+    return first, [member for member in members if member not in first]
+
+
+def _followers_part(members: Sequence[Runtime], leaders: dict[str, Runtime]) -> list[Step]:
+    return [step for member in _split(members, leaders)[0] for step in (_deploy(member), _wait(member))]
+
+
+def _hand_over_part(members: Sequence[Runtime], leaders: dict[str, Runtime]) -> list[Step]:
+    first, later = _split(members, leaders)
+    heir = _heir(first, leaders)
+    names = {name for name, leader in leaders.items() if leader.pk in {member.pk for member in later}}
+    return [Step(kind=StepKind.GROUP_START, machine=heir.machine.name, connector=heir.connector.name, group=name) for name in sorted(names)]
+
+
+def _leaders_part(members: Sequence[Runtime], leaders: dict[str, Runtime]) -> list[Step]:
+    return [step for member in _split(members, leaders)[1] for step in (_deploy(member), _wait(member))]
+
+
+def _wait(runtime: Runtime) -> Step:
+    return Step(kind=StepKind.WAIT_HEALTHY, machine=runtime.machine.name, connector=runtime.connector.name)
 
 
 # ------------------------------------------------------------------------------------------------------------------- edits
@@ -65,7 +162,7 @@ def default_plan(environment: Environment) -> Plan:
 def add_step(plan: Plan, kind: StepKind, *, position: int | None = None, **fields: str | int) -> Step:
     """Insert a step (at the end, but before Balance failover, when no position is given).
 
-    Fields: machine, connector, group, instruction, timeout_seconds; what the kind does not use is left empty.
+    Fields: those of StepFields but the kind; what the kind does not use is left empty.
 
     Raises:
         Invalid: unknown target for the environment; a second Balance; Balance anywhere but last, or any step after it:
@@ -87,24 +184,39 @@ def add_step(plan: Plan, kind: StepKind, *, position: int | None = None, **field
     return step
 
 
-def move_step(step: Step, position: int) -> None:
-    """Give a step another place; the others keep their order. Raises Invalid as add_step does."""
+def move_step(step: Step, position: int, *, stage: str | None = None, lane: str | None = None) -> None:
+    """Give a step another place; the others keep their order. Raises Invalid as add_step does.
+
+    In the middle of another stage it joins that stage, in the lane of the step before it; `stage` and `lane` say otherwise."""
     with transaction.atomic():
         steps = _locked(step.plan)
         mine = _find(steps, step)
         _check_position(position, len(steps))
         steps.remove(mine)
         steps.insert(position - 1, mine)
+        _join(steps, position - 1, stage, lane)
         _check_order(steps)
+        Step.objects.filter(pk=mine.pk).update(stage=mine.stage, lane=mine.lane)
         _arrange(step.plan, steps)
-    step.position = position
+    step.refresh_from_db()
+
+
+def _join(steps: Sequence[Step], index: int, stage: str | None, lane: str | None) -> None:
+    """A stage is never torn apart by a step that comes into its middle."""
+    mine = steps[index]
+    before, after = (steps[index - 1] if index else None), (steps[index + 1] if index + 1 < len(steps) else None)
+    if stage is not None or lane is not None:
+        mine.stage = mine.stage if stage is None else stage.strip()[:40]
+        mine.lane = mine.lane if lane is None else lane.strip()[:40]
+    elif before is not None and after is not None and before.stage == after.stage != mine.stage:
+        mine.stage, mine.lane = before.stage, before.lane
 
 
 def change_step(step: Step, **fields: str | int) -> None:
-    """Change a step's machine, connector, group, instruction or timeout_seconds; what is not named stays."""
+    """Change fields of a step (not its kind); what is not named stays."""
     with transaction.atomic():
         mine = _find(_locked(step.plan), step)
-        kept = {name: getattr(mine, name) for name in ("machine", "connector", "group", "instruction", "timeout_seconds")}
+        kept = {name: getattr(mine, name) for name in STEP_FIELDS if name != "kind"}
         _fill(step.plan.environment, mine, {**kept, **fields})
         mine.save()
     step.refresh_from_db()
@@ -125,8 +237,7 @@ def copy_to(plan: Plan, environment: Environment) -> Plan:
         raise Invalid("A plan can only be copied within its project.", field="environment")
     if environment.pk == plan.environment_id:
         raise Invalid(f"This is the plan of {environment.name} already: choose another environment.", field="environment")
-    names = ("kind", "machine", "connector", "group", "instruction", "timeout_seconds")
-    return _replace(plan_of(environment), [Step(**{name: getattr(step, name) for name in names}) for step in plan.steps.all()])
+    return _replace(plan_of(environment), [Step(**{name: getattr(step, name) for name in STEP_FIELDS}) for step in plan.steps.all()])
 
 
 def _locked(plan: Plan) -> list[Step]:
@@ -182,23 +293,58 @@ def _check_order(steps: Sequence[StepFields]) -> None:
 
 def _fill(environment: Environment, step: Step, fields: dict[str, Any]) -> None:
     """Set the fields that the step's kind uses. Raises Invalid naming the field."""
-    unknown = set(fields) - {"machine", "connector", "group", "instruction", "timeout_seconds"}
-    if unknown:
-        raise Invalid(f"A step has no field {', '.join(sorted(unknown))}.", field=sorted(unknown)[0])
+    known = {name for name in STEP_FIELDS if name != "kind"}
+    if unknown := sorted(set(fields) - known):
+        raise Invalid(f"A step has no field {', '.join(unknown)}.", field=unknown[0])
     kind = StepKind(step.kind)
-    on_runtime = kind in RUNTIME_KINDS + GROUP_KINDS
-    step.machine = str(fields.get("machine", "")).strip() if on_runtime or kind == StepKind.DEPLOY_MACHINE else ""
-    step.connector = str(fields.get("connector", "")).strip() if on_runtime else ""
-    step.group = str(fields.get("group", "")).strip() if kind in GROUP_KINDS else ""
-    step.instruction = str(fields.get("instruction", "")).strip() if kind == StepKind.MANUAL else ""
-    if kind == StepKind.MANUAL and not step.instruction:
-        raise Invalid("Say what the person should do before the plan goes on.", field="instruction")
-    timeout = str(fields.get("timeout_seconds", 120))
-    if not (timeout.isascii() and timeout.isdigit() and 1 <= int(timeout) <= LONGEST_SECONDS):
-        raise Invalid(f"The time-out is a number of seconds from 1 to {LONGEST_SECONDS}.", field="timeout_seconds")
-    step.timeout_seconds = int(timeout)
+
+    def text(name: str, *, used: bool) -> str:
+        return str(fields.get(name, "")).strip() if used else ""
+
+    anywhere = kind == StepKind.WAIT_HEALTHY  # its target may be left empty
+    step.machine = text("machine", used=kind in ON_RUNTIME + ON_MACHINE or anywhere)
+    step.connector = text("connector", used=kind in ON_RUNTIME or (anywhere and bool(step.machine)))
+    step.group = text("group", used=kind in GROUP_KINDS)
+    step.flow = text("flow", used=kind in FLOW_KINDS)
+    step.command = text("command", used=kind == StepKind.RUN_COMMAND)
+    step.url = text("url", used=kind == StepKind.HTTP_CHECK)
+    step.instruction = text("instruction", used=kind == StepKind.MANUAL)
+    step.confirm_role = text("confirm_role", used=kind == StepKind.MANUAL)
+    balance = kind == StepKind.BALANCE_FAILOVER  # alone, last, and always
+    step.stage, step.lane = text("stage", used=not balance)[:40], text("lane", used=not balance)[:40]
+    step.condition = Condition.ALWAYS if balance else str(fields.get("condition") or Condition.ALWAYS)
+    step.expected_status = _number(fields, "expected_status", 200, 100, 599) if kind == StepKind.HTTP_CHECK else 200
+    step.retries = _number(fields, "retries", 0, 0, MOST_RETRIES)
+    step.timeout_seconds = _number(fields, "timeout_seconds", 120, 1, LONGEST_SECONDS)
+    _check_fields(kind, step)
     if found := _Targets(environment).finding(step):
         raise Invalid(found[1], field=found[0])
+
+
+_NUMBERS = {"expected_status": "status", "retries": "number of retries", "timeout_seconds": "time-out"}
+
+
+def _number(fields: dict[str, Any], name: str, default: int, least: int, most: int) -> int:
+    given = str(fields.get(name, default))
+    if not (given.isascii() and given.isdigit() and least <= int(given) <= most):
+        unit = "number of seconds" if name == "timeout_seconds" else "number"
+        raise Invalid(f"The {_NUMBERS[name]} is a {unit} from {least} to {most}.", field=name)
+    return int(given)
+
+
+def _check_fields(kind: StepKind, step: Step) -> None:
+    if kind == StepKind.MANUAL and not step.instruction:
+        raise Invalid("Say what the person should do before the plan goes on.", field="instruction")
+    if step.confirm_role and step.confirm_role not in Role.values:
+        raise Invalid(f"{step.confirm_role} is no role: choose {', '.join(Role.values)}.", field="confirm_role")
+    if step.condition not in Condition.values:
+        raise Invalid(f"{step.condition} is no condition: choose {' or '.join(Condition.values)}.", field="condition")
+    if kind == StepKind.RUN_COMMAND and not COMMAND_NAME.fullmatch(step.command):
+        raise Invalid("Say the name of the command as the machine's own list has it: letters, digits, - and _.", field="command")
+    if kind == StepKind.HTTP_CHECK and not step.url.startswith(("http://", "https://", "${")):
+        raise Invalid("Say an address that begins with http:// or https://; it may hold ${placeholders}.", field="url")
+    if kind == StepKind.HTTP_CHECK and len(step.url) > 500:
+        raise Invalid("The address is too long: use at most 500 characters.", field="url")
 
 
 # -------------------------------------------------------------------------------------------------------- what is wrong with it
@@ -220,12 +366,19 @@ class _Targets:
             self.groups.setdefault(group.connector.name, set()).add(group.name)
             if group.connector.name in failing_over:
                 self.failover_groups.append(group.name)
+        self.flows: dict[str, set[str]] = {}
+        self.grouped: set[tuple[str, str]] = set()
+        for flow in Flow.objects.filter(connector__in={row[2] for row in rows}).select_related("connector"):
+            self.flows.setdefault(flow.connector.name, set()).add(flow.name)
+            if flow.group_id is not None:
+                self.grouped.add((flow.connector.name, flow.name))
 
     def finding(self, step: StepFields) -> tuple[str, str] | None:
         """(field, sentence) when the step names what is not there."""
         kind = StepKind(step.kind)
-        on_runtime = kind in RUNTIME_KINDS + GROUP_KINDS
-        if (on_runtime or kind == StepKind.DEPLOY_MACHINE) and step.machine not in self.machines:
+        waits = kind == StepKind.WAIT_HEALTHY
+        on_runtime = kind in ON_RUNTIME or (waits and bool(step.connector))
+        if (on_runtime or kind in ON_MACHINE or (waits and step.machine)) and step.machine not in self.machines:
             return "machine", f"{self._named(step.machine, 'machine')} {self._choose(self.machines)}"
         if on_runtime and (step.machine, step.connector) not in self.runtimes:
             here = {connector for machine, connector in self.runtimes if machine == step.machine}
@@ -234,6 +387,10 @@ class _Targets:
         if kind in GROUP_KINDS and step.group not in self.groups.get(step.connector, set()):
             here = self.groups.get(step.connector, set())
             return "group", f"{self._named(step.group, f'group of {step.connector}')} {self._choose(here)}"
+        if kind in FLOW_KINDS and step.flow not in self.flows.get(step.connector, set()):
+            return "flow", f"{self._named(step.flow, f'flow of {step.connector}')} {self._choose(self.flows.get(step.connector, set()))}"
+        if kind in FLOW_KINDS and (step.connector, step.flow) in self.grouped:
+            return "flow", f"{step.flow} is in a group, which runs where it leads: use Start group or Stop group."
         return None
 
     def _named(self, name: str, what: str) -> str:
@@ -267,10 +424,47 @@ def lint(plan: Plan) -> Sequence[str]:
     found += balance_findings(steps, targets.failover_groups)
     found += _deployment_findings(steps, targets)
     found += _router_findings(plan.environment, steps)
+    found += _lane_findings(steps)
+    found += _order_findings(steps)
     alerting = [step.position for step in steps if step.kind == StepKind.ALERTING_OFF]
     first_deploy = min((step.position for step in steps if step.kind in DEPLOY_KINDS), default=0)
     if alerting and first_deploy and alerting[0] > first_deploy:
         found.append("Alerting off comes after the first deployment of a runtime: alerts are sent until then.")
+    return found
+
+
+def _lane_findings(steps: Sequence[Step]) -> list[str]:
+    """Members of one connector in several lanes of one stage."""
+    found = []
+    for stage in stages_of(steps):
+        lanes: dict[str, set[str]] = {}
+        for lane in stage.lanes:
+            for step in lane.steps:
+                if step.kind in (*DEPLOY_KINDS, StepKind.RESTART_RUNTIME) and step.connector:
+                    lanes.setdefault(step.connector, set()).add(lane.name or "(no name)")
+        found += [
+            f"Stage {stage.name or stage.number} changes runtimes of {connector} in the lanes {' and '.join(sorted(names))}: "
+            "they wait for each other, one member of a group at a time. Put them in one lane."
+            for connector, names in sorted(lanes.items())
+            if len(names) > 1
+        ]
+    return found
+
+
+def _order_findings(steps: Sequence[Step]) -> list[str]:
+    """A stage name that comes back later is two stages; a runtime that is stopped and never started again."""
+    found, seen = [], set()
+    for stage in stages_of(steps):
+        if stage.name and stage.name in seen:
+            found.append(f"Stage {stage.name} is torn apart by other steps: what comes after them is a stage of its own.")
+        seen.add(stage.name)
+    starts = (StepKind.START_RUNTIME, *DEPLOY_KINDS)
+    for step in steps:
+        if step.kind != StepKind.STOP_RUNTIME:
+            continue
+        again = [other for other in steps if other.position > step.position and other.kind in starts and other.machine == step.machine]
+        if not any(other.connector in ("", step.connector) for other in again):
+            found.append(f"{step.machine}.{step.connector} is stopped in step {step.position} and no later step starts it.")
     return found
 
 

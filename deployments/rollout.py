@@ -1,33 +1,52 @@
-"""The engine: a plan copied into StepRuns and executed one step at a time.
+"""The engine: a plan copied into StepRuns and executed stage by stage, the lanes of a stage side by side.
 
 The state machine lives in the database; `send` and `wake` only say "look again". A lost or doubled wake-up changes nothing: the sweep
 (tasks.nudge_stalled_deployments) sends again, and every move is a compare-and-set UPDATE inside one transaction with what it orders.
 
-    step        PENDING -> RUNNING -> SUCCEEDED            (or WAITING -> SUCCEEDED, by a person)
-                              └-----> FAILED | TIMED_OUT -> PENDING, attempt + 1 (resume)
-    deployment  PENDING -> RUNNING <-> WAITING -> SUCCEEDED | FAILED | TIMED_OUT (-> RUNNING by resume) | CANCELLED
+    step        PENDING -> RUNNING -> SUCCEEDED | SKIPPED   (or WAITING -> SUCCEEDED, by a person)
+                              └-----> FAILED | TIMED_OUT -> PENDING, attempt + 1 (by itself or by a person), or SKIPPED
+    deployment  PENDING -> RUNNING <-> WAITING -> SUCCEEDED | FAILED | TIMED_OUT (-> RUNNING by a decision) | CANCELLED
+
+After a failure no step begins any more; those under way in other lanes come to their end, and then the deployment stops for a decision
+(deployments/decisions.py).
 """
 
 import copy
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import DatabaseError, IntegrityError, transaction
-from django.db.models import F, Max, OuterRef, Q, Subquery
+from django.db.models import F, Q, Subquery
 
-from deployments import frozen, moves, plans, releases, steps
-from deployments.models import BROKEN, DONE, LIVE, Deployment, Release, RunStatus, StepKind, StepLog, StepRun
+from deployments import frozen, moves, plans, releases, stages, steps
+from deployments.models import (
+    BROKEN,
+    DONE,
+    LIVE,
+    STEP_FIELDS,
+    Condition,
+    Deployment,
+    Exclusion,
+    Release,
+    RunStatus,
+    StepAttempt,
+    StepFields,
+    StepKind,
+    StepRun,
+)
 from deployments.steps import Outcome
+from portal import access
 from portal.errors import Busy, NotAllowed
-from portal.models import Environment
-from runtimes.models import Machine
+from portal.models import Environment, Role
+from runtimes.models import Machine, Runtime
 
 logger = logging.getLogger(__name__)
 
 STALLED_AFTER = timedelta(seconds=2)
+CANCEL_ENDS_WITHIN = timedelta(seconds=5)  # it waits for no machine, only for a look at a step that is being written down
 STUMBLES_ALLOWED = 5  # unforeseen errors in a row before a step is given up
 TICKING = (RunStatus.PENDING, RunStatus.RUNNING)  # what a worker has something to do with
 
@@ -43,9 +62,9 @@ send: Callable[[int], object] = _not_sent
 # ----------------------------------------------------------------------------------------------------------------- prepare
 
 
-def obstacles(release: Release, environment: Environment, *, now: datetime) -> list[str]:
+def obstacles(release: Release, environment: Environment, *, now: datetime, leaving_out: Collection[str] = ()) -> list[str]:
     """Why this release cannot be deployed here now, one sentence each: not active, no machines applied, no agents ("Acceptance has no
-    machines: …"), silent agents, missing properties, an invalid plan."""
+    machines: …"), silent agents (but those of the machines that are left out), missing properties, an invalid plan."""
     machines = {machine.name: machine for machine in Machine.objects.filter(environment=environment)}
     if not machines:
         return [f"{environment.name} has no machines: apply the architecture and register agents there first."]
@@ -57,9 +76,10 @@ def obstacles(release: Release, environment: Environment, *, now: datetime) -> l
     for name in sorted(wanted & machines.keys()):
         if not machines[name].has_agent:
             found.append(f"{name} has no agent: register it in Deploy › Architecture.")
-        elif machines[name].is_silent(now=now):
+        elif name not in leaving_out and machines[name].is_silent(now=now):
             found.append(steps.silence(machines[name], now))
     found += [item.sentence for item in releases.missing(release, environment)]
+    found += [refusal for name in leaving_out if (refusal := not_offline(machines.get(name), name, now))]
     found += plans.problems(plan)
     for gap in moves.foreseen(release, environment, list(plan.steps.all())):
         found += [moves.not_deployed_later(runtime, gap.clauses) for runtime in gap.left]
@@ -83,26 +103,102 @@ def refuse_while_deploying(environment: Environment) -> None:
         raise _busy(environment)
 
 
-def prepare(release: Release, *, on: Environment, by: AbstractBaseUser | None, now: datetime) -> Deployment:
-    """Copy the plan into a deployment and send its first step. Raises NotAllowed with `reasons`, or Busy (one live each)."""
+def not_offline(machine: Machine | None, name: str, now: datetime) -> str:
+    """Why a machine cannot be left out; empty when it can. One that reports would be deployed at once again."""
+    if machine is None:
+        return f"{name} is no machine here."
+    return "" if machine.is_silent(now=now) else f"{name} is online: only a machine that is offline can be left out."
+
+
+def prepare(
+    release: Release, *, on: Environment, by: AbstractBaseUser | None, now: datetime, leaving_out: Collection[str] = ()
+) -> Deployment:
+    """Copy the plan into a deployment and send its first steps. Raises NotAllowed with `reasons`, or Busy (one live each).
+
+    `leaving_out`: names of offline machines; their steps are skipped, and they get the release by themselves when they return.
+    """
     refuse_while_deploying(on)
-    reasons = obstacles(release, on, now=now)
+    reasons = obstacles(release, on, now=now, leaving_out=leaving_out)
     if reasons:
         raise NotAllowed(f"Release {release.number} cannot be deployed on {on.name}. {' '.join(reasons)}", reasons=reasons)
-    names = ("kind", "machine", "connector", "group", "instruction", "timeout_seconds")
+    return begin(release, list(plans.plan_of(on).steps.all()), on=on, by=by, now=now, leaving_out=leaving_out)
+
+
+def begin(
+    release: Release,
+    recipe: Sequence[StepFields],
+    *,
+    on: Environment,
+    by: AbstractBaseUser | None,
+    now: datetime,
+    leaving_out: Collection[str] = (),
+    completes: Deployment | None = None,
+) -> Deployment:
+    """A deployment of these steps, which the caller has checked. Raises Busy: one live each."""
     try:
         with transaction.atomic():
-            deployment = Deployment.objects.create(environment=on, release=release, created_by_id=by.pk if by else None)
+            who = by.pk if by else None
+            deployment = Deployment.objects.create(environment=on, release=release, created_by_id=who, completes=completes)
             frozen.freeze(deployment, by=by, now=now)
             runs = [
-                StepRun(deployment=deployment, number=number, **{name: getattr(step, name) for name in names})
-                for number, step in enumerate(plans.plan_of(on).steps.all(), start=1)
+                StepRun(deployment=deployment, number=number, stage_number=stage, **{name: getattr(step, name) for name in STEP_FIELDS})
+                for number, (step, stage) in enumerate(zip(recipe, stages.stage_numbers(recipe), strict=True), start=1)
             ]
             StepRun.objects.bulk_create(runs)
-            _send_next(deployment, now)
+            for name in leaving_out:
+                leave_out(deployment, name, reason="It was offline when the deployment was started.", by=by, now=now)
+            settle(deployment, now)
     except IntegrityError:
         raise _busy(on) from None
     return deployment
+
+
+def leave_out(deployment: Deployment, machine: str, *, reason: str, by: AbstractBaseUser | None, now: datetime) -> None:
+    """Skip what is left to do on an offline machine; tasks.catch_up brings it the release when it returns."""
+    Exclusion.objects.get_or_create(
+        deployment=deployment, machine=machine, defaults={"reason": reason, "at": now, "by_id": by.pk if by else None}
+    )
+    for step in StepRun.objects.filter(deployment=deployment, machine=machine).exclude(status__in=DONE).select_related("deployment"):
+        end_without(step, f"{machine} is left out. It gets release {deployment.release.number} by itself when it returns.", now)
+
+
+def end_without(step: StepRun, sentence: str, now: datetime) -> None:
+    """Skip a step that was not done; the attempt that failed is kept."""
+    keep_attempt(step)
+    StepRun.objects.filter(pk=step.pk).update(status=RunStatus.SKIPPED, reason=sentence, ended_at=now, started_at=step.started_at or now)
+    steps.note(step, sentence, now, machine=step.machine, level="warning")
+
+
+def keep_attempt(step: StepRun) -> None:
+    """History is never overwritten: what an attempt came to stays."""
+    if step.status in BROKEN:
+        StepAttempt.objects.get_or_create(
+            step=step,
+            number=step.attempt,
+            defaults={
+                "status": step.status,
+                "reason": step.reason,
+                "memory": step.memory,
+                "started_at": step.started_at,
+                "ended_at": step.ended_at,
+            },
+        )
+
+
+def try_again(step: StepRun, now: datetime, *, by_itself: bool = False) -> None:
+    """Back to PENDING for another attempt. By itself it waits for the sweep; a person's decision begins it at once."""
+    keep_attempt(step)
+    StepRun.objects.filter(pk=step.pk, status__in=BROKEN).update(
+        status=RunStatus.PENDING,
+        attempt=F("attempt") + 1,
+        retried=F("retried") + 1 if by_itself else 0,
+        reason="",
+        memory={},
+        started_at=None,
+        ended_at=None,
+        deadline_at=None,
+        woken_at=now if by_itself else None,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------------- tick
@@ -129,13 +225,15 @@ def _tick(step_id: int, now: datetime) -> str:
         return f"Step {step_id} has nothing to do: its deployment is not running."
     step = StepRun.objects.select_related("deployment__environment__project", "deployment__release").get(pk=step_id)
     deployment = step.deployment
-    current = next_step(deployment)
-    if current is None or current.pk != step.pk or step.status not in TICKING:
+    begins = step.status == RunStatus.PENDING
+    if step.status not in TICKING or (begins and step.pk not in {one.pk for one in due(deployment)}):
         return f"Step {step.number} of deployment {deployment.pk} is {step.status}: nothing to do."
     kind = steps.KINDS[StepKind(step.kind)]
-    begins = step.status == RunStatus.PENDING
     if begins and not _claim(step, now):
         return f"Step {step.number} of deployment {deployment.pk} was begun by another worker."
+    if begins and step.condition == Condition.CHANGED and not steps.changed_before(step):
+        target = f"{step.machine}.{step.connector}" if step.connector else step.machine or "anything"
+        return _conclude(step, kind, steps.skipped(f"This deployment did not change {target}: nothing to do."), now)
     memory = copy.deepcopy(step.memory)
     try:
         with transaction.atomic():
@@ -163,6 +261,7 @@ def _conclude(step: StepRun, kind: steps.Kind, outcome: Outcome, now: datetime) 
     """Write what one look found, and move on."""
     status = {
         "done": RunStatus.SUCCEEDED,
+        "skipped": RunStatus.SKIPPED,
         "failed": RunStatus.FAILED,
         "waiting": RunStatus.WAITING,
         "running": RunStatus.RUNNING,
@@ -179,13 +278,20 @@ def _conclude(step: StepRun, kind: steps.Kind, outcome: Outcome, now: datetime) 
     if _without_numbers(sentence) != _without_numbers(step.reason) or status != RunStatus.RUNNING:
         level = "error" if status in BROKEN else "info"
         steps.note(step, sentence, now, machine=step.machine, level=level)
-    if status == RunStatus.SUCCEEDED:
-        _send_next(step.deployment, now)
-    elif status == RunStatus.WAITING:
-        Deployment.objects.filter(pk=step.deployment_id, status=RunStatus.RUNNING).update(status=RunStatus.WAITING)
-    elif status in BROKEN:
-        _end(step.deployment, status, now)
+    if status in BROKEN:
+        _broke(step, status, sentence, now)
+    if status != RunStatus.RUNNING:
+        settle(step.deployment, now)
     return f"{step.number}. {step.title}: {status}. {sentence}"
+
+
+def _broke(step: StepRun, status: RunStatus, sentence: str, now: datetime) -> None:
+    """Try again by itself as often as the plan says. A gate is not worn down by trying: it waits for a person."""
+    if step.retried >= step.retries or "gate" in str(step.memory.get("runtimes", "")):
+        return
+    step.status, step.reason, step.ended_at = status, sentence, now
+    try_again(step, now, by_itself=True)
+    steps.note(step, f"Tried again by itself ({step.retried + 1} of {step.retries}).", now, machine=step.machine, level="warning")
 
 
 def _without_numbers(sentence: str) -> str:
@@ -193,14 +299,38 @@ def _without_numbers(sentence: str) -> str:
     return re.sub(r"\d+", "#", sentence)
 
 
-def _send_next(deployment: Deployment, now: datetime) -> None:
-    """Send the step that is due, or end the deployment when none is left."""
-    step = next_step(deployment)
-    if step is None:
+def due(deployment: Deployment) -> list[StepRun]:
+    """The steps to look at: of the stage that is under way, in each lane the first that is not done. Nothing begins after a failure."""
+    left = StepRun.objects.filter(deployment=deployment).exclude(status__in=DONE)
+    stage = left.order_by("number").values("stage_number")[:1]
+    rows = list(left.filter(stage_number=Subquery(stage)).order_by("number").only("number", "lane", "status", "woken_at"))
+    first: dict[str, StepRun] = {}
+    for row in rows:
+        first.setdefault(row.lane, row)
+    if any(row.status in BROKEN for row in rows):
+        return [row for row in first.values() if row.status != RunStatus.PENDING]
+    return list(first.values())
+
+
+def settle(deployment: Deployment, now: datetime) -> None:
+    """After a step ended: send what is due, or end the deployment, or let it wait for a person."""
+    current = due(deployment)
+    statuses = {step.status for step in current}
+    broken = next((step for step in current if step.status in BROKEN), None)
+    if not current:
         _end(deployment, RunStatus.SUCCEEDED, now)
-    else:
-        StepRun.objects.filter(pk=step.pk).update(woken_at=now)
-        send(step.pk)
+    elif broken is not None and RunStatus.RUNNING not in statuses:
+        # A person who is waited for in another lane is asked again when it goes on.
+        waits = StepRun.objects.filter(deployment=deployment, status=RunStatus.WAITING)
+        waits.update(status=RunStatus.PENDING, reason="", memory={}, started_at=None, deadline_at=None, woken_at=None)
+        _end(deployment, RunStatus(broken.status), now)
+    elif statuses == {RunStatus.WAITING}:
+        Deployment.objects.filter(pk=deployment.pk, status__in=TICKING).update(status=RunStatus.WAITING)
+    elif broken is None:
+        for step in current:
+            if step.status == RunStatus.PENDING and step.woken_at is None:
+                StepRun.objects.filter(pk=step.pk).update(woken_at=now)
+                send(step.pk)
 
 
 def _end(deployment: Deployment, status: RunStatus, now: datetime) -> None:
@@ -223,7 +353,7 @@ def _stumbled(step_id: int, error: Exception, now: datetime) -> None:
             memory={**step.memory, "stumbles": 0 if given_up else count}, woken_at=now, **changes
         )
         if given_up:
-            _end(step.deployment, RunStatus.FAILED, now)
+            settle(step.deployment, now)
 
 
 def next_step(deployment: Deployment) -> StepRun | None:
@@ -234,33 +364,47 @@ def next_step(deployment: Deployment) -> StepRun | None:
 # ----------------------------------------------------------------------------------------------------------------- wake-ups
 
 
-def wake(environment_id: int) -> None:
-    """News came from the environment's machines: look at the current step of its live deployment. One query when there is none."""
-    step = (
-        StepRun.objects.filter(deployment__environment_id=environment_id, deployment__status__in=TICKING)
-        .exclude(status__in=DONE)
-        .order_by("number")
-        .values_list("pk", flat=True)
-        .first()
+def wake(environment_id: int, machine: str = "") -> None:
+    """News came from one of the environment's machines (empty: from any): look at the steps of its live deployment that it may concern.
+
+    One query when there is none. A step concerns its own machine, those with a runtime of the same connector (they take over from each
+    other), and without a machine every one.
+    """
+    under_way = list(
+        StepRun.objects.filter(deployment__environment_id=environment_id, deployment__status__in=TICKING, status__in=TICKING)
+        .filter(Q(status=RunStatus.RUNNING) | Q(woken_at__isnull=False))
+        .values_list("pk", "machine", "connector")
     )
-    if step is not None:
-        send(step)
+    if machine and any(name not in ("", machine) for _, name, _ in under_way):
+        runs: dict[str, set[str]] = {}
+        for name, connector in Runtime.objects.filter(environment_id=environment_id).values_list("machine__name", "connector__name"):
+            runs.setdefault(name, set()).add(connector)
+        here = runs.get(machine, set())
+        under_way = [
+            (pk, name, connector)
+            for pk, name, connector in under_way
+            if name in ("", machine) or here.intersection({connector} if connector else runs.get(name, set()))
+        ]
+    for pk, _, _ in under_way:
+        send(pk)
 
 
 def stalled(now: datetime) -> list[int]:
-    """Ids of current steps nobody has looked at for 2 s."""
-    first = StepRun.objects.filter(deployment=OuterRef("pk")).exclude(status__in=DONE).order_by("number").values("pk")[:1]
-    current = Deployment.objects.filter(status__in=TICKING).values_list(Subquery(first), flat=True)
+    """Ids of steps that are due, or under way, and that nobody has looked at for 2 s."""
     unseen = Q(woken_at=None) | Q(woken_at__lte=now - STALLED_AFTER)
-    return list(StepRun.objects.filter(unseen, pk__in=list(current), status__in=TICKING).values_list("pk", flat=True))
+    found: list[int] = []
+    for deployment in Deployment.objects.filter(status__in=TICKING):
+        ids = [step.pk for step in due(deployment)]
+        found += StepRun.objects.filter(unseen, pk__in=ids, status__in=TICKING).values_list("pk", flat=True)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- what people may do
 
 
 def cancel(deployment: Deployment, *, by: AbstractBaseUser, now: datetime) -> None:
-    """End it at once: the step under way and all later ones are cancelled; what was ordered stays ordered, and a hand-over under way
-    ends by itself. Repeated cancel succeeds. Raises NotAllowed when it ended otherwise."""
+    """End it at once, within CANCEL_ENDS_WITHIN: steps under way and all later ones are cancelled; what was ordered stays ordered, and a
+    hand-over under way ends by itself. Repeated cancel succeeds. Raises NotAllowed when it ended otherwise."""
     sentence = f"Cancelled by {by.get_username()}."
     with transaction.atomic():
         ended = Deployment.objects.filter(pk=deployment.pk, status__in=LIVE).update(
@@ -278,48 +422,59 @@ def cancel(deployment: Deployment, *, by: AbstractBaseUser, now: datetime) -> No
         )
 
 
-def resume(deployment: Deployment, *, by: AbstractBaseUser, now: datetime) -> None:
-    """Go on from the step that failed: the same run, its history kept. Raises NotAllowed when it did not fail.
+def superseded(deployment: Deployment) -> str:
+    """Why a broken deployment cannot go on any more; empty when it can. Three queries."""
+    environment = deployment.environment
+    newer = Deployment.objects.filter(environment=environment, pk__gt=deployment.pk).order_by("-pk").first()
+    if newer is not None:
+        return f"Deployment {newer.pk} ran since: deploy again instead of resuming deployment {deployment.pk}."
+    if releases.active(environment) != deployment.release:
+        return f"Release {deployment.release.number} is no longer active on {environment.name}: deploy the active release instead."
+    return ""
+
+
+def reopen(deployment: Deployment, *, now: datetime) -> None:
+    """The same run goes on, inside the caller's transaction: its history is kept.
 
     Raises:
         NotAllowed: it did not fail, another release is active by now, or a newer deployment ran since.
-        Busy: another deployment is under way.
+        Busy: another deployment is under way, or somebody else reopened it in the same instant.
     """
     environment = deployment.environment
-    deployment.refresh_from_db()
+    deployment.refresh_from_db(fields=["status"])
     if deployment.status not in BROKEN:
         raise NotAllowed(f"Deployment {deployment.pk} is {deployment.get_status_display().lower()}: only one that failed can be resumed.")
     refuse_while_deploying(environment)
-    if releases.active(environment) != deployment.release:
-        raise NotAllowed(
-            f"Release {deployment.release.number} is no longer active on {environment.name}: deploy the active release instead."
-        )
-    newest = Deployment.objects.filter(environment=environment).aggregate(newest=Max("pk"))["newest"]
-    if newest != deployment.pk:
-        raise NotAllowed(f"Deployment {newest} ran since: deploy again instead of resuming deployment {deployment.pk}.")
+    if reason := superseded(deployment):
+        raise NotAllowed(reason)
     quiet = deployment.steps.filter(kind=StepKind.ALERTING_OFF, status=RunStatus.SUCCEEDED).exists()
     try:
         with transaction.atomic():
-            if not Deployment.objects.filter(pk=deployment.pk, status__in=BROKEN).update(
+            reopened = Deployment.objects.filter(pk=deployment.pk, status__in=BROKEN).update(
                 status=RunStatus.RUNNING, ended_at=None, alerting_off=quiet
-            ):
-                raise _busy(environment)
-            step = next_step(deployment)
-            if step is not None:
-                steps.note(step, f"Resumed by {by.get_username()}, attempt {step.attempt + 1}.", now)
-                _freeze_anew(deployment, step, by, now)
-                StepRun.objects.filter(pk=step.pk, status__in=BROKEN).update(
-                    status=RunStatus.PENDING,
-                    attempt=F("attempt") + 1,
-                    reason="",
-                    memory={},
-                    started_at=None,
-                    ended_at=None,
-                    deadline_at=None,
-                )
-            _send_next(deployment, now)
+            )
     except IntegrityError:
-        raise _busy(environment) from None
+        reopened = 0
+    if not reopened:
+        raise _busy(environment)
+
+
+def broken_steps(deployment: Deployment) -> list[StepRun]:
+    """The steps at which it stopped: one, or one in each of several lanes."""
+    return list(StepRun.objects.filter(deployment=deployment, status__in=BROKEN).select_related("deployment").order_by("number"))
+
+
+def resume(deployment: Deployment, *, by: AbstractBaseUser, now: datetime) -> None:
+    """Go on from the steps that failed: the same run, its history kept. Raises as `reopen` does."""
+    with transaction.atomic():
+        reopen(deployment, now=now)
+        broken = broken_steps(deployment)
+        for step in broken:
+            steps.note(step, f"Resumed by {by.get_username()}, attempt {step.attempt + 1}.", now)
+        _freeze_anew(deployment, broken[0], by, now)
+        for step in broken:
+            try_again(step, now)
+        settle(deployment, now)
     deployment.refresh_from_db()
 
 
@@ -333,16 +488,23 @@ def _freeze_anew(deployment: Deployment, step: StepRun, by: AbstractBaseUser, no
 
 
 def confirm(step: StepRun, *, by: AbstractBaseUser, now: datetime) -> None:
-    """A person did what a Manual step asked for. Repeated confirmation succeeds. Raises NotAllowed when nobody is waited for."""
+    """A person did what a Manual step asked for. Repeated confirmation succeeds.
+
+    Raises:
+        NotAllowed: nobody is waited for, or the step asks for a role that the person does not have.
+    """
+    _refuse_wrong_role(step, by)
     sentence = f"Confirmed by {by.get_username()}."
     with transaction.atomic():
-        going = Deployment.objects.filter(pk=step.deployment_id, status=RunStatus.WAITING).update(status=RunStatus.RUNNING)
+        going = Deployment.objects.filter(pk=step.deployment_id, status__in=(RunStatus.WAITING, RunStatus.RUNNING)).update(
+            status=RunStatus.RUNNING
+        )
         confirmed = StepRun.objects.filter(pk=step.pk, status=RunStatus.WAITING).update(
             status=RunStatus.SUCCEEDED, reason=sentence, ended_at=now
         )
         if going and confirmed:
             steps.note(step, sentence, now)
-            _send_next(step.deployment, now)
+            settle(step.deployment, now)
         elif going or confirmed:
             transaction.set_rollback(True)
     step.refresh_from_db()
@@ -350,6 +512,18 @@ def confirm(step: StepRun, *, by: AbstractBaseUser, now: datetime) -> None:
         raise NotAllowed(f"Step {step.number}, {step.title}, is {step.get_status_display().lower()}: it waits for nobody.")
 
 
-def log_of(deployment: Deployment) -> list[StepLog]:
-    """Every line of the deployment's log, oldest first."""
-    return list(StepLog.objects.filter(step__deployment=deployment).select_related("step"))
+def _refuse_wrong_role(step: StepRun, by: AbstractBaseUser) -> None:
+    team = step.deployment.environment.project.team_id
+    if step.confirm_role and not access.may(by, team, Role(step.confirm_role)):
+        raise NotAllowed(f"Step {step.number} is confirmed by the role {Role(step.confirm_role).label.lower()}: ask one of them.")
+
+
+def record_answer(step_id: int, attempt: int, *, status: int | None, reason: str, now: datetime) -> None:
+    """What an HTTP check's address answered; the step looks at it next."""
+    with transaction.atomic():
+        if not Deployment.objects.filter(steps=step_id, status__in=TICKING).update(status=RunStatus.RUNNING):
+            return
+        step = StepRun.objects.get(pk=step_id)
+        memory = {**step.memory, "answer": {"status": status, "reason": reason, "at": now.isoformat()}}
+        if StepRun.objects.filter(pk=step_id, status=RunStatus.RUNNING, attempt=attempt).update(memory=memory):
+            send(step_id)

@@ -4,13 +4,15 @@ Both run inside the transaction of `rollout.tick`: what they wrote is undone whe
 what a kind keeps from one look to the next. A refusal (`NotAllowed`) of anything they call fails the step with its sentence.
 """
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal
 
-from deployments import frozen, moves, releases
-from deployments.models import DONE, Deployment, StepKind, StepLog, StepRun
+from django.db.models import F, QuerySet
+
+from deployments import frozen, gates, masking, moves, releases
+from deployments.models import DONE, Deployment, Exclusion, RunStatus, StepKind, StepLog, StepRun
 from portal import properties
 from portal.errors import Busy, NotAllowed, NotReady, Stale
 from runtimes import failover, fleet, membership, protocol
@@ -40,14 +42,18 @@ Memory = MutableMapping[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One look at a step: done, failed, waiting (for a person) or running, and why, in a sentence."""
+    """One look at a step: done, skipped (there was nothing to do), failed, waiting (for a person) or running, and why, in a sentence."""
 
-    state: Literal["done", "failed", "waiting", "running"]
+    state: Literal["done", "skipped", "failed", "waiting", "running"]
     sentence: str
 
 
 def done(sentence: str) -> Outcome:
     return Outcome("done", sentence)
+
+
+def skipped(sentence: str) -> Outcome:
+    return Outcome("skipped", sentence)
 
 
 def failed(sentence: str) -> Outcome:
@@ -63,12 +69,14 @@ def running(sentence: str) -> Outcome:
 
 
 def together(outcomes: Sequence[Outcome]) -> Outcome:
-    """One outcome of several: running while one runs, so that each comes to its end; then failed if one failed, else done."""
+    """One outcome of several: running while one runs, so that each comes to its end; then failed if one failed; skipped if all are."""
+    state: Literal["done", "skipped", "failed", "waiting", "running"]
     for state in ("running", "failed"):
         sentences = [outcome.sentence for outcome in outcomes if outcome.state == state]
         if sentences:
             return Outcome(state, " ".join(sentences))
-    return done(" ".join(outcome.sentence for outcome in outcomes))
+    state = "skipped" if outcomes and all(outcome.state == "skipped" for outcome in outcomes) else "done"
+    return Outcome(state, " ".join(outcome.sentence for outcome in outcomes))
 
 
 class Kind:
@@ -87,12 +95,29 @@ class Kind:
 
 
 def note(step: StepRun, text: str, now: datetime, *, machine: str = "", level: str = "info") -> None:
-    """A line of the step's log."""
-    StepLog.objects.create(step=step, at=now, text=text, machine=machine, level=level)
+    """A line of the deployment's log, inside the caller's transaction: until that ends, nobody else writes one, so numbers have no gap."""
+    Deployment.objects.filter(pk=step.deployment_id).update(log_lines=F("log_lines") + 1)
+    number = Deployment.objects.values_list("log_lines", flat=True).get(pk=step.deployment_id)
+    secrets = masking.secrets_of(step.deployment.environment_id)
+    StepLog.objects.create(
+        deployment_id=step.deployment_id,
+        number=number,
+        step=step,
+        attempt=step.attempt,
+        at=now,
+        text=masking.mask(text, secrets),
+        machine=machine,
+        level=level,
+    )
 
 
 def actor(step: StepRun) -> str:
     return f"deployment {step.deployment_id}"
+
+
+def left_out(step: StepRun) -> set[str]:
+    """Names of the machines that this deployment left out."""
+    return set(Exclusion.objects.filter(deployment_id=step.deployment_id).values_list("machine", flat=True))
 
 
 def silence(machine: Machine, now: datetime) -> str:
@@ -110,6 +135,15 @@ def _because(reason: str) -> str:
 # ------------------------------------------------------------------------------------------------------- alerting and persons
 
 
+def changed_before(step: StepRun) -> bool:
+    """Did an earlier step of this deployment change the step's target: its runtime, its machine, or anything at all."""
+    rows = StepRun.objects.filter(deployment_id=step.deployment_id, number__lt=step.number, status=RunStatus.SUCCEEDED)
+    rows = rows.filter(kind__in=moves.DEPLOYS)
+    if step.machine:
+        rows = rows.filter(machine=step.machine)
+    return (rows.filter(connector__in=("", step.connector)) if step.connector else rows).exists()
+
+
 class AlertingOff(Kind):
     def begin(self, step: StepRun, now: datetime) -> None:
         Deployment.objects.filter(pk=step.deployment_id).update(alerting_off=True)
@@ -119,6 +153,8 @@ class AlertingOff(Kind):
 
 
 class Manual(Kind):
+    """Waits for a person, without a deadline; rollout.confirm ends it."""
+
     def check(self, step: StepRun, now: datetime) -> Outcome:
         return waiting(step.instruction)
 
@@ -253,7 +289,7 @@ def remember_orders(memory: Memory, runtime: Runtime) -> None:
 def hand_over(step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome | None:
     """Give up what the runtime leads before it is stopped: ask each group's best ready follower to take over, and wait for it.
 
-    None: it leads nothing (any more), or nobody is ready to take over, which the log then says.
+    None: it leads nothing (any more), or a person said that it shall go on without a hand-over.
     """
     groups = FailoverGroup.objects.filter(failover=True, members__runtime=runtime).prefetch_related(
         "members__runtime__machine", "members__runtime__connector"
@@ -285,16 +321,10 @@ def _asked(request: GroupRequest | None, leads: bool, group: FailoverGroup, runt
 
 
 def _ask(step: StepRun, view: failover.Verdict, runtime: Runtime, memory: Memory, now: datetime) -> Outcome | None:
-    group = view.group
-    ready = [
-        seen.member.runtime
-        for seen in view.members
-        if seen.member.runtime_id != runtime.pk and seen.status == Status.FOLLOWER and seen.member.observed_ready
-    ]
-    if not ready:
-        _goes_alone(step, group, runtime, memory, now, "No follower is ready.")
-        return None
-    candidate = min(ready, key=lambda other: (_BY_PREFERENCE.index(protocol.Preference(other.preference)), other.key))
+    group, candidates = view.group, takers(view, runtime.key)
+    if not candidates:
+        return _goes_alone(step, group, runtime, memory, now)
+    candidate = candidates[0]
     try:
         request = failover.switch(
             group,
@@ -304,23 +334,102 @@ def _ask(step: StepRun, view: failover.Verdict, runtime: Runtime, memory: Memory
             cause=protocol.Cause.DEPLOY,
             now=now,
         )
-    except (Busy, Stale) as refusal:  # leadership is moving already: look again
+    except (Busy, Stale, NotReady) as refusal:  # leadership is moving already, or the candidate just left: look again
         return running(refusal.sentence)
-    except NotReady as refusal:
-        _goes_alone(step, group, runtime, memory, now, refusal.sentence)
-        return None
     memory["requests"][str(group.pk)] = str(request.pk)
     sentence = f"{candidate.key} is asked to take over {group} from {runtime.key} first."
     note(step, sentence, now, machine=candidate.machine.name)
     return running(sentence)
 
 
-def _goes_alone(step: StepRun, group: FailoverGroup, runtime: Runtime, memory: Memory, now: datetime, why: str) -> None:
+def _goes_alone(step: StepRun, group: FailoverGroup, runtime: Runtime, memory: Memory, now: datetime) -> Outcome | None:
+    """Only where a person said so."""
+    if not step.override:
+        return running(f"{runtime.key} leads {group}, and no follower is ready to take over.")
     if str(group.pk) not in memory.setdefault("alone", []):
         memory["alone"].append(str(group.pk))
-        note(
-            step, f"{runtime.key} leads {group} and goes on without a hand-over. {why}", now, machine=runtime.machine.name, level="warning"
-        )
+        sentence = f"{runtime.key} leads {group} and goes on without a hand-over. {step.override}"
+        note(step, sentence, now, machine=runtime.machine.name, level="warning")
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------------------- gates
+
+
+def takers(view: failover.Verdict, key: str) -> list[Runtime]:
+    """Who could take a group over from this runtime now, the preferred one first."""
+    ready = [
+        seen.member.runtime
+        for seen in view.members
+        if seen.member.runtime.key != key and seen.status == Status.FOLLOWER and not failover.obstacle(view, seen)
+    ]
+    return sorted(ready, key=lambda other: (_BY_PREFERENCE.index(protocol.Preference(other.preference)), other.key))
+
+
+def sights(runtime: Runtime, now: datetime) -> list[gates.Sight]:
+    """What the gates see of the runtime's failover groups; a group in which it is disabled does not count, for it cannot lead it."""
+    groups = FailoverGroup.objects.filter(failover=True, members__runtime=runtime).prefetch_related(failover.with_members())
+    return [sight for group in groups if (sight := sight_of(failover.verdict(group, now=now), runtime.key)) is not None]
+
+
+def sight_of(view: failover.Verdict, key: str) -> gates.Sight | None:
+    own = next((seen for seen in view.members if seen.member.runtime.key == key), None)
+    others = [seen for seen in view.members if seen.member.runtime.key != key]
+    if own is None or not others or own.status == Status.DISABLED:
+        return None
+    ready = [runtime.key for runtime in takers(view, key)]
+    lacking = [seen for seen in others if seen.member.runtime.key not in ready]
+    return gates.Sight(
+        group=view.group.name,
+        leader=view.leader.member.runtime.key if view.leader else None,
+        ready=ready,
+        lacking={seen.member.runtime.key: _why_not(view, seen) for seen in lacking},
+        hopeless=all(_brings_nobody(seen) for seen in lacking),
+    )
+
+
+def _why_not(view: failover.Verdict, seen: failover.MemberVerdict) -> str:
+    runtime = seen.member.runtime
+    if not runtime.desired_running:
+        return f"{runtime.key} was stopped by a person."
+    return failover.obstacle(view, seen) or f"{seen.machine} is {failover.WORDS[seen.status]}."
+
+
+def _brings_nobody(seen: failover.MemberVerdict) -> bool:
+    """Waiting does not make this member ready."""
+    runtime = seen.member.runtime
+    return (
+        not runtime.desired_running
+        or runtime.desired_bundle_id is None
+        or seen.status == Status.DISABLED
+        or seen.member.observed_disabled
+        or runtime.machine.joined_at is None
+        or (seen.age_seconds is not None and seen.age_seconds > failover.SILENT_FOR_LONG_SECONDS)
+    )
+
+
+def under_change(step: StepRun) -> set[str]:
+    """Runtimes that other steps of this deployment have ordered something and have not proven yet."""
+    memories = StepRun.objects.filter(deployment_id=step.deployment_id, status=RunStatus.RUNNING).exclude(pk=step.pk)
+    return {
+        key
+        for memory in memories.values_list("memory", flat=True)
+        for key, told in memory.get("runtimes", {}).items()
+        if told.get("touched") and not told.get("proven")
+    }
+
+
+def gated(step: StepRun, runtime: Runtime, memory: Memory, now: datetime, *, stops: bool) -> Outcome | None:
+    """What forbids to touch the runtime now; None: nothing, or a person took it upon himself."""
+    found = gates.touch(runtime.key, sights(runtime, now), stops=stops, touched=under_change(step))
+    if found.open or (found.may_be_overridden and step.override):
+        memory.pop("gate", None)
+        return None
+    memory["gate"] = found.rule
+    if found.hopeless and found.rule != "one":
+        remedy = " Make one ready and retry, or override with a reason." if found.may_be_overridden else ""
+        return failed(found.sentence + remedy)
+    return running(found.sentence)
 
 
 def proof(runtime: Runtime, digest: str, memory: Memory, now: datetime) -> Outcome | None:
@@ -351,6 +460,7 @@ class OnRuntime(Kind):
     """Kinds that act on one runtime (Deploy machine: on all of a machine): `order` once what it leads is handed over, then `proven`."""
 
     gives_up_leadership: ClassVar[bool] = True
+    stops: ClassVar[bool] = False  # for good
 
     def targets(self, step: StepRun) -> list[Runtime]:
         return [find_runtime(step)]
@@ -370,13 +480,18 @@ class OnRuntime(Kind):
         if "orders" not in memory:
             if self.needs_order(step, runtime, memory, now):
                 wait = self.clear_the_way(step, runtime, memory, now)
-                if wait is None and self.gives_up_leadership and "stopping" not in memory:
-                    wait = hand_over(step, runtime, memory, now)
+                if wait is None and self.gives_up_leadership and "stopping" not in memory and not memory.get("forced"):
+                    asked = bool(memory.get("requests"))  # a hand-over under way passed the gate already
+                    wait = None if asked else gated(step, runtime, memory, now, stops=self.stops)
+                    wait = wait or hand_over(step, runtime, memory, now)
                 if wait is not None:
                     return wait
                 self.order(step, runtime, memory, now)
+                memory["touched"] = True
             remember_orders(memory, runtime)
-        return self.proven(step, runtime, memory, now)
+        outcome = self.proven(step, runtime, memory, now)
+        memory["proven"] = outcome.state in ("done", "skipped")
+        return outcome
 
     def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
         """False: it is as wished already, and nothing is disturbed."""
@@ -448,9 +563,10 @@ def _not_proven_stopped(runtime: Runtime, orders: int, now: datetime) -> str:
 
 class DeployRuntime(OnRuntime):
     def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
-        bundle = fleet.store_bundle(
-            runtime.environment, releases.bundle_for(step.deployment.release, runtime, frozen.values_of(step.deployment))
-        )
+        content = releases.bundle_for(step.deployment.release, runtime, frozen.values_of(step.deployment))
+        ordered = runtime.desired_bundle
+        same = ordered is not None and moves.same_but_release(protocol.decode(protocol.BundleContent, bytes(ordered.content)), content)
+        bundle = ordered if same and ordered is not None else fleet.store_bundle(runtime.environment, content)
         memory["digest"] = bundle.digest
         memory["unchanged"] = (
             runtime.desired_running
@@ -460,10 +576,14 @@ class DeployRuntime(OnRuntime):
             and runtime.observed_restarts >= runtime.desired_restarts
             and not runtime.machine.is_silent(now=now)
         )
+        if memory["unchanged"] and runtime.desired_release != step.deployment.release.number:
+            fleet.assign(runtime, bundle, release=step.deployment.release.number)
         return not memory["unchanged"]
 
     def clear_the_way(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome | None:
         content = protocol.decode(protocol.BundleContent, bytes(Bundle.objects.get(pk=memory["digest"]).content))
+        # What it runs now must not run beside what comes, so there is nobody to hand over to: the gap was announced.
+        memory["forced"] = bool(moves.clashes([runtime], moves.layout_of(content)))
         return stop_siblings(step, runtime, content, memory, now)
 
     def order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> None:
@@ -471,7 +591,7 @@ class DeployRuntime(OnRuntime):
         release = step.deployment.release.number
         again = runtime.desired_bundle_id == memory["digest"] and runtime.desired_running and not runtime.held
         bundle = Bundle.objects.get(pk=memory["digest"])
-        fleet.assign(runtime, bundle)
+        fleet.assign(runtime, bundle, release=release)
         note(step, f"{runtime.key} is ordered to run release {release}, bundle {bundle}.", now, machine=machine)
         if not runtime.desired_running:
             fleet.start(runtime)
@@ -485,7 +605,7 @@ class DeployRuntime(OnRuntime):
         if lacking is not None:
             return lacking
         if memory["unchanged"]:
-            return done(f"{runtime.key} already runs this bundle: not restarted.")
+            return skipped(f"{runtime.key} already runs this bundle: not restarted.")
         return done(f"{runtime.key} runs release {step.deployment.release.number}.")
 
 
@@ -532,6 +652,8 @@ class RestartRuntime(OnRuntime):
 
 
 class StopRuntime(OnRuntime):
+    stops = True
+
     def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
         return runtime.desired_running
 
@@ -610,6 +732,115 @@ class GroupStop(OnGroup):
         return failover.switch(group, candidate=None, expected_leader=step.machine, actor=actor(step), now=now)
 
 
+# --------------------------------------------------------------------------------------------------------------------- flows
+
+
+class OnFlow(OnRuntime):
+    """Starts or stops one ungrouped flow; a grouped one runs where its group leads, which Group steps and Balance decide."""
+
+    gives_up_leadership = False
+    on: ClassVar[bool]
+
+    def flow(self, step: StepRun, runtime: Runtime) -> protocol.FlowSpec:
+        if runtime.desired_bundle is None:
+            raise NotAllowed(f"Nothing was deployed to {runtime.key} yet: deploy it first.")
+        content = protocol.decode(protocol.BundleContent, bytes(runtime.desired_bundle.content))
+        found = next((flow for flow in content.flows if flow.name == step.flow), None)
+        if found is None:
+            raise NotAllowed(f"Release {runtime.desired_release} on {runtime.key} has no flow {step.flow}: deploy a release that has it.")
+        return found
+
+    def order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> None:
+        (fleet.start_flow if self.on else fleet.stop_flow)(runtime, self.flow(step, runtime).id)
+
+    def proven(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome:
+        flow, machine = self.flow(step, runtime), runtime.machine
+        if machine.is_silent(now=now):
+            return running(silence(machine, now))
+        if machine.orders_taken < memory["orders"]:
+            return running(f"{machine} has not taken its orders yet.")
+        told = next((told for told in runtime.observed_flows if told["flow"] == flow.id), None)
+        if told is None and not self.on and runtime.observed_state == RuntimeState.STOPPED:
+            return done(f"{flow.name} is off, for {runtime.key} is stopped.")
+        if told is None:
+            return running(f"{runtime.key} has not told of flow {flow.name} yet.")
+        if bool(told["on"]) is not self.on:
+            return running(f"{flow.name} on {runtime.key} is {'on' if told['on'] else 'off'}{_because(told.get('reason', ''))}")
+        return done(f"{flow.name} on {runtime.key} is {'on' if self.on else 'off'}.")
+
+    def overdue(self, step: StepRun) -> str:
+        return f"{step.flow} on {step.machine}.{step.connector} was not {'started' if self.on else 'stopped'}"
+
+
+class FlowStart(OnFlow):
+    on = True
+
+
+class FlowStop(OnFlow):
+    on = False
+
+
+# ------------------------------------------------------------------------------------------------------------- waits and checks
+
+
+class WaitHealthy(Kind):
+    """Waits until the runtime, all of the machine's, or all of the environment run what is ordered, settled in healthy groups."""
+
+    def check(self, step: StepRun, now: datetime) -> Outcome:
+        without = left_out(step)
+        rows = self._runtimes(step).exclude(machine__name__in=without)
+        runtimes = [row for row in rows.select_related("machine", "connector") if row.desired_bundle_id and row.desired_running]
+        lacking = [wait.sentence for row in runtimes if (wait := proof(row, str(row.desired_bundle_id), {}, now))]
+        groups = FailoverGroup.objects.filter(environment=step.deployment.environment, failover=True, members__runtime__in=runtimes)
+        for group in groups.distinct().prefetch_related(failover.with_members()):
+            lacking += failover.without(failover.verdict(group, now=now), without).problems
+        if lacking:
+            return running(" ".join(dict.fromkeys(lacking)))
+        names = " and ".join(row.key for row in runtimes) if len(runtimes) <= 3 else f"All {len(runtimes)} runtimes"
+        return done(f"{names} healthy." if len(runtimes) > 3 else f"{names or 'Nothing that runs'} is healthy.")
+
+    def overdue(self, step: StepRun) -> str:
+        return "Not everything was healthy"
+
+    def _runtimes(self, step: StepRun) -> QuerySet[Runtime]:
+        rows = Runtime.objects.filter(environment=step.deployment.environment).order_by("machine__name", "connector__name")
+        if step.machine:
+            rows = rows.filter(machine__name=step.machine)
+        return rows.filter(connector__name=step.connector) if step.connector else rows
+
+
+def _not_probed(step_id: int, attempt: int) -> None:
+    """Without a broker (tests of pure parts) nobody asks."""
+
+
+# Set by DeploymentsConfig.ready() to tasks.send_probe: has a worker ask once, outside of any transaction, and wake the step.
+probe: Callable[[int, int], object] = _not_probed
+PROBE_EVERY = timedelta(seconds=2)
+
+
+class HttpCheck(Kind):
+    """Asks an address until it answers with the expected status. The asking is a task of its own: a look at a step never waits."""
+
+    def check(self, step: StepRun, now: datetime) -> Outcome:
+        answer = step.memory.get("answer")
+        if answer is not None and answer["status"] == step.expected_status:
+            return done(f"{step.url} answered {answer['status']}.")
+        asked_at = step.memory.get("asked_at")
+        if asked_at is None or now - datetime.fromisoformat(asked_at) >= PROBE_EVERY:
+            step.memory["asked_at"] = now.isoformat()
+            probe(step.pk, step.attempt)
+        if answer is None:
+            return running(f"{step.url} is asked.")
+        said = f"answered {answer['status']}" if answer["status"] else f"did not answer{_because(answer['reason']).rstrip('.')}"
+        return running(f"{step.url} {said}; {step.expected_status} is expected.")
+
+    def overdue(self, step: StepRun) -> str:
+        return f"{step.url} did not answer {step.expected_status}"
+
+
+# ------------------------------------------------------------------------------------------------------------------- balance
+
+
 class BalanceFailover(Kind):
     """Put each group's leadership on its preferred machine, proven; the evidence stays in the step's memory."""
 
@@ -617,30 +848,56 @@ class BalanceFailover(Kind):
         deployment = step.deployment
         keys = [group["id"] for group in deployment.release.content["groups"]]
         groups = FailoverGroup.objects.filter(environment=deployment.environment, failover=True, group__key__in=keys)
-        looks = [
-            self._look(step, group, now) for group in groups.prefetch_related("members__runtime__machine", "members__runtime__connector")
-        ]
+        without = left_out(step)
+        looks = [(group, self._look(step, group, without, now)) for group in groups.prefetch_related(failover.with_members())]
         if not looks:
             return done("There is no failover group here: nothing to balance.")
-        step.memory["groups"] = [
-            {"group": name, "state": outcome.state, "reason": outcome.sentence, "at": now.isoformat()} for name, outcome in looks
-        ]
-        return together([Outcome(outcome.state, _named(name, outcome.sentence)) for name, outcome in looks])
+        step.memory["groups"] = [evidence(group, outcome, now) for group, outcome in looks]
+        return together([Outcome(outcome.state, _named(group.name, outcome.sentence)) for group, outcome in looks])
 
-    def _look(self, step: StepRun, group: FailoverGroup, now: datetime) -> tuple[str, Outcome]:
+    def _look(self, step: StepRun, group: FailoverGroup, without: set[str], now: datetime) -> Outcome:
         assert step.started_at is not None
         try:
             look = failover.balance(
-                group, release=step.deployment.release.number, actor=actor(step), step_began_at=step.started_at, now=now
+                group,
+                release=step.deployment.release.number,
+                actor=actor(step),
+                step_began_at=step.started_at,
+                left_out=without,
+                now=now,
             )
         except (Busy, NotReady, Stale) as refusal:
-            return group.name, running(refusal.sentence)
+            return running(refusal.sentence)
         except NotAllowed as refusal:
-            return group.name, failed(refusal.sentence)
-        return group.name, Outcome("done" if look.done else "failed" if look.failed else "running", look.reason)
+            return failed(refusal.sentence)
+        return Outcome("done" if look.done else "failed" if look.failed else "running", look.reason)
 
     def overdue(self, step: StepRun) -> str:
         return "The failover groups were not balanced"
+
+
+def evidence(group: FailoverGroup, outcome: Outcome, now: datetime) -> dict[str, Any]:
+    """What was seen of a group at one look of Balance: who led, since which epoch, and each member as its machine told it."""
+    seen = failover.verdict(group, now=now)
+    return {
+        "group": group.name,
+        "state": outcome.state,
+        "reason": outcome.sentence,
+        "at": now.isoformat(),
+        "leader": seen.leader.member.runtime.key if seen.leader else None,
+        "epoch": seen.leader.member.observed_epoch if seen.leader else None,
+        "members": [
+            {
+                "runtime": said.member.runtime.key,
+                "status": str(said.status),
+                "state": str(said.state),
+                "epoch": said.member.observed_epoch,
+                "release": said.member.runtime.observed_release,
+                "heard_at": said.member.observed_at.isoformat() if said.member.observed_at else None,
+            }
+            for said in seen.members
+        ],
+    }
 
 
 def _named(group: str, sentence: str) -> str:
@@ -657,6 +914,10 @@ KINDS: Mapping[StepKind, Kind] = {
     StepKind.RESTART_RUNTIME: RestartRuntime(),
     StepKind.GROUP_START: GroupStart(),
     StepKind.GROUP_STOP: GroupStop(),
+    StepKind.FLOW_START: FlowStart(),
+    StepKind.FLOW_STOP: FlowStop(),
     StepKind.MANUAL: Manual(),
+    StepKind.WAIT_HEALTHY: WaitHealthy(),
+    StepKind.HTTP_CHECK: HttpCheck(),
     StepKind.BALANCE_FAILOVER: BalanceFailover(),
 }

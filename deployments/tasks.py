@@ -2,13 +2,16 @@
 
 import logging
 
+import httpx
 from celery import shared_task
 from django.db import transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from deployments import releases, rollout
-from deployments.models import StepKind, StepRun
+from deployments import releases, returning, rollout
+from deployments.models import RunStatus, StepKind, StepRun
+from portal import properties
+from portal.models import Property
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,50 @@ def send_step(step_id: int) -> None:
     transaction.on_commit(deliver)
 
 
+PROBE_TIMEOUT_SECONDS = 3.0
+
+
+@shared_task
+def probe_http(step_id: int, attempt: int) -> str:
+    """Ask an HTTP check's address once, outside of any transaction; follows no redirect, reads no body."""
+    step = StepRun.objects.filter(pk=step_id, kind=StepKind.HTTP_CHECK, status=RunStatus.RUNNING).select_related("deployment").first()
+    if step is None:
+        return f"Step {step_id} asks nothing any more."
+    values = Property.objects.filter(environment_id=step.deployment.environment_id)
+    settings, missing = properties.resolve({"url": step.url}, values, machine="", connector="")
+    status, reason = None, f"no value for {', '.join(sorted(missing))}"
+    if not missing:
+        status, reason = _ask(settings["url"])
+    rollout.record_answer(step_id, attempt, status=status, reason=reason, now=timezone.now())
+    return f"Step {step_id}: {status or reason}."
+
+
+def _ask(url: str) -> tuple[int | None, str]:
+    """Status, or None and why there is none. The address itself may hold a secret, so it is never part of the reason."""
+    try:
+        with (
+            httpx.Client(timeout=PROBE_TIMEOUT_SECONDS, follow_redirects=False) as client,
+            client.stream("GET", url, headers={"User-Agent": "baton"}) as answer,
+        ):
+            return answer.status_code, ""
+    except httpx.TimeoutException:
+        return None, f"no answer within {PROBE_TIMEOUT_SECONDS:.0f} s"
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        return None, f"{type(error).__name__}"
+
+
+def send_probe(step_id: int, attempt: int) -> None:
+    """Have a worker ask once the transaction is committed; when the broker is away, the next look asks again."""
+
+    def deliver() -> None:
+        try:
+            probe_http.delay(step_id, attempt)
+        except OperationalError as error:
+            logger.warning("Step %s asks later: the broker does not answer (%s).", step_id, error)
+
+    transaction.on_commit(deliver)
+
+
 @shared_task
 def activate_due_releases() -> str:
     """By beat: scheduled activations whose time has come enter by the same door as the button."""
@@ -52,4 +99,6 @@ def nudge_stalled_deployments() -> str:
     stalled = rollout.stalled(timezone.now())
     for step_id in stalled:
         send_step(step_id)
-    return f"Sent again: {len(stalled)}." if stalled else "Nothing stands still."
+    now = timezone.now()
+    told = [returning.catch_up(exclusion, now=now) for exclusion in returning.open_exclusions()]
+    return " ".join([f"Sent again: {len(stalled)}." if stalled else "Nothing stands still.", *told])

@@ -48,6 +48,7 @@ urlpatterns: list[URLPattern] = [
     path(_environment + "deployments/<int:pk>/", deployments.deployment_page, name="deployment"),
     path(_environment + "deployments/<int:pk>/log/", deployments.deployment_log, name="deployment-log"),
     path(_environment + "deployments/<int:pk>/cancel/", deployments.deployment_cancel, name="deployment-cancel"),
-    path(_environment + "deployments/<int:pk>/resume/", deployments.deployment_resume, name="deployment-resume"),
+    path(_environment + "deployments/<int:pk>/log/file/", deployments.deployment_log_file, name="deployment-log-file"),
+    path(_environment + "deployments/<int:pk>/decide/", deployments.deployment_decide, name="deployment-decide"),
     path(_environment + "deployments/<int:pk>/steps/<int:number>/confirm/", deployments.step_confirm, name="step-confirm"),
 ]

@@ -1,6 +1,6 @@
 """Preferences, balance and switches of failover groups: the portal's wishes, and its verdict on what it heard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import ClassVar
@@ -265,8 +265,8 @@ def obstacle(found: Verdict, said: MemberVerdict) -> str:
         return f"{machine} is {WORDS[said.status]}: {said.reason}"
     if not row.observed_ready:
         return f"{machine} is not ready: {said.reason or row.runtime.observed_reason or row.runtime.observed_state}"
-    ordered, runs = row.runtime.desired_bundle, row.runtime.observed_release
-    allowed = {ordered.release_number if ordered else None, found.leader.member.runtime.observed_release if found.leader else None} - {None}
+    ordered, runs = row.runtime.desired_release, row.runtime.observed_release
+    allowed = {ordered, found.leader.member.runtime.observed_release if found.leader else None} - {None}
     if runs is None or (allowed and runs not in allowed):
         numbers = " or ".join(str(number) for number in sorted(filter(None, allowed))) or "ordered"
         return f"{machine} is not on the release {numbers}: it runs {runs or 'none'}."
@@ -443,14 +443,26 @@ class Balanced:
     reason: str
 
 
-def balance(group: FailoverGroup, *, release: int, actor: str, step_began_at: datetime, now: datetime) -> Balanced:
+def without(found: Verdict, machines: Collection[str]) -> Verdict:
+    """The verdict on the others, where some machines are left out of account."""
+    members = [said for said in found.members if said.machine not in machines]
+    if len(members) == len(found.members):
+        return found
+    problems = _problems(found.group, members, found.leader)
+    return Verdict(found.group, members, found.leader, healthy=not problems, problems=problems)
+
+
+def balance(
+    group: FailoverGroup, *, release: int, actor: str, step_began_at: datetime, now: datetime, left_out: Collection[str] = ()
+) -> Balanced:
     """One idempotent step towards "the preferred member leads, proven": asks for the hand-over when it is due, else looks.
 
-    Never overrides a switch made after the step began, never enables (docs/failover.md, Balance failover).
+    Never overrides a switch made after the step began, never enables (docs/failover.md, Balance failover). Members on machines that
+    were left out of the deployment are not waited for: what can be proven without them is.
     """
     group = _read(group)
     expire_overdue(now=now, group=group)
-    found = verdict(group, now=now)
+    found = without(verdict(group, now=now), left_out)
     preferred = next((said for said in found.members if said.member.runtime.preference == Preference.LEADER), None)
 
     def done(reason: str) -> Balanced:
@@ -472,7 +484,9 @@ def balance(group: FailoverGroup, *, release: int, actor: str, step_began_at: da
     if preferred is None:
         unproven = _unproven(found, found.leader, release)
         where = found.leader.machine if found.leader else ""
-        return waits(unproven) if unproven else done(f"{group.name} has no preferred leader: it stays where it is, on {where}.")
+        away = any(member.runtime.preference == Preference.LEADER for member in group.members.all())
+        why = "The preferred leader is left out" if away else f"{group.name} has no preferred leader"
+        return waits(unproven) if unproven else done(f"{why}: {group.name if away else 'it'} stays where it is, on {where}.")
     if hopeless := _hopeless(found, preferred, step_began_at, now):
         return failed(hopeless)
     if found.leader is not preferred and (who := _switched_by(group, preferred, step_began_at)):

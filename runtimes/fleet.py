@@ -25,8 +25,8 @@ from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, G
 
 logger = logging.getLogger(__name__)
 
-# Called with the environment's id after every stored report, outside its transaction. deployments adds rollout.wake.
-on_report: list[Callable[[int], None]] = []
+# Called with the environment's id and the machine's name after every stored report, outside its transaction. deployments adds rollout.wake.
+on_report: list[Callable[[int, str], None]] = []
 
 
 # ------------------------------------------------------------------------------------------------------------------- joining
@@ -134,15 +134,15 @@ def record_report(machine: Machine, report: protocol.Report, *, now: datetime) -
             return False
         if news.cluster_became_known:  # from now on an empty data directory is refused
             touch(machine)
-        transaction.on_commit(lambda: _tell(machine.environment_id))
+        transaction.on_commit(lambda: _tell(machine))
     return True
 
 
-def _tell(environment_id: int) -> None:
+def _tell(machine: Machine) -> None:
     """A listener's trouble is not the agent's: its report is stored."""
     for hook in on_report:
         try:
-            hook(environment_id)
+            hook(machine.environment_id, machine.name)
         except Exception:
             logger.exception("A listener to reports failed.")
 
@@ -277,8 +277,11 @@ def ordered_bundle(machine: Machine, digest: str) -> Bundle | None:
 
 
 @transaction.atomic
-def assign(runtime: Runtime, bundle: Bundle) -> None:
-    """Order a runtime to run a bundle: writes desired_* and stops there. Failover groups and members follow the bundle; a hold ends."""
+def assign(runtime: Runtime, bundle: Bundle, *, release: int | None = None) -> None:
+    """Order a runtime to run a bundle: writes desired_* and stops there. Failover groups and members follow the bundle; a hold ends.
+
+    `release`: the number of the release that gives it this bundle, when an earlier one gave it the same (None: the bundle's own).
+    """
     content = protocol.decode(protocol.BundleContent, bytes(bundle.content))
     touched = _refresh_groups(runtime, content)
     row = Runtime.objects.select_for_update(of=("self",)).select_related("desired_bundle").get(pk=runtime.pk)
@@ -287,7 +290,9 @@ def assign(runtime: Runtime, bundle: Bundle) -> None:
         Runtime.objects.filter(pk=row.pk).update(desired_bundle=bundle, desired_stopped_flows=stopped, held="")
         runtime.desired_stopped_flows = stopped
         touched.add(runtime.machine)
-    runtime.desired_bundle, runtime.held = bundle, ""
+    number = bundle.release_number if release is None else release
+    Runtime.objects.filter(pk=row.pk).update(desired_release=number)
+    runtime.desired_bundle, runtime.desired_release, runtime.held = bundle, number, ""
     touch(*touched)
 
 

@@ -229,6 +229,7 @@ class Runtime(models.Model):
     # wish
     desired_running = models.BooleanField(default=True)  # the intent of a person's start or stop persists
     desired_bundle = models.ForeignKey(Bundle, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    desired_release = models.PositiveIntegerField(null=True, blank=True)  # the newest one that gives it this bundle
     held = models.TextField(blank=True)  # why it must not run until it is deployed, whatever desired_running says (fleet.hold)
     desired_restarts = models.PositiveIntegerField(default=0)
     desired_stopped_flows = models.JSONField(default=list, blank=True)  # keys of ungrouped flows a person stopped

@@ -74,7 +74,7 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
         runtime.key: runtime
         for runtime in Runtime.objects.filter(machine=machine)
         .select_related("machine", "connector")
-        .only("machine__name", "connector__name", *RUNTIME_FACTS)
+        .only("machine__name", "connector__name", "desired_bundle_id", "desired_release", *RUNTIME_FACTS)
     }
     heard = [said for said in report.runtimes if _knows(machine, said.key, runtimes)]
     _store_runtimes(runtimes, heard, now)
@@ -181,7 +181,9 @@ def _store_runtimes(runtimes: dict[str, Runtime], heard: list[protocol.RuntimeRe
         row.observed_starts = said.starts
         row.observed_restarts = said.restarts
         row.observed_digest = (said.digest or "")[:64]
-        row.observed_release = said.release
+        # A release that changed nothing here restarts nothing: what runs is what the newest release gives it.
+        as_ordered = bool(said.digest) and said.digest == row.desired_bundle_id and row.desired_release is not None
+        row.observed_release = row.desired_release if as_ordered else said.release
         row.observed_flows = msgspec.to_builtins(said.flows)
         row.observed_at = now
     _write([runtimes[said.key] for said in heard], RUNTIME_FACTS)

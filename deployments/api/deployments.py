@@ -1,22 +1,119 @@
 """/api/v1/deployments/"""
 
+from typing import Any
+from urllib.parse import urlencode
+
 from django.db.models import Prefetch, QuerySet
+from django.shortcuts import get_object_or_404
 from django.utils import timezone
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
 from rest_framework import mixins, serializers, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from deployments import rollout
-from deployments.models import Deployment, FrozenValues, StepRun
-from portal.api.fields import EnvironmentFilter, Gated, Nothing, signed_in
+from deployments import decisions, logs, rollout
+from deployments.models import Choice, Decision, Deployment, Exclusion, FrozenValues, StepAttempt, StepKind, StepRun
+from portal.api.fields import EnvironmentFilter, ExactInput, Gated, Nothing, signed_in
+
+
+class StepAttemptSerializer(serializers.ModelSerializer[StepAttempt]):
+    class Meta:
+        model = StepAttempt
+        fields = ("number", "status", "reason", "started_at", "ended_at")
+
+
+class SeenMemberSerializer(serializers.Serializer[Any]):
+    """A member of a group as its machine had told it when Balance looked."""
+
+    runtime = serializers.CharField()
+    status = serializers.CharField()
+    state = serializers.CharField()
+    epoch = serializers.IntegerField()
+    release = serializers.IntegerField(allow_null=True)
+    heard_at = serializers.DateTimeField(allow_null=True)
+
+
+class EvidenceSerializer(serializers.Serializer[Any]):
+    """What Balance failover saw of one group at its last look."""
+
+    group = serializers.CharField()
+    state = serializers.CharField()
+    reason = serializers.CharField()
+    at = serializers.DateTimeField()
+    leader = serializers.CharField(allow_null=True, required=False)
+    epoch = serializers.IntegerField(allow_null=True, required=False)
+    members = SeenMemberSerializer(many=True, required=False)
 
 
 class StepRunSerializer(serializers.ModelSerializer[StepRun]):
+    attempts = StepAttemptSerializer(many=True)  # the former ones
+    evidence = serializers.SerializerMethodField()
+
     class Meta:
         model = StepRun
-        fields = ("number", "kind", "title", "machine", "connector", "group", "status", "reason", "attempt", "started_at", "ended_at")
+        fields = (
+            "number", "kind", "title", "stage", "stage_number", "lane", "machine", "connector", "group", "flow", "command", "url",
+            "condition", "retries", "status", "reason", "attempt", "attempts", "override", "evidence", "started_at", "ended_at",
+        )  # fmt: skip
+
+    @extend_schema_field(EvidenceSerializer(many=True))
+    def get_evidence(self, step: StepRun) -> list[Any]:
+        """Of Balance failover: per group who led, since which epoch, on which release, and when that was seen."""
+        groups: list[Any] = step.memory.get("groups", []) if step.kind == StepKind.BALANCE_FAILOVER else []
+        return groups
+
+
+class DecisionSerializer(serializers.ModelSerializer[Decision]):
+    step = serializers.IntegerField(source="step.number", default=None, allow_null=True)
+    by = serializers.CharField(source="by.username", default=None, allow_null=True)
+
+    class Meta:
+        model = Decision
+        fields = ("choice", "step", "machine", "reason", "at", "by")
+
+
+class ExclusionSerializer(serializers.ModelSerializer[Exclusion]):
+    by = serializers.CharField(source="by.username", default=None, allow_null=True)
+    caught_up_by = serializers.IntegerField(source="caught_up_by_id", allow_null=True)
+
+    class Meta:
+        model = Exclusion
+        fields = ("machine", "reason", "at", "by", "ended_at", "ended_because", "caught_up_by")
+
+
+class OfferSerializer(serializers.Serializer[Any]):
+    """A choice that can be made now; `refusal` says why it cannot."""
+
+    choice = serializers.ChoiceField(choices=Choice.choices)
+    label = serializers.CharField()  # type: ignore[assignment]  # what people read, not the field's own label
+    effect = serializers.CharField()
+    refusal = serializers.CharField()
+    machine = serializers.CharField()
+    needs_reason = serializers.BooleanField()
+
+
+class DecisionInput(ExactInput):
+    choice = serializers.ChoiceField(choices=Choice.choices)
+    reason = serializers.CharField(default="", allow_blank=True, help_text="Needed for override, skip and exclude.")
+    machine = serializers.CharField(default="", allow_blank=True, help_text="For exclude: which offline machine; default: the step's.")
+
+
+class LogLineSerializer(serializers.Serializer[Any]):
+    number = serializers.IntegerField(allow_null=True, help_text="Of a step's line, without a gap; null: a machine's own line.")
+    at = serializers.DateTimeField()
+    level = serializers.CharField()
+    step = serializers.IntegerField(allow_null=True)
+    attempt = serializers.IntegerField()
+    source = serializers.CharField()  # type: ignore[assignment]  # who said it, not the field's own source
+    text = serializers.CharField()
+
+
+class LogSerializer(serializers.Serializer[Any]):
+    lines = LogLineSerializer(many=True)
+    next = serializers.CharField(help_text="Query of the next call: goes on where this answer ended, without a gap.")
+    complete = serializers.BooleanField(help_text="There was no more when this was read.")
+    ended = serializers.BooleanField(help_text="Nothing more will be said.")
 
 
 class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
@@ -26,13 +123,16 @@ class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
     release_number = serializers.IntegerField(source="release.number")
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
     values_digest = serializers.SerializerMethodField()
+    completes = serializers.IntegerField(source="completes_id", allow_null=True)
+    decisions = DecisionSerializer(many=True)
+    exclusions = ExclusionSerializer(many=True)
     steps = StepRunSerializer(many=True)
 
     class Meta:
         model = Deployment
         fields = (
-            "id", "project", "environment", "release", "release_number", "status",
-            "created_at", "created_by", "started_at", "ended_at", "values_digest", "steps",
+            "id", "project", "environment", "release", "release_number", "status", "completes",
+            "created_at", "created_by", "started_at", "ended_at", "values_digest", "decisions", "exclusions", "steps",
         )  # fmt: skip
 
     def get_values_digest(self, deployment: Deployment) -> str | None:
@@ -53,7 +153,13 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
         return (
             Deployment.objects.filter(environment__project__team__memberships__user_id=self.request.user.pk or 0)
             .select_related("environment__project", "release", "created_by")
-            .prefetch_related("steps", Prefetch("frozen", FrozenValues.objects.defer("values", "preferences")))
+            .prefetch_related(
+                "steps__attempts",
+                "decisions__by",
+                "decisions__step",
+                "exclusions__by",
+                Prefetch("frozen", FrozenValues.objects.defer("values", "preferences")),
+            )
         )
 
     @extend_schema(request=Nothing, responses={202: DeploymentSerializer})
@@ -69,6 +175,69 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
         """Go on from the step that failed: the same run, its history kept."""
         rollout.resume(self.row_for(request), by=signed_in(request), now=timezone.now())
         return self._answer()
+
+    @extend_schema(responses=OfferSerializer(many=True), filters=False, operation_id="deployment_choices")
+    @action(detail=True, pagination_class=None)
+    def choices(self, request: Request, pk: str) -> Response:
+        """What can be decided about a deployment that stopped at a failure, and what each choice does; empty for any other."""
+        return Response(OfferSerializer(decisions.offers(self.get_object(), now=timezone.now()), many=True).data)
+
+    @extend_schema(request=DecisionInput, responses={202: DeploymentSerializer})
+    @action(detail=True, methods=["post"])
+    def decide(self, request: Request, pk: str) -> Response:
+        """Retry, override, skip, exclude, roll-back or abort. Answers with the deployment that goes on: after a roll-back another one."""
+        body = DecisionInput(data=request.data)
+        body.is_valid(raise_exception=True)
+        given = body.validated_data
+        after = decisions.decide(
+            self.row_for(request),
+            Choice(given["choice"]),
+            by=signed_in(request),
+            now=timezone.now(),
+            reason=given["reason"],
+            machine=given["machine"],
+        )
+        return Response(DeploymentSerializer(after).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=Nothing, responses={202: DeploymentSerializer})
+    @action(detail=True, methods=["post"], url_path="steps/(?P<number>[0-9]{1,6})/confirm")
+    def confirm(self, request: Request, pk: str, number: str) -> Response:
+        """A person did what a Manual step asks for; a repeated confirmation succeeds."""
+        step = get_object_or_404(StepRun.objects.filter(deployment=self.row_for(request)), number=number)
+        rollout.confirm(step, by=signed_in(request), now=timezone.now())
+        return self._answer()
+
+    @extend_schema(
+        responses=LogSerializer,
+        filters=False,
+        parameters=[
+            OpenApiParameter("level", enum=logs.LEVELS, description="This level or above; default info."),
+            OpenApiParameter("of", int, description="Of this step only."),
+            OpenApiParameter("machine", description="Of this machine only."),
+            OpenApiParameter("q", description="Lines that hold this text."),
+            OpenApiParameter("step", int, description="From `next`: after this line."),
+            OpenApiParameter("machines", description="From `next`: after these lines of machines."),
+        ],
+    )
+    @action(detail=True, pagination_class=None)
+    def log(self, request: Request, pk: str) -> Response:
+        """The log from a place on, secrets masked. Follow it by calling again with `next` until `ended`."""
+        deployment = self.get_object()
+        asked = request.query_params
+        level, of = asked.get("level", ""), asked.get("of", "")
+        wanted = logs.Wanted(
+            level=level if level in logs.LEVELS else logs.Wanted.level,
+            step=int(of) if of.isdecimal() and len(of) < 6 else None,
+            machine=asked.get("machine", "")[:40],
+            search=asked.get("q", "").strip()[:100],
+        )
+        # Asked before the lines are read: what is said in between is still to come.
+        ended = not logs.may_say_more(deployment)
+        piece = logs.read(deployment, wanted, logs.Place.parse(asked.get("step", ""), asked.get("machines", "")))
+        kept = {name: asked[name] for name in ("level", "of", "machine", "q") if asked.get(name)}
+        place = {"step": piece.place.step, "machines": piece.place.machines_text}
+        answer = {"lines": piece.lines, "next": urlencode({**kept, **place}), "complete": piece.complete, "ended": ended and piece.complete}
+        return Response(LogSerializer(answer).data)
 
     def _answer(self) -> Response:
         return Response(DeploymentSerializer(self.get_object()).data, status=status.HTTP_202_ACCEPTED)

@@ -1,31 +1,31 @@
 """Deploy › Deployments: the list, and one deployment as it runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import messages
 from django.core.paginator import Paginator
 from django.db.models import Count, Q
-from django.http import HttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from django.shortcuts import render as render_part
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
-from deployments import releases, rollout
-from deployments.models import BROKEN, DONE, LIVE, Deployment, RunStatus, StepLog, StepRun
+from deployments import decisions, logs, rollout
+from deployments.models import BROKEN, DONE, LIVE, Choice, Deployment, RunStatus, StepKind, StepRun
+from deployments.stages import stages_of
 from deployments.views.releases import verdicts
 from portal.access import get_environment, may, role_to_deploy
+from portal.errors import Invalid
 from portal.htmx import UserRequest, redirect, render
 from portal.models import Environment
-from runtimes.models import Machine, RuntimeLog
-from runtimes.protocol import LogLevel
+from runtimes.models import Machine
 
 DEPLOYMENTS_PER_PAGE = 50
-FIRST_LINES = 300  # of each source, when the page is opened
-LEVELS = [level.value for level in LogLevel]
-AFTERWARDS = timedelta(seconds=5)  # runtimes' lines that tell how a deployment ended may come a little later
 
 
 def _rights(request: UserRequest, environment: Environment) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def deployment_page(request: UserRequest, slug: str, kind: str, pk: int) -> Http
     deployment = _deployment(environment, pk)
     context = _rights(request, environment) | _picture(deployment)
     if not request.htmx:
-        context |= _log(deployment, _level(request), after=(0, 0)) | {"log_live": _may_say_more(deployment)}
+        context |= _log(deployment, _wanted(request), logs.Place())
     return render(request, "deployments/deployment.html", context, part="deployments/_deployment.html")
 
 
@@ -71,38 +71,25 @@ def deployment_page(request: UserRequest, slug: str, kind: str, pk: int) -> Http
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What can be done now, and what it does."""
+class Stop:
+    """Where a deployment stands still for a person, and what he can do about it."""
 
     broken: StepRun | None = None
-    superseded: str = ""  # why the broken deployment cannot be resumed any more
-    waiting: StepRun | None = None
+    superseded: str = ""  # why it cannot go on any more
+    offers: Sequence[decisions.Offer] = ()
+    waiting: Sequence[StepRun] = ()
     cancellable: bool = False
-    left: int = 0  # steps after the one that broke
 
 
-def _decision(deployment: Deployment, steps: list[StepRun]) -> Decision:
+def _stop(deployment: Deployment, steps: list[StepRun]) -> Stop:
     broken = next((step for step in steps if step.status in BROKEN), None) if deployment.status in BROKEN else None
-    waiting = next((step for step in steps if step.status == RunStatus.WAITING), None)
-    return Decision(
+    return Stop(
         broken=broken,
-        superseded=_superseded(deployment) if broken else "",
-        waiting=waiting if deployment.status in LIVE else None,
+        superseded=rollout.superseded(deployment) if broken else "",
+        offers=decisions.offers(deployment, now=timezone.now()) if broken else (),
+        waiting=[step for step in steps if step.status == RunStatus.WAITING] if deployment.status in LIVE else (),
         cancellable=deployment.status in LIVE,
-        left=sum(1 for step in steps if broken and step.number > broken.number),
     )
-
-
-def _superseded(deployment: Deployment) -> str:
-    """What rollout.resume would refuse, said before the person tries. Two queries."""
-    environment = deployment.environment
-    newer = Deployment.objects.filter(environment=environment, pk__gt=deployment.pk).order_by("-pk").first()
-    if newer:
-        return f"Deployment {newer.pk} ran since: this one cannot be resumed any more."
-    active = releases.active(environment)
-    if active is None or active.pk != deployment.release_id:
-        return f"Release {deployment.release.number} is no longer active on {environment.name}: deploy the active release instead."
-    return ""
 
 
 def _seconds(begin: datetime | None, end: datetime | None) -> float | None:
@@ -111,7 +98,9 @@ def _seconds(begin: datetime | None, end: datetime | None) -> float | None:
 
 def _picture(deployment: Deployment) -> dict[str, Any]:
     """Header, steps and landscape in a fixed number of queries."""
-    steps = list(deployment.steps.all())
+    steps = list(deployment.steps.prefetch_related("attempts"))
+    for step in steps:
+        step.seconds = _seconds(step.started_at, step.ended_at)  # type: ignore[attr-defined]
     machines = Machine.objects.filter(environment=deployment.environment).select_related("router")
     machines = machines.prefetch_related("runtimes__connector", "runtimes__machine", "runtimes__desired_bundle")
     done = sum(1 for step in steps if step.status in DONE)
@@ -119,10 +108,15 @@ def _picture(deployment: Deployment) -> dict[str, Any]:
         "deployment": deployment,
         "live": deployment.status in LIVE,
         "elapsed": _seconds(deployment.started_at or deployment.created_at, deployment.ended_at),
-        "steps": [(step, _seconds(step.started_at, step.ended_at)) for step in steps],
+        "steps": steps,
+        "stages": stages_of(steps),
+        "balances": [step for step in steps if step.kind == StepKind.BALANCE_FAILOVER and step.memory.get("groups")],
+        "past_decisions": list(deployment.decisions.select_related("by", "step")),
+        "exclusions": list(deployment.exclusions.select_related("by", "caught_up_by")),
         "done": done,
         "percent": round(100 * done / len(steps)) if steps else 0,
-        "decision": _decision(deployment, steps),
+        "stop": _stop(deployment, steps),
+        "cancel_seconds": int(rollout.CANCEL_ENDS_WITHIN.total_seconds()),
         "machines": list(machines),
         "verdicts": verdicts(deployment.environment),
         "now": timezone.now(),
@@ -132,53 +126,31 @@ def _picture(deployment: Deployment) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------------- log
 
 
-@dataclass(frozen=True)
-class Line:
-    at: datetime
-    level: str
-    source: str
-    text: str
-    step: int | None = None
-
-
-def _level(request: UserRequest) -> str:
-    level = request.GET.get("level", "")
-    return level if level in LEVELS else LogLevel.INFO.value
-
-
-def _log(deployment: Deployment, level: str, *, after: tuple[int, int]) -> dict[str, Any]:
-    """Lines of the steps and of the machines' logs during the deployment, after the two given ids, at `level` or above. Two queries."""
-    after_step, after_runtime = after
-    levels = LEVELS[LEVELS.index(level) :]
-    told = (
-        StepLog.objects.filter(step__deployment=deployment, id__gt=after_step, level__in=levels)
-        .select_related("step")
-        .order_by("-id")[:FIRST_LINES]
+def _wanted(request: UserRequest) -> logs.Wanted:
+    """Which lines the address of the page asks for."""
+    level, step = request.GET.get("level", ""), request.GET.get("of", "")
+    return logs.Wanted(
+        level=level if level in logs.LEVELS else logs.Wanted.level,
+        step=int(step) if step.isdecimal() and len(step) < 6 else None,
+        machine=request.GET.get("machine", "")[:40],
+        search=request.GET.get("q", "").strip()[:100],
     )
-    lines = [Line(line.at, line.level, line.machine, line.text, line.step.number) for line in told]
-    heard: list[RuntimeLog] = []
-    if deployment.started_at:
-        end = (deployment.ended_at or timezone.now()) + AFTERWARDS
-        during = RuntimeLog.objects.filter(machine__environment=deployment.environment_id, at__gte=deployment.started_at, at__lte=end)
-        during = during.filter(id__gt=after_runtime, level__in=levels).select_related("machine").order_by("-id")
-        heard = list(during[:FIRST_LINES])
-        lines += [Line(line.at, line.level, _source(line), line.text) for line in heard]
+
+
+def _log(deployment: Deployment, wanted: logs.Wanted, after: logs.Place) -> dict[str, Any]:
+    piece = logs.read(deployment, wanted, after)
+    asked = {"level": wanted.level, "of": wanted.step or "", "machine": wanted.machine, "q": wanted.search}
+    place = {"step": piece.place.step, "machines": piece.place.machines_text}
     return {
-        "lines": sorted(lines, key=lambda line: line.at),
-        "level": level,
-        "levels": LEVELS,
-        "after_step": max([after_step, *(line.pk for line in told)]),
-        "after_runtime": max([after_runtime, *(line.pk for line in heard)]),
+        "lines": piece.lines,
+        "wanted": wanted,
+        "levels": logs.LEVELS,
+        "log_query": urlencode({name: value for name, value in asked.items() if value}),
+        "next_query": urlencode({**asked, **place}),
+        "log_more": not piece.complete,
+        "log_empty": not (piece.lines or piece.place.step or piece.place.machines),
+        "log_live": logs.may_say_more(deployment),
     }
-
-
-def _may_say_more(deployment: Deployment) -> bool:
-    return deployment.ended_at is None or timezone.now() <= deployment.ended_at + AFTERWARDS
-
-
-def _source(line: RuntimeLog) -> str:
-    """A runtime's key tells its machine; "router" and "agent" do not."""
-    return line.source if line.source.startswith(f"{line.machine.name}.") else f"{line.source} on {line.machine.name}"
 
 
 @require_GET
@@ -186,10 +158,21 @@ def deployment_log(request: UserRequest, slug: str, kind: str, pk: int) -> HttpR
     """The lines since the ones a page has; asks again until the deployment has ended."""
     environment = get_environment(request.user, slug, kind)
     deployment = _deployment(environment, pk)
-    after = tuple(int(request.GET[name]) if request.GET.get(name, "").isdigit() else 0 for name in ("step", "runtime"))
-    context = _rights(request, environment) | _log(deployment, _level(request), after=(after[0], after[1]))
-    context |= {"deployment": deployment, "live": _may_say_more(deployment)}
+    after = logs.Place.parse(request.GET.get("step", ""), request.GET.get("machines", ""))
+    context = _rights(request, environment) | _log(deployment, _wanted(request), after) | {"deployment": deployment}
     return render_part(request, "deployments/_deployment_log.html", context)
+
+
+@require_GET
+def deployment_log_file(request: UserRequest, slug: str, kind: str, pk: int) -> StreamingHttpResponse:
+    """The whole log (or what the page's filters leave of it) as a text file."""
+    environment = get_environment(request.user, slug, kind)
+    deployment = _deployment(environment, pk)
+    name = f"{slug}-{kind}-deployment-{deployment.pk}.log"
+    lines = logs.whole(deployment, _wanted(request))
+    return StreamingHttpResponse(
+        lines, content_type="text/plain; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{name}"'}
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------- acts
@@ -205,11 +188,22 @@ def deployment_cancel(request: UserRequest, slug: str, kind: str, pk: int) -> Ht
 
 
 @require_POST
-def deployment_resume(request: UserRequest, slug: str, kind: str, pk: int) -> HttpResponse:
+def deployment_decide(request: UserRequest, slug: str, kind: str, pk: int) -> HttpResponse:
+    """What a person decides after a failure: `choice`, with `reason` and `machine` where it needs them."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
     deployment = _deployment(environment, pk)
-    rollout.resume(deployment, by=request.user, now=timezone.now())
-    return redirect(request, deployment)
+    choice = request.POST.get("choice", "")
+    if choice not in Choice.values:
+        raise Invalid(f"Choose one of {', '.join(Choice.values)}.", field="choice")
+    after = decisions.decide(
+        deployment,
+        Choice(choice),
+        by=request.user,
+        now=timezone.now(),
+        reason=request.POST.get("reason", ""),
+        machine=request.POST.get("machine", ""),
+    )
+    return redirect(request, after)
 
 
 @require_POST

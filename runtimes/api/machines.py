@@ -66,7 +66,7 @@ class RuntimeSerializer(serializers.ModelSerializer[Runtime]):
     reason = serializers.CharField(source="observed_reason")
     pid = serializers.IntegerField(source="observed_pid", allow_null=True)
     release = serializers.IntegerField(source="observed_release", allow_null=True)
-    desired_release = serializers.IntegerField(source="desired_bundle.release_number", allow_null=True, default=None)
+    desired_release = serializers.IntegerField(allow_null=True)
     flows = serializers.JSONField(source="observed_flows")
     last_report_at = serializers.DateTimeField(source="observed_at", allow_null=True)
 

@@ -83,7 +83,7 @@ class Machines:
                 id=request.id, status=protocol.RequestStatus.FAILED, code="x", reason=self.refusing or "nobody"
             )
         else:
-            self._lead(request.group, chosen)
+            self.lead(request.group, chosen)
             self.handed_over.append((chosen, request.cause))
             outcome = protocol.RequestOutcome(id=request.id, status=protocol.RequestStatus.SUCCEEDED)
         self._outcomes[request.id] = outcome
@@ -93,7 +93,7 @@ class Machines:
 
         return Group.objects.get(key=group).connector.name
 
-    def _lead(self, group: str, key: str) -> None:
+    def lead(self, group: str, key: str) -> None:
         self.leaders[group] = key
         self._epochs[group] = self._epochs.get(group, 0) + 1
 
@@ -115,7 +115,7 @@ class Machines:
 
     def _group(self, group: str, key: str) -> GroupReport:
         if group not in self.leaders:
-            self._lead(group, key)
+            self.lead(group, key)
         leads = self.leaders[group] == key
         return GroupReport(
             group=group,

@@ -1,6 +1,7 @@
 """Deploy › Deployments and one deployment as it runs, as people see and steer it."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
@@ -73,13 +74,17 @@ def test_who_leads_is_said_beside_what_runs(client: Client, viewer: User, deploy
     assert 'class="release-mark is-other"' in html
 
 
+def decide(client: Client, deployment: Deployment, choice: str, **more: str) -> Any:
+    return client.post(f"{page(deployment)}decide/", {"choice": choice} | more)
+
+
 def test_a_broken_one_offers_to_resume_and_says_the_effect(client: Client, developer: User, deployment: Deployment) -> None:
     stop_at(deployment, 3, RunStatus.TIMED_OUT, "external01.erp did not become ready within 120 s.")
     client.force_login(developer)
     html = client.get(page(deployment)).content.decode()
     assert "timed out" in html and "external01.erp did not become ready within 120 s." in html
-    assert "Resume from step 3" in html and "attempt 2" in html and "the 2 after it" in html
-    answer = client.post(f"{page(deployment)}resume/")
+    assert "Resume from step 3" in html and "attempt 2" in html and "then the 2 that are left" in html
+    answer = decide(client, deployment, "retry")
     assert answer.url == page(deployment)
     deployment.refresh_from_db()
     assert deployment.status in (RunStatus.PENDING, RunStatus.RUNNING)
@@ -90,8 +95,10 @@ def test_one_that_was_overtaken_says_so_instead(client: Client, developer: User,
     newer = Deployment.objects.create(environment=deployment.environment, release=deployment.release, status=RunStatus.SUCCEEDED)
     client.force_login(developer)
     html = client.get(page(deployment)).content.decode()
-    assert f"Deployment {newer.pk} ran since" in html and "Resume from step" not in html
-    refused = client.post(f"{page(deployment)}resume/", follow=True, headers={"Referer": f"http://testserver{page(deployment)}"})
+    assert f"Deployment {newer.pk} ran since" in html and ">Resume<" not in html
+    refused = client.post(
+        f"{page(deployment)}decide/", {"choice": "retry"}, follow=True, headers={"Referer": f"http://testserver{page(deployment)}"}
+    )
     assert "ran since: deploy again" in refused.content.decode()
 
 
@@ -128,7 +135,8 @@ def test_the_log_holds_steps_and_runtimes_and_goes_on_from_where_it_was(client: 
     Deployment.objects.update(started_at=now - timedelta(seconds=5), status=RunStatus.RUNNING)
     StepLog.objects.all().delete()
     machine = Machine.objects.get(name="external01")
-    told = StepLog.objects.create(step=deployment.steps.get(number=3), at=now, machine="external01", text="The bundle is ordered.")
+    third = deployment.steps.get(number=3)
+    StepLog.objects.create(deployment=deployment, number=1, step=third, at=now, machine="external01", text="The bundle is ordered.")
     RuntimeLog.objects.create(machine=machine, source="external01.erp", at=now - timedelta(hours=1), level="info", text="Long before.")
     RuntimeLog.objects.create(machine=machine, source="router", at=now, level="debug", text="A detail.")
     heard = RuntimeLog.objects.create(machine=machine, source="external01.erp", at=now, level="error", text="The folder is missing.")
@@ -138,12 +146,19 @@ def test_the_log_holds_steps_and_runtimes_and_goes_on_from_where_it_was(client: 
     assert "Long before." not in html and "A detail." not in html
     assert "router on external01" in client.get(f"{page(deployment)}?level=debug").content.decode()
     assert "The bundle is ordered." not in client.get(f"{page(deployment)}?level=error").content.decode()
-    more = client.get(f"{page(deployment)}log/?step={told.pk}&runtime={heard.pk}", headers=HTMX).content.decode()
-    assert "log-line" not in more and f"step={told.pk}&runtime={heard.pk}" in more
+    more = client.get(f"{page(deployment)}log/?step=1&machines={machine.pk}:{heard.pk}", headers=HTMX).content.decode()
+    assert "log-line" not in more and f"step=1&amp;machines={machine.pk}%3A{heard.pk}" in more
+    file = client.get(f"{page(deployment)}log/file/?level=debug")
+    text = b"".join(file.streaming_content).decode()  # type: ignore[attr-defined]
+    assert file["Content-Disposition"] == f'attachment; filename="webshop-test-deployment-{deployment.pk}.log"'
+    assert text.index("A detail.") and "step 3, external01  The bundle is ordered." in text and "Long before." not in text
+    assert "The bundle is ordered." not in client.get(f"{page(deployment)}?q=folder").content.decode().split('id="log"')[1]
+    assert "The folder is missing." not in client.get(f"{page(deployment)}?of=3").content.decode().split('id="log"')[1]
+    assert "The bundle is ordered." in client.get(f"{page(deployment)}?of=3&machine=external01").content.decode().split('id="log"')[1]
 
 
 @pytest.mark.parametrize(("person", "status"), [("viewer", 403), ("stranger", 404)])
-@pytest.mark.parametrize("act", ["cancel", "resume", "steps/1/confirm"])
+@pytest.mark.parametrize("act", ["cancel", "decide", "steps/1/confirm"])
 def test_who_may_not_steer(
     client: Client, request: pytest.FixtureRequest, deployment: Deployment, person: str, status: int, act: str
 ) -> None:

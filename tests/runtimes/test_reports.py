@@ -204,7 +204,7 @@ def test_whoever_listens_is_called_after_the_commit(
     def broken(environment_id: int) -> None:
         raise RuntimeError("a listener's trouble is not the agent's")
 
-    monkeypatch.setattr(fleet, "on_report", [broken, woken.append])
+    monkeypatch.setattr(fleet, "on_report", [broken, lambda environment, machine: woken.append(environment)])
     with django_capture_on_commit_callbacks(execute=True):
         fleet.record_report(external01, said(1), now=NOW)
         assert woken == []

@@ -1,0 +1,246 @@
+"""What a person may decide when a deployment stopped at a failure. Each decision is kept, with its reason.
+
+retry       the failed steps run again
+override    the same, and a leader may be touched without a ready follower
+skip        the failed step is left as it is, and the next ones run; never a step on which safety rests
+exclude     an offline machine is left out; it gets the release by itself when it returns
+roll back   this run ends, and what ran before is activated and deployed
+abort       this run ends; nothing is changed any more
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.contrib.auth.models import AbstractBaseUser
+from django.db import transaction
+
+from deployments import releases, rollout, steps
+from deployments.models import BROKEN, DONE, LIVE, Choice, Decision, Deployment, Exclusion, Release, RunStatus, StepKind, StepRun
+from portal.errors import Invalid, NotAllowed
+from runtimes.models import Machine, Runtime
+
+NEEDED_BY_SAFETY = {
+    StepKind.DEPLOY_ROUTERS: "runtimes in failover need their routers",
+    StepKind.WAIT_HEALTHY: "what comes next relies on its proof",
+    StepKind.BALANCE_FAILOVER: "it proves who leads",
+}
+REASONED = (Choice.OVERRIDE, Choice.SKIP, Choice.EXCLUDE)  # choices that somebody will ask about later
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A choice of the decision bar: what it does, to leadership too, or why it cannot be made now."""
+
+    choice: Choice
+    effect: str
+    refusal: str = ""
+    machine: str = ""  # which one Leave out is about
+
+    @property
+    def label(self) -> str:
+        return f"Leave {self.machine} out" if self.machine else self.choice.label
+
+    @property
+    def needs_reason(self) -> bool:
+        return self.choice in REASONED
+
+
+def offers(deployment: Deployment, *, now: datetime) -> list[Offer]:
+    """What can be decided about a deployment that stopped at a failure; empty for any other."""
+    broken = rollout.broken_steps(deployment) if deployment.status in BROKEN else []
+    if not broken:
+        return []
+    step = broken[0]
+    gone = rollout.superseded(deployment)
+    numbers = " and ".join(str(one.number) for one in broken)
+    left = StepRun.objects.filter(deployment=deployment, status=RunStatus.PENDING).count()
+    then = f", then the {left} that are left" if left else ""
+    found = [
+        Offer(
+            Choice.RETRY,
+            f"Runs step {numbers} again (attempt {step.attempt + 1}){then}. What is done stays done, and leadership moves only as the "
+            "steps say.",
+            gone,
+        )
+    ]
+    if _gated(step) == "leader":
+        effect = f"{_target(step)} is touched although it leads and nobody is ready to take over: the data waits until it runs again."
+        found.append(Offer(Choice.OVERRIDE, effect, gone))
+    found.append(Offer(Choice.SKIP, _effect_of_skipping(step), gone or unskippable(step)))
+    for name in _offline(deployment, broken, now):
+        effect = (
+            f"Skips what is left to do on {name}; leadership stays where it is, and {name} gets release {deployment.release.number} by "
+            "itself when it returns."
+        )
+        found.append(Offer(Choice.EXCLUDE, effect, gone, machine=name))
+    former = former_release(deployment)
+    effect = f"Ends this run, activates release {former.number} again and deploys it by the plan." if former else ""
+    nothing = "" if former else f"No other release was deployed successfully on {deployment.environment.name} before."
+    found.append(Offer(Choice.ROLL_BACK, effect, _newer(deployment) or nothing))
+    found.append(
+        Offer(Choice.ABORT, "Ends this run for good. Everything stays as it is now, leadership too: runtimes may run different releases.")
+    )
+    return found
+
+
+def _target(step: StepRun) -> str:
+    return f"{step.machine}.{step.connector}" if step.connector else step.machine or step.title
+
+
+def _gated(step: StepRun) -> str:
+    """The rule that stopped the step; empty when none did."""
+    rules = {told.get("gate", "") for told in step.memory.get("runtimes", {}).values()}
+    return "last" if "last" in rules else "leader" if "leader" in rules else ""
+
+
+def unskippable(step: StepRun) -> str:
+    """Why a step is never skipped; empty when it may be."""
+    if because := NEEDED_BY_SAFETY.get(StepKind(step.kind)):
+        return f"{step.title} is not skipped: {because}."
+    held = Runtime.objects.filter(environment=step.deployment.environment_id, machine__name=step.machine).exclude(held="")
+    if step.kind in (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME):
+        for runtime in (held.filter(connector__name=step.connector) if step.connector else held).select_related("machine", "connector"):
+            return f"{step.title} is not skipped: {runtime.key} stays stopped until it is deployed."
+    return ""
+
+
+def _effect_of_skipping(step: StepRun) -> str:
+    if step.kind in (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME):
+        return f"{_target(step)} stays as it is now, on what it runs; leadership does not move by it. Balance failover will tell it apart."
+    return f"{step.title} is not done; leadership does not move by it."
+
+
+def _offline(deployment: Deployment, broken: list[StepRun], now: datetime) -> list[str]:
+    """Silent machines on which something is left to do, those of the failed steps first."""
+    left = StepRun.objects.filter(deployment=deployment).exclude(status__in=DONE).exclude(machine="").values_list("machine", flat=True)
+    out = set(Exclusion.objects.filter(deployment=deployment).values_list("machine", flat=True))
+    balancing = any(step.kind in (StepKind.BALANCE_FAILOVER, StepKind.WAIT_HEALTHY) for step in broken)
+    rows = Machine.objects.filter(environment=deployment.environment).exclude(name__in=out)
+    names = {row.name for row in rows if row.is_silent(now=now) and (balancing or row.name in set(left))}
+    first = [step.machine for step in broken if step.machine in names]
+    return list(dict.fromkeys([*first, *sorted(names)]))
+
+
+def former_release(deployment: Deployment) -> Release | None:
+    """What ran before: the newest other release that was deployed here successfully."""
+    former = (
+        Deployment.objects.filter(environment=deployment.environment, status=RunStatus.SUCCEEDED, pk__lt=deployment.pk)
+        .exclude(release=deployment.release)
+        .select_related("release")
+        .order_by("-pk")
+        .first()
+    )
+    return former.release if former else None
+
+
+def _newer(deployment: Deployment) -> str:
+    newer = Deployment.objects.filter(environment=deployment.environment, pk__gt=deployment.pk).order_by("-pk").first()
+    return f"Deployment {newer.pk} ran since." if newer else ""
+
+
+# -------------------------------------------------------------------------------------------------------------------- decide
+
+
+def decide(
+    deployment: Deployment, choice: Choice, *, by: AbstractBaseUser, now: datetime, reason: str = "", machine: str = ""
+) -> Deployment:
+    """Carry out a decision; returns the deployment that goes on (another one after a roll-back).
+
+    Raises:
+        Invalid: a reason is needed and missing, or `machine` is none of those that can be left out.
+        NotAllowed: what `offers` says, or the deployment did not fail. Busy: another one is under way.
+    """
+    reason = reason.strip()
+    if deployment.status not in BROKEN:
+        raise NotAllowed(f"Deployment {deployment.pk} is {deployment.get_status_display().lower()}: there is nothing to decide.")
+    offer = _offer(deployment, choice, machine, now)
+    if offer.refusal:
+        raise NotAllowed(offer.refusal)
+    if offer.needs_reason and not reason:
+        raise Invalid("Say why: the reason is kept with the deployment.", field="reason")
+    acts = {
+        Choice.RETRY: _retry,
+        Choice.OVERRIDE: _override,
+        Choice.SKIP: _skip,
+        Choice.EXCLUDE: _exclude,
+        Choice.ABORT: _abort,
+        Choice.ROLL_BACK: _roll_back,
+    }
+    with transaction.atomic():
+        step = rollout.broken_steps(deployment)[0]
+        Decision.objects.create(deployment=deployment, step=step, choice=choice, machine=offer.machine, reason=reason, at=now, by_id=by.pk)
+        after = acts[choice](deployment, step, offer, by, reason, now)
+    after.refresh_from_db()
+    return after
+
+
+def _offer(deployment: Deployment, choice: Choice, machine: str, now: datetime) -> Offer:
+    mine = [offer for offer in offers(deployment, now=now) if offer.choice == choice]
+    if choice == Choice.EXCLUDE and machine:
+        mine = [offer for offer in mine if offer.machine == machine]
+    if mine:
+        return mine[0]
+    if choice == Choice.EXCLUDE:
+        known = Machine.objects.filter(environment=deployment.environment, name=machine).first()
+        why = rollout.not_offline(known, machine, now) if machine else "No machine of this deployment is offline."
+        raise Invalid(why or f"Nothing is left to do on {machine}.", field="machine")
+    if choice == Choice.OVERRIDE:
+        raise NotAllowed("No rule that a person may override stopped this deployment: retry it.")
+    raise NotAllowed(f"Deployment {deployment.pk} has no step that failed.")
+
+
+def _retry(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
+    rollout.resume(deployment, by=by, now=now)
+    return deployment
+
+
+def _override(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
+    sentence = f"{by.get_username()} took it upon himself: {reason}"
+    gated = [one.pk for one in rollout.broken_steps(deployment) if _gated(one) == "leader"]
+    StepRun.objects.filter(pk__in=gated).update(override=sentence)
+    rollout.resume(deployment, by=by, now=now)
+    return deployment
+
+
+def _go_on(deployment: Deployment, now: datetime) -> Deployment:
+    """After a failed step was set aside: on, unless another lane's failure still waits for its own decision."""
+    if not rollout.broken_steps(deployment):
+        rollout.reopen(deployment, now=now)
+        rollout.settle(deployment, now)
+    return deployment
+
+
+def _skip(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
+    rollout.end_without(step, f"Skipped by {by.get_username()}: {reason}", now)
+    return _go_on(deployment, now)
+
+
+def _exclude(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
+    rollout.leave_out(deployment, offer.machine, reason=reason, by=by, now=now)
+    # What failed because of that machine alone is tried again without it.
+    for one in rollout.broken_steps(deployment):
+        if not one.machine:
+            rollout.try_again(one, now)
+    return _go_on(deployment, now)
+
+
+def _abort(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
+    _end(deployment, f"Aborted by {by.get_username()}{': ' + reason if reason else '.'}", now)
+    return deployment
+
+
+def _end(deployment: Deployment, sentence: str, now: datetime) -> None:
+    """For good: what failed stays as it failed, what was left is cancelled."""
+    if not Deployment.objects.filter(pk=deployment.pk, status__in=BROKEN).update(status=RunStatus.CANCELLED, ended_at=now):
+        raise NotAllowed(f"Deployment {deployment.pk} goes on already: somebody else decided.")
+    steps.note(rollout.broken_steps(deployment)[0], sentence, now, level="warning")
+    StepRun.objects.filter(deployment=deployment, status__in=LIVE).update(status=RunStatus.CANCELLED, reason=sentence, ended_at=now)
+
+
+def _roll_back(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
+    former = former_release(deployment)
+    assert former is not None  # the offer said so
+    _end(deployment, f"Rolled back to release {former.number} by {by.get_username()}{': ' + reason if reason else '.'}", now)
+    releases.activate(former, deployment.environment, by=by, now=now)
+    away = [row.name for row in Machine.objects.filter(environment=deployment.environment) if row.joined_at and row.is_silent(now=now)]
+    return rollout.prepare(former, on=deployment.environment, by=by, now=now, leaving_out=away)

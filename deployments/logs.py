@@ -1,0 +1,148 @@
+"""The log of a deployment: what the engine did, per step and machine, and what the machines said meanwhile. Read from a place on.
+
+Lines of steps are numbered within their deployment without a gap; lines of machines are counted per machine, for two machines' lines
+may be written down in any order. So a reader that goes on from its `Place` misses nothing and sees nothing twice.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from django.db.models import Q, QuerySet
+from django.utils import timezone
+
+from deployments import masking
+from deployments.models import Deployment, StepLog
+from runtimes.models import RuntimeLog
+from runtimes.protocol import LogLevel
+
+LEVELS = [level.value for level in LogLevel]
+LINES_AT_ONCE = 500  # of each source
+AFTERWARDS = timedelta(seconds=5)  # machines' lines that tell how a deployment ended may come a little later
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a reader is: the number of the last step line, and per machine (its id) the id of its last line."""
+
+    step: int = 0
+    machines: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, step: str, machines: str) -> "Place":
+        """From the address of a page; what is not a number counts as the beginning."""
+        pairs = [part.partition(":") for part in machines.split(",") if part]
+        known = {int(key): int(value) for key, _, value in pairs if key.isdecimal() and value.isdecimal() and len(key + value) < 38}
+        return cls(int(step) if step.isdecimal() and len(step) < 10 else 0, known)
+
+    @property
+    def machines_text(self) -> str:
+        return ",".join(f"{key}:{value}" for key, value in sorted(self.machines.items()))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which lines: of a level or above, of one step, of one machine, holding a text."""
+
+    level: str = LogLevel.INFO.value
+    step: int | None = None
+    machine: str = ""
+    search: str = ""
+
+    @property
+    def levels(self) -> list[str]:
+        return LEVELS[LEVELS.index(self.level) :]
+
+
+@dataclass(frozen=True)
+class Line:
+    at: datetime
+    level: str
+    source: str  # "external01", "external01.erp", "router on external01"; empty for the engine itself
+    text: str
+    step: int | None = None
+    attempt: int = 1
+    number: int | None = None
+
+    @property
+    def plain(self) -> str:
+        """One line of the downloaded file."""
+        where = f"step {self.step}" + (f" (attempt {self.attempt})" if self.attempt > 1 else "") if self.step else ""
+        parts = [f"{self.at:%Y-%m-%dT%H:%M:%S.%fZ}", f"{self.level:<7}", ", ".join(part for part in (where, self.source) if part)]
+        return "  ".join(parts) + "  " + self.text.replace("\n", "\n    ")
+
+
+@dataclass(frozen=True)
+class Piece:
+    lines: list[Line]
+    place: Place
+    complete: bool  # there was no more when it was read
+
+
+def read(deployment: Deployment, wanted: Wanted, after: Place, *, at_once: int = LINES_AT_ONCE) -> Piece:
+    """The next lines after a place, in order of time. A fixed number of queries."""
+    told = list(_told(deployment, wanted, after)[:at_once])
+    heard = list(_heard(deployment, wanted, after)[:at_once]) if wanted.step is None else []
+    secrets = masking.secrets_of(deployment.environment_id)
+    lines = [_of_step(line) for line in told] + [_of_machine(line, secrets) for line in heard]
+    machines = dict(after.machines)
+    for line in heard:
+        machines[line.machine_id] = max(line.pk, machines.get(line.machine_id, 0))
+    place = replace(after, step=max([after.step, *(line.number for line in told)]), machines=machines)
+    complete = len(told) < at_once and len(heard) < at_once
+    return Piece(sorted(lines, key=lambda line: (line.at, line.number or 0)), place, complete)
+
+
+def whole(deployment: Deployment, wanted: Wanted) -> Iterator[str]:
+    """The log as a text file, piece by piece. A search leaves lines out, never parts of lines."""
+    place = Place()
+    yield f"Deployment {deployment.pk} of release {deployment.release} on {deployment.environment}: {deployment.status}\n"
+    while True:
+        piece = read(deployment, wanted, place, at_once=2000)
+        yield "".join(f"{line.plain}\n" for line in piece.lines)
+        if piece.complete:
+            return
+        place = piece.place
+
+
+def may_say_more(deployment: Deployment) -> bool:
+    return deployment.ended_at is None or timezone.now() <= deployment.ended_at + AFTERWARDS
+
+
+def _told(deployment: Deployment, wanted: Wanted, after: Place) -> QuerySet[StepLog]:
+    rows = StepLog.objects.filter(deployment=deployment, number__gt=after.step, level__in=wanted.levels).select_related("step")
+    if wanted.step is not None:
+        rows = rows.filter(step__number=wanted.step)
+    if wanted.machine:
+        rows = rows.filter(machine=wanted.machine)
+    if wanted.search:
+        rows = rows.filter(text__icontains=wanted.search)
+    return rows.order_by("number")
+
+
+def _heard(deployment: Deployment, wanted: Wanted, after: Place) -> QuerySet[RuntimeLog]:
+    if deployment.started_at is None:
+        return RuntimeLog.objects.none()
+    end = (deployment.ended_at or timezone.now()) + AFTERWARDS
+    rows = RuntimeLog.objects.filter(machine__environment=deployment.environment_id, at__gte=deployment.started_at, at__lte=end)
+    rows = rows.filter(level__in=wanted.levels).select_related("machine")
+    seen = Q()
+    for machine, last in after.machines.items():
+        seen |= Q(machine_id=machine, id__lte=last)
+    if after.machines:
+        rows = rows.exclude(seen)
+    if wanted.machine:
+        rows = rows.filter(machine__name=wanted.machine)
+    if wanted.search:
+        rows = rows.filter(text__icontains=wanted.search)
+    return rows.order_by("id")
+
+
+def _of_step(line: StepLog) -> Line:
+    return Line(line.at, line.level, line.machine, line.text, line.step.number, line.attempt, line.number)
+
+
+def _of_machine(line: RuntimeLog, secrets: list[str]) -> Line:
+    """A runtime's key tells its machine; "router" and "agent" do not."""
+    own = line.source.startswith(f"{line.machine.name}.")
+    return Line(line.at, line.level, line.source if own else f"{line.source} on {line.machine.name}", masking.mask(line.text, secrets))

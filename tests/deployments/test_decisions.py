@@ -1,0 +1,391 @@
+"""What a deployment does when something stands in its way, and what people may decide then."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from deployments import decisions, plans, releases, returning, rollout
+from deployments.models import Choice, Decision, Deployment, Exclusion, Release, RunStatus, StepKind, StepLog
+from portal import properties
+from portal.errors import Invalid, NotAllowed
+from portal.models import Environment, Flow, FlowVersion
+from runtimes import failover, fleet
+from runtimes.models import Runtime
+from runtimes.protocol import Preference
+from tests.deployments.conftest import Engine, save_version
+
+
+def runtime(machine: str) -> Runtime:
+    return Runtime.objects.select_related("machine", "connector", "environment").get(machine__name=machine, connector__name="erp")
+
+
+def statuses(deployment: Deployment) -> list[str]:
+    return [str(step.status) for step in deployment.steps.all()]
+
+
+def log(deployment: Deployment) -> list[str]:
+    return [line.text for line in StepLog.objects.filter(deployment=deployment)]
+
+
+class Upgrade:
+    """Release 1 runs on Test, external01 leads; release 2 is active and about to be deployed."""
+
+    def __init__(self, engine: Engine, environment: Environment, flow: Flow, person: User) -> None:
+        self.engine, self.environment, self.flow, self.person = engine, environment, flow, person
+
+    def release(self, minor: int) -> Release:
+        save_version(self.flow, minor, name=f"orders-{minor}")
+        made = releases.build(self.environment.project, name=f"1.{minor}", by=self.person)
+        releases.activate(made, self.environment, by=self.person, now=self.engine.now)
+        return made
+
+    def begin(self, release: Release | None = None) -> Deployment:
+        release = release or self.release(FlowVersion.objects.count())
+        return rollout.prepare(release, on=self.environment, by=self.person, now=self.engine.now)
+
+    def decide(self, deployment: Deployment, choice: Choice, reason: str = "", machine: str = "") -> Deployment:
+        return decisions.decide(deployment, choice, by=self.person, now=self.engine.now, reason=reason, machine=machine)
+
+    def offer(self, deployment: Deployment, choice: Choice) -> decisions.Offer | None:
+        return next((offer for offer in decisions.offers(deployment, now=self.engine.now) if offer.choice == choice), None)
+
+
+@pytest.fixture
+def upgrade(active: Release, filled: Environment, engine: Engine, flow: Flow, developer: User) -> Upgrade:
+    failover.prefer(runtime("external01"), Preference.LEADER)
+    run = engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
+    assert run.status == RunStatus.SUCCEEDED
+    assert list(engine.machines.leaders.values()) == ["external01.erp"]
+    engine.machines.handed_over.clear()
+    return Upgrade(engine, filled, flow, developer)
+
+
+@pytest.fixture
+def stuck(upgrade: Upgrade) -> Deployment:
+    """external02 was stopped by a person and is not part of the plan: external01 leads and nobody could take over."""
+    fleet.stop(runtime("external02"))
+    upgrade.engine.pass_time(1)
+    plan = plans.plan_of(upgrade.environment)
+    plans.remove_step(plan.steps.get(machine="external02"))
+    return upgrade.engine.run(upgrade.begin())
+
+
+# --------------------------------------------------------------------------------------------------------------------- gates
+
+
+def test_a_leader_without_a_ready_follower_is_not_touched(upgrade: Upgrade, stuck: Deployment) -> None:
+    step = stuck.steps.get(number=3)
+    assert (stuck.status, step.status) == (RunStatus.FAILED, RunStatus.FAILED)
+    assert step.reason == (
+        "external01.erp leads erp-orders, and no follower is ready to take over: external02.erp was stopped by a person. "
+        "Make one ready and retry, or override with a reason."
+    )
+    assert upgrade.engine.machines.interrupted == []
+    assert runtime("external01").observed_release == 1
+
+
+def test_a_person_may_override_with_a_reason_that_is_kept(upgrade: Upgrade, stuck: Deployment) -> None:
+    with pytest.raises(Invalid, match="Say why"):
+        upgrade.decide(stuck, Choice.OVERRIDE)
+    upgrade.decide(stuck, Choice.OVERRIDE, "The window ends at six.")
+    upgrade.engine.run(stuck, until=4)
+    step = stuck.steps.get(number=3)
+    assert (step.status, step.attempt) == (RunStatus.SUCCEEDED, 2)
+    assert step.override == "developer took it upon himself: The window ends at six."
+    assert upgrade.engine.machines.interrupted == ["external01.erp"]
+    assert any("goes on without a hand-over. developer took it upon himself" in line for line in log(stuck))
+    kept = Decision.objects.get()
+    assert (kept.choice, kept.reason, kept.by) == (Choice.OVERRIDE, "The window ends at six.", upgrade.person)
+
+
+def test_the_last_member_is_never_stopped_whatever_anybody_says(upgrade: Upgrade) -> None:
+    plan = plans.plan_of(upgrade.environment)
+    plan.steps.all().delete()
+    plans.add_step(plan, StepKind.STOP_RUNTIME, machine="external01", connector="erp")
+    plans.add_step(plan, StepKind.STOP_RUNTIME, machine="external02", connector="erp")
+    run = upgrade.engine.run(upgrade.begin(), every=5)
+    assert statuses(run) == ["succeeded", "failed"]
+    assert "external02.erp is the last member of erp-orders that could lead" in run.steps.get(number=2).reason
+    assert upgrade.offer(run, Choice.OVERRIDE) is None
+    with pytest.raises(NotAllowed, match="No rule that a person may override"):
+        upgrade.decide(run, Choice.OVERRIDE, "Because.")
+    assert list(upgrade.engine.machines.leaders.values()) == ["external02.erp"]
+
+
+def test_lanes_run_side_by_side_but_one_member_of_a_group_at_a_time(upgrade: Upgrade) -> None:
+    plan = plans.plan_of(upgrade.environment)
+    for step in plan.steps.filter(kind=StepKind.DEPLOY_RUNTIME):
+        plans.change_step(step, stage="Upgrade", lane=step.machine)
+    run = upgrade.engine.run(upgrade.begin(), until=3)
+    first, second = run.steps.get(number=3), run.steps.get(number=4)
+    assert [step.pk for step in rollout.due(run)] == [first.pk, second.pk]
+    rollout.tick(second.pk, now=upgrade.engine.now)
+    rollout.tick(first.pk, now=upgrade.engine.now)
+    first.refresh_from_db()
+    assert first.reason == "external02.erp of erp-orders is being changed: one member of a group at a time."
+    for _ in range(20):
+        upgrade.engine.pass_time(0.5)
+        for step in rollout.due(run):
+            rollout.tick(step.pk, now=upgrade.engine.now)
+    run.refresh_from_db()
+    assert (run.status, upgrade.engine.machines.interrupted) == (RunStatus.SUCCEEDED, [])
+
+
+def test_a_failure_in_one_lane_lets_the_other_end_and_begins_nothing_more(upgrade: Upgrade) -> None:
+    plan = plans.plan_of(upgrade.environment)
+    plan.steps.all().delete()
+    for lane, kind in (("a", StepKind.GROUP_START), ("b", StepKind.WAIT_HEALTHY), ("b", StepKind.ALERTING_OFF)):
+        more = {"machine": "external02", "connector": "erp", "group": "erp-orders"} if kind == StepKind.GROUP_START else {}
+        plans.add_step(plan, kind, stage="Both", lane=lane, **more)
+    run = upgrade.begin()
+    failing, other, third = run.steps.all()
+    upgrade.engine.machines.silent.add("external02")
+    upgrade.engine.pass_time(20)
+    rollout.tick(other.pk, now=upgrade.engine.now)
+    assert run.steps.get(pk=other.pk).status == RunStatus.RUNNING
+    run.steps.filter(pk=failing.pk).update(group="gone")
+    rollout.tick(failing.pk, now=upgrade.engine.now)
+    run.refresh_from_db()
+    assert (run.status, statuses(run)) == (RunStatus.RUNNING, ["failed", "running", "pending"]), "the other lane comes to its end"
+    upgrade.engine.machines.silent.clear()
+    upgrade.engine.pass_time(1)
+    rollout.tick(other.pk, now=upgrade.engine.now)
+    run.refresh_from_db()
+    assert (run.status, statuses(run)) == (RunStatus.FAILED, ["failed", "succeeded", "pending"])
+    assert "nothing to do" in rollout.tick(third.pk, now=upgrade.engine.now) or run.status == RunStatus.FAILED
+
+
+# ------------------------------------------------------------------------------------------------------------ what is skipped
+
+
+def test_a_runtime_whose_bundle_did_not_change_is_skipped_and_still_is_on_the_new_release(upgrade: Upgrade) -> None:
+    same = releases.build(upgrade.environment.project, name="The same", by=upgrade.person)
+    releases.activate(same, upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
+    run = upgrade.engine.run(upgrade.begin(same))
+    assert statuses(run) == ["succeeded", "succeeded", "skipped", "skipped", "succeeded"]
+    assert run.steps.get(number=3).reason == "external01.erp already runs this bundle: not restarted."
+    assert upgrade.engine.machines.interrupted == []
+    assert {row.observed_release for row in Runtime.objects.all()} == {same.number}
+
+
+def test_a_step_only_when_changed_runs_after_a_change_only(upgrade: Upgrade) -> None:
+    plan = plans.plan_of(upgrade.environment)
+    for machine in ("external01", "external02"):
+        plans.add_step(plan, StepKind.RESTART_RUNTIME, machine=machine, connector="erp", condition="changed")
+    properties.set_value(upgrade.environment, "erp.outbox", "/srv/other", machine="external02", by=upgrade.person)
+    run = upgrade.engine.run(upgrade.begin(Release.objects.get()))
+    told = {step.title: step.status for step in run.steps.all()}
+    assert told["Deploy runtime external01.erp"] == told["Restart runtime external01.erp"] == "skipped"
+    assert told["Deploy runtime external02.erp"] == told["Restart runtime external02.erp"] == "succeeded"
+    assert run.steps.get(kind="restart-runtime", machine="external01").reason == (
+        "This deployment did not change external01.erp: nothing to do."
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------- decisions
+
+
+@pytest.fixture
+def failed(upgrade: Upgrade) -> Deployment:
+    """external02 (followers are changed as the plan says) cannot start what release 2 gives it."""
+    run = upgrade.begin()
+    upgrade.engine.run(run, until=4)
+    upgrade.engine.machines.failing["external02.erp"] = "no memory"
+    upgrade.engine.run(run)
+    assert (run.status, run.steps.get(number=4).status) == (RunStatus.FAILED, RunStatus.FAILED)
+    return run
+
+
+def test_attempts_are_kept_when_a_step_is_retried(upgrade: Upgrade, failed: Deployment) -> None:
+    before = {step.number: (step.started_at, step.ended_at, step.attempt) for step in failed.steps.filter(number__lt=4)}
+    upgrade.engine.machines.failing.clear()
+    upgrade.engine.pass_time(1)
+    upgrade.decide(failed, Choice.RETRY)
+    assert upgrade.engine.run(failed).status == RunStatus.SUCCEEDED
+    step = failed.steps.get(number=4)
+    (kept,) = step.attempts.all()
+    assert (step.attempt, kept.number, kept.status) == (2, 1, RunStatus.FAILED)
+    assert kept.reason == "external02.erp failed: no memory." and kept.started_at and kept.ended_at
+    assert {step.number: (step.started_at, step.ended_at, step.attempt) for step in failed.steps.filter(number__lt=4)} == before
+
+
+def test_a_step_is_tried_again_by_itself_as_often_as_the_plan_says(upgrade: Upgrade) -> None:
+    plans.change_step(plans.plan_of(upgrade.environment).steps.get(machine="external02"), retries=2)
+    run = upgrade.begin()
+    upgrade.engine.run(run, until=4)
+    upgrade.engine.machines.failing["external02.erp"] = "no memory"
+    upgrade.engine.run(run)
+    step = run.steps.get(number=4)
+    assert (run.status, step.attempt, step.attempts.count()) == (RunStatus.FAILED, 3, 2)
+    assert "Tried again by itself (2 of 2)." in log(run)
+
+
+def test_a_step_is_skipped_with_a_reason_and_the_next_ones_run(upgrade: Upgrade, failed: Deployment) -> None:
+    with pytest.raises(Invalid, match="Say why"):
+        upgrade.decide(failed, Choice.SKIP, "  ")
+    upgrade.decide(failed, Choice.SKIP, "The spare machine is repaired tomorrow.")
+    step = failed.steps.get(number=4)
+    assert (step.status, step.reason) == (RunStatus.SKIPPED, "Skipped by developer: The spare machine is repaired tomorrow.")
+    assert step.attempts.count() == 1
+    upgrade.engine.run(failed, every=5)
+    assert failed.steps.get(number=5).status in (RunStatus.FAILED, RunStatus.TIMED_OUT), "Balance tells that a member is not on the release"
+
+
+@pytest.mark.parametrize("kind", ["deploy-routers", "balance-failover", "wait-healthy"])
+def test_what_safety_needs_is_not_skipped(upgrade: Upgrade, failed: Deployment, kind: str) -> None:
+    failed.steps.filter(number=4).update(kind=kind, machine="", connector="")
+    offer = upgrade.offer(failed, Choice.SKIP)
+    assert offer and "is not skipped" in offer.refusal
+    with pytest.raises(NotAllowed, match="is not skipped"):
+        upgrade.decide(failed, Choice.SKIP, "Why not.")
+    failed.refresh_from_db()
+    assert failed.status == RunStatus.FAILED and not Decision.objects.exists()
+
+
+def test_abort_ends_it_for_good(upgrade: Upgrade, failed: Deployment) -> None:
+    upgrade.decide(failed, Choice.ABORT, "Not today.")
+    assert failed.status == RunStatus.CANCELLED
+    assert statuses(failed) == ["succeeded", "succeeded", "succeeded", "failed", "cancelled"]
+    with pytest.raises(NotAllowed, match="there is nothing to decide"):
+        upgrade.decide(failed, Choice.RETRY)
+
+
+def test_roll_back_deploys_what_ran_before(upgrade: Upgrade, failed: Deployment) -> None:
+    upgrade.engine.machines.failing.clear()
+    upgrade.engine.pass_time(1)
+    back = upgrade.decide(failed, Choice.ROLL_BACK)
+    failed.refresh_from_db()
+    assert (failed.status, back.release.number) == (RunStatus.CANCELLED, 1)
+    assert releases.active(upgrade.environment) == back.release
+    assert upgrade.engine.run(back).status == RunStatus.SUCCEEDED
+    assert {row.observed_release for row in Runtime.objects.all()} == {1}
+
+
+# ----------------------------------------------------------------------------------------------------- a machine that is away
+
+
+@pytest.fixture
+def away(upgrade: Upgrade) -> Deployment:
+    """external02, which took over while external01 was changed, loses its power when its turn comes; external01 leads again."""
+    run = upgrade.begin()
+    upgrade.engine.run(run, until=4)
+    upgrade.engine.machines.silent.add("external02")
+    for group in upgrade.engine.machines.leaders:
+        upgrade.engine.machines.lead(group, "external01.erp")
+    upgrade.engine.pass_time(20)
+    return upgrade.engine.run(run, every=10)
+
+
+def test_an_offline_machine_is_left_out_and_catches_up_by_itself(upgrade: Upgrade, away: Deployment) -> None:
+    engine = upgrade.engine
+    assert away.status == RunStatus.TIMED_OUT
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    assert engine.run(away, every=5).status == RunStatus.SUCCEEDED, "Balance proves what can be proven without it"
+    assert away.steps.get(number=4).reason == "external02 is left out. It gets release 2 by itself when it returns."
+    (exclusion,) = returning.open_exclusions()
+    assert returning.catch_up(exclusion, now=engine.now) == "external02 is still away."
+    engine.machines.silent.clear()
+    engine.pass_time(1)
+    assert "is back: deployment" in returning.catch_up(exclusion, now=engine.now)
+    exclusion.refresh_from_db()
+    made = exclusion.caught_up_by
+    assert made and made.completes == away
+    assert [step.title for step in made.steps.all()] == ["Deploy runtime external02.erp", "Balance failover"]
+    assert engine.run(made).status == RunStatus.SUCCEEDED
+    assert {row.observed_release for row in Runtime.objects.all()} == {2}
+    assert returning.open_exclusions() == []
+
+
+def test_a_machine_that_is_online_is_not_left_out(upgrade: Upgrade, failed: Deployment) -> None:
+    with pytest.raises(Invalid, match="external02 is online: only a machine that is offline can be left out"):
+        upgrade.decide(failed, Choice.EXCLUDE, "I do not like it.", machine="external02")
+    with pytest.raises(NotAllowed, match="external02 is online"):
+        rollout.prepare(failed.release, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now, leaving_out=["external02"])
+
+
+def test_a_machine_is_left_out_from_the_beginning(upgrade: Upgrade) -> None:
+    release = upgrade.release(7)
+    upgrade.engine.machines.silent.add("external02")
+    upgrade.engine.pass_time(20)
+    with pytest.raises(NotAllowed, match="external02 has not been heard from"):
+        upgrade.begin(release)
+    run = rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now, leaving_out=["external02"])
+    assert run.steps.get(machine="external02").status == RunStatus.SKIPPED
+    upgrade.engine.run(run, every=20)
+    assert "no follower is ready to take over" in run.steps.get(machine="external01").reason
+
+
+def test_a_machine_that_comes_back_after_another_release_need_not_catch_up(upgrade: Upgrade, away: Deployment) -> None:
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    upgrade.engine.run(away, every=5)
+    upgrade.release(9)
+    (exclusion,) = returning.open_exclusions()
+    assert "is no longer active" in returning.catch_up(exclusion, now=upgrade.engine.now)
+    assert Exclusion.objects.get().ended_because.startswith("Release 2 is no longer active")
+
+
+# ---------------------------------------------------------------------------------------------------------------- log, API
+
+
+def test_the_log_is_numbered_without_a_gap_and_masks_secrets(upgrade: Upgrade, failed: Deployment) -> None:
+    properties.set_value(upgrade.environment, "erp.password", "tr0ub4dor&3", secret=True, by=upgrade.person)
+    upgrade.engine.machines.failing["external02.erp"] = "login with tr0ub4dor&3 failed"
+    upgrade.engine.pass_time(1)
+    upgrade.decide(failed, Choice.RETRY)
+    upgrade.engine.run(failed)
+    lines = list(StepLog.objects.filter(deployment=failed))
+    failed.refresh_from_db()
+    assert [line.number for line in lines] == list(range(1, failed.log_lines + 1))
+    assert any("login with •••••• failed" in line.text for line in lines)
+    assert not any("tr0ub4dor" in line.text for line in lines)
+
+
+def test_choices_decisions_and_the_log_have_an_api(client: Client, upgrade: Upgrade, failed: Deployment, viewer: User) -> None:
+    client.force_login(upgrade.person)
+    api = f"/api/v1/deployments/{failed.pk}/"
+    offered = client.get(f"{api}choices/").json()
+    assert [one["choice"] for one in offered] == ["retry", "skip", "roll-back", "abort"]
+    assert all(one["effect"] or one["refusal"] for one in offered)
+    refused = client.post(f"{api}decide/", {"choice": "skip"}, content_type="application/json")
+    assert refused.status_code == 400 and "Say why" in refused.content.decode()
+    piece = client.get(f"{api}log/?of=4&q=memory").json()
+    assert [line["step"] for line in piece["lines"]] == [4] * len(piece["lines"]) and piece["lines"]
+    assert client.get(f"{api}log/?{piece['next']}").json()["lines"] == []
+    answer = client.post(f"{api}decide/", {"choice": "abort", "reason": "Enough."}, content_type="application/json")
+    assert answer.status_code == 202
+    told = answer.json()
+    assert told["status"] == "cancelled"
+    assert [(one["choice"], one["step"], one["reason"], one["by"]) for one in told["decisions"]] == [("abort", 4, "Enough.", "developer")]
+    client.force_login(viewer)
+    assert client.get(f"{api}choices/").status_code == 200
+    assert client.post(f"{api}decide/", {"choice": "abort"}, content_type="application/json").status_code == 403
+
+
+def test_a_manual_step_is_confirmed_by_its_role_only(upgrade: Upgrade, operator: User) -> None:
+    plan = plans.plan_of(upgrade.environment)
+    plans.add_step(plan, StepKind.MANUAL, position=1, instruction="Call the bank.", confirm_role="operator")
+    run = upgrade.engine.run(upgrade.begin())
+    step = run.steps.get(number=1)
+    with pytest.raises(NotAllowed, match="confirmed by the role operator"):
+        rollout.confirm(step, by=upgrade.person, now=upgrade.engine.now)
+    rollout.confirm(step, by=operator, now=upgrade.engine.now)
+    assert step.status == RunStatus.SUCCEEDED
+
+
+def test_the_engine_waits_for_a_follower_that_is_on_its_way(upgrade: Upgrade) -> None:
+    run = upgrade.begin()
+    upgrade.engine.run(run, until=3)
+    upgrade.engine.machines.silent.add("external02")
+    upgrade.engine.pass_time(12)  # silent, but not for long
+    upgrade.engine.tick(run)
+    step = run.steps.get(number=3)
+    assert (step.status, upgrade.engine.machines.interrupted) == (RunStatus.RUNNING, [])
+    assert step.reason == (
+        "external01.erp leads erp-orders, and no follower is ready to take over: external02 has not been heard from for 12 s."
+    )
+    upgrade.engine.machines.silent.clear()
+    upgrade.engine.pass_time(1)
+    assert upgrade.engine.run(run).status == RunStatus.SUCCEEDED
+    assert step.started_at and upgrade.engine.now - step.started_at < timedelta(minutes=2)
