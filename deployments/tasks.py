@@ -51,10 +51,10 @@ def probe_http(step_id: int, attempt: int) -> str:
     if step is None:
         return f"Step {step_id} asks nothing any more."
     values = Property.objects.filter(environment_id=step.deployment.environment_id)
-    settings, missing = properties.resolve({"url": step.url}, values, machine="", connector="")
-    status, reason = None, f"no value for {', '.join(sorted(missing))}"
-    if not missing:
-        status, reason = _ask(settings["url"])
+    found = properties.resolve({"url": step.url}, values, machine="", connector="")
+    status, reason = None, f"no value for {', '.join(sorted(found.missing))}"
+    if not found.missing:
+        status, reason = _ask(found.settings["url"])
     rollout.record_answer(step_id, attempt, status=status, reason=reason, now=timezone.now())
     return f"Step {step_id}: {status or reason}."
 
