@@ -184,7 +184,7 @@ def test_a_frozen_secret_cannot_be_read_and_one_that_changed_stops_the_deploymen
     assert step is not None and "The secret queues.url was changed since" in step.reason and "resume the deployment" in step.reason
     rollout.resume(deployment, by=developer, now=engine.now)
     assert engine.run(deployment).status == RunStatus.SUCCEEDED
-    assert "values that changed since: queues.url" in " ".join(line.text for line in rollout.log_of(deployment))
+    assert "values that changed since: queues.url" in " ".join(line.text for line in deployment.log.all())
     assert [row.number for row in deployment.frozen.all()] == [2, 1]
 
 
