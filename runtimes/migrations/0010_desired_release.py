@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('runtimes', '0008_nothing_readable_is_left_behind'),
+        ('runtimes', '0009_members_come_and_go'),
     ]
 
     operations = [

@@ -11,5 +11,5 @@ def fill(apps, schema_editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("runtimes", "0009_desired_release")]
+    dependencies = [("runtimes", "0010_desired_release")]
     operations = [migrations.RunPython(fill, migrations.RunPython.noop)]
