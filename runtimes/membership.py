@@ -101,8 +101,8 @@ def refuse(change: MembershipChange, *, now: datetime) -> None:
 # ----------------------------------------------------------------------------------------------------------------------- steps
 
 
-def wake(environment_id: int) -> None:
-    """A report came: take the next step of a change under way."""
+def wake(environment_id: int, machine: str) -> None:
+    """A report of one of its machines came: take the next step of a change under way."""
     if MembershipChange.objects.filter(environment_id=environment_id, status=MembershipStatus.RUNNING).exists():
         advance(environment_id, now=timezone.now())
 
