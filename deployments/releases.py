@@ -248,6 +248,7 @@ def bundle_for(release: Release, runtime: Runtime, values: Iterable[Property]) -
             for group in content["groups"]
             if group["connector"] == connector
         ],
+        timing=protocol.PROFILES[protocol.TimingProfile(runtime.environment.timing_profile)],
         secrets=sorted(secrets),
     )
 

@@ -15,7 +15,7 @@ from deployments import frozen, gates, masking, moves, releases
 from deployments.models import DONE, Deployment, Exclusion, RunStatus, StepKind, StepLog, StepRun
 from portal import properties
 from portal.errors import Busy, NotAllowed, NotReady, Stale
-from runtimes import failover, fleet, membership, protocol
+from runtimes import failover, fleet, membership, profiles, protocol
 from runtimes.models import (
     LIVE_REQUESTS,
     Bundle,
@@ -183,6 +183,7 @@ class DeployRouters(Kind):
             addresses = {name: (address, int(port)) for name, (address, port) in found.items() if address and port}
             change = membership.assign(environment, addresses, actor=actor(step), now=now)
             step.memory.update(change=change.pk if change is not None else None, said=0)
+        profiles.retime_founders(environment)
         versions = Machine.objects.filter(environment=environment, router__isnull=False).values_list("name", "orders_version")
         step.memory["orders"] = dict(versions)
 
@@ -190,6 +191,9 @@ class DeployRouters(Kind):
         changing = self._change(step, now)
         if changing is not None:
             return changing
+        retiming = profiles.retime_next(step.deployment.environment, now=now)
+        if retiming:
+            return running(retiming)
         routers = [router for router in self._routers(step) if router.desired_running]
         if not routers:
             return done("There are no routers here: nothing runs in failover.")

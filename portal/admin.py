@@ -194,7 +194,7 @@ class TeamAdmin(ModelAdmin):
 class EnvironmentInline(TabularInline):
     model = Environment
     extra = 0
-    fields = ("kind", "position", "generation")
+    fields = ("kind", "position", "timing_profile", "generation")
     readonly_fields = ("generation",)
 
 

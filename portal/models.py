@@ -92,6 +92,14 @@ class EnvironmentKind(models.TextChoices):
     PRODUCTION = "production", "Production"
 
 
+class TimingProfile(models.TextChoices):
+    """How fast failover is, and how much silence it bears. The figures are `runtimes.protocol.PROFILES`, by the same values."""
+
+    LAN = "lan", "LAN"
+    FAST_LAN = "fast-lan", "Fast LAN"
+    WAN = "wan", "WAN"
+
+
 class Environment(models.Model):
     """Test, Acceptance or Production of a project: own architecture, property values, plan, active release."""
 
@@ -103,6 +111,8 @@ class Environment(models.Model):
     generation = models.PositiveIntegerField(default=1)
     # On purpose (a demonstration): then loopback, or one address for several machines, is right as Internal IP.
     one_host = models.BooleanField("all machines on one host", default=False)
+    # A wish: routers and runtimes take it over with their next deployment.
+    timing_profile = models.CharField(max_length=12, choices=TimingProfile.choices, default=TimingProfile.LAN)
 
     class Meta:
         ordering: ClassVar = ["project", "position"]

@@ -33,7 +33,10 @@ class MachineAdmin(ReadOnly):
 
 @admin.register(Router)
 class RouterAdmin(ReadOnly):
-    list_display = ("machine", "desired_running", "desired_host", "desired_port", "observed_state", "observed_version", "observed_reason")
+    list_display = (
+        "machine", "desired_running", "desired_host", "desired_port", "desired_profile", "observed_state", "observed_version",
+        "observed_reason",
+    )  # fmt: skip
     list_filter = ("observed_state", "machine__environment__project")
     list_select_related = ("machine",)
 

@@ -179,24 +179,25 @@ def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
         .select_related("group__group")
         .order_by("created_at")
     )
-    timing = protocol.Timing()
+    timing = protocol.PROFILES[protocol.TimingProfile(environment.timing_profile)]
     return protocol.Orders(
         version=machine.orders_version,
         namespace=environment.namespace,
         generation=environment.generation,
         timing=timing,
         trust=authority.trust(machine),
-        router=_router_order(machine, timing),
+        router=_router_order(machine),
         member_change=_member_change(machine),
         runtimes=[_runtime_order(runtime, groups[runtime.pk]) for runtime in runtimes],
         requests=[_request_order(request, now) for request in requests],
     )
 
 
-def _router_order(machine: Machine, timing: protocol.Timing) -> protocol.RouterOrder | None:
+def _router_order(machine: Machine) -> protocol.RouterOrder | None:
     router: Router | None = getattr(machine, "router", None)
     if router is None or not router.desired_running or router.desired_port is None:
         return None
+    timing = protocol.PROFILES[protocol.TimingProfile(router.desired_profile)]
     return protocol.RouterOrder(
         name=machine.name,
         peer_host=router.desired_host,

@@ -5,7 +5,7 @@ from typing import Any
 from django import forms
 
 from portal.models import Environment
-from runtimes import failover, protocol
+from runtimes import failover, profiles, protocol
 
 
 class ConfirmForm(forms.Form):
@@ -43,6 +43,19 @@ class IsolationForm(ConfirmForm):
 
     def chosen(self) -> protocol.IsolationPolicy:
         return protocol.IsolationPolicy(self.cleaned_data["policy"])
+
+
+class ProfileForm(ConfirmForm):
+    """How fast the environment fails over; each choice says what it is meant for and what it gives."""
+
+    profile = forms.ChoiceField(
+        label="Timing profile",
+        widget=forms.RadioSelect,
+        choices=[
+            (profile.value, f"{profile.label}: leadership moves {profiles.expected(profiles.timing_of(profile).ttl)}. {words}")
+            for profile, words in profiles.MEANT_FOR.items()
+        ],
+    )
 
 
 class PreferenceForm(forms.Form):

@@ -108,6 +108,10 @@ class Router(models.Model):
     desired_change = models.JSONField(null=True, blank=True)  # protocol.MemberChange that this router is to carry, as a dict
     survivor = models.BooleanField(default=False)  # the cluster of this generation is built anew from its data (until that is reported)
     leaving = models.BooleanField(default=False)  # the design has no router here any more: it goes when its member was removed
+    retimed_at = models.DateTimeField(null=True, blank=True)  # when a running one was last ordered to take another profile over
+    desired_profile = models.CharField(  # its etcd's heartbeat and election time-out
+        max_length=12, choices=choices(protocol.TimingProfile), default=protocol.TimingProfile.LAN
+    )
     # fact
     observed_state = models.CharField(max_length=16, choices=choices(protocol.RouterState), default=protocol.RouterState.ABSENT)
     observed_reason = models.TextField(blank=True)
@@ -304,6 +308,7 @@ class GroupMember(models.Model):
     observed_last_activity = models.CharField(max_length=40, blank=True)
     observed_disabled = models.BooleanField(default=False)
     observed_isolation = models.CharField(max_length=12, choices=choices(protocol.IsolationPolicy), default=protocol.IsolationPolicy.STOP)
+    observed_ttl = models.FloatField(null=True, blank=True)  # seconds, of the profile that its process runs under
     observed_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

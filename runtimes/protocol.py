@@ -173,6 +173,34 @@ class GroupSpec(Wire, frozen=True):
     members: list[str]
 
 
+class TimingProfile(StrEnum):
+    """How fast an environment fails over; each environment has one (docs/failover.md, Timing profiles)."""
+
+    LAN = "lan"
+    FAST_LAN = "fast-lan"
+    WAN = "wan"
+
+
+class Timing(Wire, frozen=True):
+    """The constants of a failover profile. Seconds; etcd's in milliseconds."""
+
+    ttl: float = 1.0
+    renewal: float = 0.2
+    guard: float = 0.2
+    request_timeout: float = 0.3
+    drain: float = 5.0
+    etcd_heartbeat_ms: int = 50
+    etcd_election_ms: int = 300
+
+
+PROFILES = {
+    TimingProfile.LAN: Timing(),
+    TimingProfile.FAST_LAN: Timing(ttl=0.5, renewal=0.1, guard=0.1, request_timeout=0.15, etcd_heartbeat_ms=20, etcd_election_ms=150),
+    TimingProfile.WAN: Timing(ttl=4.0, renewal=1.0, guard=0.8, request_timeout=1.5, etcd_heartbeat_ms=250, etcd_election_ms=1500),
+}
+LONGEST_TTL = max(timing.ttl for timing in PROFILES.values())  # so long may the permit of an unknown program last
+
+
 class BundleContent(Wire, frozen=True):
     """What one runtime runs: immutable, addressed by the SHA-256 of its encoded bytes."""
 
@@ -182,6 +210,7 @@ class BundleContent(Wire, frozen=True):
     release: int  # number
     flows: list[FlowSpec]
     groups: list[GroupSpec]
+    timing: Timing = Timing()  # of the environment's profile when this was deployed; members of a group may differ while it changes
     secrets: list[str] = []  # values among the settings above that no log line, reason or error folder may show
 
 
@@ -226,18 +255,6 @@ class TlsFiles(Wire, frozen=True):
 
     authority: str  # PEM
     machine: str  # PEM: private key and certificate in one file, so that both are replaced in one stroke
-
-
-class Timing(Wire, frozen=True):
-    """A failover profile (docs/failover.md, constants). Seconds; etcd's in milliseconds."""
-
-    ttl: float = 1.0
-    renewal: float = 0.2
-    guard: float = 0.2
-    request_timeout: float = 0.3
-    drain: float = 5.0
-    etcd_heartbeat_ms: int = 50
-    etcd_election_ms: int = 300
 
 
 class ClusterMember(Wire, frozen=True):
@@ -357,6 +374,7 @@ class GroupReport(Wire, frozen=True):
     disabled: list[str] = []  # runtime keys, as control/<group> says
     open_request: str | None = None
     isolation: IsolationPolicy = IsolationPolicy.STOP  # as control/<group> says, or as this member remembers it
+    ttl: float | None = None  # seconds, of the profile its process runs under; None: no process, or a single node
 
 
 class FlowReport(Wire, frozen=True):

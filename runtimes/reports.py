@@ -56,6 +56,7 @@ MEMBER_FACTS = [
     "observed_last_activity",
     "observed_disabled",
     "observed_isolation",
+    "observed_ttl",
     "observed_at",
 ]
 
@@ -212,6 +213,7 @@ def _store_members(machine: Machine, runtimes: dict[str, Runtime], heard: list[p
         row.observed_since = said.since[:40]
         row.observed_last_activity = said.last_activity[:40]
         row.observed_isolation = said.isolation
+        row.observed_ttl = said.ttl
         row.observed_disabled = runtime.key in said.disabled or said.status == protocol.Status.DISABLED
         epochs[row.group] = max(said.epoch, epochs.get(row.group, 0))
     _write(rows, MEMBER_FACTS)

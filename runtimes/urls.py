@@ -11,5 +11,6 @@ urlpatterns: list[URLPattern] = [
     path(_environment + "groups/", groups.groups, name="groups"),
     path(_environment + "groups/<uuid:pk>/<slug:machine>/<slug:act>/", groups.group_act, name="group-act"),
     path(_environment + "groups/<uuid:pk>/isolation/", groups.isolation, name="group-isolation"),
+    path(_environment + "timing-profile/", groups.timing_profile, name="timing-profile"),
     path(_environment + "timeline/", timeline.timeline, name="timeline"),
 ]

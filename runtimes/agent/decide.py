@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from runtimes.protocol import Timing, Wire
+from runtimes.protocol import Wire
 
 QUICK_EXITS = 3  # exits in a row without having been ready, from which on a restart waits
 FIRST_WAIT = 1.0  # seconds
@@ -31,7 +31,6 @@ class Launched(Wire, frozen=True):
     etcd: str | None
     namespace: str
     generation: int
-    timing: Timing
 
 
 def difference(launched: Launched, wished: Launched) -> str:
@@ -44,8 +43,6 @@ def difference(launched: Launched, wished: Launched) -> str:
         return f"the cluster was built anew (generation {wished.generation})"
     if launched.etcd != wished.etcd:
         return f"the router is now at {wished.etcd or 'no address'}"
-    if launched.timing != wished.timing:
-        return "the failover profile changed"
     return ""
 
 
@@ -136,5 +133,4 @@ def _fallback(wished: Launched, seen: Seen) -> Launched | None:
         etcd=wished.etcd,
         namespace=wished.namespace,
         generation=wished.generation,
-        timing=wished.timing,
     )

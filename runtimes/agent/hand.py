@@ -340,15 +340,11 @@ async def _try_look(machine: Machine, client: Etcd, group: GroupHere) -> "Pictur
 async def _moved(machine: Machine, client: Etcd, pictures: "dict[str, Picture | str]") -> set[str] | None:
     """Runtimes whose session moved while it was watched; None: no majority answered any more."""
     keys = {member for group in machine.groups for member in group.spec.members}
-    revisions = {
-        key: revision
-        for picture in pictures.values()
-        if isinstance(picture, Picture)
-        for key, (_, revision) in picture.sessions.items()
-        if key in keys
+    read_so = {
+        key: seen for picture in pictures.values() if isinstance(picture, Picture) for key, seen in picture.sessions.items() if key in keys
     }
     try:
-        return await moving(client, machine.orders.namespace, revisions, machine.timing, enough=len(revisions))
+        return await moving(client, machine.orders.namespace, read_so, machine.timing, enough=len(read_so))
     except OutcomeUnknown:
         return None
 
@@ -500,7 +496,7 @@ async def _session_moves(machine: Machine, picture: Picture, key: str) -> bool:
     async with machine.router() as client:
         assert client is not None
         try:
-            return bool(await moving(client, machine.orders.namespace, {key: picture.sessions[key][1]}, machine.timing, enough=1))
+            return bool(await moving(client, machine.orders.namespace, {key: picture.sessions[key]}, machine.timing, enough=1))
         except OutcomeUnknown as error:
             raise Refused(str(error)) from error
 

@@ -114,7 +114,6 @@ class RuntimeSupervisor:
             etcd=self.around.etcd,
             namespace=self.around.namespace,
             generation=self.around.generation,
-            timing=self.around.timing,
         )
 
     def seen(self) -> Seen:
@@ -244,7 +243,7 @@ class RuntimeSupervisor:
             tls=self.home.tls,
             namespace=wished.namespace,
             generation=wished.generation,
-            timing=wished.timing,
+            timing=content.timing,
             data=str(self.folder / "data"),
             permit=str(self.folder / "permit"),
             preferences=self.order.preferences,

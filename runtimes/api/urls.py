@@ -1,12 +1,17 @@
 """The part of /api/v1/ that runtimes owns."""
 
+from django.urls import path
 from rest_framework.routers import SimpleRouter
 
 from runtimes.api.groups import GroupViewSet
 from runtimes.api.machines import MachineViewSet, RuntimeViewSet
+from runtimes.api.profiles import TimingProfileView
 
 router = SimpleRouter()
 router.register("groups", GroupViewSet, basename="api-group")
 router.register("machines", MachineViewSet, basename="api-machine")
 router.register("runtimes", RuntimeViewSet, basename="api-runtime")
-urlpatterns = router.urls
+urlpatterns = [
+    *router.urls,
+    path("environments/<slug:project>/<slug:environment>/timing-profile/", TimingProfileView.as_view(), name="api-timing-profile"),
+]

@@ -238,7 +238,7 @@ class Coordinator:
         """One own transaction on the own last write, which it rewrites; its success is a renewal."""
         key = session_key(self._namespace, self.me)
         self._counter += 1
-        record = SessionRecord(self.session, self._counter, self.me, self._release, self._marks())
+        record = SessionRecord(self.session, self._counter, self.me, self._release, self._marks(), self.timing.ttl)
         reads = [read(each) for each in self._keys()]
         sent = self.sent_at = self._clock()
         try:

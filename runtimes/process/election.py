@@ -134,8 +134,8 @@ def single_node_cause(spec: GroupSpec, me: str, etcd: str | None) -> str | None:
     return None
 
 
-def decide_session(observed: Observed | None, session: str, started: bool, now: float, ttl: float) -> SessionDecision:
-    """Renew the own session, or start it where the key is absent or has stood still for a full TTL on this clock."""
+def decide_session(observed: Observed | None, session: str, started: bool, now: float) -> SessionDecision:
+    """Renew the own session, or start it where the key is absent or has stood still for its full TTL on this clock."""
     if started:
         return SessionDecision(SessionAction.RENEW, f"renewing session {session}")
     if observed is None:
@@ -143,10 +143,12 @@ def decide_session(observed: Observed | None, session: str, started: bool, now: 
     if observed.revision == 0:
         return SessionDecision(SessionAction.START, "no session of this runtime stands")
     stood = now - observed.since
-    if stood >= ttl:
+    if stood >= observed.ttl:
         return SessionDecision(SessionAction.START, f"the session from before has stood still for {stood:.2f} s")
     other = observed.record.session if observed.record else "unreadable"
-    return SessionDecision(SessionAction.WAIT, f"another process of this runtime may still live (session {other})", observed.since + ttl)
+    return SessionDecision(
+        SessionAction.WAIT, f"another process of this runtime may still live (session {other})", observed.since + observed.ttl
+    )
 
 
 def decide(view: GroupView, now: float) -> Decision:
@@ -201,7 +203,7 @@ def why_not_ready(view: GroupView, peer: str, now: float) -> str:
     observed = view.sessions.get(peer)
     if observed is None or observed.record is None:
         return f"{peer} has no session"
-    if now - observed.since >= view.timing.ttl:
+    if now - observed.since >= observed.ttl:
         return f"the session of {peer} has stood still for {now - observed.since:.1f} s"
     mark = observed.record.groups.get(view.spec.id)
     if mark is None:
@@ -224,10 +226,10 @@ def vacancy(view: GroupView, now: float) -> tuple[Vacancy | None, float]:
         return Vacancy(f"the session of {leader.runtime} is gone: its process ended", Cause.CRASH), ALWAYS
     if observed.record is not None and observed.record.session != leader.session:
         return Vacancy(f"{leader.runtime} has begun another session since it led", Cause.CRASH), ALWAYS
-    if now - observed.since >= view.timing.ttl:
+    if now - observed.since >= observed.ttl:
         # No figure here: a sentence that changed all the time would be news all the time.
-        return Vacancy(f"the session of {leader.runtime} has stood still for a full TTL ({view.timing.ttl:g} s)", Cause.SILENCE), ALWAYS
-    return None, observed.since + view.timing.ttl
+        return Vacancy(f"the session of {leader.runtime} has stood still for a full TTL ({observed.ttl:g} s)", Cause.SILENCE), ALWAYS
+    return None, observed.since + observed.ttl
 
 
 def _as_leader(view: GroupView, now: float, disabled: bool) -> Decision:

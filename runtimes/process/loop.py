@@ -32,6 +32,7 @@ from runtimes.process.permits import ALWAYS, NEVER, Clock, Duty, PermitPage, boo
 from runtimes.process.records import ControlRecord, GroupMark, epoch_of
 from runtimes.process.seat import Seat
 from runtimes.protocol import (
+    LONGEST_TTL,
     SIGN_OF_LIFE_SECONDS,
     Cause,
     FlowReport,
@@ -234,7 +235,7 @@ class Runtime:
 
     async def _session_step(self, coordinator: Coordinator) -> None:
         now = self._clock()
-        decision = decide_session(coordinator.own_session, coordinator.session, coordinator.started, now, self._config.timing.ttl)
+        decision = decide_session(coordinator.own_session, coordinator.session, coordinator.started, now)
         if decision.action == SessionAction.RENEW:
             if self._renew_now or now >= self._next_renewal(coordinator):
                 self._renew_now = False
@@ -536,6 +537,7 @@ class Runtime:
             disabled=sorted(view.control.disabled),
             open_request=view.control.request.id if view.control.request else None,
             isolation=view.own.isolation,
+            ttl=self._config.timing.ttl,
         )
 
     def _report_alone(self, seat: Seat, cause: str) -> GroupReport:
@@ -612,7 +614,8 @@ class Runtime:
         )
 
     def _after_new_generation(self, mark: Path) -> float:
-        """After a cluster was built anew a TTL is waited before anything is taken (what was seen before counts no more)."""
+        """After a cluster was built anew the longest TTL is waited before anything is taken: what was seen before counts no more, not
+        even under which profile the others ran."""
         try:
             before = mark.read_text()
         except OSError:
@@ -622,7 +625,7 @@ class Runtime:
             part = mark.with_name(".generation.part")
             part.write_text(now)
             part.replace(mark)
-        return self._clock() + self._config.timing.ttl if before not in ("", now) else NEVER
+        return self._clock() + LONGEST_TTL if before not in ("", now) else NEVER
 
 
 def _without_activity(report: GroupReport) -> tuple[Any, ...]:

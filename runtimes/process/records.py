@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from runtimes.protocol import Cause, IsolationPolicy, Preference, RequestOutcome
+from runtimes.protocol import LONGEST_TTL, Cause, IsolationPolicy, Preference, RequestOutcome
 
 GENERATION_STEP = 10**12
 KEPT_OUTCOMES = 8  # per group, so that an order carried twice finds how it ended
@@ -39,6 +39,8 @@ class SessionRecord(msgspec.Struct, frozen=True):
     runtime: str
     release: int
     groups: dict[str, GroupMark] = {}
+    ttl: float = 1.0  # seconds that this write may give a permit for, guard included; who takes from it waits so long (before this
+    # field was written everybody's was 1.0)
 
 
 class LeaderRecord(msgspec.Struct, frozen=True):
@@ -95,9 +97,11 @@ class Observed:
     revision: int  # 0: absent
     since: float
 
-    def lives(self, session: str | None, now: float, ttl: float) -> bool:
-        """Did this very session change within the last `ttl` seconds, as far as this process saw."""
-        return self.record is not None and self.record.session == session and now - self.since < ttl
+    @property
+    def ttl(self) -> float:
+        """Seconds for which its owner may act on this write: what the write itself says, never the observer's own profile. A write that
+        cannot be read (a newer program's) is given the longest of all profiles."""
+        return self.record.ttl if self.record is not None else LONGEST_TTL
 
 
 R = TypeVar("R", bound=msgspec.Struct)

@@ -188,8 +188,7 @@ async def _require_ready(
     reasons = {key: _why_not(key, picture, group, releases) for key in candidates}
     standing = [key for key, reason in reasons.items() if not reason]
     if standing:
-        moving = await _moving(client, namespace, {key: picture.sessions[key][1] for key in standing}, timing)
-        if moving:
+        if await moving(client, namespace, {key: picture.sessions[key] for key in standing}, timing, enough=1):
             return
         reasons.update({key: f"the session of {key} stands still" for key in standing})
     disabled = runtime is not None and runtime in picture.control.disabled
@@ -212,24 +211,23 @@ def _why_not(key: str, picture: Picture, group: str, releases: set[int | None] |
     return ""
 
 
-async def _moving(client: Etcd, namespace: str, revisions: Mapping[str, int], timing: Timing) -> bool:
-    """Does any of these sessions get a new write within a TTL."""
-    return bool(await moving(client, namespace, revisions, timing, enough=1))
-
-
-async def moving(client: Etcd, namespace: str, revisions: Mapping[str, int], timing: Timing, *, enough: int) -> set[str]:
-    """Which of these sessions (runtime -> revision as read) get a new write within a TTL; asks no longer once `enough` have.
+async def moving(
+    client: Etcd, namespace: str, read_so: Mapping[str, tuple[SessionRecord, int]], timing: Timing, *, enough: int
+) -> set[str]:
+    """Which of these sessions (runtime -> record and revision as read) get a new write within their TTL; asks no longer once `enough` have.
 
     Raises:
         OutcomeUnknown: no majority answers.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + timing.ttl
+    deadline = loop.time() + max((record.ttl for record, _ in read_so.values()), default=0.0)
     found: set[str] = set()
     while len(found) < enough and loop.time() < deadline:
         await asyncio.sleep(timing.renewal / 4)
-        answer = await _transact(client, [], [read(session_key(namespace, key)) for key in revisions], [], timing)
-        found |= {key for key, revision in revisions.items() if answer.entries[session_key(namespace, key)].revision not in (0, revision)}
+        answer = await _transact(client, [], [read(session_key(namespace, key)) for key in read_so], [], timing)
+        found |= {
+            key for key, (_, revision) in read_so.items() if answer.entries[session_key(namespace, key)].revision not in (0, revision)
+        }
     return found
 
 

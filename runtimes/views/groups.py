@@ -11,12 +11,12 @@ from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_GET, require_http_methods
 
-from portal.access import get_environment, may
+from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Role
-from runtimes import boards, failover
-from runtimes.forms import GroupActForm, IsolationForm
+from runtimes import boards, failover, profiles
+from runtimes.forms import GroupActForm, IsolationForm, ProfileForm
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest
 
 
@@ -38,6 +38,8 @@ def groups_context(request: UserRequest, environment: Environment) -> dict[str, 
         "number_troubled": len(boards.troubled(every)),
         "only_problems": only_problems,
         "may_operate": may(request.user, environment.project.team_id, Role.OPERATOR),
+        "profile": profiles.in_use(environment),
+        "may_deploy": may(request.user, environment.project.team_id, role_to_deploy(environment)),
         "here": request.get_full_path(),
     }
 
@@ -81,6 +83,25 @@ def isolation(request: UserRequest, slug: str, kind: str, pk: UUID) -> HttpRespo
         except NotAllowed as refusal:
             context["refusal"] = refusal
     return dialog(request, "runtimes/isolation.html", context, back=back)
+
+
+@require_http_methods(["GET", "POST"])
+def timing_profile(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """How fast the environment fails over. A wish: what runs takes it over with the next deployment."""
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    back = way_back(request, environment)
+    form = ProfileForm(
+        request.POST if request.method == "POST" else None,
+        environment=environment,
+        name=environment.name,
+        initial={"profile": environment.timing_profile, "next": back},
+    )
+    if form.is_valid():
+        profiles.choose(environment, form.cleaned_data["profile"])
+        messages.success(request, f"{environment.name} has the profile {profiles.in_use(environment).label}; deploy to make it so.")
+        return redirect(request, back)
+    context = {"environment": environment, "form": form, "used": profiles.in_use(environment), "back": back}
+    return dialog(request, "runtimes/timing_profile.html", context, back=back)
 
 
 def way_back(request: UserRequest, environment: Environment) -> str:

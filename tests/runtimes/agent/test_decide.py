@@ -4,9 +4,9 @@ import pytest
 
 from runtimes.agent.carrier import lost_wish
 from runtimes.agent.decide import Act, BundleState, Keeping, Launched, Seen, difference, next_step, restart_delay, retry_delay
-from runtimes.protocol import Cause, GroupRequest, RequestKind, Timing
+from runtimes.protocol import Cause, GroupRequest, RequestKind
 
-WISH = Launched(digest="d2", release=2, restarts=0, etcd="http://127.0.0.1:1", namespace="/baton/1/", generation=1, timing=Timing())
+WISH = Launched(digest="d2", release=2, restarts=0, etcd="http://127.0.0.1:1", namespace="/baton/1/", generation=1)
 
 
 def launched(**changes: object) -> Launched:
@@ -37,7 +37,6 @@ def test_calls_to_an_absent_portal_are_never_further_apart_than_two_seconds() ->
         pytest.param(launched(restarts=1), "a restart was ordered", id="a restart"),
         pytest.param(launched(generation=2), "built anew", id="a generation"),
         pytest.param(launched(etcd=None), "no address", id="the router has gone"),
-        pytest.param(launched(timing=Timing(ttl=4.0)), "profile", id="a profile"),
     ],
 )
 def test_what_a_process_is_replaced_for(wished: Launched, said: str) -> None:

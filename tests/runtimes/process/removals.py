@@ -22,9 +22,9 @@ from runtimes.process.coordination import Coordinator, Result
 from runtimes.process.election import Action, GroupView, SessionDecision
 from runtimes.process.loop import Runtime
 from runtimes.process.permits import NEVER, Duty
+from runtimes.process.records import Observed
 from runtimes.process.seat import Seat
-from runtimes.protocol import Timing
-from tests.runtimes.process.world import Operation, Process, Step, World, key_of, play
+from tests.runtimes.process.world import LAN, WAN, Operation, Process, Step, World, key_of, play
 
 Wire = Callable[[Process, Operation], Operation]
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -161,7 +161,19 @@ def _permit_without_end(monkey: pytest.MonkeyPatch) -> None:
 
 def _hasty(monkey: pytest.MonkeyPatch) -> None:
     real = election.vacancy
-    monkey.setattr(election, "vacancy", lambda view, now: real(replace(view, timing=Timing(ttl=view.timing.ttl * 0.6)), now))
+
+    def vacancy(view: GroupView, now: float) -> Any:
+        return real(replace(view, sessions={key: _older(seen, 0.4 * seen.ttl) for key, seen in view.sessions.items()}), now)
+
+    monkey.setattr(election, "vacancy", vacancy)
+
+
+def _older(seen: Observed, by: float) -> Observed:
+    return replace(seen, since=seen.since - by)
+
+
+def _own_ttl_instead_of_the_leaders(monkey: pytest.MonkeyPatch) -> None:
+    monkey.setattr(Observed, "ttl", LAN.ttl)
 
 
 def _watch_from_the_question(monkey: pytest.MonkeyPatch) -> None:
@@ -196,8 +208,8 @@ def _back_on_after_an_unknown_give_up(monkey: pytest.MonkeyPatch) -> None:
 def _start_at_once(monkey: pytest.MonkeyPatch) -> None:
     real = election.decide_session
 
-    def decide(observed: Any, session: str, started: bool, now: float, ttl: float) -> SessionDecision:
-        return real(observed, session, started, now, 0.0)
+    def decide(observed: Observed | None, *words: Any) -> SessionDecision:
+        return real(observed and _older(observed, observed.ttl), *words)
 
     monkey.setattr("runtimes.process.loop.decide_session", decide)
 
@@ -276,6 +288,20 @@ REMOVALS = {
         "a take waits until the session has stood still for a full TTL",
         [("stop", "A"), ("disable", "B", "h"), ("go_on", 0.06), ("twin", "A"), ("pause", "C"), ("go_on", 1.0)],
         patch=_hasty,
+    ),
+    "take-declared": Removal(
+        "a taker waits for the TTL that the leader's own session declares",
+        [
+            ("go_on", 0.5),
+            ("crash_proven", "A"),
+            ("start", "A", WAN),
+            ("go_on", 2.0),
+            ("switch", "A"),
+            ("go_on", 1.5),
+            ("pause", "A"),
+            ("go_on", 3.0),
+        ],
+        patch=_own_ttl_instead_of_the_leaders,
     ),
     "take-receipt": Removal(
         "the TTL counts from the receipt of the answer",

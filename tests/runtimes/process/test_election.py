@@ -7,7 +7,7 @@ import pytest
 
 from runtimes.process.election import Action, GroupView, Own, SessionAction, decide, decide_session, single_node_cause
 from runtimes.process.records import ControlRecord, Disabled, GroupMark, LeaderRecord, Observed, OpenRequest, SessionRecord
-from runtimes.protocol import Cause, GroupSpec, IsolationPolicy, Preference, Status
+from runtimes.protocol import Cause, GroupSpec, IsolationPolicy, Preference, Status, Timing
 
 NOW = 100.0
 A, B, C = "external01.erp", "external02.erp", "external03.erp"
@@ -17,10 +17,16 @@ EPOCH = 10**12 + 7
 
 
 def seen(
-    runtime: str, since: float = FRESH, *, ready: bool = True, preference: Preference = Preference.NONE, session: str = ""
+    runtime: str,
+    since: float = FRESH,
+    *,
+    ready: bool = True,
+    preference: Preference = Preference.NONE,
+    session: str = "",
+    ttl: float = 1.0,
 ) -> Observed:
     mark = GroupMark(ready=ready, on=False, preference=preference)
-    return Observed(SessionRecord(session or f"{runtime}:1", 3, runtime, 1, {"g": mark}), 50, since)
+    return Observed(SessionRecord(session or f"{runtime}:1", 3, runtime, 1, {"g": mark}, ttl), 50, since)
 
 
 GONE = Observed(None, 0, FRESH)
@@ -61,6 +67,29 @@ def request(to: str | None = B, epoch: int = EPOCH, disabled: ControlRecord = NO
         ),
         pytest.param(
             view(B, sessions={**ALL, A: seen(A, STALE + 0.01)}), Action.FOLLOW, Status.FOLLOWER, "follows", id="less than a TTL is not"
+        ),
+        pytest.param(
+            view(B, sessions={**ALL, A: seen(A, NOW - 3.9, ttl=4.0)}), Action.FOLLOW, Status.FOLLOWER, "follows",
+            id="a leader under a slower profile is given the TTL that it declares",
+        ),
+        pytest.param(
+            view(B, sessions={**ALL, A: seen(A, NOW - 4.0, ttl=4.0)}), Action.TAKE, Status.FOLLOWER, "a full TTL (4 s)", id="and no more"
+        ),
+        pytest.param(
+            view(B, sessions={**ALL, A: seen(A, NOW - 0.5, ttl=0.5)}), Action.TAKE, Status.FOLLOWER, "a full TTL (0.5 s)",
+            id="one under a faster profile is followed sooner",
+        ),
+        pytest.param(
+            view(B, timing=Timing(ttl=4.0, guard=0.8), sessions={**ALL, A: seen(A, STALE)}), Action.TAKE, Status.FOLLOWER, "(1 s)",
+            id="whatever the taker's own profile",
+        ),
+        pytest.param(
+            view(B, sessions={**ALL, A: Observed(None, 9, NOW - 3.9)}), Action.FOLLOW, Status.FOLLOWER, "follows",
+            id="a session that a newer program wrote is given the longest TTL of all",
+        ),
+        pytest.param(
+            view(control=request(), sessions={**ALL, B: seen(B, STALE, ttl=4.0)}), Action.DRAIN, Status.LEADER, B,
+            id="a candidate under a slower profile is fresh for its own TTL",
         ),
         pytest.param(
             view(B, sessions={**ALL, A: seen(A, session="other:1")}), Action.TAKE, Status.FOLLOWER, "another session",
@@ -195,11 +224,12 @@ def test_a_take_tells_why(leader: LeaderRecord | None, sessions: dict[str, Obser
         pytest.param(GONE, False, SessionAction.START, id="no session stands"),
         pytest.param(seen(A, FRESH), False, SessionAction.WAIT, id="another process may live"),
         pytest.param(seen(A, STALE), False, SessionAction.START, id="it has stood still for a TTL"),
+        pytest.param(seen(A, STALE, ttl=4.0), False, SessionAction.WAIT, id="the one before ran under a slower profile"),
         pytest.param(seen(A, FRESH), True, SessionAction.RENEW, id="the own session is renewed"),
     ],
 )
 def test_a_session_starts_only_where_none_can_live(observed: Observed | None, started: bool, action: SessionAction) -> None:
-    assert decide_session(observed, f"{A}:1", started, NOW, 1.0).action == action
+    assert decide_session(observed, f"{A}:1", started, NOW).action == action
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from runtimes.process import election
+from runtimes.protocol import Timing
 from tests.runtimes.process.removals import REMOVALS
-from tests.runtimes.process.world import GROUPS, MACHINES, Link, Operation, Process, Step, Violation, World, play, shortest, story
+from tests.runtimes.process.world import GROUPS, LAN, MACHINES, WAN, Link, Operation, Process, Step, Violation, World, play, shortest, story
 
 machines = st.sampled_from(MACHINES)
 groups = st.sampled_from(GROUPS)
@@ -58,9 +59,14 @@ class Election(RuleBasedStateMachine):
     def a_process_ends(self, verb: str, machine: str, then: float) -> None:
         self.happens(verb, machine, then=then)
 
-    @rule(verb=st.sampled_from(["start", "start", "twin", "farewell_again"]), machine=machines, then=then)
-    def a_process_starts(self, verb: str, machine: str, then: float) -> None:
-        self.happens(verb, machine, then=then)
+    @rule(verb=st.sampled_from(["start", "start", "twin"]), machine=machines, timing=st.sampled_from([LAN, LAN, WAN]), then=then)
+    def a_process_starts(self, verb: str, machine: str, timing: Timing, then: float) -> None:
+        """Members of one group may run under different profiles while the environment changes from one to the other."""
+        self.happens(verb, machine, timing, then=then)
+
+    @rule(machine=machines, then=then)
+    def a_keeper_of_before_speaks_again(self, machine: str, then: float) -> None:
+        self.happens("farewell_again", machine, then=then)
 
     @rule(verb=st.sampled_from(["pause", "resume"]), machine=machines, then=then)
     def a_process_stands_still(self, verb: str, machine: str, then: float) -> None:

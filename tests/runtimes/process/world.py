@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import structlog
 
 from runtimes.process import farewell
@@ -24,12 +25,13 @@ from runtimes.process.etcd import Answer, Entry, Event, OutcomeUnknown, _from_b6
 from runtimes.process.loop import Runtime
 from runtimes.process.permits import Duty
 from runtimes.process.records import ControlRecord, Disabled, OpenRequest, epoch_of, parse, plain
-from runtimes.protocol import BundleContent, Cause, GroupSpec, Preference, RuntimeConfig, Timing, TlsFiles
+from runtimes.protocol import PROFILES, BundleContent, Cause, GroupSpec, Preference, RuntimeConfig, Timing, TimingProfile, TlsFiles
 
 MACHINES = ("A", "B", "C")
 RATES = {"A": 0.92, "B": 1.1, "C": 1.0}  # of the machines' clocks: apart by less than the guard allows
 GROUPS = ("g", "h")
-LAN = Timing(drain=0.6)
+LAN = msgspec.structs.replace(PROFILES[TimingProfile.LAN], drain=0.6)
+WAN = msgspec.structs.replace(PROFILES[TimingProfile.WAN], drain=0.6)
 FINEST = 0.02  # seconds between two looks at the world while time passes
 Operation = tuple[list[Any], list[Any], list[Any]]
 
