@@ -9,8 +9,12 @@ PY := $(VENV)/bin/python
 
 FAULTS ?= 200
 SEED ?=
+PROFILE ?= lan
+TRIALS ?= 20
+STORAGE ?= disk,ram
+LOAD ?=
 
-.PHONY: help run test test-long check lab lab-rows lock format clean
+.PHONY: help run test test-long check lab lab-rows bench-failover lock format clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +46,10 @@ lab: $(VENV)/.dev  ## random faults on three hosts in network namespaces (root):
 lab-rows: $(VENV)/.dev  ## every row of the table "Who leads when links are cut", on the same three hosts
 	@.ci/system-packages
 	$(PY) -m pytest -q -m "lab and not long" tests/lab
+
+bench-failover: $(VENV)/.dev  ## how long a group stands still, per kind of fault (root): PROFILE=lan TRIALS=20 STORAGE=disk,ram; LOAD=3600 counts false takeovers
+	@.ci/system-packages
+	@$(PY) -m benchmarks.failover --profile $(PROFILE) --trials $(TRIALS) --storage $(STORAGE) $(if $(LOAD),--load $(LOAD))
 
 # The environment is built under a lock, so that two commands can start at once; the stamp names the lock file it came from.
 $(VENV)/.run: requirements.txt

@@ -8,7 +8,7 @@ import sys
 import time
 
 from tests.lab.faults import sequence
-from tests.lab.gaps import measure
+from tests.lab.gaps import KINDS, measure
 from tests.lab.lab import Lab
 from tests.lab.network import NoLab
 
@@ -35,7 +35,7 @@ def main() -> int:
         lab.begin()
         print(f"deployed and settled after {time.monotonic() - began:.1f} s", flush=True)
         if options.gaps:
-            measure(lab, options.gaps, say=lambda text: print(text, flush=True))
+            measure(lab, KINDS, options.gaps, say=lambda text: print(text, flush=True))
         figures = sequence(lab, faults=options.faults, seed=seed, say=lambda text: print(text, flush=True), seconds=options.seconds)
         lab.heal()
         verdict = lab.verdict(within=90)

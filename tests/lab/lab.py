@@ -45,12 +45,15 @@ def until(look: Callable[[], T], within: float, what: str, facts: Callable[[], s
 class Lab:
     """The network, the hosts, the product on them, and the judge."""
 
-    def __init__(self, extra: Mapping[str, str] = MappingProxyType({}), many: int = 0) -> None:
+    def __init__(
+        self, extra: Mapping[str, str] = MappingProxyType({}), many: int = 0, profile: str = "lan", folder: Path | None = None
+    ) -> None:
         self.many = many  # groups on one more connector, "many"
+        self.profile = profile  # of the environment's timing
         self.extra = dict(extra)  # environment of the agents, and so of everything that they start
         sys.setswitchinterval(0.001)  # the sampler of permit pages must not wait long for the other threads
         self.network = Network(ADDRESSES)  # raises NoLab
-        self.home = Path(tempfile.mkdtemp(prefix="baton-lab-"))
+        self.home = Path(tempfile.mkdtemp(prefix="baton-lab-", dir=folder))
         self.shared = self.home / "shared"
         self.hosts: dict[str, Host] = {}
         self._looking_after = threading.Lock()
@@ -131,6 +134,7 @@ class Lab:
             "addresses": json.dumps(ADDRESSES),
             "shared": str(self.shared),
             "many": str(self.many),
+            "profile": self.profile,
             "queues_url": f"redis://{ADDRESSES[CORE]}:{BROKER_PORT}/1",
             "tokens": str(self.home / "tokens.json"),
         }
@@ -286,6 +290,10 @@ class Lab:
         """Deploy the active release on Test and wait for its good end; the source begins with it."""
         until(self.portal_answers, 60, "the portal answers")
         self.source.start()
+        self.deploy_again(within)
+
+    def deploy_again(self, within: float = 180.0) -> None:
+        """Deploy the active release once more, and wait for its good end."""
         release = self.api("GET", "releases/", project="webshop").json()["results"][0]
 
         def begun() -> str:

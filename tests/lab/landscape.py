@@ -34,7 +34,7 @@ def main(facts: dict[str, str]) -> None:
     Membership.objects.create(team=team, user=admin, role=Role.ADMINISTRATOR)
     project = Project.objects.create(team=team, name="Webshop", slug="webshop")
     for position, kind in enumerate(EnvironmentKind):
-        Environment.objects.create(project=project, kind=kind, position=position)
+        Environment.objects.create(project=project, kind=kind, position=position, timing_profile=facts["profile"])
     machines = {
         name: design.add_machine(project, name=name, kind="core" if name.startswith("core") else "external") for name in sorted(addresses)
     }
