@@ -7,7 +7,20 @@ import time
 import pytest
 
 from runtimes.process.wishes import place_request
-from runtimes.protocol import Cause, GroupRequest, ProcessCommand, RequestKind, RequestOutcome, RequestStatus, State, Status, Timing
+from runtimes.protocol import (
+    PROFILES,
+    Cause,
+    GroupRequest,
+    Preference,
+    ProcessCommand,
+    RequestKind,
+    RequestOutcome,
+    RequestStatus,
+    State,
+    Status,
+    Timing,
+    TimingProfile,
+)
 from tests.runtimes.process.lab import NAMESPACE, Landscape, until
 
 pytestmark = pytest.mark.journey
@@ -229,6 +242,19 @@ def test_two_hundred_files_pass_well_within_ten_seconds(landscape: Landscape) ->
     assert time.monotonic() - started < 6
     assert len({fields[b"sha256"] for fields in landscape.queued()}) == 200
     until(lambda: not list(landscape.outbox.iterdir()), 2, "the outbox is empty")
+
+
+def test_a_leader_under_a_slower_profile_is_given_the_time_that_it_declares(landscape: Landscape) -> None:
+    slow = landscape.start(1, Preference.LEADER, timing=PROFILES[TimingProfile.WAN])
+    until(slow.leads, 10, "the slow one leads")
+    quick = landscape.start(2, timing=PROFILES[TimingProfile.LAN])
+    until(quick.follows, 10, "the quick one follows")
+    slow.process.send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    until(quick.leads, 8, "the quick one leads")
+    wan = PROFILES[TimingProfile.WAN]
+    assert time.monotonic() - stopped > wan.ttl - wan.renewal - 0.2, "not before the slow one's permit has ended"
+    assert (slow.groups["g"].ttl, quick.groups["g"].ttl) == (4.0, 1.0)
 
 
 def test_leadership_follows_the_killed_again_and_again(landscape: Landscape) -> None:
