@@ -53,6 +53,12 @@ class InUse:
         return str(self.profile.label)
 
     @property
+    def behind_in_words(self) -> str:
+        """ "external01.erp (LAN), external02.erp (LAN) and 3 more" """
+        more = f" and {len(self.behind) - 2} more" if len(self.behind) > 2 else ""
+        return ", ".join(self.behind[:2]) + more
+
+    @property
     def timing(self) -> protocol.Timing:
         return timing_of(self.profile)
 

@@ -114,7 +114,7 @@ def test_a_developer_chooses_on_test_with_the_consequence_in_words(client: Clien
     assert "Bears silence of 3 seconds" in dialog and "Fast LAN: leadership moves about 0.5 s" in dialog
     page = client.post(URL, {"profile": "wan"}, follow=True).content.decode()
     running.refresh_from_db()
-    assert running.timing_profile == "wan" and "not yet: " in page and "router on external01 (LAN)" in page
+    assert running.timing_profile == "wan" and "Not yet: " in page and "router on external01 (LAN)" in page
     assert "Profile <strong>WAN</strong>" in client.get("/projects/webshop/test/architecture/").content.decode()
     assert client.post(URL, {"profile": "never"}).status_code == 200
     running.refresh_from_db()
