@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('runtimes', '0009_members_come_and_go'),
+        ('runtimes', '0011_desired_release_of_what_is_deployed'),
     ]
 
     operations = [
