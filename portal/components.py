@@ -6,15 +6,16 @@ from typing import Literal
 
 from portal.errors import Invalid
 from portal.models import InboundKind, OutboundKind, PropertyKind
-from portal.placeholders import check_placeholders, placeholders
+from portal.placeholders import check_placeholders, placeholders, without_placeholders
 
 Side = Literal["inbound", "outbound"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field. `default` is offered for a new flow; `least` and `most` bound a number; `kind` is what a placeholder that stands for the
-    whole setting has to be: values of its key are checked against it unless another type is declared."""
+    """One field. `default` is offered for a new flow; `least` and `most` bound a number; `choices` are words with their labels; `lines`
+    makes it a field of several lines, of the form name<sign>value where `sign` is set. `kind` is what a placeholder that stands for the
+    whole setting has to be: values of its key are checked against it unless another type is declared. A secret has to be a placeholder."""
 
     name: str
     label: str
@@ -24,8 +25,15 @@ class Setting:
     least: float | None = None
     most: float | None = None
     kind: PropertyKind = PropertyKind.TEXT
+    choices: tuple[tuple[str, str], ...] = ()
+    lines: bool = False
+    sign: str = ""
 
 
+_KEPT = [
+    Setting("failed_days", "Keep failed items (days)", "From 0.01 to 3650. Empty: 30.", required=False, least=0.01, most=3650),
+    Setting("failed_items", "Keep failed items (at most)", "The oldest go first. Empty: 1000.", required=False, least=1, most=100000),
+]
 _URL = Setting(
     "url",
     "Server",
@@ -62,8 +70,72 @@ INBOUNDS: dict[str, list[Setting]] = {
             most=3600,
             kind=PropertyKind.DECIMAL,
         ),
+        *_KEPT,
     ],
-    InboundKind.QUEUE: [_URL, _QUEUE, _PREFIX],
+    InboundKind.QUEUE: [_URL, _QUEUE, _PREFIX, *_KEPT],
+    InboundKind.COMMAND: [
+        Setting("program", "Program", "An absolute path, or a name on the PATH of the agent. No shell is involved."),
+        Setting(
+            "arguments", "Arguments", "One per line, as they are: no quoting is needed, and none understood.", required=False, lines=True
+        ),
+        Setting(
+            "environment",
+            "Environment",
+            "One NAME=value per line, for secrets too: arguments can be read by every user of the machine.",
+            required=False,
+            lines=True,
+            sign="=",
+        ),
+        Setting(
+            "items",
+            "Its items",
+            "What of it becomes an item of this flow.",
+            default="none",
+            choices=(
+                ("none", "None: it emits by itself"),
+                ("lines", "Each line of its standard output"),
+                ("folder", "Each file it puts into its folder"),
+            ),
+        ),
+        Setting(
+            "outbox",
+            "Its folder",
+            "Only for items that are files; the program finds it in BATON_OUTBOX. Empty: below the runtime's own folder.",
+            required=False,
+        ),
+        Setting(
+            "acknowledge",
+            "Acknowledge lines",
+            "Only for items that are lines: it gets one JSON line on standard input for each that the target has.",
+            default="no",
+            choices=(("no", "No"), ("yes", "Yes")),
+        ),
+        Setting(
+            "stop_seconds",
+            "Time to stop (seconds)",
+            "From SIGTERM to SIGKILL of its whole tree; less than the environment's drain limit. Empty: 4.",
+            required=False,
+            least=0.1,
+            most=60,
+        ),
+        Setting(
+            "again_seconds",
+            "Start again after (seconds)",
+            "When it ended with status 0. After a failure: 1 s, doubling to 30 s. Empty: 1.",
+            required=False,
+            least=0.1,
+            most=86400,
+        ),
+        Setting(
+            "health_seconds",
+            "Sign of health within (seconds)",
+            "It must touch the file BATON_HEALTH_FILE so often, or it is ended and started again. Empty or 0: not asked for.",
+            required=False,
+            least=0,
+            most=3600,
+        ),
+        *_KEPT,
+    ],
 }
 OUTBOUNDS: dict[str, list[Setting]] = {
     OutboundKind.FILE: [
@@ -72,6 +144,20 @@ OUTBOUNDS: dict[str, list[Setting]] = {
     ],
     OutboundKind.QUEUE: [_URL, _QUEUE, _PREFIX],
     OutboundKind.LOG: [],
+    OutboundKind.SQL: [
+        Setting(
+            "url",
+            "Database",
+            "sqlite:///path or postgresql://user:password@host/database. Usually a placeholder, kept as a secret.",
+            default="${orders.database}",
+        ),
+        Setting(
+            "statement",
+            "Statement",
+            "One statement per item. It may name :id :content (bytes) :text :name :size :flow :group :epoch :machine.",
+            lines=True,
+        ),
+    ],
 }
 REGISTRY: dict[str, dict[str, list[Setting]]] = {"inbound": INBOUNDS, "outbound": OUTBOUNDS}
 
@@ -96,16 +182,36 @@ def checked(side: Side, kind: str, given: Mapping[str, str]) -> dict[str, str]:
             raise Invalid(f"A {kind} {side} has no setting {name}; it has {', '.join(fields) or 'none'}.", field=f"{side}_{name}")
     kept: dict[str, str] = {}
     for name, setting in fields.items():
-        value = str(given.get(name, "")).strip()
+        value = str(given.get(name, "")).replace("\r\n", "\n").strip()
         where = f"{side}_{name}"
+        if setting.choices and not value:
+            value = setting.default
         if setting.required and not value:
             raise Invalid(f"{setting.label} of the {side} is empty: fill in a value, or a placeholder such as ${{my.{name}}}.", field=where)
         check_placeholders(value, field=where)
-        if value and setting.least is not None and not placeholders(value):
-            _check_number(value, setting, where)
+        if value:
+            _check(value, setting, where)
         if value:
             kept[name] = value
     return kept
+
+
+def _check(value: str, setting: Setting, where: str) -> None:
+    """Raises Invalid. What a placeholder will stand for is judged on the machine."""
+    if setting.kind == PropertyKind.SECRET and without_placeholders(value).strip():
+        raise Invalid(f"{setting.label} is a secret: write a placeholder, and keep its value as a secret property.", field=where)
+    if not setting.lines and "\n" in value:
+        raise Invalid(f"{setting.label} has more than one line.", field=where)
+    for row in value.split("\n") if setting.sign else []:
+        name, found, _ = row.partition(setting.sign)
+        if row.strip() and not placeholders(row) and not (name.strip() and found):
+            raise Invalid(f'{setting.label}: "{row.strip()}" is no name{setting.sign}value. Write one per line.', field=where)
+    if placeholders(value):
+        return
+    if setting.choices and value not in dict(setting.choices):
+        raise Invalid(f"{setting.label}: {value} is none of {', '.join(dict(setting.choices))}.", field=where)
+    if setting.least is not None:
+        _check_number(value, setting, where)
 
 
 def _check_number(value: str, setting: Setting, where: str) -> None:

@@ -122,14 +122,8 @@ class FlowForm(Form):
             for kind, settings in kinds.items():
                 for setting in settings:
                     chosen = flow.pk and getattr(flow, f"{side}_kind") == kind
-                    self.fields[f"{side}_{kind}_{setting.name}"] = forms.CharField(
-                        label=setting.label,
-                        required=False,
-                        strip=True,
-                        help_text=setting.help,
-                        initial=kept.get(setting.name, "") if chosen else setting.default,
-                        widget=forms.TextInput({"class": "form-control mono", "autocomplete": "off", "spellcheck": "false"}),
-                    )
+                    value = kept.get(setting.name, "") if chosen else setting.default
+                    self.fields[f"{side}_{kind}_{setting.name}"] = setting_field(setting, value)
         for field in self.fields.values():
             dress(field)
 
@@ -163,6 +157,16 @@ class FlowForm(Form):
         side, _, name = refusal.field.partition("_")
         chosen = f"{side}_{self.cleaned_data.get(f'{side}_kind')}_{name}"
         return next((field for field in (refusal.field, chosen) if field in self.fields), None)
+
+
+def setting_field(setting: components.Setting, initial: str) -> forms.Field:
+    """A text, several lines, or a choice; what is allowed is said by portal/components.py."""
+    if setting.choices:
+        choices = [*setting.choices, *([] if initial in dict(setting.choices) else [(initial, initial)])]
+        return forms.ChoiceField(label=setting.label, required=False, choices=choices, help_text=setting.help, initial=initial)
+    plain = {"class": "form-control mono", "autocomplete": "off", "spellcheck": "false"}
+    widget = forms.Textarea({**plain, "rows": 3}) if setting.lines else forms.TextInput(plain)
+    return forms.CharField(label=setting.label, required=False, help_text=setting.help, initial=initial, widget=widget)
 
 
 class GroupForm(Form):

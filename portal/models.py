@@ -242,14 +242,18 @@ class Group(models.Model):
 
 
 class InboundKind(models.TextChoices):
+    """What portal/components.py knows the settings of."""
+
     FILE = "file", "File: a folder is polled"
     QUEUE = "queue", "Queue: messages are consumed"
+    COMMAND = "command", "Command: any program runs while this runtime leads"
 
 
 class OutboundKind(models.TextChoices):
     FILE = "file", "File: written into a folder"
     QUEUE = "queue", "Queue: messages are published"
     LOG = "log", "Log: written to the runtime's log"
+    SQL = "sql", "SQL: one statement per item, fenced by the database"
 
 
 def new_flow_key() -> str:
@@ -264,9 +268,9 @@ class Flow(models.Model):
     key = models.CharField(max_length=16, unique=True, default=new_flow_key, editable=False)
     group = models.ForeignKey(Group, on_delete=models.SET_NULL, null=True, blank=True, related_name="flows")
     auto_start = models.BooleanField(default=True)  # without a group: start with the runtime
-    inbound_kind = models.CharField(max_length=16, choices=InboundKind.choices)
+    inbound_kind = models.CharField(max_length=16)  # of InboundKind
     inbound_settings = models.JSONField(default=dict, blank=True)  # text values, placeholders allowed
-    outbound_kind = models.CharField(max_length=16, choices=OutboundKind.choices)
+    outbound_kind = models.CharField(max_length=16)  # of OutboundKind
     outbound_settings = models.JSONField(default=dict, blank=True)
     updated_at = models.DateTimeField(auto_now=True)
 

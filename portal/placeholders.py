@@ -34,6 +34,11 @@ def only_placeholder(text: str) -> str | None:
     return found[1].strip() if found else None
 
 
+def without_placeholders(text: str) -> str:
+    """What of a text is written out."""
+    return _PLACEHOLDER.sub("", text)
+
+
 def replaced(text: str, known: Mapping[str, str]) -> str:
     """The text with every placeholder that is known replaced; a value is taken as it is, "${" inside it is text."""
     return _PLACEHOLDER.sub(lambda match: known.get(match[1].strip(), match[0]), text)

@@ -124,6 +124,8 @@ class ComponentKind(StrEnum):
     FILE = "file"
     QUEUE = "queue"
     LOG = "log"
+    COMMAND = "command"
+    SQL = "sql"
 
 
 class LogLevel(StrEnum):
@@ -147,6 +149,7 @@ class Component(Wire, frozen=True):
     file outbound  {"folder": path, "receipts"?: path of a JSON-lines file that gets one line per delivery}
     queue in/out   {"url": redis://…, "queue": name, "prefix": key prefix}
     log outbound   {}
+    command inbound and sql outbound: see their modules in runtimes/process/connectors; the settings of every kind are in docs/create.md
     """
 
     kind: ComponentKind
@@ -387,6 +390,20 @@ class FlowReport(Wire, frozen=True):
     delivered: int = 0
     failed: int = 0
     last_activity: str = ""
+
+
+class FailedItem(Wire, frozen=True):
+    """An item that was moved aside: what people may see of it without its content."""
+
+    key: str  # by which it is asked for
+    item: str  # message id
+    name: str
+    size: int
+    reason: str
+    tries: int
+    at: str
+    epoch: int = 0
+    machine: str = ""
 
 
 class RuntimeReport(Wire, frozen=True):

@@ -5,12 +5,13 @@ The election loop hands a duty over and takes it back; it never waits for a work
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runtimes.process.connectors import INBOUNDS, OUTBOUNDS
+from runtimes.process.connectors.aside import now_text
 from runtimes.process.connectors.base import (
     ConfigError,
     Inbound,
@@ -23,7 +24,6 @@ from runtimes.process.connectors.base import (
     Setting,
     Unavailable,
 )
-from runtimes.process.connectors.file import now_text
 from runtimes.process.masking import masked
 from runtimes.process.permits import Duty, PermitEnded
 from runtimes.protocol import Component, FlowReport, FlowSpec
@@ -66,6 +66,7 @@ class Flow:
         self._troubles: dict[str, Trouble] = {}
         self._taken = self._delivered = self._failed = 0
         self._last_activity = ""
+        self._last_poll = 0.0  # wall clock: when the source last answered
         self._refused: set[str] = set()  # items that the target would not take: the others go first
         self._said = ""
         self._said_at = 0.0
@@ -142,6 +143,7 @@ class Flow:
                 self._say(f"failed: {error!r}; it starts again", bad=True)
                 self._pause(duty, 1.0)
             finally:
+                self._wind_up(duty)
                 self._let_go(duty)
         self._inbound.abort()  # close what is open
         self._outbound.abort()
@@ -186,6 +188,22 @@ class Flow:
                 if quiet:
                     self._pause(duty, self._inbound.wait_seconds())
 
+    def _wind_up(self, duty: Duty) -> None:
+        """Stop what the inbound has running, and deliver what it had taken before, for as long as the duty lasts."""
+        self._inbound.stop(duty)
+        while not self._inbound.stopped():
+            try:
+                for item in self._due(self._inbound.poll(duty) if duty.valid() else []):
+                    self._one(item, duty, duty.check)
+            except PermitEnded:
+                pass
+            except Unavailable as error:
+                self._say(f"{error}; it stops", bad=True)
+            except Exception as error:
+                self._log.exception("the flow failed while it stopped")
+                self._say(f"failed while it stopped: {error!r}", bad=True)
+            time.sleep(0.01)
+
     def _let_go(self, duty: Duty) -> None:
         with self._wake:
             self.on = False
@@ -205,7 +223,16 @@ class Flow:
 
     def _round(self, duty: Duty) -> bool:
         """Every item that the inbound offers, once; True when there was nothing to do."""
-        items = self._inbound.poll(duty)
+        due = self._due(self._inbound.poll(duty))
+        for item in due:
+            if not self._wanted(duty):
+                break
+            self._one(item, duty, duty.check_take)
+        return not due
+
+    def _due(self, items: Sequence[Item]) -> list[Item]:
+        """Those whose turn it is: what failed waits, what the target refused goes last."""
+        self._last_poll = max(self._last_poll, time.time())
         now = time.monotonic()
         due = [item for item in items if item.id not in self._troubles or self._troubles[item.id].again_at <= now]
         due.sort(key=lambda item: item.id in self._refused)  # stable: only these go last
@@ -213,16 +240,12 @@ class Flow:
             offered = {item.id for item in items}
             self._troubles = {key: trouble for key, trouble in self._troubles.items() if key in offered}
             self._refused &= offered
-        for item in due:
-            if not self._wanted(duty):
-                break
-            self._one(item, duty)
-        return not due
+        return due
 
-    def _one(self, item: Item, duty: Duty) -> None:
+    def _one(self, item: Item, duty: Duty, check: Callable[[], None]) -> None:
         trouble = self._troubles.get(item.id)
         try:
-            duty.check_take()
+            check()
             if trouble is None:
                 self._taken += 1
             elif trouble.tries >= TRIES:
@@ -253,7 +276,7 @@ class Flow:
     def _aside(self, item: Item, duty: Duty, trouble: Trouble) -> None:
         """Move a failing item out of the way; when even that fails it stays in the source and the rest goes on."""
         try:
-            self._inbound.reject(item, trouble.reason, duty)
+            self._inbound.reject(item, trouble.reason, duty, trouble.tries)
         except Unavailable as error:
             self._log.error(f"item {item.id} stays in the source and is skipped for {trouble.aside_wait:g} s: {error}", item=item.id)
             trouble.again_at = time.monotonic() + trouble.aside_wait

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.process.config import Loaded
-from runtimes.process.connectors.file import now_text
+from runtimes.process.connectors.aside import now_text
 from runtimes.process.control import Control
 from runtimes.process.coordination import Coordinator, Result
 from runtimes.process.election import (

@@ -3,9 +3,10 @@
 import pytest
 from django.contrib.auth.models import User
 
-from portal import creation, design
+from portal import components, creation, design
 from portal.errors import Invalid, NotAllowed
 from portal.models import Connector, Flow, Group, MachineKind, Project
+from runtimes.process.connectors import INBOUNDS, OUTBOUNDS
 
 FILE_TO_QUEUE = {
     "inbound_kind": "file",
@@ -37,6 +38,16 @@ def settled(project: Project) -> Connector:
         pytest.param({"inbound_settings": {"folder": "${erp.outbox"}}, "inbound_folder", id="a placeholder that does not end"),
         pytest.param({"inbound_settings": {"folder": "${ERP Outbox}"}}, "inbound_folder", id="a placeholder that is no key"),
         pytest.param({"inbound_settings": {"folder": "/x", "poll_seconds": "often"}}, "inbound_poll_seconds", id="not a number"),
+        pytest.param({"inbound_settings": {"folder": "/x\n/y"}}, "inbound_folder", id="two lines where one is meant"),
+        pytest.param({"inbound_kind": "command", "inbound_settings": {}}, "inbound_program", id="a command without a program"),
+        pytest.param(
+            {"inbound_kind": "command", "inbound_settings": {"program": "x", "items": "maybe"}},
+            "inbound_items",
+            id="a word that is no choice",
+        ),
+        pytest.param(
+            {"inbound_kind": "command", "inbound_settings": {"program": "x", "environment": "A=1\nB"}}, "inbound_environment", id="no value"
+        ),
         pytest.param({"inbound_settings": {"folder": "/x", "poll_seconds": "0"}}, "inbound_poll_seconds", id="a poll without a pause"),
         pytest.param({"inbound_settings": {"folder": "/x", "color": "red"}}, "inbound_color", id="an unknown setting"),
         pytest.param({"inbound_kind": "pigeon"}, "inbound_kind", id="an unknown kind"),
@@ -51,6 +62,17 @@ def test_a_flow_that_cannot_be_right_is_refused(flow: Flow, change: dict[str, ob
         creation.save_flow(flow, **({"name": "erp-orders", **FILE_TO_QUEUE} | change))  # type: ignore[arg-type]
     assert refusal.value.field == field
     assert Flow.objects.get(pk=flow.pk).inbound_settings == {"folder": "${erp.outbox}"}
+
+
+def test_every_kind_on_the_page_is_a_kind_that_runtimes_know_and_the_other_way_round() -> None:
+    assert {str(kind) for kind in components.INBOUNDS} == {str(kind) for kind in INBOUNDS}
+    assert {str(kind) for kind in components.OUTBOUNDS} == {str(kind) for kind in OUTBOUNDS}
+
+
+def test_a_command_keeps_its_arguments_line_by_line(flow: Flow) -> None:
+    given = {"program": "mosquitto_sub", "arguments": " -h\r\n${tills.host}\r\n", "items": "lines", "environment": "KEY=${tills.key}"}
+    creation.save_flow(flow, name="sales", **{**FILE_TO_QUEUE, "inbound_kind": "command", "inbound_settings": given})
+    assert flow.inbound_settings["arguments"] == "-h\n${tills.host}"
 
 
 def test_empty_optional_settings_are_left_out(flow: Flow) -> None:

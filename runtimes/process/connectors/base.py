@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from runtimes.process.permits import Duty
-from runtimes.protocol import Component, ComponentKind
+from runtimes.protocol import Component, ComponentKind, FailedItem
 
 CHUNK = 1024 * 1024  # bytes; items of any size pass in constant memory
 
@@ -113,12 +113,61 @@ class Setting:
             raise self.error(name, f"is out of range: {value}", "choose between 0.01 and 3600 seconds")
         return number
 
+    def number(self, name: str, default: float, least: float, most: float) -> float:
+        value = self.text(name, f"{default:g}")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not least <= number <= most:
+            raise self.error(name, f"is not a number from {least:g} to {most:g}: {value}", f"write it as {default:g}")
+        return number
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """One of several words; the first is the default."""
+        value = self.text(name, choices[0])
+        if value not in choices:
+            raise self.error(name, f"is none of {', '.join(choices)}: {value}", "choose one of them")
+        return value
+
+    def rows(self, name: str) -> list[str]:
+        """The lines of a setting that holds several, without empty ones."""
+        return [row.strip() for row in self.text(name, "\n").splitlines() if row.strip()]
+
+    def pairs(self, name: str, sign: str) -> dict[str, str]:
+        """Lines of the form `name<sign>value`."""
+        found = {}
+        for row in self.rows(name):
+            key, separator, value = row.partition(sign)
+            if not separator or not key.strip():
+                raise self.error(name, f"has a line without {sign!r}", f"write each as name{sign}value, one per line")
+            found[key.strip()] = value.strip()
+        return found
+
     def error(self, name: str, what: str, remedy: str) -> ConfigError:
         return ConfigError(f"flow {self.flow}: setting {name} of its {self.component.kind} {self.side} {what}; {remedy}")
 
 
+class Failures(Protocol):
+    """The items of one flow that were moved aside. Keys are ours, for names may be anything. Called from a thread of their own."""
+
+    def listed(self) -> tuple[int, list[FailedItem]]:
+        """How many there are, and the newest of them."""
+
+    def content(self, key: str, limit: int) -> tuple[bytes, int]:
+        """The first bytes of one, and its whole size. Raises KeyError: it is gone."""
+
+    def retry(self, key: str) -> None:
+        """Offer it again. Raises KeyError."""
+
+    def discard(self, key: str) -> None:
+        """Remove it for good. Raises KeyError."""
+
+
 class Inbound(Protocol):
     """Takes items from a source. An item leaves the source only by `remove` (delivered) or `reject` (moved aside)."""
+
+    failures: Failures
 
     def __init__(self, setting: Setting) -> None: ...
 
@@ -134,14 +183,24 @@ class Inbound(Protocol):
     def remove(self, item: Item, duty: Duty) -> None:
         """The target has it. Raises Unavailable."""
 
-    def reject(self, item: Item, reason: str, duty: Duty) -> None:
-        """Move it aside with the reason. Raises Unavailable when there is no room for it: it then stays and is skipped for a while."""
+    def reject(self, item: Item, reason: str, duty: Duty, tries: int) -> None:
+        """Move it aside with the reason and how often it was tried. Raises Unavailable when there is no room for it: it then stays and
+        is skipped for a while."""
 
     def wait_seconds(self) -> float:
         """How long to wait after a poll that brought nothing."""
 
     def abort(self) -> None:
         """Cut what is in flight: the permit has ended."""
+
+    def stop(self, duty: Duty) -> None:
+        """Nothing more is taken under this duty: begin to stop what `begin` started. Does not wait."""
+        return
+
+    def stopped(self) -> bool:
+        """Does nothing run any more, and is everything that was taken delivered or aside? Until then `poll` is asked for what was
+        taken before, for as long as the duty lasts."""
+        return True
 
 
 class Outbound(Protocol):

@@ -8,17 +8,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from runtimes.process.connectors.aside import Again, ErrorFolder, facts_of, fit, now_text
 from runtimes.process.connectors.base import (
     CHUNK,
+    Inbound,
     Item,
     ItemChanged,
     ItemError,
     NotReady,
     Origin,
+    Outbound,
     Refusing,
     Setting,
     Unavailable,
@@ -30,7 +32,6 @@ from runtimes.process.permits import Duty
 from runtimes.protocol import ComponentKind
 
 SETTLE_SECONDS = 0.5  # a file is taken once it was seen unchanged for so long
-NAME_LIMIT = 255  # bytes of a file name on Linux
 ABANDONED_SECONDS = 3600  # our own unfinished files older than this are swept
 
 Identity = tuple[int, int, int]  # inode, size, mtime_ns
@@ -50,7 +51,7 @@ def identity_of(status: os.stat_result) -> Identity:
 
 
 @inbound(ComponentKind.FILE)
-class FileInbound:
+class FileInbound(Inbound):
     """Settings: folder, error_folder (default: `errors/<flow id>` in the runtime's own folder), poll_seconds (default 0.1)."""
 
     def __init__(self, setting: Setting) -> None:
@@ -59,6 +60,7 @@ class FileInbound:
         self._errors = setting.folder("error_folder", setting.data / "errors" / setting.flow_id)
         if self._errors == self._folder:
             raise setting.error("error_folder", "is the polled folder itself", "choose another folder")
+        self.failures = ErrorFolder(self._errors, setting)
         self._wait = setting.seconds("poll_seconds", 0.1)
         self._poll_seconds = self._wait
         self._seen: dict[bytes, tuple[Identity, float]] = {}
@@ -91,10 +93,12 @@ class FileInbound:
         self._seen = found
         self._wait = max(self._poll_seconds, 5 * (time.monotonic() - started))  # a huge folder is not scanned all the time
         ready.sort(key=lambda each: (each.identity[2], each.name))
-        return [self._item(each, duty) for each in ready]
+        return [*self.failures.offered(duty), *(self._item(each, duty) for each in ready)]
 
     def remove(self, item: Item, duty: Duty) -> None:
         """Only if it is still the file that was delivered; otherwise it is another item, and stays."""
+        if self.failures.delivered(item):
+            return
         found: Found = item.handle
         try:
             if identity_of(os.lstat(found.path)) == found.identity:
@@ -105,12 +109,15 @@ class FileInbound:
             self._delivered[found.name] = found.identity
             raise Unavailable(f"{os.fsdecode(found.path)} was delivered but cannot be removed: {error.strerror}") from error
 
-    def reject(self, item: Item, reason: str, duty: Duty) -> None:
+    def reject(self, item: Item, reason: str, duty: Duty, tries: int) -> None:
+        if isinstance(item.handle, Again):
+            self.failures.put(item, reason, tries)
+            return
         found: Found = item.handle
         try:
             if identity_of(os.lstat(found.path)) != found.identity:
                 return
-            self._move_aside(found, item, reason)
+            self._move_aside(found, item, reason, tries)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -184,25 +191,14 @@ class FileInbound:
         except OSError as error:
             raise ItemError(f"it cannot be read: {error.strerror}") from error
 
-    def _move_aside(self, found: Found, item: Item, reason: str) -> None:
+    def _move_aside(self, found: Found, item: Item, reason: str, tries: int) -> None:
         """First the reason, then the file: a file in the error folder always has its reason beside it."""
+        self._errors.mkdir(parents=True, exist_ok=True)
+        name = self.failures.free_name(found.name)
         folder = os.fsencode(self._errors)
-        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-        name = found.name
-        if os.path.lexists(os.path.join(folder, name)):  # noqa: PTH118
-            name = _fit(b"", name, b"." + item.id[:8].encode())
         target = os.path.join(folder, name)  # noqa: PTH118
-        note = os.path.join(folder, _fit(b"", name, b".reason.json"))  # noqa: PTH118
-        facts = {
-            "id": item.id,
-            "flow": self._setting.flow,
-            "file": os.fsdecode(found.name),
-            "source": os.fsdecode(found.path),
-            "reason": reason,
-            "at": now_text(),
-        }
+        note = self.failures.note(name, facts_of(item, reason, tries) | {"source": os.fsdecode(found.path)})
         try:
-            _write_file(note, json.dumps(facts).encode() + b"\n")
             try:
                 os.rename(found.path, target)  # noqa: PTH104
             except OSError as error:
@@ -212,6 +208,7 @@ class FileInbound:
         except OSError:
             Path(os.fsdecode(note)).unlink(missing_ok=True)
             raise
+        self.failures.sweep()
 
     def _copy_aside(self, found: Found, folder: bytes, target: bytes) -> None:
         part = os.path.join(folder, b".baton-%d.part" % found.identity[0])  # noqa: PTH118
@@ -231,7 +228,7 @@ class FileInbound:
 
 
 @outbound(ComponentKind.FILE)
-class FileOutbound:
+class FileOutbound(Outbound):
     """Settings: folder, receipts (optional path of a JSON-lines file that gets one line per delivery)."""
 
     def __init__(self, setting: Setting) -> None:
@@ -310,27 +307,7 @@ class FileOutbound:
 def target_name(item_id: str, name: bytes) -> bytes:
     """`<id>-<original name>`: the name byte for byte, except that it cannot leave the folder nor be longer than a name may be."""
     safe_id = item_id.encode().replace(b"/", b"_").replace(b"\0", b"_")[:100]
-    return _fit(safe_id + b"-", name.replace(b"/", b"_").replace(b"\0", b"_") or b"item", b"")
-
-
-def now_text() -> str:
-    """RFC 3339, UTC, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _fit(before: bytes, name: bytes, after: bytes) -> bytes:
-    """One file name of at most 255 bytes; a shortened one keeps its end (the suffix) and says which by a hash."""
-    room = NAME_LIMIT - len(before) - len(after)
-    if len(name) <= room:
-        return before + name + after
-    mark = b"~" + hashlib.sha256(name).hexdigest()[:8].encode() + b"~"
-    tail = name[-16:]
-    return before + name[: room - len(mark) - len(tail)] + mark + tail + after
-
-
-def _write_file(path: bytes, data: bytes) -> None:
-    with open(path, "wb") as file:  # noqa: PTH123
-        file.write(data)
+    return fit(safe_id + b"-", name.replace(b"/", b"_").replace(b"\0", b"_") or b"item", b"")
 
 
 def _remove(path: bytes) -> None:

@@ -2,13 +2,13 @@
 
 import os
 
-from runtimes.process.connectors.base import Item, Setting, outbound
+from runtimes.process.connectors.base import Item, Outbound, Setting, outbound
 from runtimes.process.permits import Duty
 from runtimes.protocol import ComponentKind
 
 
 @outbound(ComponentKind.LOG)
-class LogOutbound:
+class LogOutbound(Outbound):
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
 

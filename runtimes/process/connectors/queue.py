@@ -14,9 +14,11 @@ comparison and never moves the mark.
 
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -24,12 +26,15 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from runtimes.process.connectors.aside import KEPT_DAYS, KEPT_ITEMS, LISTED
 from runtimes.process.connectors.base import (
     CHUNK,
     Fenced,
+    Inbound,
     Item,
     ItemError,
     Origin,
+    Outbound,
     Refusing,
     Setting,
     Unavailable,
@@ -37,7 +42,7 @@ from runtimes.process.connectors.base import (
     outbound,
 )
 from runtimes.process.permits import Duty
-from runtimes.protocol import ComponentKind
+from runtimes.protocol import ComponentKind, FailedItem
 
 CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 3.0
@@ -100,6 +105,8 @@ if entry[1] then
   local fields = entry[1][2]
   fields[#fields + 1] = 'reason'
   fields[#fields + 1] = ARGV[4]
+  fields[#fields + 1] = 'tries'
+  fields[#fields + 1] = ARGV[5]
   redis.call('XADD', KEYS[3], '*', unpack(fields))
 end
 redis.call('XACK', KEYS[2], ARGV[2], ARGV[3])
@@ -107,6 +114,32 @@ redis.call('XDEL', KEYS[2], ARGV[3])
 return 1
 """
 )
+
+# Back to the queue, or away for good: by a person, so no epoch is asked for.
+RETRY = """
+local entry = redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1])
+if not entry[1] then return 0 end
+local fields = {}
+for i = 1, #entry[1][2], 2 do
+  if entry[1][2][i] ~= 'reason' and entry[1][2][i] ~= 'tries' then
+    fields[#fields + 1] = entry[1][2][i]
+    fields[#fields + 1] = entry[1][2][i + 1]
+  end
+end
+redis.call('XADD', KEYS[1], '*', unpack(fields))
+redis.call('XDEL', KEYS[2], ARGV[1])
+return 1
+"""
+DISCARD = """
+local entry = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
+if not entry[1] then return 0 end
+for i = 1, #entry[1][2], 2 do
+  if entry[1][2][i] == 'upload' then redis.call('DEL', entry[1][2][i + 1]) end
+end
+redis.call('XDEL', KEYS[1], ARGV[1])
+return 1
+"""
+SCRIPTS = (RAISE, APPEND, COMMIT, READ, CLAIM, FINISH, REJECT, RETRY, DISCARD)
 
 
 class Broker:
@@ -128,11 +161,15 @@ class Broker:
         except ValueError as error:
             raise setting.error("url", f"is not usable: {error}", "write it as redis://host:port/0") from error
         self._address = url.rsplit("@", 1)[-1].removeprefix("redis://").rstrip("/")
-        self._scripts = {text: self._redis.register_script(text) for text in (RAISE, APPEND, COMMIT, READ, CLAIM, FINISH, REJECT)}
+        self._scripts = {text: self._redis.register_script(text) for text in SCRIPTS}
 
     @property
     def stream(self) -> str:
         return self.prefix + self.queue
+
+    @property
+    def errors(self) -> str:
+        return f"{self.stream}:errors"
 
     def fence_key(self, duty: Duty) -> str:
         return f"{self.prefix}fence:{duty.group or ''}"
@@ -182,7 +219,7 @@ class NoQueue(Unavailable):
 
 
 @outbound(ComponentKind.QUEUE)
-class QueueOutbound:
+class QueueOutbound(Outbound):
     """Settings: url, queue, prefix."""
 
     def __init__(self, setting: Setting) -> None:
@@ -248,14 +285,91 @@ class QueueOutbound:
         del self._open[mark]
 
 
+class QueueErrors:
+    """The stream `<prefix><queue>:errors`: every member of the group sees the same."""
+
+    def __init__(self, broker: Broker, setting: Setting) -> None:
+        self._broker = broker
+        self._setting = setting
+
+    def listed(self) -> tuple[int, list[FailedItem]]:
+        entries = self._broker.command("XREVRANGE", self._broker.errors, "+", "-", "COUNT", LISTED)
+        return int(self._broker.command("XLEN", self._broker.errors)), [self._read(entry, fields_of(flat)) for entry, flat in entries]
+
+    def content(self, key: str, limit: int) -> tuple[bytes, int]:
+        entries = self._broker.command("XRANGE", self._broker.errors, _entry(key), _entry(key))
+        if not entries:
+            raise KeyError(key)
+        fields = fields_of(entries[0][1])
+        data, index = b"", 0
+        while len(data) < limit and (chunk := self._broker.command("LINDEX", fields.get(b"upload", b""), index)) is not None:
+            data, index = data + chunk, index + 1
+        return data[:limit], _whole(fields.get(b"size"))
+
+    def retry(self, key: str) -> None:
+        if not self._broker.script(RETRY, [self._broker.stream, self._broker.errors], [_entry(key)]):
+            raise KeyError(key)
+
+    def discard(self, key: str) -> None:
+        if not self._broker.script(DISCARD, [self._broker.errors], [_entry(key)]):
+            raise KeyError(key)
+
+    def sweep(self) -> None:
+        """Keep at most so many, and for at most so many days."""
+        days = self._setting.number("failed_days", KEPT_DAYS, 0.01, 3650)
+        most = int(self._setting.number("failed_items", KEPT_ITEMS, 1, 100_000))
+        oldest = f"{(time.time() - days * 86400) * 1000:.0f}-0"
+        old = [entry for entry, _ in self._broker.command("XRANGE", self._broker.errors, "-", oldest, "COUNT", 100)]
+        over = int(self._broker.command("XLEN", self._broker.errors)) - len(old) - most
+        if over > 0:
+            old = [entry for entry, _ in self._broker.command("XRANGE", self._broker.errors, "-", "+", "COUNT", len(old) + over)]
+        for entry in old:
+            self._broker.script(DISCARD, [self._broker.errors], [entry])
+        if old:
+            self._setting.log.warning(f"{len(old)} failed items were removed by retention ({days:g} days, {most} items)")
+
+    def _read(self, entry: bytes, fields: dict[bytes, bytes]) -> FailedItem:
+        def text(name: bytes) -> str:
+            return fields.get(name, b"").decode("utf-8", "replace")[:500]
+
+        moment = datetime.fromtimestamp(int(entry.split(b"-")[0]) / 1000, UTC)
+        return FailedItem(
+            key=entry.decode(),
+            item=text(b"id") or entry.decode(),
+            name=text(b"name"),
+            size=_whole(fields.get(b"size")),
+            reason=text(b"reason"),
+            tries=_whole(fields.get(b"tries")),
+            at=moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            epoch=_whole(fields.get(b"epoch")),
+            machine=text(b"machine"),
+        )
+
+
+def fields_of(flat: Any) -> dict[bytes, bytes]:
+    return flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=False))
+
+
+def _whole(text: bytes | None) -> int:
+    return int(text) if text and text.isdigit() else 0
+
+
+def _entry(key: str) -> str:
+    """Raises KeyError for what is no entry's id."""
+    if not all(part.isdigit() for part in key.split("-")) or key.count("-") != 1:
+        raise KeyError(key)
+    return key
+
+
 @inbound(ComponentKind.QUEUE)
-class QueueInbound:
+class QueueInbound(Inbound):
     """Settings: url, queue, prefix. Entries that cannot be delivered go to the stream `<prefix><queue>:errors`."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._broker = Broker(setting)
         self._consumer = setting.key
+        self.failures = QueueErrors(self._broker, setting)
         self._waiting: dict[bytes, Item] = {}  # read or claimed, not yet finished; oldest first
         self._delivered: dict[bytes, bytes] = {}  # entry -> upload: delivered by this process, but not yet taken off the queue
 
@@ -298,11 +412,12 @@ class QueueInbound:
         self._delivered[entry] = upload
         self._finish(entry, upload, duty)
 
-    def reject(self, item: Item, reason: str, duty: Duty) -> None:
+    def reject(self, item: Item, reason: str, duty: Duty, tries: int) -> None:
         entry, _ = item.handle
-        keys = [*self._keys(duty), f"{self._broker.stream}:errors"]
-        self._broker.script(REJECT, keys, [duty.epoch, CONSUMERS, entry, os.fsencode(reason)])
+        keys = [*self._keys(duty), self._broker.errors]
+        self._broker.script(REJECT, keys, [duty.epoch, CONSUMERS, entry, os.fsencode(reason), tries])
         self._waiting.pop(entry, None)
+        self.failures.sweep()
 
     def wait_seconds(self) -> float:
         return 0.1
@@ -327,9 +442,7 @@ class QueueInbound:
     def _keep(self, entries: Any) -> None:
         for entry in entries or ():
             if entry and entry[1] and entry[0] not in self._delivered:
-                flat = entry[1]
-                fields = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=False))
-                self._waiting.setdefault(entry[0], self._item(entry[0], fields))
+                self._waiting.setdefault(entry[0], self._item(entry[0], fields_of(entry[1])))
 
     def _item(self, entry: bytes, fields: dict[bytes, bytes]) -> Item:
         """An item from its entry; a malformed one can be held too, and fails when it is opened, so it moves aside like any other."""
@@ -338,7 +451,7 @@ class QueueInbound:
             return os.fsdecode(fields.get(name, b""))
 
         trouble = "" if fields.get(b"id") and fields.get(b"upload") else "the entry has no id or no upload: it was not written by Baton"
-        numbers = {name: int(text(name)) if text(name).isdigit() else 0 for name in (b"size", b"epoch")}
+        numbers = {name: _whole(fields.get(name)) for name in (b"size", b"epoch")}
         origin = Origin(text(b"flow"), text(b"group"), numbers[b"epoch"], text(b"machine"))
         upload = fields.get(b"upload", b"")
         opener = partial(self._open, upload, numbers[b"size"], trouble)

@@ -132,12 +132,12 @@ def test_a_file_that_changes_while_it_is_read_drops_the_attempt_and_stays(source
 def test_a_rejected_file_moves_to_the_error_folder_with_its_reason(source: FileInbound, tmp_path: Path) -> None:
     (tmp_path / "outbox" / "bad").write_bytes(b"x")
     (item,) = settled(source, duty())
-    source.reject(item, "it is bad", duty())
+    source.reject(item, "it is bad", duty(), 3)
     assert (tmp_path / "errors" / "bad").read_bytes() == b"x"
     assert json.loads((tmp_path / "errors" / "bad.reason.json").read_text())["reason"] == "it is bad"
     (tmp_path / "outbox" / "bad").write_bytes(b"another")
     (item,) = settled(source, duty())
-    source.reject(item, "bad again", duty())
+    source.reject(item, "bad again", duty(), 3)
     assert len(list((tmp_path / "errors").iterdir())) == 4, "the first is kept"
 
 
@@ -374,8 +374,10 @@ def test_a_full_error_folder_leaves_the_item_and_never_blocks_the_rest(tmp_path:
     blocked.mkdir()
     for name in ("bad", "good-1", "good-2"):
         (tmp_path / "outbox" / name).write_bytes(b"x")
-    (blocked / "bad.reason.json").mkdir()  # the reason cannot be written: root writes into any folder
     flow = flows(folder(tmp_path / "outbox", error_folder=str(blocked)), folder(tmp_path / "inbox"), Duty(None, "", 0, float("inf")))
+    until(lambda: flow.ready, 2)
+    blocked.rmdir()
+    blocked.write_bytes(b"a file is no folder, not even for root")
     until(lambda: flow.report().delivered == 2, 3, "the good ones arrive")
     time.sleep(2)
     assert (tmp_path / "outbox" / "bad").exists()

@@ -1,0 +1,256 @@
+"""Items that could not be delivered, in a folder of this machine: the item, and beside it the reason.
+
+<name>               the item, byte for byte
+<name>.reason.json   id, flow, name, reason, tries, at, epoch, machine
+again/               pairs that somebody ordered to be tried again: the inbound offers them like new items
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from runtimes.process.connectors.base import CHUNK, Item, ItemChanged, ItemError, Origin, Setting, Unavailable, make_folder
+from runtimes.process.permits import Duty
+from runtimes.protocol import FailedItem
+
+REASON = b".reason.json"
+NAME_LIMIT = 255  # bytes of a file name on Linux
+KEPT_DAYS, KEPT_ITEMS = 30.0, 1000  # what a flow keeps of its failed items, unless its settings say otherwise
+LISTED = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Handle of an item that is tried again."""
+
+    path: bytes
+
+
+def now_text() -> str:
+    """RFC 3339, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def fit(before: bytes, name: bytes, after: bytes) -> bytes:
+    """One file name of at most 255 bytes; a shortened one keeps its end (the suffix) and says which by a hash."""
+    room = NAME_LIMIT - len(before) - len(after)
+    if len(name) <= room:
+        return before + name + after
+    mark = b"~" + hashlib.sha256(name).hexdigest()[:8].encode() + b"~"
+    tail = name[-16:]
+    return before + name[: room - len(mark) - len(tail)] + mark + tail + after
+
+
+def safe_name(name: bytes) -> bytes:
+    """A file name that cannot leave its folder."""
+    made = name.replace(b"/", b"_").replace(b"\0", b"_") or b"item"
+    return b"_" + made if made in (b".", b"..", b"again") else made
+
+
+def facts_of(item: Item, reason: str, tries: int) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "flow": item.origin.flow,
+        "name": os.fsdecode(item.name),
+        "reason": reason,
+        "tries": tries,
+        "at": now_text(),
+        "epoch": item.origin.epoch,
+        "machine": item.origin.machine,
+    }
+
+
+class ErrorFolder:
+    """One flow's failed items on this machine. Acts raise OSError when the folder does not take or give."""
+
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        self.folder = folder
+        self._setting = setting
+        self._bytes = os.fsencode(folder)
+        self._again = os.path.join(self._bytes, b"again")  # noqa: PTH118
+
+    def prepare(self) -> None:
+        make_folder(self.folder, "the error folder")
+
+    # --------------------------------------------------------------------------------------------------- the flow's own thread
+
+    def free_name(self, name: bytes) -> bytes:
+        """A name that is free here, with the one of its reason."""
+        name = safe_name(name)
+        for number in itertools.count():
+            tried = fit(REASON, name, b".%d" % number if number else b"").removeprefix(REASON)  # room for its reason's name
+            if not any(os.path.lexists(os.path.join(self._bytes, tried + end)) for end in (b"", REASON)):  # noqa: PTH118
+                return tried
+        raise AssertionError
+
+    def note(self, name: bytes, facts: dict[str, Any]) -> bytes:
+        """Write the reason; gives its path. First the reason, then the item: an item here always has its reason beside it."""
+        path = os.path.join(self._bytes, name + REASON)  # noqa: PTH118
+        with open(path, "wb") as file:  # noqa: PTH123
+            file.write(json.dumps(facts).encode() + b"\n")
+        return path
+
+    def put(self, item: Item, reason: str, tries: int) -> None:
+        """Keep a copy. Raises Unavailable when the folder does not take it."""
+        if isinstance(item.handle, Again):
+            self._put_back(item, item.handle, reason, tries)
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            name = self.free_name(item.name)
+            note = self.note(name, facts_of(item, reason, tries))
+            path = os.path.join(self._bytes, name)  # noqa: PTH118
+            try:
+                with open(path, "wb") as file:  # noqa: PTH123
+                    with suppress(ItemError, ItemChanged), item.open() as chunks:  # what of it can be read
+                        for chunk in chunks:
+                            file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                for left in (path, note):
+                    Path(os.fsdecode(left)).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise Unavailable(f"the error folder {self.folder} does not take it: {error.strerror}") from error
+        self.sweep()
+
+    def offered(self, duty: Duty) -> list[Item]:
+        """What shall be tried again, oldest first."""
+        found = []
+        with suppress(OSError):
+            for name in sorted(os.listdir(self._again)):  # noqa: PTH208
+                if not name.endswith(REASON) and (item := self._offer(name, duty)) is not None:
+                    found.append(item)
+        return found
+
+    def delivered(self, item: Item) -> bool:
+        """Forget an item that was tried again with success; False: it is none of these."""
+        if not isinstance(item.handle, Again):
+            return False
+        for path in (item.handle.path, item.handle.path + REASON):
+            with suppress(FileNotFoundError):
+                os.unlink(path)  # noqa: PTH108
+        return True
+
+    def sweep(self, now: float | None = None) -> None:
+        """Keep at most so many, and for at most so many days."""
+        days = self._setting.number("failed_days", KEPT_DAYS, 0.01, 3650)
+        most = int(self._setting.number("failed_items", KEPT_ITEMS, 1, 100_000))
+        oldest = (now or time.time()) - days * 86400
+        with suppress(OSError), os.scandir(self._bytes) as entries:
+            notes = sorted(((entry.stat().st_mtime, entry.name) for entry in entries if entry.name.endswith(REASON)), reverse=True)
+            for index, (modified, note) in enumerate(notes):
+                if index >= most or modified < oldest:
+                    self._remove(note.removesuffix(REASON))
+                    kept = f"{days:g} days, {most} items"
+                    self._setting.log.warning(f"a failed item was removed by retention ({kept})", name=os.fsdecode(note))
+
+    # --------------------------------------------------------------------------------------------------------- what people do
+
+    def listed(self) -> tuple[int, list[FailedItem]]:
+        """How many there are, and the newest of them."""
+        notes: list[tuple[float, bytes]] = []
+        with suppress(OSError), os.scandir(self._bytes) as entries:
+            notes = [(entry.stat().st_mtime, entry.name) for entry in entries if entry.name.endswith(REASON)]
+        notes.sort(reverse=True)
+        return len(notes), [item for _, note in notes[:LISTED] if (item := self._read(note)) is not None]
+
+    def content(self, key: str, limit: int) -> tuple[bytes, int]:
+        """The first bytes of an item, and its whole size. Raises KeyError."""
+        path = os.path.join(self._bytes, self._named(key))  # noqa: PTH118
+        with open(path, "rb") as file:  # noqa: PTH123
+            return file.read(limit), os.fstat(file.fileno()).st_size
+
+    def retry(self, key: str) -> None:
+        """Offer it again. Raises KeyError."""
+        name = self._named(key)
+        os.makedirs(self._again, exist_ok=True)  # noqa: PTH103
+        for part in (name + REASON, name):
+            os.replace(os.path.join(self._bytes, part), os.path.join(self._again, part))  # noqa: PTH105, PTH118
+
+    def discard(self, key: str) -> None:
+        """Remove it for good. Raises KeyError."""
+        self._remove(self._named(key))
+
+    # ----------------------------------------------------------------------------------------------------------------- inside
+
+    def _named(self, key: str) -> bytes:
+        with suppress(OSError):
+            for name in os.listdir(self._bytes):  # noqa: PTH208
+                if name.endswith(REASON) and key_of(name) == key:
+                    return name.removesuffix(REASON)
+        raise KeyError(key)
+
+    def _remove(self, name: bytes) -> None:
+        for part in (name, name + REASON):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._bytes, part))  # noqa: PTH108, PTH118
+
+    def _read(self, note: bytes) -> FailedItem | None:
+        path = os.path.join(self._bytes, note)  # noqa: PTH118
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123
+                facts = json.loads(file.read())
+            size = os.stat(path.removesuffix(REASON)).st_size  # noqa: PTH116
+            return FailedItem(
+                key=key_of(note),
+                item=str(facts["id"]),
+                name=_shown(str(facts.get("name") or facts.get("file", ""))),
+                size=size,
+                reason=_shown(str(facts["reason"])),
+                tries=int(facts.get("tries", 0)),
+                at=str(facts["at"]),
+                epoch=int(facts.get("epoch", 0)),
+                machine=str(facts.get("machine", self._setting.machine)),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # being written or removed in this moment, or not ours
+
+    def _offer(self, name: bytes, duty: Duty) -> Item | None:
+        path = os.path.join(self._again, name)  # noqa: PTH118
+        try:
+            with open(path + REASON, "rb") as file:  # noqa: PTH123
+                facts = json.loads(file.read())
+            size = os.stat(path).st_size  # noqa: PTH116
+            origin = Origin(self._setting.flow, duty.group_name, duty.epoch, self._setting.machine)
+            return Item(str(facts["id"]), os.fsencode(str(facts["name"])), size, origin, partial(_opened, path), Again(path))
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _put_back(self, item: Item, handle: Again, reason: str, tries: int) -> None:
+        try:
+            name = self.free_name(item.name)
+            self.note(name, facts_of(item, reason, tries))
+            os.rename(handle.path, os.path.join(self._bytes, name))  # noqa: PTH104, PTH118
+            with suppress(FileNotFoundError):
+                os.unlink(handle.path + REASON)  # noqa: PTH108
+        except OSError as error:
+            raise Unavailable(f"the error folder {self.folder} does not take it: {error.strerror}") from error
+
+
+def key_of(note: bytes) -> str:
+    """How people name a failed item: any file name may stand behind it."""
+    return hashlib.sha256(note).hexdigest()[:16]
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()[:500]
+
+
+@contextmanager
+def _opened(path: bytes) -> Iterator[Iterator[bytes]]:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            yield iter(partial(file.read, CHUNK), b"")
+    except OSError as error:
+        raise ItemChanged(f"it cannot be read: {error.strerror}") from error

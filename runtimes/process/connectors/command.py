@@ -1,0 +1,312 @@
+"""Inbound `command`: any program, started with leadership and stopped with it. Its contract is in docs/create.md, "Inbound command".
+
+Its items are, as the setting `items` says: none (it emits by itself, with the fencing helpers), the lines of its standard output, or the
+files that it puts into a folder.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+
+from runtimes.process.connectors.aside import Again, ErrorFolder
+from runtimes.process.connectors.base import Inbound, Item, ItemError, NotReady, Origin, Setting, Unavailable, inbound, make_folder
+from runtimes.process.connectors.file import FileInbound
+from runtimes.process.connectors.program import LINE_LIMIT, MARK, START_SECONDS, Failed, Lines, Program
+from runtimes.process.permits import Duty
+from runtimes.protocol import Component, ComponentKind
+
+ALLOWED_ENV = "BATON_COMMANDS"  # of the agent: patterns of programs that its machine's administrator allows, colon-separated
+PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "BATON_KEEPER_FOLDER")
+BACKOFF_SECONDS, BACKOFF_LIMIT = 1.0, 30.0
+STEADY_SECONDS = 60.0  # a program that ran for so long starts anew without the back-off of before
+WAITING_LIMIT = 100  # lines in this process's hands
+NONE, LINES, FOLDER = "none", "lines", "folder"
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """Handle of an item that was a line."""
+
+    number: int
+
+
+@inbound(ComponentKind.COMMAND)
+class CommandInbound(Inbound):
+    """Settings: program, arguments, environment, items, outbox, acknowledge, stop_seconds, again_seconds, health_seconds."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._named = setting.text("program")
+        if "\n" in self._named:
+            raise setting.error("program", "has more than one line", "put the arguments into their own setting")
+        self._arguments = setting.rows("arguments")
+        self._own = setting.pairs("environment", "=")
+        self._items = setting.choice("items", (NONE, LINES, FOLDER))
+        self._answers = setting.choice("acknowledge", ("no", "yes")) == "yes"
+        self._stop_seconds = setting.number("stop_seconds", 4.0, 0.1, 60.0)
+        self._again = setting.number("again_seconds", 1.0, 0.1, 86400.0)
+        self._health = setting.number("health_seconds", 0.0, 0.0, 3600.0)
+        self._folder = setting.data / "commands" / setting.flow_id
+        self._health_file = self._folder / ".healthy"
+        self._outbox = setting.folder("outbox", setting.data / "outbox" / setting.flow_id)
+        self._files: FileInbound | None = None
+        errors = ErrorFolder(setting.data / "errors" / setting.flow_id, setting)
+        if self._items == FOLDER:
+            component = Component(kind=ComponentKind.FILE, settings={"folder": str(self._outbox)})
+            self._files = FileInbound(replace(setting, component=component))
+            errors = self._files.failures
+        self.failures: ErrorFolder = errors
+        self._program: Program | None = None
+        self._lines = Lines()
+        self._waiting: deque[Item] = deque()
+        self._number = 0
+        self._instance = ""
+        self._backoff = BACKOFF_SECONDS
+        self._next_start = 0.0  # time.monotonic()
+        self._sentence, self._failed = "", False
+        self._kill_at = 0.0  # time.monotonic(), once it stops
+        self._duty: Duty | None = None  # under which it stops
+        self._stopping = False
+
+    def prepare(self) -> None:
+        self._resolved()
+        make_folder(self._folder, "the working folder of the command")
+        if self._files is not None:
+            self._files.prepare()
+        else:
+            self.failures.prepare()
+
+    def begin(self, duty: Duty) -> None:
+        self._stopping = False
+        self._next_start, self._backoff, self._sentence = 0.0, BACKOFF_SECONDS, ""
+        if self._files is not None:
+            self._files.begin(duty)
+        duty.check_take()
+        self._start(duty)
+
+    def poll(self, duty: Duty) -> Sequence[Item]:
+        self._collect(duty)
+        items = list(self._waiting)
+        if self._files is not None:
+            items += self._files.poll(duty)
+        elif not self._stopping:
+            items = [*self.failures.offered(duty), *items]
+        if self._stopping:
+            return items
+        self._look_after(duty)
+        if self._program is None and not items and self._failed:
+            raise Unavailable(self._sentence)
+        return items
+
+    def remove(self, item: Item, duty: Duty) -> None:
+        if isinstance(item.handle, Numbered):
+            self._forget(item)
+            self._answer(delivered=item.id, line=item.handle.number)
+        elif self._files is not None:
+            self._files.remove(item, duty)
+        else:
+            self.failures.delivered(item)
+
+    def reject(self, item: Item, reason: str, duty: Duty, tries: int) -> None:
+        if self._files is not None and not isinstance(item.handle, Again):
+            self._files.reject(item, reason, duty, tries)
+            return
+        self.failures.put(item, reason, tries)
+        if isinstance(item.handle, Numbered):
+            self._forget(item)
+            self._answer(failed=item.id, line=item.handle.number)
+
+    def wait_seconds(self) -> float:
+        return 0.02 if self._items == LINES else 0.1
+
+    def abort(self) -> None:
+        if self._program is not None:
+            self._program.kill()
+
+    def stop(self, duty: Duty) -> None:
+        self._stopping, self._duty = True, duty
+        self._kill_at = time.monotonic() + self._stop_seconds
+        self._lines.release()
+        if self._program is not None:
+            self._program.terminate()
+
+    def stopped(self) -> bool:
+        """After its drain limit the tree is killed; what nobody took by then is kept among the failed items, or repeated by who waits
+        for acknowledgements."""
+        if self._program is not None:
+            if time.monotonic() >= self._kill_at:
+                self._setting.log.warning(f"the command did not stop within {self._stop_seconds:g} s of SIGTERM: it is killed")
+                self._program.kill()
+                self._kill_at = time.monotonic() + START_SECONDS
+            if self._program.ended() is None:
+                return False
+            self._program.close()
+            self._program = None
+            self._kill_at = time.monotonic() + self._stop_seconds
+            self._setting.log.info("the command has stopped")
+        if self._duty is not None and self._duty.valid() and time.monotonic() < self._kill_at and (self._waiting or len(self._lines)):
+            return False
+        self._give_up_lines()
+        return True
+
+    # ---------------------------------------------------------------------------------------------------------------- the program
+
+    def _resolved(self) -> str:
+        """The program's path. Raises NotReady: a follower that lacks it says so before it has to lead."""
+        found = shutil.which(self._named)
+        if found is None:
+            raise NotReady(f"the program {self._named} is not on this machine or not executable: install it, or correct its setting")
+        real = os.path.realpath(found)
+        allowed = os.environ.get(ALLOWED_ENV)
+        if allowed is not None and not any(fnmatch(real, pattern) for pattern in allowed.split(":") if pattern):
+            raise NotReady(
+                f"this machine does not allow the program {real}: its administrator names those it allows in {ALLOWED_ENV} of the agent"
+            )
+        return found
+
+    def _environment(self, duty: Duty) -> dict[str, str]:
+        setting = self._setting
+        inherited = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith("LC_")}
+        return {
+            **inherited,
+            **self._own,
+            "BATON_GROUP": duty.group_name,
+            "BATON_GROUP_ID": duty.group or "",
+            "BATON_EPOCH": str(duty.epoch),
+            "BATON_FLOW": setting.flow,
+            "BATON_FLOW_ID": setting.flow_id,
+            "BATON_RUNTIME": setting.key,
+            "BATON_MACHINE": setting.machine,
+            MARK: self._instance,
+            "BATON_MESSAGE_PREFIX": f"{setting.flow_id}-",
+            "BATON_FOLDER": str(self._folder),
+            "BATON_OUTBOX": str(self._outbox) if self._items == FOLDER else "",
+            "BATON_HEALTH_FILE": str(self._health_file),
+            "BATON_STOP_SECONDS": f"{self._stop_seconds:g}",
+        }
+
+    def _start(self, duty: Duty) -> None:
+        """Raises Unavailable."""
+        self._instance = f"{self._setting.flow_id}-{duty.epoch}-{uuid.uuid4().hex[:8]}"
+        self._lines, self._number = Lines(), 0
+        try:
+            argv = [self._resolved(), *self._arguments]
+            self._health_file.write_bytes(b"")
+            self._program = Program(
+                argv,
+                environment=self._environment(duty),
+                folder=self._folder,
+                until=lambda: duty.until,
+                said=self._said,
+                lines=self._lines if self._items == LINES else None,
+                answers=self._answers,
+            )
+        except (Failed, NotReady, OSError) as error:
+            self._again_later(f"the command {self._named} cannot be started: {error}", failed=True)
+            raise Unavailable(self._sentence) from error
+        self._setting.log.info(f"the command runs: {shlex.join([argv[0]])}, pid {self._program.pid}, instance {self._instance}")
+
+    def _look_after(self, duty: Duty) -> None:
+        """Restart what has ended, end what is not healthy. Raises Unavailable."""
+        program = self._program
+        if program is None:
+            if time.monotonic() >= self._next_start and not self._waiting and not len(self._lines):
+                self._start(duty)
+            return
+        status = program.ended()
+        if status is None:
+            if self._health and (age := self._age_of_health()) > self._health:
+                program.kill()
+                program.wait(START_SECONDS)
+                self._end(program, f"the command gave no sign of health for {age:.0f} s", failed=True)
+            return
+        self._end(program, f"the command ended: {exit_words(status)}", failed=status != 0)
+
+    def _end(self, program: Program, what: str, *, failed: bool) -> None:
+        if time.monotonic() - program.started >= STEADY_SECONDS:
+            self._backoff = BACKOFF_SECONDS
+        self._lines.release()
+        program.close()
+        self._program = None
+        self._again_later(what, failed=failed)
+
+    def _again_later(self, what: str, *, failed: bool) -> None:
+        wait = self._backoff if failed else self._again
+        self._backoff = min(self._backoff * 2, BACKOFF_LIMIT) if failed else BACKOFF_SECONDS
+        self._next_start = time.monotonic() + wait
+        self._failed = failed
+        self._sentence = f"{what}; it starts again after {wait:g} s"
+        (self._setting.log.warning if failed else self._setting.log.info)(self._sentence)
+
+    def _age_of_health(self) -> float:
+        with suppress(OSError):
+            return time.time() - self._health_file.stat().st_mtime
+        return float("inf")
+
+    def _said(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").rstrip()
+        if text:
+            self._setting.log.info(text)
+
+    # ------------------------------------------------------------------------------------------------------------------ its lines
+
+    def _collect(self, duty: Duty) -> None:
+        while len(self._waiting) < WAITING_LIMIT and (line := self._lines.take()) is not None:
+            self._number += 1
+            if line[0]:
+                self._waiting.append(self._item(line[0], line[1], duty))
+
+    def _item(self, text: bytes, cut: bool, duty: Duty) -> Item:
+        """A line that is a JSON object with an `id` is known by it for ever; any other by its number since the start."""
+        facts: object = None
+        if text.startswith(b"{") and not cut:
+            with suppress(ValueError, RecursionError):
+                facts = json.loads(text)
+        own = facts.get("id") if isinstance(facts, dict) else None
+        known = f"{self._setting.flow_id}\0{own}" if isinstance(own, str | int) and own != "" else f"{self._instance}\0{self._number}"
+        name = b"%s-%d.%s" % (self._setting.flow.encode(), self._number, b"json" if facts is not None else b"txt")
+        origin = Origin(self._setting.flow, duty.group_name, duty.epoch, self._setting.machine)
+
+        @contextmanager
+        def opened() -> Iterator[Iterator[bytes]]:
+            if cut:
+                raise ItemError(f"the line is longer than {LINE_LIMIT} bytes: let the program write files instead (items: folder)")
+            yield iter([text])
+
+        return Item(hashlib.sha256(known.encode()).hexdigest()[:32], name, len(text), origin, opened, Numbered(self._number))
+
+    def _forget(self, item: Item) -> None:
+        with suppress(ValueError):
+            self._waiting.remove(item)
+
+    def _answer(self, **facts: str | int) -> None:
+        if self._program is not None and self._answers:
+            self._program.write(json.dumps(facts).encode() + b"\n")
+
+    def _give_up_lines(self) -> None:
+        """Nothing is lost silently: lines that were taken from a program that does not wait for acknowledgements are kept."""
+        left = list(self._waiting)
+        self._waiting.clear()
+        while (line := self._lines.take()) is not None:
+            self._number += 1
+            if line[0]:
+                left.append(self._item(line[0], line[1], Duty(None, "", 0, 0.0)))
+        if self._answers:
+            return
+        for item in left:
+            with suppress(Unavailable):
+                self.failures.put(item, "the flow stopped before the target took it", 0)
+
+
+def exit_words(status: int) -> str:
+    """A wait status in words."""
+    return f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit status {os.waitstatus_to_exitcode(status)}"

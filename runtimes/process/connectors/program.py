@@ -1,0 +1,238 @@
+"""A started program: its guard, its page, its pipes. Used by the inbound `command`."""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from runtimes.process.connectors.guard import PAGE, kill_below
+from runtimes.process.permits import NEVER
+
+MARK = "BATON_INSTANCE"  # unique per start, borne by every process of the tree
+GUARD = str(Path(__file__).with_name("guard.py"))
+PULSE_SECONDS = 0.05  # between two writes of the permit's end for the guard
+LINE_LIMIT = 1024 * 1024  # bytes of one line; a longer one is cut and marked
+PIPE_BYTES = 4096  # what a program may have written that nobody has read yet, and a crash loses
+START_SECONDS = 5.0
+
+Line = tuple[bytes, bool]  # the text without its line break; was it cut
+
+
+class Failed(Exception):  # noqa: N818 - says what happened
+    """The program could not be started: the operating system's reason."""
+
+
+class Program:
+    """One start of a program. It is over when `ended` gives its exit; nothing of its tree is left then.
+
+    Args:
+        until: gives the end of the permit (seconds on the boot clock) at any time; the tree is killed when it passes.
+        taken: gets each line of standard output, and blocks while there is no room; None: output goes to `said` too.
+        said: gets each line for the log.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        folder: Path,
+        until: Callable[[], float],
+        said: Callable[[bytes], None],
+        lines: "Lines | None" = None,
+        answers: bool = False,
+    ) -> None:
+        self.pid: int | None = None
+        self.started = time.monotonic()
+        self._until = until
+        self._status: int | None = None
+        self._over = threading.Event()
+        self._mark = environment.get(MARK, "")
+        handle = os.memfd_create("permit", os.MFD_CLOEXEC)
+        os.truncate(handle, PAGE.size)
+        self._page = mmap.mmap(handle, PAGE.size)
+        self._closed = threading.Lock()
+        PAGE.pack_into(self._page, 0, until())
+        report, reporting = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", GUARD, str(handle), str(reporting), str(os.getpid()), *argv],
+                stdin=subprocess.PIPE if answers else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=folder,
+                env=dict(environment),
+                pass_fds=[handle, reporting],
+                bufsize=0,
+            )
+        except OSError as error:
+            os.close(report)
+            self._page.close()
+            raise Failed(str(error)) from error
+        finally:
+            os.close(reporting)
+            os.close(handle)
+        self._threads = [
+            threading.Thread(target=self._pulse, name="permit of a command", daemon=True),
+            threading.Thread(target=_read, args=(self._guard.stderr, said), name="errors of a command", daemon=True),
+            threading.Thread(target=_read, args=(self._guard.stdout, said, lines), name="output of a command", daemon=True),
+        ]
+        self._report = os.fdopen(report, "rb", buffering=0)
+        for thread in self._threads:
+            thread.start()
+        first = self._report.readline().decode("utf-8", "replace").strip()
+        if first.startswith("pid "):
+            self.pid = int(first.removeprefix("pid "))
+            return
+        self.kill()
+        self.wait(START_SECONDS)
+        self.close()
+        raise Failed(first.removeprefix("error ") or "its guard ended before it could start it")
+
+    def write(self, data: bytes) -> None:
+        """To its standard input; what it does not read for long, or cannot any more, is dropped."""
+        if self._guard.stdin is None:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            os.write(self._guard.stdin.fileno(), data)
+
+    def terminate(self) -> None:
+        """SIGTERM to the program."""
+        with contextlib.suppress(ProcessLookupError):
+            self._guard.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole tree; never blocks."""
+        with self._closed:
+            if self._page.closed:
+                return
+            PAGE.pack_into(self._page, 0, NEVER)
+        self._until = lambda: NEVER
+        if self._guard.returncode is None:
+            kill_below(self._guard.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._guard.pid, signal.SIGCONT)
+                os.kill(self._guard.pid, signal.SIGUSR1)
+
+    def ended(self) -> int | None:
+        """The wait status once the tree is empty; None while anything of it runs."""
+        if self._status is None and self._guard.poll() is not None:
+            text = self._report.read().decode("utf-8", "replace").split()
+            if "status" in text:
+                self._status = int(text[text.index("status") + 1])
+            else:  # its guard was killed, so nobody waits for its tree
+                self._sweep()
+                self._status = signal.SIGKILL
+        return self._status
+
+    def wait(self, seconds: float) -> int | None:
+        deadline = time.monotonic() + seconds
+        while self.ended() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self._status
+
+    def close(self) -> None:
+        """Let go of page and pipes, once it has ended."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(1)
+        with self._closed:
+            if not self._page.closed:
+                self._page.close()
+        for pipe in (self._guard.stdin, self._guard.stdout, self._guard.stderr, self._report):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _sweep(self) -> None:
+        """Kill whatever bears this start's mark in its environment."""
+        mark = f"{MARK}={self._mark}".encode()
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and (left := _marked(mark)):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+    def _pulse(self) -> None:
+        while not self._over.wait(PULSE_SECONDS):
+            with self._closed:
+                if self._page.closed:
+                    return
+                PAGE.pack_into(self._page, 0, self._until())
+
+
+class Lines:
+    """Lines waiting to be delivered: bounded, so that a program that writes faster than the target takes has to wait."""
+
+    def __init__(self, limit: int = 100) -> None:
+        self._limit = limit
+        self._lines: deque[Line] = deque()
+        self._room = threading.Condition()
+        self._open = True
+
+    def put(self, line: Line) -> None:
+        with self._room:
+            self._room.wait_for(lambda: len(self._lines) < self._limit or not self._open)
+            self._lines.append(line)
+
+    def take(self) -> Line | None:
+        with self._room:
+            if not self._lines:
+                return None
+            self._room.notify_all()
+            return self._lines.popleft()
+
+    def release(self) -> None:
+        """Hold nobody back any more."""
+        with self._room:
+            self._open = False
+            self._room.notify_all()
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+
+def _marked(mark: bytes) -> list[int]:
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(int(process.name))
+    return found
+
+
+def _read(pipe: IO[bytes], said: Callable[[bytes], None], lines: Lines | None = None) -> None:
+    """Lines of a pipe until its end."""
+    with contextlib.suppress(OSError, ValueError):
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        kept, cut = b"", False
+        while data := os.read(pipe.fileno(), PIPE_BYTES):
+            *whole, kept = (kept + data).split(b"\n")
+            for line in whole:
+                if not cut:
+                    _pass_on(line, False, said, lines)
+                cut = False  # its beginning was passed on, its end is dropped here
+            if len(kept) > LINE_LIMIT:
+                if not cut:
+                    _pass_on(kept[:LINE_LIMIT], True, said, lines)
+                kept, cut = b"", True
+        if kept and not cut:
+            _pass_on(kept, False, said, lines)
+
+
+def _pass_on(line: bytes, cut: bool, said: Callable[[bytes], None], lines: Lines | None) -> None:
+    if lines is None:
+        said(line)
+    else:
+        lines.put((line.removesuffix(b"\r"), cut))

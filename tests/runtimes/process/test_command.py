@@ -1,0 +1,337 @@
+"""The inbound `command`: real programs under real guards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from runtimes.process.connectors.base import ConfigError, NotReady, Setting
+from runtimes.process.connectors.command import ALLOWED_ENV, CommandInbound
+from runtimes.process.connectors.program import LINE_LIMIT
+from runtimes.process.flows import Flow
+from runtimes.process.permits import Duty, boot_clock
+from runtimes.protocol import Component, ComponentKind, FlowSpec
+from tests.runtimes.process.lab import ROOT, folder, until
+
+EPOCH = 10**12 + 7
+
+
+def command(script: str, **settings: str) -> Component:
+    rows = "\n".join(["-u", "-c", "exec(" + json.dumps(textwrap.dedent(script)) + ")"])
+    return Component(kind=ComponentKind.COMMAND, settings={"program": sys.executable, "arguments": rows, **settings})
+
+
+def setting(component: Component, tmp_path: Path) -> Setting:
+    return Setting("f1", "till-sales", component, "inbound", "external01.erp", "external01", tmp_path / "data", structlog.get_logger())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] not in "ZX"
+    except OSError:
+        return False
+
+
+def pids_in(path: Path, count: int) -> list[int]:
+    def found() -> list[int]:
+        pids = [int(line) for line in path.read_text().split()] if path.exists() else []
+        return pids if len(pids) >= count else []
+
+    return until(found, 5)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., tuple[Flow, Duty]]]:
+    made: list[tuple[Flow, Duty]] = []
+
+    def start(inbound: Component, until_boot: float = float("inf"), outbound: Component | None = None) -> tuple[Flow, Duty]:
+        spec = FlowSpec(
+            id="f1", name="till-sales", version="1", inbound=inbound, outbound=outbound or folder(tmp_path / "inbox"), group="g"
+        )
+        log = structlog.get_logger()
+        flow = Flow(spec, key="external01.erp", machine="external01", data=tmp_path / "data", changed=lambda: None, log=log)
+        duty = Duty("g", "orders", EPOCH, until_boot)
+        flow.open()
+        flow.start(duty)
+        made.append((flow, duty))
+        return flow, duty
+
+    yield start
+    for flow, duty in made:
+        duty.void()
+        flow.abort()
+        flow.close()
+    until(lambda: not any(flow.busy for flow, _ in made), 8)
+
+
+def arrived(tmp_path: Path) -> dict[str, bytes]:
+    """By name, with the id before it."""
+    return {path.name: path.read_bytes() for path in (tmp_path / "inbox").glob("[0-9a-f]*-*")}
+
+
+# ------------------------------------------------------------------------------------------------------------------- the contract
+
+
+def test_a_program_learns_who_it_works_for_and_nothing_else(
+    tmp_path: Path, run: Callable[..., tuple[Flow, Duty]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_PASSWORD", "of somebody else")
+    script = """
+        import json, os, sys, time
+        print(json.dumps({"id": 1, **dict(os.environ), "stdin": sys.stdin.read()}))
+        time.sleep(60)
+    """
+    run(command(script, items="lines", environment="TOPIC=a=b\nKEY=s3cret"))
+    until(lambda: arrived(tmp_path), 5, "its line arrives")
+    (line,) = arrived(tmp_path).values()
+    facts = json.loads(line)
+    assert (facts["BATON_GROUP"], facts["BATON_GROUP_ID"], facts["BATON_EPOCH"]) == ("orders", "g", str(EPOCH))
+    assert (facts["BATON_FLOW"], facts["BATON_FLOW_ID"], facts["BATON_RUNTIME"]) == ("till-sales", "f1", "external01.erp")
+    assert facts["BATON_INSTANCE"].startswith(f"f1-{EPOCH}-") and facts["BATON_MESSAGE_PREFIX"] == "f1-"
+    assert (facts["TOPIC"], facts["KEY"], facts["stdin"]) == ("a=b", "s3cret", "")
+    assert "DATABASE_PASSWORD" not in facts and "BATON_CONTROL_FD" not in facts
+
+
+def test_lines_are_items_json_with_an_id_keeps_it_over_restarts_and_errors_go_to_the_log(
+    tmp_path: Path, run: Callable[..., tuple[Flow, Duty]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = """
+        import sys
+        print("plain"); print('{"id": "A-1", "total": 3}'); print(""); sys.stdout.write("no line break at the end")
+        print("to the log", file=sys.stderr)
+    """
+    flow, _ = run(command(script, items="lines", again_seconds="0.2"))
+    until(lambda: flow.report().delivered >= 6, 6, "two starts, three items each")
+    contents = list(arrived(tmp_path).values())
+    assert contents.count(b"plain") >= 2, "a line without an id is another one each time"
+    assert contents.count(b'{"id": "A-1", "total": 3}') == 1, "the same id gives the same item"
+    assert contents.count(b"no line break at the end") >= 2
+    assert "to the log" in capsys.readouterr().out
+
+
+def test_a_line_is_acknowledged_once_the_target_has_it(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    script = f"""
+        import json, sys, pathlib
+        print('{{"id": "A-1"}}')
+        answer = json.loads(sys.stdin.readline())
+        there = len(list(pathlib.Path({str(tmp_path / "inbox")!r}).iterdir()))
+        print(json.dumps({{"id": "seen", "answer": answer, "there": there}}))
+        sys.stdin.read()
+    """
+    flow, _ = run(command(script, items="lines", acknowledge="yes"))
+    until(lambda: flow.report().delivered == 2, 5)
+    (seen,) = [json.loads(data) for data in arrived(tmp_path).values() if b"answer" in data]
+    assert seen["answer"]["line"] == 1 and len(seen["answer"]["delivered"]) == 32 and seen["there"] == 1
+
+
+def test_a_line_that_is_too_long_is_moved_aside_and_the_next_arrives(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    flow, _ = run(command(f"print('x' * {LINE_LIMIT * 3}); print('next'); import time; time.sleep(60)", items="lines"))
+    until(lambda: b"next" in arrived(tmp_path).values(), 5)
+    until(lambda: flow.report().failed == 1, 5)
+    reasons = [json.loads(path.read_text()) for path in (tmp_path / "data" / "errors" / "f1").glob("*.reason.json")]
+    assert "longer than" in reasons[0]["reason"] and reasons[0]["tries"] == 3
+
+
+def test_files_it_puts_into_its_folder_are_items(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    script = """
+        import os, pathlib, time
+        out = pathlib.Path(os.environ["BATON_OUTBOX"])
+        (out / ".half").write_text("not yet")
+        (out / "whole").write_text("<x/>")
+        time.sleep(60)
+    """
+    run(command(script, items="folder"))
+    until(lambda: list(arrived(tmp_path).values()) == [b"<x/>"], 5)
+    assert [path.name for path in (tmp_path / "data" / "outbox" / "f1").iterdir()] == [".half"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------- stopping
+
+TREE = """
+    import os, pathlib, signal, subprocess, sys, time
+    signal.signal(signal.SIGTERM, {on_term})
+    child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)"],
+        start_new_session=True)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            open({pids!r}, "a").write(f"{{os.getpid()}}\\n")
+            os.environ.clear()
+            time.sleep(100)
+        os._exit(0)
+    open({pids!r}, "a").write(f"{{os.getpid()}}\\n{{child.pid}}\\n")
+    print("started", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_it_is_asked_to_stop_and_what_it_took_before_still_arrives(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    script = """
+        import signal, sys, time
+        def end(*_):
+            print("last words"); sys.exit(0)
+        signal.signal(signal.SIGTERM, end)
+        print("first")
+        time.sleep(60)
+    """
+    flow, duty = run(command(script, items="lines"))
+    until(lambda: b"first" in arrived(tmp_path).values(), 5)
+    duty.stop_taking()
+    flow.stop()
+    until(lambda: not flow.busy, 3, "it let go well before the drain limit")
+    assert b"last words" in arrived(tmp_path).values() and not flow.on
+
+
+def test_its_whole_tree_is_killed_after_the_drain_limit_also_grandchildren_in_sessions_of_their_own(
+    tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]
+) -> None:
+    pids = tmp_path / "pids"
+    flow, duty = run(command(TREE.format(on_term="signal.SIG_IGN", pids=str(pids)), stop_seconds="0.5"))
+    tree = pids_in(pids, 3)
+    assert all(alive(pid) for pid in tree) and flow.on
+    began = time.monotonic()
+    duty.stop_taking()
+    flow.stop()
+    time.sleep(0.3)
+    assert all(alive(pid) for pid in tree), "it has its drain limit"
+    until(lambda: not flow.busy, 3)
+    assert not any(alive(pid) for pid in tree) and time.monotonic() - began < 2
+
+
+def test_the_end_of_the_program_ends_what_it_left_behind_and_it_starts_again(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    pids = tmp_path / "pids"
+    flow, _ = run(command(TREE.format(on_term="signal.SIG_DFL", pids=str(pids))))
+    tree = pids_in(pids, 3)
+    main = next(pid for pid in tree if b"exec(" in Path(f"/proc/{pid}/cmdline").read_bytes() and os.getsid(pid) == pid)
+    for pid in tree:
+        if pid == main or alive(pid):
+            os.kill(main, signal.SIGKILL)
+            break
+    until(lambda: "exit" in flow.reason or "signal 9" in flow.reason, 3, "it says why")
+    until(lambda: len(pids_in(pids, 3)) == 6, 5, "it starts again")
+    assert not any(alive(pid) for pid in tree)
+
+
+@pytest.mark.parametrize("frozen", [pytest.param(False, id="the process lives"), pytest.param(True, id="nobody feeds the permit any more")])
+def test_at_the_end_of_the_permit_the_tree_is_dead(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]], frozen: bool) -> None:
+    pids = tmp_path / "pids"
+    ends = boot_clock() + 2.0
+    flow, duty = run(command(TREE.format(on_term="signal.SIG_IGN", pids=str(pids))), ends)
+    tree = pids_in(pids, 3)
+    if not frozen:
+        duty.void()
+        flow.abort()
+        time.sleep(0.1)
+        assert boot_clock() < ends and not any(alive(pid) for pid in tree)
+        return
+    while boot_clock() < ends + 0.1:
+        time.sleep(0.01)
+    assert not any(alive(pid) for pid in tree), "its guard looks at the permit itself"
+
+
+def test_a_killed_guard_leaves_nothing_running(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    pids = tmp_path / "pids"
+    flow, _ = run(command(TREE.format(on_term="signal.SIG_IGN", pids=str(pids)).replace("os.environ.clear()", ""), again_seconds="60"))
+    tree = pids_in(pids, 3)
+    inbound: Any = flow._inbound
+    os.kill(inbound._program._guard.pid, signal.SIGKILL)
+    until(lambda: not any(alive(pid) for pid in tree), 3)
+
+
+def test_a_program_dies_with_a_killed_runtime_process(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    script = f"""
+        import structlog, time
+        from pathlib import Path
+        from tests.runtimes.process.test_command import *
+        from runtimes.process.permits import Duty
+        home = Path({str(tmp_path)!r})
+        inbound = CommandInbound(setting(command(TREE.format(on_term="signal.SIG_IGN", pids=str(home / "pids"))), home))
+        inbound.prepare()
+        inbound.begin(Duty("g", "orders", 5, float("inf")))
+        time.sleep(60)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, env={**os.environ, "DJANGO_SETTINGS_MODULE": ""})
+    tree = pids_in(pids, 3)
+    process.kill()
+    process.wait(5)
+    until(lambda: not any(alive(pid) for pid in tree), 2)
+
+
+# ------------------------------------------------------------------------------------------------------------- health and restarts
+
+
+def test_a_failing_program_backs_off_and_says_so(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    flow, _ = run(command(f"open({str(tmp_path / 'starts')!r}, 'a').write('x'); raise SystemExit(3)"))
+    until(lambda: "the command ended: exit status 3; it starts again after 1 s" in flow.reason, 5)
+    until(lambda: "starts again after 2 s" in flow.reason, 5, "the back-off doubles")
+    assert (tmp_path / "starts").read_text() == "xx"
+
+
+def test_a_program_that_gives_no_sign_of_health_is_ended_and_started_again(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    script = """
+        import os, pathlib, time
+        for _ in range(4):
+            pathlib.Path(os.environ["BATON_HEALTH_FILE"]).touch(); time.sleep(0.3)
+        time.sleep(60)
+    """
+    flow, _ = run(command(script, health_seconds="0.8"))
+    time.sleep(1.2)
+    assert flow.on and flow.reason == "", "while it touches its file all is well"
+    until(lambda: "no sign of health" in flow.reason, 4)
+
+
+def test_a_missing_or_forbidden_program_makes_a_follower_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Component(kind=ComponentKind.COMMAND, settings={"program": "no-such-program"})
+    with pytest.raises(NotReady, match="no-such-program is not on this machine"):
+        CommandInbound(setting(missing, tmp_path)).prepare()
+    monkeypatch.setenv(ALLOWED_ENV, "/opt/feeds/*:/usr/bin/rsync")
+    with pytest.raises(NotReady, match=r"does not allow the program .*python"):
+        CommandInbound(setting(command("pass"), tmp_path)).prepare()
+    monkeypatch.setenv(ALLOWED_ENV, os.path.realpath(sys.executable))
+    CommandInbound(setting(command("pass"), tmp_path)).prepare()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        pytest.param({}, "setting program .* is missing", id="no program"),
+        pytest.param({"program": "x", "items": "maybe"}, "is none of none, lines, folder", id="an unknown word"),
+        pytest.param({"program": "x", "environment": "NAME"}, "a line without '='", id="no value"),
+        pytest.param({"program": "x", "stop_seconds": "0"}, "is not a number from", id="no time to stop"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(tmp_path: Path, given: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        CommandInbound(setting(Component(kind=ComponentKind.COMMAND, settings=given), tmp_path))
+
+
+def test_a_stop_loses_no_line_that_the_target_did_not_take(tmp_path: Path) -> None:
+    script = "print('a'); print('b'); import time; time.sleep(60)"
+    inbound = CommandInbound(setting(command(script, items="lines", stop_seconds="0.3"), tmp_path))
+    inbound.prepare()
+    duty = Duty("g", "orders", EPOCH, float("inf"))
+    inbound.begin(duty)
+    until(lambda: len(inbound.poll(duty)) == 2, 5)
+    inbound.stop(duty)
+    until(inbound.stopped, 3)
+    count, kept = inbound.failures.listed()
+    assert count == 2 and {item.reason for item in kept} == {"the flow stopped before the target took it"}
+    inbound.failures.retry(kept[0].key)
+    inbound.begin(duty)
+    until(lambda: any(item.id == kept[0].item for item in inbound.poll(duty)), 3)
+    (again,) = [item for item in inbound.poll(duty) if item.id == kept[0].item]
+    inbound.remove(again, duty)
+    assert inbound.failures.listed()[0] == 1 and not any(item.id == kept[0].item for item in inbound.poll(duty))
+    inbound.abort()
+    inbound.stop(duty)
+    until(inbound.stopped, 3)
