@@ -26,6 +26,7 @@ PARENT = {
     "releases": "releases",
     "deployments": "deployments",
     "groups": "groups",
+    "items": "items",
     "timeline": "timeline",
     "team": "team",
     "machine": "architecture",
@@ -171,6 +172,7 @@ class Frame:
             section(
                 "Operate",
                 ("Groups", "groups", "arrows-left-right", [slug, kind]),
+                ("Items", "items", "stack-2", [slug, kind]),
                 ("Timeline", "timeline", "timeline", [slug, kind]),
             ),
             section("Team", ("Members", "team", "users", [self.project.team.slug])),

@@ -148,6 +148,7 @@ CELERY_BEAT_SCHEDULE = {
     },
     "expire-requests": {"task": "runtimes.tasks.expire_requests", "schedule": 5.0, "options": {"expires": 5.0}},
     "forget-old-logs": {"task": "runtimes.tasks.forget_old_logs", "schedule": 300.0, "options": {"expires": 300.0}},
+    "forget-item-answers": {"task": "runtimes.tasks.forget_item_answers", "schedule": 60.0, "options": {"expires": 60.0}},
     "beat-heartbeat": {"task": "portal.tasks.beat_heartbeat", "schedule": 2.0, "options": {"expires": 4.0}},
 }
 
@@ -235,3 +236,4 @@ LOGGING = {
 AGENT_SILENT_AFTER_SECONDS = 10.0  # after this a report is old: its facts are shown as Unknown, with their age
 JOIN_TOKEN_VALID_SECONDS = 3600
 LOG_LINES_KEPT_PER_RUNTIME = 2000
+ITEM_ANSWERS_KEPT_SECONDS = 15 * 60  # questions about failed items, with what an agent showed of them

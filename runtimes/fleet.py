@@ -21,7 +21,18 @@ from django.utils import timezone
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Group, MachineKind
 from runtimes import authority, protocol, reports, votes, wakeup
-from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, GroupRequest, JoinToken, Machine, Router, Runtime
+from runtimes.models import (
+    LIVE_REQUESTS,
+    Bundle,
+    FailoverGroup,
+    GroupMember,
+    GroupRequest,
+    ItemInquiry,
+    JoinToken,
+    Machine,
+    Router,
+    Runtime,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +191,9 @@ def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
         .order_by("created_at")
     )
     timing = protocol.PROFILES[protocol.TimingProfile(environment.timing_profile)]
+    inquiries = ItemInquiry.objects.filter(runtime__machine=machine, answered_at=None, expires_at__gt=now).select_related(
+        "runtime__machine", "runtime__connector"
+    )
     return protocol.Orders(
         version=machine.orders_version,
         namespace=environment.namespace,
@@ -190,6 +204,7 @@ def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
         member_change=_member_change(machine),
         runtimes=[_runtime_order(runtime, groups[runtime.pk]) for runtime in runtimes],
         requests=[_request_order(request, now) for request in requests],
+        inquiries=[_inquiry(inquiry) for inquiry in inquiries],
     )
 
 
@@ -243,6 +258,17 @@ def _runtime_order(runtime: Runtime, groups: list[FailoverGroup]) -> protocol.Ru
         restarts=runtime.desired_restarts,
         preferences={group.group.key: protocol.Preference(runtime.preference) for group in groups},
         stopped_flows=list(runtime.desired_stopped_flows),
+    )
+
+
+def _inquiry(inquiry: ItemInquiry) -> protocol.Inquiry:
+    return protocol.Inquiry(
+        id=str(inquiry.pk),
+        runtime=inquiry.runtime.key,
+        flow=inquiry.flow,
+        act=protocol.ItemAct(inquiry.act),
+        keys=inquiry.keys,
+        actor=inquiry.actor,
     )
 
 

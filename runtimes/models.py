@@ -372,6 +372,33 @@ class GroupRequest(models.Model):
         return f"{self.kind} {self.machine or 'any'} in {self.group}: {self.status}"
 
 
+class ItemInquiry(models.Model):
+    """A question about the failed items of a flow in a runtime, or an act on them, and the agent's answer. Forgotten after a while: the
+    items themselves stay where they are."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    runtime = models.ForeignKey(Runtime, on_delete=models.CASCADE, related_name="inquiries")
+    flow = models.CharField(max_length=16)  # key
+    act = models.CharField(max_length=8, choices=choices(protocol.ItemAct))
+    keys = models.JSONField(default=list, blank=True)
+    actor = models.CharField(max_length=150)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField()
+    answered_at = models.DateTimeField(null=True, blank=True)
+    problem = models.TextField(blank=True)
+    total = models.PositiveIntegerField(default=0)
+    items = models.JSONField(default=list, blank=True)  # protocol.FailedItem as dicts
+    content = SealedBytes(blank=True, default=b"")  # act view: the first bytes, as the machine masked them
+    size = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        verbose_name_plural = "item inquiries"
+
+    def __str__(self) -> str:
+        return f"{self.act} failed items of {self.flow} in {self.runtime}"
+
+
 class RuntimeLog(models.Model):
     """A line of a runtime's, router's or agent's log; bounded per machine and source (settings.LOG_LINES_KEPT_PER_RUNTIME)."""
 

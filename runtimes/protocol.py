@@ -128,6 +128,15 @@ class ComponentKind(StrEnum):
     SQL = "sql"
 
 
+class ItemAct(StrEnum):
+    """What people do with the failed items of a flow."""
+
+    LIST = "list"
+    VIEW = "view"
+    RETRY = "retry"
+    DISCARD = "discard"
+
+
 class LogLevel(StrEnum):
     DEBUG = "debug"
     INFO = "info"
@@ -323,6 +332,28 @@ class GroupRequest(Wire, frozen=True):
     policy: IsolationPolicy | None = None  # policy only
 
 
+class Inquiry(Wire, frozen=True):
+    """A question about the failed items of a flow, or an act on some of them. Answered by the agent of that machine, once."""
+
+    id: str
+    runtime: str  # key
+    flow: str  # id
+    act: ItemAct
+    keys: list[str] = []  # of FailedItem; view: exactly one; retry and discard: empty for every one
+    actor: str = ""
+
+
+class InquiryAnswer(Wire, frozen=True):
+    """What is there after the act, whatever the act was."""
+
+    id: str
+    problem: str = ""  # one sentence; empty: done
+    total: int = 0
+    items: list["FailedItem"] = []  # the newest
+    content: str = ""  # view: base64 of the first bytes, secrets masked
+    size: int = 0  # view: bytes of the whole item
+
+
 class Orders(Wire, frozen=True):
     version: int  # grows with every change for this machine
     namespace: str  # etcd key prefix of the environment: "/baton/<id>/"
@@ -333,6 +364,7 @@ class Orders(Wire, frozen=True):
     member_change: MemberChange | None = None
     runtimes: list[RuntimeOrder] = []
     requests: list[GroupRequest] = []
+    inquiries: list[Inquiry] = []
 
 
 class RouterReport(Wire, frozen=True):
@@ -390,6 +422,10 @@ class FlowReport(Wire, frozen=True):
     delivered: int = 0
     failed: int = 0
     last_activity: str = ""
+    last_poll: str = ""  # when its source last answered, to 5 s
+    waiting: int | None = None  # items in its source that nobody took yet; None: not known here
+    pending: int | None = None  # taken, not yet delivered
+    kept: int | None = None  # failed items that are kept
 
 
 class FailedItem(Wire, frozen=True):
@@ -460,6 +496,7 @@ class Report(Wire, frozen=True):
     outcomes: list[RequestOutcome] = []  # repeated until acknowledged
     events: list[LeadershipEvent] = []  # repeated until acknowledged
     logs: list[LogLine] = []
+    answers: list[InquiryAnswer] = []  # repeated until acknowledged
     suggested_address: str = ""
     suggested_port: int | None = None
 

@@ -1,5 +1,6 @@
 """What an agent said, written into observed_*: the only writer of those columns. `fleet.record_report` is the way in."""
 
+import base64
 import logging
 import uuid
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from runtimes.models import (
     FailoverGroup,
     GroupMember,
     GroupRequest,
+    ItemInquiry,
     LeadershipChange,
     Machine,
     Router,
@@ -33,6 +35,9 @@ REQUEST_RUNNING_SECONDS = protocol.Timing().drain + 10.0
 
 LOG_LINES_PER_REPORT = 500  # the newest; an agent that says more loses the rest
 LOG_TEXT_LENGTH = 4000
+
+ITEMS_PER_ANSWER = 200
+CONTENT_LIMIT = 256 * 1024  # bytes of a failed item that an agent may send
 
 RUNTIME_FACTS = [
     "observed_state",
@@ -82,6 +87,7 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
     _store_members(machine, runtimes, heard, now)
     _store_events(machine, runtimes, report.events, now)
     _store_outcomes(machine, report.outcomes, now)
+    _store_answers(machine, report.answers, now)
     _store_logs(machine, runtimes, report.logs, now)
     return News(cluster_became_known=known)
 
@@ -283,6 +289,24 @@ def _store_outcomes(machine: Machine, outcomes: list[protocol.RequestOutcome], n
             request.filter(status__in=(*LIVE_REQUESTS, protocol.RequestStatus.EXPIRED)).update(
                 status=outcome.status, code=outcome.code[:40], reason=outcome.reason, ended_at=now
             )
+
+
+def _store_answers(machine: Machine, answers: list[protocol.InquiryAnswer], now: datetime) -> None:
+    """An inquiry is answered once."""
+    for answer in answers:
+        try:
+            key, content = uuid.UUID(answer.id), base64.b64decode(answer.content, validate=True)
+        except ValueError:
+            logger.info("%s answers %r, which is no inquiry, or not in base64: ignored.", machine, answer.id)
+            continue
+        ItemInquiry.objects.filter(pk=key, runtime__machine=machine, answered_at=None).update(
+            answered_at=now,
+            problem=answer.problem[:2000],
+            total=max(answer.total, 0),
+            items=msgspec.to_builtins(answer.items[:ITEMS_PER_ANSWER]),
+            content=content[:CONTENT_LIMIT],
+            size=max(answer.size, 0),
+        )
 
 
 def _store_logs(machine: Machine, runtimes: dict[str, Runtime], lines: list[protocol.LogLine], now: datetime) -> None:

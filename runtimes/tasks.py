@@ -5,7 +5,7 @@ from django.conf import settings
 from django.db.models import Count
 from django.utils import timezone
 
-from runtimes import failover, reports
+from runtimes import failover, items, reports
 from runtimes.models import RuntimeLog
 
 
@@ -23,3 +23,10 @@ def forget_old_logs() -> str:
     long = sources.filter(lines__gt=settings.LOG_LINES_KEPT_PER_RUNTIME)
     gone = sum(reports.forget_logs(machine_id, source) for machine_id, source, _ in long)
     return f"{gone} old log lines were deleted." if gone else "No log is too long."
+
+
+@shared_task
+def forget_item_answers() -> str:
+    """Delete old questions about failed items with their answers."""
+    gone = items.forget(now=timezone.now())
+    return f"{gone} questions about failed items were deleted." if gone else "No question is old."

@@ -2,7 +2,7 @@
 
 from django.urls import URLPattern, path
 
-from runtimes.views import groups, timeline
+from runtimes.views import groups, items, timeline
 
 _environment = "projects/<slug:slug>/<slug:kind>/"
 
@@ -12,5 +12,8 @@ urlpatterns: list[URLPattern] = [
     path(_environment + "groups/<uuid:pk>/<slug:machine>/<slug:act>/", groups.group_act, name="group-act"),
     path(_environment + "groups/<uuid:pk>/isolation/", groups.isolation, name="group-isolation"),
     path(_environment + "timing-profile/", groups.timing_profile, name="timing-profile"),
+    path(_environment + "items/", items.items, name="items"),
+    path(_environment + "items/<slug:machine>/<slug:connector>/<slug:flow>/", items.failed, name="items-failed"),
+    path(_environment + "items/<slug:machine>/<slug:connector>/<slug:flow>/act/", items.act, name="items-act"),
     path(_environment + "timeline/", timeline.timeline, name="timeline"),
 ]

@@ -15,6 +15,7 @@ from runtimes.agent.client import LONGEST_WAIT, NotKnown, NotTaken, Portal, Port
 from runtimes.agent.decide import Keeping, retry_delay
 from runtimes.agent.etcd_leader import EtcdLeader
 from runtimes.agent.home import Home, Identity
+from runtimes.agent.items import Clerk, Where
 from runtimes.agent.peers import Peers, why_cut_off
 from runtimes.agent.router import RouterSupervisor, pick_port
 from runtimes.agent.spool import LogBuffer, Spool
@@ -48,6 +49,7 @@ class Agent:
         self.peers = Peers(home.tls, self.changed.set)
         self.etcd_leader = EtcdLeader(self.router, home.tls, lambda: self.orders.namespace if self.orders is not None else "")
         self.carrier = Carrier(home, self.spool, self._place, self.changed.set)
+        self.clerk = Clerk(self._where, self.changed.set)
         self.runtimes: dict[str, RuntimeSupervisor] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.orders: Orders | None = None
@@ -141,6 +143,7 @@ class Agent:
         self.peers.take(orders.router)
         self.carrier.take(orders.requests)
         self._hand_out()
+        self.clerk.take(orders.inquiries)
         self.home.forget_bundles_except({digest for runtime in self.runtimes.values() for digest in runtime.digests()})
 
     def _hand_out(self) -> None:
@@ -183,6 +186,12 @@ class Agent:
     def _why_cut_off(self) -> str:
         return why_cut_off(self.router.report(), self.peers.report(), linux.utc_now())
 
+    def _where(self, key: str) -> Where | None:
+        """What a runtime of this machine runs or last ran, and its data folder."""
+        runtime = self.runtimes.get(key)
+        content = runtime.content() if runtime is not None else None
+        return (content, self.home.runtime(key) / "data") if content is not None else None
+
     async def _place(self, request: GroupRequest) -> RequestOutcome:
         """Write one wish through this machine's router. Raises: NotPlaced."""
         member = next((runtime.key for runtime in self.runtimes.values() if runtime.has_group(request.group)), None)
@@ -223,6 +232,7 @@ class Agent:
             outcomes=list(self.spool.outcomes),
             events=list(self.spool.events),
             logs=self.logs.take(),
+            answers=list(self.clerk.answers),
             suggested_address=self.suggested_address,
             suggested_port=self.suggested_port,
         )
@@ -252,6 +262,7 @@ class Agent:
             if answer.accepted:
                 self.spool.stored(report.events, report.outcomes)
                 self.logs.stored()
+                self.clerk.stored(report.answers)
             self.take_orders(answer.orders, asked_at)
 
     async def _listen_for_ever(self) -> None:

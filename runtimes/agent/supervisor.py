@@ -374,6 +374,10 @@ class RuntimeSupervisor:
         cause = self.why_cut_off() if head else ""
         return msgspec.structs.replace(group, reason=head + cause) if cause else group
 
+    def content(self) -> BundleContent | None:
+        """What it runs or last ran, else what it is wished to run."""
+        return self._content(self.program.what(Launched))
+
     def _content(self, launched: Launched | None) -> BundleContent | None:
         """Of the bundle that runs or last ran, else of the wished one."""
         digest = launched.digest if launched is not None else self.order.digest if self.order is not None else None

@@ -14,6 +14,7 @@ from rest_framework.response import Response
 from portal.api.fields import EnvironmentFilter, Gated, Nothing, signed_in
 from portal.models import Role
 from runtimes import fleet
+from runtimes.api.items import FailedItems
 from runtimes.models import Machine, Router, Runtime
 
 
@@ -103,7 +104,7 @@ class MachineViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Mac
         return Response({"token": fleet.register(machine, by=signed_in(request))}, status=status.HTTP_201_CREATED)
 
 
-class RuntimeViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Runtime]):
+class RuntimeViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, FailedItems):
     serializer_class = RuntimeSerializer
     filterset_class = RuntimeFilter
     queryset = Runtime.objects.none()

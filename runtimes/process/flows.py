@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ TRY_AGAIN_SECONDS = (0.2, 1.0)
 ASIDE_SECONDS, ASIDE_LIMIT = 5.0, 300.0  # an item that could not even be moved aside is skipped for so long, doubling
 AWAY_SECONDS, AWAY_LIMIT = 0.1, 1.0  # between asks of a source or target that is away
 PREPARE_SECONDS = 2.0
+GAUGE_SECONDS = 5.0  # between two counts of what waits
 SAY_SECONDS = 30.0  # between two log lines about one outage
 
 
@@ -67,6 +69,9 @@ class Flow:
         self._taken = self._delivered = self._failed = 0
         self._last_activity = ""
         self._last_poll = 0.0  # wall clock: when the source last answered
+        self._waiting: int | None = None
+        self._pending: int | None = None
+        self._kept: int | None = None
         self._refused: set[str] = set()  # items that the target would not take: the others go first
         self._said = ""
         self._said_at = 0.0
@@ -74,6 +79,7 @@ class Flow:
 
     def open(self) -> None:
         self._thread.start()
+        threading.Thread(target=self._gauge, name=f"gauge of {self.spec.name}", daemon=True).start()
 
     def start(self, duty: Duty) -> None:
         """Run under this duty, once the worker has let go of the one before."""
@@ -120,6 +126,10 @@ class Flow:
             delivered=self._delivered,
             failed=self._failed,
             last_activity=self._last_activity,
+            last_poll=_to_seconds(self._last_poll),
+            waiting=self._waiting,
+            pending=self._pending,
+            kept=self._kept,
         )
 
     # ------------------------------------------------------------------------------------------------------------------ the worker
@@ -286,6 +296,19 @@ class Flow:
             self._troubles.pop(item.id, None)
             self._log.error(f"item {item.id} was moved aside after {trouble.tries} tries: {trouble.reason}", item=item.id)
 
+    def _gauge(self) -> None:
+        """Count what waits and what failed, now and then: also where this runtime follows."""
+        while not self._closing:
+            try:
+                self._waiting, self._pending = self._inbound.depth()
+                self._kept = self._inbound.failures.count()
+            except Unavailable:
+                self._waiting = self._pending = self._kept = None
+            except Exception:
+                self._log.exception("what waits in the source could not be counted")
+            with self._wake:
+                self._wake.wait_for(lambda: self._closing, GAUGE_SECONDS)
+
     def _pause(self, duty: Duty, seconds: float) -> None:
         with self._wake:
             self._wake.wait_for(lambda: not self._wanted(duty), seconds)
@@ -302,6 +325,11 @@ class Flow:
         elif not bad and self._said:
             self._log.info("works again")
             self._said = ""
+
+
+def _to_seconds(moment: float) -> str:
+    """RFC 3339, to 5 s: it changes with every poll and shall not be news every time."""
+    return datetime.fromtimestamp(moment - moment % 5, UTC).isoformat().replace("+00:00", "Z") if moment else ""
 
 
 def _made(registry: dict[Any, Any], component: Component, setting: Setting) -> Any:

@@ -151,6 +151,8 @@ class Setting:
 class Failures(Protocol):
     """The items of one flow that were moved aside. Keys are ours, for names may be anything. Called from a thread of their own."""
 
+    def count(self) -> int: ...
+
     def listed(self) -> tuple[int, list[FailedItem]]:
         """How many there are, and the newest of them."""
 
@@ -192,6 +194,11 @@ class Inbound(Protocol):
 
     def abort(self) -> None:
         """Cut what is in flight: the permit has ended."""
+
+    def depth(self) -> tuple[int | None, int | None]:
+        """Items that wait in the source, and those that were taken but not yet delivered, as far as they can be counted. Called from a
+        thread of its own. Raises Unavailable."""
+        return None, None
 
     def stop(self, duty: Duty) -> None:
         """Nothing more is taken under this duty: begin to stop what `begin` started. Does not wait."""

@@ -132,6 +132,9 @@ class CommandInbound(Inbound):
         if self._program is not None:
             self._program.kill()
 
+    def depth(self) -> tuple[int | None, int | None]:
+        return self._files.depth() if self._files is not None else (None, None)
+
     def stop(self, duty: Duty) -> None:
         self._stopping, self._duty = True, duty
         self._kill_at = time.monotonic() + self._stop_seconds

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from runtimes.process.connectors.aside import Again, ErrorFolder, facts_of, fit, now_text
@@ -32,6 +33,7 @@ from runtimes.process.permits import Duty
 from runtimes.protocol import ComponentKind
 
 SETTLE_SECONDS = 0.5  # a file is taken once it was seen unchanged for so long
+COUNTED = 100_000
 ABANDONED_SECONDS = 3600  # our own unfinished files older than this are swept
 
 Identity = tuple[int, int, int]  # inode, size, mtime_ns
@@ -44,6 +46,11 @@ class Found:
     path: bytes
     name: bytes
     identity: Identity
+
+
+def left_alone(name: bytes) -> bool:
+    """Hidden, or still being written."""
+    return name.startswith(b".") or name.lower().endswith((b".tmp", b".part"))
 
 
 def identity_of(status: os.stat_result) -> Identity:
@@ -129,9 +136,17 @@ class FileInbound(Inbound):
     def abort(self) -> None:
         pass
 
+    def depth(self) -> tuple[int | None, int | None]:
+        """Files that a poll would look at; of a huge folder only the first are counted."""
+        try:
+            with os.scandir(os.fsencode(self._folder)) as entries:
+                return sum(not left_alone(entry.name) and entry.is_file(follow_symlinks=False) for entry in islice(entries, COUNTED)), None
+        except OSError as error:
+            raise Unavailable(f"the folder {self._folder} cannot be read: {error.strerror}") from error
+
     def _look(self, entry: "os.DirEntry[bytes]", now: float, duty: Duty) -> Found | None:
         name = entry.name
-        if name.startswith(b".") or name.lower().endswith((b".tmp", b".part")):
+        if left_alone(name):
             return None
         try:
             status = entry.stat(follow_symlinks=False)

@@ -292,6 +292,9 @@ class QueueErrors:
         self._broker = broker
         self._setting = setting
 
+    def count(self) -> int:
+        return int(self._broker.command("XLEN", self._broker.errors))
+
     def listed(self) -> tuple[int, list[FailedItem]]:
         entries = self._broker.command("XREVRANGE", self._broker.errors, "+", "-", "COUNT", LISTED)
         return int(self._broker.command("XLEN", self._broker.errors)), [self._read(entry, fields_of(flat)) for entry, flat in entries]
@@ -424,6 +427,15 @@ class QueueInbound(Inbound):
 
     def abort(self) -> None:
         self._broker.abort()
+
+    def depth(self) -> tuple[int | None, int | None]:
+        length = int(self._broker.command("XLEN", self._broker.stream))
+        try:
+            summary = self._broker.command("XPENDING", self._broker.stream, CONSUMERS) if length else [0]
+        except NoQueue:
+            summary = [0]
+        pending = int(summary["pending"] if isinstance(summary, dict) else summary[0])
+        return max(length - pending, 0), pending
 
     def _finish(self, entry: bytes, upload: bytes, duty: Duty) -> None:
         self._broker.script(FINISH, [*self._keys(duty), upload], [duty.epoch, CONSUMERS, entry])

@@ -1,5 +1,6 @@
 """Three machines with real agents under the real portal, served by uvicorn from a database in a file."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,10 +16,10 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 
 from portal import vault
-from runtimes import failover, fleet
+from runtimes import failover, fleet, items
 from runtimes.agent.router import pick_port
-from runtimes.models import FailoverGroup, LeadershipChange, Machine, Router, Runtime
-from runtimes.protocol import BundleContent, Component, ComponentKind, FlowSpec, GroupSpec, RequestStatus
+from runtimes.models import FailoverGroup, ItemInquiry, LeadershipChange, Machine, Router, Runtime
+from runtimes.protocol import BundleContent, Component, ComponentKind, FlowSpec, GroupSpec, ItemAct, RequestStatus
 from tests.runtimes.agent.conftest import ROOT, Host, LittlePortal, eventually
 
 pytestmark = pytest.mark.journey
@@ -68,6 +69,25 @@ def bundle(machine: str, group: FailoverGroup, folder: Path) -> BundleContent:
     return BundleContent(environment="test", machine=machine, connector="erp", release=1, flows=[flow], groups=[spec])
 
 
+def the_portal_shows_and_retries_what_failed(runtime: Runtime, home: Path) -> None:
+    errors = home / "runtimes" / runtime.key / "data" / "errors" / "f1"
+    eventually(errors.exists)
+    reason = {"id": "m1", "flow": "erp-orders", "name": "bad.xml", "reason": "it is bad", "tries": 3, "at": "2026-11-22T10:00:00Z"}
+    (errors / "bad.xml").write_bytes(b"<x/>")
+    (errors / "bad.xml.reason.json").write_text(json.dumps(reason))
+
+    def asked(act: ItemAct, *keys: str) -> ItemInquiry:
+        inquiry = items.ask(Runtime.objects.get(pk=runtime.pk), "f1", act, keys=keys, actor="operator", now=timezone.now())
+        eventually(lambda: inquiry.refresh_from_db() or inquiry.answered_at)
+        return inquiry
+
+    listed = asked(ItemAct.LIST)
+    assert [(item["name"], item["reason"], item["tries"]) for item in listed.items] == [("bad.xml", "it is bad", 3)]
+    assert bytes(asked(ItemAct.VIEW, listed.items[0]["key"]).content) == b"<x/>"
+    assert asked(ItemAct.RETRY, listed.items[0]["key"]).items == []
+    eventually(lambda: not list((errors / "again").iterdir()), within=5)
+
+
 def test_the_portal_orders_and_the_machines_do_it(
     group: FailoverGroup,
     admin: User,
@@ -105,6 +125,8 @@ def test_the_portal_orders_and_the_machines_do_it(
     routers = Router.objects.filter(machine__environment=environment)
     eventually(lambda: set(routers.values_list("observed_state", "cluster_known")) == {("running", True)})
     second = next(name for name in EXTERNAL if name != first)
+
+    the_portal_shows_and_retries_what_failed(Runtime.objects.get(environment=environment, machine__name=first), joining[first].home)
 
     wish = failover.switch(group, candidate=second, expected_leader=first, actor="operator", now=timezone.now())
     eventually(lambda: wish.refresh_from_db() or wish.status == RequestStatus.SUCCEEDED)

@@ -151,7 +151,7 @@ def test_files_it_puts_into_its_folder_are_items(tmp_path: Path, run: Callable[.
     """
     run(command(script, items="folder"))
     until(lambda: list(arrived(tmp_path).values()) == [b"<x/>"], 5)
-    assert [path.name for path in (tmp_path / "data" / "outbox" / "f1").iterdir()] == [".half"]
+    until(lambda: [path.name for path in (tmp_path / "data" / "outbox" / "f1").iterdir()] == [".half"], 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- stopping

@@ -1,0 +1,114 @@
+"""Failed items, asked for by the portal: listed, looked at, tried again, discarded. They live on the machine or in its queue.
+
+The agent works on them by itself, without the runtime's process: also when that is stopped, follows or hangs.
+"""
+
+import asyncio
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from runtimes.protocol import BundleContent, FlowSpec, Inquiry, InquiryAnswer, ItemAct
+
+log = structlog.get_logger()
+SHOWN_BYTES = 64 * 1024  # of one item
+ACT_SECONDS = 10.0
+
+Where = tuple[BundleContent, Path]  # what the runtime runs or last ran, and its data folder
+
+
+class Clerk:
+    """Answers inquiries; `where` finds a runtime's bundle and data folder (None: nothing was deployed here)."""
+
+    def __init__(self, where: Callable[[str], Where | None], changed: Callable[[], None]) -> None:
+        self._where = where
+        self._changed = changed
+        self._begun: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.answers: list[InquiryAnswer] = []
+
+    def take(self, inquiries: list[Inquiry]) -> None:
+        """The open inquiries of the latest orders. What is no longer asked needs no answer."""
+        asked = {inquiry.id for inquiry in inquiries}
+        self._begun &= asked
+        self.answers = [answer for answer in self.answers if answer.id in asked]
+        for inquiry in inquiries:
+            if inquiry.id not in self._begun:
+                self._begun.add(inquiry.id)
+                task = asyncio.create_task(self._answer(inquiry))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def stored(self, answers: list[InquiryAnswer]) -> None:
+        """The portal has these."""
+        known = {answer.id for answer in answers}
+        self.answers = [answer for answer in self.answers if answer.id not in known]
+
+    async def _answer(self, inquiry: Inquiry) -> None:
+        try:
+            async with asyncio.timeout(ACT_SECONDS):
+                answer = await asyncio.to_thread(answered, inquiry, self._where(inquiry.runtime))
+        except TimeoutError:
+            answer = InquiryAnswer(
+                id=inquiry.id, problem=f"Where the items of {inquiry.runtime} are, nobody answered within {ACT_SECONDS:g} s."
+            )
+        except Exception as error:
+            log.exception("inquiry_failed", text=f"An inquiry about failed items of {inquiry.runtime} failed.")
+            answer = InquiryAnswer(id=inquiry.id, problem=f"{type(error).__name__} on the machine: see the agent's log.")
+        if inquiry.act in (ItemAct.RETRY, ItemAct.DISCARD):
+            what = "every failed item" if not inquiry.keys else f"{len(inquiry.keys)} failed items"
+            log.info("items", text=f"{inquiry.actor}: {inquiry.act} {what} of {inquiry.runtime}. {answer.problem}".strip())
+        self.answers.append(answer)
+        self._changed()
+
+
+def answered(inquiry: Inquiry, where: Where | None) -> InquiryAnswer:
+    """Do it. Blocks."""
+    from runtimes.process.connectors import INBOUNDS  # here: an agent that nobody asks need not load them
+    from runtimes.process.connectors.base import ConfigError, Setting, Unavailable
+    from runtimes.process.masking import MASK, pattern_of
+
+    if where is None:
+        return InquiryAnswer(id=inquiry.id, problem=f"Nothing was deployed to {inquiry.runtime} yet.")
+    content, data = where
+    flow: FlowSpec | None = next((each for each in content.flows if each.id == inquiry.flow), None)
+    if flow is None:
+        return InquiryAnswer(id=inquiry.id, problem=f"{inquiry.runtime} has no flow {inquiry.flow} in what it runs.")
+    pattern = pattern_of(content.secrets)
+
+    def masked(text: str) -> str:
+        return (pattern.sub(MASK, text) if pattern is not None else text).replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+    problem, shown, size = "", b"", 0
+    setting = Setting(flow.id, flow.name, flow.inbound, "inbound", inquiry.runtime, content.machine, data, log)
+    try:
+        failures = INBOUNDS[flow.inbound.kind](setting).failures
+        if inquiry.act is ItemAct.VIEW and inquiry.keys:
+            shown, size = failures.content(inquiry.keys[0], SHOWN_BYTES)
+        elif inquiry.act in (ItemAct.RETRY, ItemAct.DISCARD):
+            problem = _act(failures, inquiry)
+        total, items = failures.listed()
+    except KeyError:
+        return InquiryAnswer(id=inquiry.id, problem="This item is gone: it was tried again, discarded, or removed by retention.")
+    except (ConfigError, Unavailable, OSError) as error:
+        return InquiryAnswer(id=inquiry.id, problem=masked(f"{error}"))
+    text = shown.decode("utf-8", "surrogateescape")
+    shown = (pattern.sub(MASK, text) if pattern is not None else text).encode("utf-8", "surrogateescape")
+    items = [msgspec.structs.replace(item, name=masked(item.name), reason=masked(item.reason)) for item in items]
+    return InquiryAnswer(id=inquiry.id, problem=problem, total=total, items=items, content=base64.b64encode(shown).decode(), size=size)
+
+
+def _act(failures: Any, inquiry: Inquiry) -> str:
+    """Retry or discard; a sentence about those that are gone."""
+    keys = inquiry.keys or [item.key for item in failures.listed()[1]]
+    gone = 0
+    for key in keys:
+        try:
+            (failures.retry if inquiry.act is ItemAct.RETRY else failures.discard)(key)
+        except KeyError:
+            gone += 1
+    return f"{gone} of {len(keys)} were gone already." if gone else ""

@@ -1,0 +1,93 @@
+"""Failed items of flows: asked for on the machine that has them, shown, tried again, discarded; and what waits in each flow.
+
+The items never live here: an ItemInquiry is a question with its answer, and is forgotten after settings.ITEM_ANSWERS_KEPT_SECONDS.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import msgspec
+from django.conf import settings
+from django.db import transaction
+
+from portal.errors import Invalid, NotAllowed
+from portal.models import Environment
+from runtimes import fleet, protocol
+from runtimes.models import ItemInquiry, Runtime
+
+ANSWER_SECONDS = 15.0  # how long an agent may take to answer
+OPEN_AT_ONCE = 20  # questions to one machine
+
+
+@dataclass(frozen=True)
+class FlowItems:
+    """What waits and what failed in one flow of one runtime, as last reported."""
+
+    runtime: Runtime
+    flow: protocol.FlowReport
+    silent: bool  # the machine: its figures are what was last heard
+
+    @property
+    def name(self) -> str:
+        return self.flow.name
+
+
+def by_flow(environment: Environment, *, now: datetime) -> list[FlowItems]:
+    """Every flow on every machine of an environment, in one query."""
+    runtimes = Runtime.objects.filter(environment=environment).select_related("machine", "connector")
+    found = [
+        FlowItems(runtime, msgspec.convert(row, protocol.FlowReport), runtime.machine.is_silent(now=now))
+        for runtime in runtimes
+        for row in runtime.observed_flows
+    ]
+    return sorted(found, key=lambda each: (each.name, each.runtime.machine.name))
+
+
+def flow_of(runtime: Runtime, key: str) -> protocol.FlowReport | None:
+    """The flow as last reported; None: it runs no such flow."""
+    return next((msgspec.convert(row, protocol.FlowReport) for row in runtime.observed_flows if row.get("flow") == key), None)
+
+
+@transaction.atomic
+def ask(runtime: Runtime, flow: str, act: protocol.ItemAct, *, keys: Sequence[str] = (), actor: str, now: datetime) -> ItemInquiry:
+    """Ask the machine's agent. Retry and discard without keys mean every item.
+
+    Raises:
+        Invalid: a flow that this runtime does not run, or a view of none or several items.
+        NotAllowed: the machine is silent, so nobody would answer; or too many questions are open.
+    """
+    if flow_of(runtime, flow) is None:
+        raise Invalid(f"{runtime.key} does not report a flow {flow}.", field="flow")
+    if act is protocol.ItemAct.VIEW and len(keys) != 1:
+        raise Invalid("Name the one item to look at.", field="keys")
+    if runtime.machine.is_silent(now=now):
+        raise NotAllowed(f"{runtime.machine.name} is silent: its failed items can be seen once its agent reports again.")
+    if ItemInquiry.objects.filter(runtime__machine=runtime.machine, answered_at=None, expires_at__gt=now).count() >= OPEN_AT_ONCE:
+        raise NotAllowed(f"{runtime.machine.name} has {OPEN_AT_ONCE} questions to answer already: wait a moment, then ask again.")
+    expires = now + timedelta(seconds=ANSWER_SECONDS)
+    inquiry = ItemInquiry.objects.create(runtime=runtime, flow=flow, act=act, keys=list(keys), actor=actor[:150], expires_at=expires)
+    fleet.touch(runtime.machine)
+    return inquiry
+
+
+def forget(*, now: datetime) -> int:
+    """Delete old questions with their answers; how many."""
+    before = now - timedelta(seconds=settings.ITEM_ANSWERS_KEPT_SECONDS)
+    return ItemInquiry.objects.filter(created_at__lt=before).delete()[0]
+
+
+def content_of(inquiry: ItemInquiry) -> str:
+    """The shown bytes as text where they are UTF-8 (up to a character cut in half), else as a hexadecimal dump."""
+    data = bytes(inquiry.content)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        if error.start >= len(data) - 3 and len(data) < inquiry.size:
+            return data[: error.start].decode()
+    lines = []
+    for start in range(0, min(len(data), 4096), 16):
+        row = data[start : start + 16]
+        letters = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+        lines.append(f"{start:08x}  {row.hex(' '):<47}  {letters}")
+    return "\n".join(lines)

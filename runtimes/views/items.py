@@ -1,0 +1,103 @@
+"""Operate › Items: what waits in each flow, and the failed items, which the machine shows on demand."""
+
+from typing import Any
+from uuid import UUID
+
+from django.contrib import messages
+from django.http import Http404, HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.utils import timezone
+from django.views.decorators.http import require_GET, require_POST
+
+from portal.access import get_environment, may, role_to_deploy
+from portal.errors import NotAllowed
+from portal.htmx import UserRequest, redirect, render
+from portal.models import Environment
+from runtimes import protocol
+from runtimes.items import ask, by_flow, content_of, flow_of
+from runtimes.models import ItemInquiry, Runtime
+
+ACTS = {"view": protocol.ItemAct.VIEW, "retry": protocol.ItemAct.RETRY, "discard": protocol.ItemAct.DISCARD}
+DONE = {"retry": "Offered again", "discard": "Discarded"}
+
+
+@require_GET
+def items(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """Every flow on every machine with what waits and what failed; its part asks for itself."""
+    environment = get_environment(request.user, slug, kind)
+    lines = by_flow(environment, now=timezone.now())
+    only_failed = request.GET.get("show") == "failed"
+    context = {
+        "environment": environment,
+        "lines": [line for line in lines if line.flow.kept] if only_failed else lines,
+        "number": len(lines),
+        "number_failed": sum(bool(line.flow.kept) for line in lines),
+        "only_failed": only_failed,
+        "here": request.get_full_path(),
+    }
+    return render(request, "runtimes/items.html", context, part="runtimes/_items.html")
+
+
+@require_GET
+def failed(request: UserRequest, slug: str, kind: str, machine: str, connector: str, flow: str) -> HttpResponse:
+    """The failed items of one flow on one machine: asked for now, or the answer to `?inquiry=`."""
+    environment = get_environment(request.user, slug, kind)
+    runtime = _runtime(environment, machine, connector)
+    refusal: NotAllowed | None = None
+    inquiry = _inquiry(runtime, flow, request.GET.get("inquiry", ""))
+    if inquiry is None:
+        try:
+            inquiry = ask(runtime, flow, protocol.ItemAct.LIST, actor=request.user.get_username(), now=timezone.now())
+        except NotAllowed as refused:
+            refusal = refused
+    may_act = may(request.user, environment.project.team_id, role_to_deploy(environment))
+    context: dict[str, Any] = {
+        "environment": environment,
+        "runtime": runtime,
+        "flow": flow_of(runtime, flow),
+        "inquiry": inquiry,
+        "refusal": refusal,
+        "waiting": inquiry is not None and inquiry.answered_at is None and inquiry.expires_at > timezone.now(),
+        "done": DONE.get(inquiry.act, "") if inquiry is not None else "",
+        "may_act": may_act,
+        "role": role_to_deploy(environment).label.lower(),
+        "content": content_of(inquiry) if inquiry is not None and inquiry.act == protocol.ItemAct.VIEW and may_act else "",
+        "here": _address(environment, runtime, flow),
+    }
+    return render(request, "runtimes/items_failed.html", context, part="runtimes/_items_failed.html")
+
+
+@require_POST
+def act(request: UserRequest, slug: str, kind: str, machine: str, connector: str, flow: str) -> HttpResponse:
+    """Look at one, try again or discard the ticked ones (`keys`), or every one (`every`)."""
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    runtime = _runtime(environment, machine, connector)
+    here = _address(environment, runtime, flow)
+    wanted, _, key = request.POST.get("act", "").partition(":")
+    if wanted not in ACTS:
+        raise Http404("There is no such act.")
+    keys = [key] if key else request.POST.getlist("keys")
+    if not keys and "every" not in request.POST:
+        messages.warning(request, "Tick at least one item.")
+        return redirect(request, here)
+    inquiry = ask(runtime, flow, ACTS[wanted], keys=keys, actor=request.user.get_username(), now=timezone.now())
+    return redirect(request, f"{here}?inquiry={inquiry.pk}")
+
+
+def _runtime(environment: Environment, machine: str, connector: str) -> Runtime:
+    found = Runtime.objects.select_related("machine", "connector", "environment__project")
+    return get_object_or_404(found, environment=environment, machine__name=machine, connector__name=connector)
+
+
+def _inquiry(runtime: Runtime, flow: str, text: str) -> ItemInquiry | None:
+    if not text:
+        return None
+    try:
+        return get_object_or_404(ItemInquiry, pk=UUID(text), runtime=runtime, flow=flow)
+    except ValueError:
+        raise Http404("There is no such question.") from None
+
+
+def _address(environment: Environment, runtime: Runtime, flow: str) -> str:
+    return reverse("items-failed", args=[environment.project.slug, environment.kind, runtime.machine.name, runtime.connector.name, flow])

@@ -1,0 +1,169 @@
+"""Failed items as the agent answers for them: real error folders, a real queue."""
+
+import base64
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import structlog
+
+from runtimes.agent.items import SHOWN_BYTES, answered
+from runtimes.process.connectors.aside import ErrorFolder
+from runtimes.process.connectors.base import Item, ItemError, Origin, Setting
+from runtimes.process.connectors.file import FileInbound
+from runtimes.process.connectors.queue import QueueInbound
+from runtimes.process.permits import Duty
+from runtimes.protocol import BundleContent, Component, ComponentKind, FlowSpec, Inquiry, InquiryAnswer, ItemAct
+from tests.runtimes.process.lab import Broker, folder, queue
+from tests.runtimes.process.test_connectors import send, source
+
+__all__ = ["source"]
+FREE = Duty(None, "", 0, float("inf"))
+
+
+class Machine:
+    """One machine with one flow, as its agent sees it."""
+
+    def __init__(self, home: Path, inbound: Component, secrets: list[str] | None = None) -> None:
+        flow = FlowSpec(id="f", name="erp-orders", version="1", inbound=inbound, outbound=Component(kind=ComponentKind.LOG))
+        self.content = BundleContent(
+            environment="test", machine="external01", connector="erp", release=1, flows=[flow], groups=[], secrets=secrets or []
+        )
+        self.data = home / "data"
+        self.setting = Setting("f", "erp-orders", inbound, "inbound", "external01.erp", "external01", self.data, structlog.get_logger())
+
+    def ask(self, act: ItemAct, *keys: str) -> InquiryAnswer:
+        return answered(Inquiry(id="i", runtime="external01.erp", flow="f", act=act, keys=list(keys)), (self.content, self.data))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path, folder(tmp_path / "outbox"), ["hunter2secret"])
+
+
+def fail(inbound: FileInbound, path: Path, content: bytes, reason: str = "it is bad") -> Item:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    inbound.poll(FREE)
+    time.sleep(0.55)
+    (item,) = inbound.poll(FREE)
+    inbound.reject(item, reason, FREE, 3)
+    return item
+
+
+def test_it_is_listed_shown_with_secrets_masked_tried_again_under_its_id_and_gone(machine: Machine, tmp_path: Path) -> None:
+    inbound = FileInbound(machine.setting)
+    failed = fail(inbound, tmp_path / "outbox" / "order.xml", b"<x password='hunter2secret'/>", "refused hunter2secret")
+    answer = machine.ask(ItemAct.LIST)
+    (item,) = answer.items
+    assert (answer.total, item.item, item.name, item.tries, item.size) == (1, failed.id, "order.xml", 3, 29)
+    assert item.reason == "refused •••"
+    seen = machine.ask(ItemAct.VIEW, item.key)
+    assert base64.b64decode(seen.content).decode() == "<x password='•••'/>" and seen.size == 29
+    assert machine.ask(ItemAct.RETRY, item.key).total == 0
+    (again,) = inbound.poll(FREE)
+    assert (again.id, again.name) == (failed.id, b"order.xml")
+    with again.open() as chunks:
+        assert b"".join(chunks) == b"<x password='hunter2secret'/>"
+    inbound.reject(again, "still bad", FREE, 3)
+    (item,) = machine.ask(ItemAct.LIST).items
+    assert item.reason == "still bad" and item.item == failed.id
+    machine.ask(ItemAct.RETRY)
+    (again,) = inbound.poll(FREE)
+    inbound.remove(again, FREE)
+    assert inbound.poll(FREE) == [] and machine.ask(ItemAct.LIST).total == 0
+
+
+def test_it_is_discarded_and_asking_twice_says_so(machine: Machine, tmp_path: Path) -> None:
+    inbound = FileInbound(machine.setting)
+    fail(inbound, tmp_path / "outbox" / os.fsdecode(b"\xff-order"), b"x")
+    (item,) = machine.ask(ItemAct.LIST).items
+    assert machine.ask(ItemAct.DISCARD, item.key).problem == ""
+    assert machine.ask(ItemAct.DISCARD, item.key).problem == "1 of 1 were gone already."
+    assert "is gone" in machine.ask(ItemAct.VIEW, item.key).problem
+    assert not any(path.is_file() for path in (machine.data / "errors" / "f").rglob("*"))
+
+
+def test_a_huge_item_is_shown_in_part_and_a_key_leads_nowhere_else(machine: Machine, tmp_path: Path) -> None:
+    fail(FileInbound(machine.setting), tmp_path / "outbox" / "big", bytes(SHOWN_BYTES + 5))
+    (item,) = machine.ask(ItemAct.LIST).items
+    seen = machine.ask(ItemAct.VIEW, item.key)
+    assert len(base64.b64decode(seen.content)) == SHOWN_BYTES and seen.size == SHOWN_BYTES + 5
+    for key in ("../../etc/passwd", "", "big"):
+        assert "is gone" in machine.ask(ItemAct.VIEW, key).problem
+
+
+def test_what_cannot_be_answered_says_why(machine: Machine, tmp_path: Path) -> None:
+    inquiry = Inquiry(id="i", runtime="external01.erp", flow="other", act=ItemAct.LIST)
+    assert "has no flow other" in answered(inquiry, (machine.content, machine.data)).problem
+    assert "Nothing was deployed" in answered(inquiry, None).problem
+    away = Machine(tmp_path, Component(kind=ComponentKind.QUEUE, settings={"url": "redis://127.0.0.1:1/0", "queue": "q"}))
+    assert "cannot be reached" in away.ask(ItemAct.LIST).problem
+
+
+def item_of(number: int) -> Item:
+    @contextmanager
+    def opened() -> Iterator[Iterator[bytes]]:
+        yield iter([b"x"])
+        raise ItemError("never reached by a whole item")
+
+    return Item(f"m{number}", b"same name", 1, Origin("erp-orders", "", 0, "external01"), opened)
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        pytest.param({"failed_items": "3"}, {"m3", "m4", "m5"}, id="too many: the oldest go"),
+        pytest.param({"failed_days": "1"}, {"m4", "m5"}, id="too old"),
+        pytest.param({}, {"m0", "m1", "m2", "m3", "m4", "m5"}, id="as usual: a month, a thousand"),
+    ],
+)
+def test_retention_by_number_and_age(machine: Machine, given: dict[str, str], left: set[str]) -> None:
+    setting = replace(machine.setting, component=Component(kind=ComponentKind.FILE, settings=given))
+    errors = ErrorFolder(machine.data / "errors" / "f", setting)
+    for number in range(6):
+        errors.put(item_of(number), "bad", 3)
+        note = max((machine.data / "errors" / "f").glob("*.reason.json"), key=lambda path: path.stat().st_mtime)
+        age = 2 * 86400 if number < 4 else 60
+        os.utime(note, (time.time() - age + number, time.time() - age + number))
+    errors.sweep()
+    assert {item.item for item in errors.listed()[1]} == left
+
+
+def test_those_of_a_queue_are_the_same_for_every_machine(broker: Broker, tmp_path: Path, source: FileInbound) -> None:
+    send(broker, tmp_path, source, b"<x/>", name=b"order.xml")
+    machine = Machine(tmp_path, queue(broker))
+    inbound = QueueInbound(machine.setting)
+    inbound.begin(FREE)
+    (item,) = inbound.poll(FREE)
+    assert inbound.depth() == (0, 1)
+    inbound.reject(item, "it is bad", FREE, 3)
+    (failed,) = machine.ask(ItemAct.LIST).items
+    assert (failed.item, failed.name, failed.reason, failed.tries, failed.size) == (item.id, "order.xml", "it is bad", 3, 4)
+    assert base64.b64decode(machine.ask(ItemAct.VIEW, failed.key).content) == b"<x/>"
+    assert machine.ask(ItemAct.RETRY, failed.key).total == 0 and inbound.depth() == (1, 0)
+    (again,) = inbound.poll(FREE)
+    assert again.id == item.id
+    inbound.reject(again, "still", FREE, 3)
+    machine.ask(ItemAct.DISCARD)
+    assert list(broker.client.scan_iter("t:upload:*")) == [] and broker.client.xlen("t:orders:errors") == 0
+    assert "is gone" in machine.ask(ItemAct.VIEW, "not an entry").problem
+
+
+def test_those_of_a_queue_are_kept_to_a_number_and_an_age(broker: Broker, tmp_path: Path) -> None:
+    component = replace(Machine(tmp_path, queue(broker)).setting).component
+    settings = {**component.settings, "failed_items": "2", "failed_days": "1"}
+    machine = Machine(tmp_path, Component(kind=ComponentKind.QUEUE, settings=settings))
+    now = int(time.time() * 1000)
+    for number, age in enumerate((3 * 86400, 100, 50, 0)):
+        broker.client.xadd(
+            "t:orders:errors", {"id": f"m{number}", "reason": "bad", "upload": f"t:upload:{number}"}, id=f"{now - age * 1000}-0"
+        )
+        broker.client.rpush(f"t:upload:{number}", b"x")
+    QueueInbound(machine.setting).failures.sweep()
+    assert [item.item for item in machine.ask(ItemAct.LIST).items] == ["m3", "m2"]
+    assert sorted(broker.client.scan_iter("t:upload:*")) == [b"t:upload:2", b"t:upload:3"]
