@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('portal', '0002_types_secrets_and_history'),
+        ('portal', '0003_timing_profile'),
     ]
 
     operations = [
