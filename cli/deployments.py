@@ -1,8 +1,10 @@
 """`baton deploy` and `baton deployments …`: start, follow, cancel, resume; the exit status tells the outcome."""
 
+import json as jsons
 import time
 from datetime import datetime
 from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 import typer
 from rich.text import Text
@@ -15,11 +17,13 @@ from cli.releases import ReleaseArgument
 app = typer.Typer(help="Executions of plans.", no_args_is_help=True)
 
 LIVE = ("pending", "running", "waiting")
+BROKEN = ("failed", "timed-out")
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 120.0  # for how long a portal that restarts may be away while a deployment is followed
 SUCCEEDED, ENDED_BADLY, A_PERSON_MUST_ACT = 0, 1, 5
 
 DeploymentArgument = Annotated[int, typer.Argument(metavar="DEPLOYMENT", help="Its id")]
+FollowOption = Annotated[bool, typer.Option("--follow/--no-follow", help="Show the steps until it ends")]
 PeopleOption = Annotated[bool, typer.Option("--wait-for-people/--no-wait-for-people", help="At a manual step: wait, or exit with 5")]
 
 
@@ -28,7 +32,7 @@ def deploy(
     environment: EnvironmentOption = "",
     project: ProjectOption = "",
     activate: Annotated[bool, typer.Option("--activate", help="Choose the release for the environment first")] = False,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the steps until it ends")] = True,
+    follow: FollowOption = True,
     wait_for_people: PeopleOption = True,
     json: JsonOption = False,
 ) -> None:
@@ -101,13 +105,83 @@ def cancel(deployment: DeploymentArgument, json: JsonOption = False) -> None:
 @app.command()
 def resume(
     deployment: DeploymentArgument,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the steps until it ends")] = True,
+    follow: FollowOption = True,
     wait_for_people: PeopleOption = True,
     json: JsonOption = False,
 ) -> None:
     """Go on from the step that failed: the same run, its history kept."""
     ask = given.portal()
     _watch(ask, ask.post(f"deployments/{deployment}/resume/"), follow=follow, wait_for_people=wait_for_people, json=json)
+
+
+@app.command()
+def choices(deployment: DeploymentArgument, json: JsonOption = False) -> None:
+    """What can be decided about a deployment that stopped at a failure, and what each choice does."""
+    found = given.portal().get(f"deployments/{deployment}/choices/")
+    if json:
+        show.document(found)
+        return
+    cells = ((row["choice"], row["machine"], row["effect"] or f"not now: {row['refusal']}") for row in found)
+    show.table(["choice", "machine", "what it does"], cells, empty=f"Nothing is to be decided about deployment {deployment}.")
+
+
+@app.command()
+def decide(
+    deployment: DeploymentArgument,
+    choice: Annotated[str, typer.Argument(help="retry, override, skip, exclude, roll-back or abort: see `baton deployments choices`")],
+    reason: Annotated[str, typer.Option("--reason", "-m", help="Why; kept with the run")] = "",
+    machine: Annotated[str, typer.Option("--machine", help="For exclude: which offline machine")] = "",
+    follow: FollowOption = True,
+    wait_for_people: PeopleOption = True,
+    json: JsonOption = False,
+) -> None:
+    """Decide how a deployment that stopped at a failure goes on, and show its steps until it ends."""
+    ask = given.portal()
+    after = ask.post(f"deployments/{deployment}/decide/", {"choice": choice, "reason": reason, "machine": machine})
+    if choice == "abort":
+        follow = False
+    _watch(ask, after, follow=follow, wait_for_people=wait_for_people, json=json)
+
+
+@app.command()
+def confirm(
+    deployment: DeploymentArgument,
+    step: Annotated[int, typer.Argument(metavar="STEP", help="The number of the manual step")],
+    follow: FollowOption = True,
+    wait_for_people: PeopleOption = True,
+    json: JsonOption = False,
+) -> None:
+    """Say that what a manual step asks for is done."""
+    ask = given.portal()
+    after = ask.post(f"deployments/{deployment}/steps/{step}/confirm/")
+    _watch(ask, after, follow=follow, wait_for_people=wait_for_people, json=json)
+
+
+@app.command()
+def log(
+    deployment: DeploymentArgument,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", "-f", help="Go on until the deployment says no more")] = False,
+    step: Annotated[str, typer.Option("--step", help="Only of this step")] = "",
+    machine: Annotated[str, typer.Option("--machine", help="Only of this machine")] = "",
+    level: Annotated[str, typer.Option("--level", help="debug, info, warning or error: this one and above")] = "info",
+    search: Annotated[str, typer.Option("--search", "-q", help="Only lines that hold this text")] = "",
+    json: Annotated[bool, typer.Option("--json", help="One document per line, for programs")] = False,
+) -> None:
+    """What a deployment's steps and machines said, without a gap; secrets are masked."""
+    ask, query = given.portal(), {"of": step, "machine": machine, "level": level, "q": search}
+    while True:
+        piece = ask.get(f"deployments/{deployment}/log/", **query)
+        for line in piece["lines"]:
+            if json:
+                typer.echo(jsons.dumps(line, ensure_ascii=False))
+            else:
+                style = {"error": "red", "warning": "yellow"}.get(line["level"], "")
+                show.line(Text(f"{show.moment(line['at'])}  {line['source']:<20} {line['text']}", style=style))
+        query = dict(parse_qsl(piece["next"]))
+        if piece["ended"] or (piece["complete"] and not follow):
+            return
+        if piece["complete"]:
+            time.sleep(POLL_SECONDS)
 
 
 def _watch(ask: Portal, found: dict[str, Any], *, follow: bool, wait_for_people: bool, json: bool) -> None:
@@ -137,6 +211,8 @@ def _watch(ask: Portal, found: dict[str, Any], *, follow: bool, wait_for_people:
     elif follow:
         show.line(Text(f"Deployment {found['id']} ") + show.status(found["status"]) + Text(f" after {_took(found)}."))
     if follow and found["status"] != "succeeded":
+        if not json and found["status"] in BROKEN:
+            show.note(f"Decide how it goes on: `baton deployments choices {found['id']}`.")
         raise typer.Exit(ENDED_BADLY)
 
 

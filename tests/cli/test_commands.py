@@ -12,9 +12,10 @@ from rest_framework.authtoken.models import Token
 
 from cli import app as command_line
 from cli import settings as kept
-from deployments import releases
+from deployments import releases, rollout
 from deployments.models import Release
-from portal.models import Connector, Flow, FlowVersion, Project, Property
+from portal.models import Environment, Flow, FlowVersion, Project, Property
+from tests.deployments.conftest import Engine
 
 
 class Said:
@@ -49,14 +50,6 @@ def baton(
         return Said(status, *capsys.readouterr())
 
     return run
-
-
-@pytest.fixture
-def release(erp: Connector, developer: User) -> Release:
-    """Release 1 of webshop."""
-    flow = Flow.objects.get(connector=erp)
-    FlowVersion.objects.create(flow=flow, major=1, minor=0, patch=0, definition=flow.definition())
-    return releases.build(flow.connector.project, name="First", note="", by=developer)
 
 
 def test_a_developer_logs_in_and_only_the_owner_can_read_the_token(
@@ -170,3 +163,20 @@ def test_two_releases_are_compared_line_by_line_and_the_exit_status_can_tell(
     assert [line for line in said.out.splitlines() if "auto" in line and line.strip()[:1] in "+-"]
     same = baton("compare", "2", "2", "--exit-code")
     assert (same.status, "No difference." in same.out) == (0, True)
+
+
+def test_a_failed_deployment_says_why_and_how_it_can_go_on(
+    baton: Callable[..., Said], active: Release, filled: Environment, engine: Engine, developer: User
+) -> None:
+    engine.machines.failing["external01.erp"] = "no memory"
+    run = engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
+    followed = baton("deployments", "follow", str(run.pk))
+    assert followed.status == 1
+    assert "no memory" in followed.out
+    assert f"baton deployments choices {run.pk}" in followed.out
+    assert "retry" in baton("deployments", "choices", str(run.pk)).out
+    assert "no memory" in baton("deployments", "log", str(run.pk), "--follow").out
+    needs_a_reason = baton("deployments", "decide", str(run.pk), "skip")
+    assert (needs_a_reason.status, "reason" in needs_a_reason.err) == (3, True)
+    assert baton("deployments", "decide", str(run.pk), "abort").status == 0
+    assert "Nothing is to be decided" in baton("deployments", "choices", str(run.pk)).out
