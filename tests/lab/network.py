@@ -307,9 +307,12 @@ def _is_zombie(pid: int) -> bool:
 class Network:
     """A bridge with hosts. `close` removes everything that this object made."""
 
+    made = 0  # in this program, so that two do not share names
+
     def __init__(self, addresses: Mapping[str, str]) -> None:
         check_possible()
-        self.prefix = f"bl{os.getpid()}"
+        Network.made += 1
+        self.prefix = f"bl{os.getpid()}" + (f".{Network.made}" if Network.made > 1 else "")
         self.switch = f"{self.prefix}-switch"
         self.children: list[subprocess.Popen[bytes]] = []
         self.wires: dict[str, Wire] = {}

@@ -1,15 +1,19 @@
 """The judge is not blind: what must be a violation is one, what must not be is none. Needs no network."""
 
 import itertools
+import os
 import random
+import subprocess
+import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.lab.clock import boot
+from tests.lab.clock import HostClock, boot
 from tests.lab.faults import fault
-from tests.lab.judge import PAGE, Emit, Page, Pages, Watch, late_emits
+from tests.lab.judge import PAGE, Emit, Page, Pages, Shown, Turn, Watch, late_emits
 
 
 def emit(epoch: int | None, at: float = 0.0) -> Emit:
@@ -60,6 +64,59 @@ def test_a_disabled_member_that_is_on_is_seen(tmp_path: Path) -> None:
     time.sleep(0.1)
     pages.close()
     assert pages.disabled_led
+
+
+def shown(status: str, state: str, age: float, machine: str = "external01") -> dict[str, str]:
+    at = datetime.fromtimestamp(time.time() - age, UTC).isoformat()
+    return {"machine": machine, "status": status, "state": state, "last_report_at": at}
+
+
+ON_ALL_THE_TIME, ON_UNTIL_A_MINUTE_AGO, NEVER_ON = [(-100.0, True)], [(-100.0, True), (-60.0, False)], list[tuple[float, bool]]()
+
+
+@pytest.mark.parametrize(
+    ("turns", "members", "lies"),
+    [
+        pytest.param(ON_ALL_THE_TIME, [shown("leader", "on", 1)], 0, id="the leader is On"),
+        pytest.param(NEVER_ON, [shown("leader", "on", 1)], 1, id="the shown leader never was On"),
+        pytest.param(ON_UNTIL_A_MINUTE_AGO, [shown("leader", "on", 1)], 1, id="it was, a minute ago"),
+        pytest.param(ON_UNTIL_A_MINUTE_AGO, [shown("unknown", "on", 70)], 0, id="Unknown says how old it is"),
+        pytest.param(NEVER_ON, [shown("follower", "off", 20)], 1, id="too old to be shown as a fact"),
+        pytest.param(ON_ALL_THE_TIME, [shown("isolated", "off", 1)], 1, id="shown Off, On all the time"),
+        pytest.param(ON_ALL_THE_TIME, [shown("leader", "on", 1), shown("leader", "off", 1, "external02")], 1, id="two leaders"),
+        pytest.param(NEVER_ON, [shown("single-node", "on", 1)], 0, id="a single node has no permit page that could say"),
+    ],
+)
+def test_what_the_portal_shows_is_compared_with_what_was(turns: list[tuple[float, bool]], members: list[dict[str, str]], lies: int) -> None:
+    pages = Pages([], lambda host, connector: True)
+    now = boot()
+    pages.turns["erp"] = [Turn(now + at, on, "external01") for at, on in turns]
+    judge = Shown(lambda: None, pages, {"erp-orders": "erp"})
+    judge.compare({"name": "erp-orders", "epoch": 5, "members": members}, now, now, boot() - time.time())
+    assert len(judge.lies) == lies, judge.lies
+
+
+def test_a_shown_epoch_never_goes_back() -> None:
+    judge = Shown(lambda: None, Pages([], lambda host, connector: True), {"erp-orders": "erp"})
+    for epoch in (5, 5, 7, 6):
+        judge.compare({"name": "erp-orders", "epoch": epoch, "members": []}, 0.0, 0.0, 0.0)
+    assert len(judge.lies) == 1
+
+
+def test_a_hosts_own_clock_is_read_as_that_host_reads_it(tmp_path: Path) -> None:
+    clock = HostClock(tmp_path / "clock")
+    clock.run_at(0.5)
+    now = boot()
+    assert abs(clock.shown(now) - now) < 0.1
+    assert abs(clock.shown(now + 10) - (now + 5)) < 0.1
+    clock.step(3600.0)
+    program = "import time; from datetime import UTC, datetime as d; print(time.time(), d.now(UTC).timestamp(), time.clock_gettime(7))"
+    environment = os.environ | clock.environment("")
+    said = subprocess.run([sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
+    wall, date, its_boot = map(float, said.split())
+    assert abs(wall - time.time() - 3600) < 5
+    assert abs(date - wall) < 1
+    assert abs(its_boot - clock.shown(boot())) < 5
 
 
 def test_the_order_of_commits_is_the_kernels(tmp_path: Path) -> None:
