@@ -33,7 +33,7 @@ from tests.lab.clock import boot
 from tests.lab.network import inside
 
 PAGE = struct.Struct("<dI4x")  # permit_until (boot time), on
-EPOCHS = 10**12
+QUEUES_DB = 1  # of the broker, as landscape and lab name it in the queues' URL
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -125,7 +125,7 @@ class Sinks:
         self._watch = Watch(shared / "tills" / "inbox")
         self._entries: list[Emit] = []
         self._receipts: dict[str, tuple[list[dict[str, Any]], int]] = {}  # by connector: lines, and the bytes read
-        self._client = redis.Redis(unix_socket_path=broker_socket, socket_timeout=5, retry=None)
+        self._client = redis.Redis(unix_socket_path=broker_socket, db=QUEUES_DB, socket_timeout=5, retry=None)
         self._stream = stream
         self._end = False
         self._thread = threading.Thread(target=self._read, name="queue reader", daemon=True)
@@ -482,6 +482,7 @@ class Verdict:
     duplicates: dict[str, int] = field(default_factory=dict)
     unknown_duplicates: dict[str, int] = field(default_factory=dict)  # the same bytes under two ids: a sink could not tell
     unattributed: dict[str, int] = field(default_factory=dict)
+    unseen: dict[str, int] = field(default_factory=dict)  # commits of which the judge has a receipt only, and not the order
     disabled_led: list[str] = field(default_factory=list)
     lies: list[str] = field(default_factory=list)  # what the portal showed that was not so
     compared: int = 0  # members that it showed
@@ -493,6 +494,8 @@ class Verdict:
         said = [*self.overlaps, *self.disabled_led, *self.lies, *self.late["erp"]]
         if len(self.late["tills"]) > in_flight:
             said += self.late["tills"]
+        blind = [name for name, count in self.unseen.items() if count > self.emitted[name] * 0.02 + 5]
+        said += [f"{name}: the judge did not see {self.unseen[name]} commits" for name in blind]
         said += [f"{name}: {count} items lost" for name, count in self.lost.items() if count]
         return said + [f"{name}: {count} duplicates under another id" for name, count in self.unknown_duplicates.items() if count]
 
@@ -502,7 +505,7 @@ class Verdict:
             said.append(
                 f"{name}: {self.emitted[name]} emitted, {self.lost[name]} lost, {self.duplicates[name]} duplicates known by id, "
                 f"{self.unknown_duplicates[name]} under another id, {len(self.late[name])} under a lower epoch, "
-                f"{self.unattributed[name]} without a known epoch"
+                f"{self.unattributed[name]} without a known epoch, {self.unseen[name]} unseen by the judge"
             )
         said.append(f"disabled and leading: {len(self.disabled_led)}")
         said.append(f"shown by the portal and not so: {len(self.lies)} of {self.compared}")
@@ -549,4 +552,5 @@ def judge(source: Source, sinks: Sinks, pages: Pages, shown: Shown) -> Verdict:
         verdict.duplicates[name] = sum(count - 1 for count in ids.values())
         verdict.unknown_duplicates[name] = sum(len(each) - 1 for each in contents.values())
         verdict.unattributed[name] = sum(emit.epoch is None for emit in emits)
+        verdict.unseen[name] = max(len(receipts) - len(emits), 0)
     return verdict

@@ -135,7 +135,7 @@ class Lab:
             "shared": str(self.shared),
             "many": str(self.many),
             "profile": self.profile,
-            "queues_url": f"redis://{ADDRESSES[CORE]}:{BROKER_PORT}/1",
+            "queues_url": f"redis://{ADDRESSES[CORE]}:{BROKER_PORT}/{judge.QUEUES_DB}",
             "tokens": str(self.home / "tokens.json"),
         }
         file = self.home / "facts.json"
