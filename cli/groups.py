@@ -1,5 +1,6 @@
 """`baton groups …` and `baton switch`: who leads, and the acts of an operator."""
 
+import re
 import time
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from rich.text import Text
 
 from cli import given, show
 from cli.given import EnvironmentOption, JsonOption, ProjectOption
-from cli.portal import Portal
+from cli.portal import Portal, Usage
 
 app = typer.Typer(help="Failover groups: who leads, switch, disable, enable.", no_args_is_help=True)
 
@@ -43,19 +44,39 @@ def list_groups(environment: EnvironmentOption = "", project: ProjectOption = ""
     for row in rows:
         for problem in row["problems"]:
             show.warn(f"{row['name']}: {problem}")
+        for alarm in row["alarms"]:
+            show.warn(f"{row['name']}: {alarm['sentence']} {alarm['remedy']}")
+        if row["returns"] is not None:
+            show.line(f"{row['name']}: {row['returns']['sentence']}{_in(row['returns']['in_seconds'])}")
+
+
+def _in(seconds: float | None) -> str:
+    """ " In 3 min 20 s." """
+    return "" if seconds is None else f" In {int(seconds) // 60} min {int(seconds) % 60} s."
+
+
+def _seconds(text: str) -> int:
+    """ "90m", "2h" or "1d" in seconds. Raises Usage."""
+    found = re.fullmatch(r"(\d{1,5})([mhd])", text.strip())
+    if found is None:
+        raise Usage(f"--for {text} is no time: say it as 90m, 2h or 1d.")
+    return int(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def switch(
     group: GroupArgument,
     to: Annotated[str, typer.Option("--to", metavar="MACHINE", help="Who shall lead; left out: any ready follower")] = "",
     expect: Annotated[str, typer.Option("--expect", metavar="MACHINE", help="Refuse when another one leads by now")] = "",
+    stays: Annotated[str, typer.Option("--for", metavar="TIME", help="90m, 2h or 1d: then it returns to the preferred leader")] = "",
     environment: EnvironmentOption = "",
     project: ProjectOption = "",
     wait: WaitOption = True,
     json: JsonOption = False,
 ) -> None:
     """Hand leadership over, and wait until it is done."""
-    body = {name: machine for name, machine in (("candidate", to), ("expected_leader", expect)) if machine}
+    body: dict[str, Any] = {name: machine for name, machine in (("candidate", to), ("expected_leader", expect)) if machine}
+    if stays:
+        body["returns_after_seconds"] = _seconds(stays)
     _act(group, "switch", body, environment, project, wait=wait, json=json)
 
 

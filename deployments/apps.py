@@ -9,10 +9,11 @@ class DeploymentsConfig(AppConfig):
         """News travels up without an import (docs/architecture.md, layer rule 5)."""
         from deployments import demonstration, rollout, steps, tasks
         from portal import readiness
-        from runtimes import architecture, fleet
+        from runtimes import architecture, failback, fleet
 
         fleet.on_report.append(rollout.wake)
         architecture.guards.append(rollout.refuse_while_deploying)
+        failback.blockers.append(rollout.running_on)
         rollout.send = tasks.send_step
         steps.probe = tasks.send_probe
         readiness.checks["first deployment"] = demonstration.first_deployment_ended_well

@@ -103,6 +103,12 @@ def refuse_while_deploying(environment: Environment) -> None:
         raise _busy(environment)
 
 
+def running_on(environments: Collection[int]) -> dict[int, str]:
+    """ "Deployment 12 is under way." by the ids of those of the environments where one is."""
+    live = Deployment.objects.filter(environment__in=environments, status__in=LIVE).values_list("environment", "pk")
+    return {environment: f"Deployment {number} is under way." for environment, number in live}
+
+
 def not_offline(machine: Machine | None, name: str, now: datetime) -> str:
     """Why a machine cannot be left out; empty when it can. One that reports would be deployed at once again."""
     if machine is None:

@@ -15,7 +15,7 @@ from deployments import frozen, gates, masking, moves, releases
 from deployments.models import DONE, Deployment, Exclusion, RunStatus, StepKind, StepLog, StepRun
 from portal import properties
 from portal.errors import Busy, NotAllowed, NotReady, Stale
-from runtimes import failover, fleet, membership, profiles, protocol
+from runtimes import balancing, failover, fleet, membership, profiles, protocol
 from runtimes.models import (
     LIVE_REQUESTS,
     Bundle,
@@ -179,6 +179,8 @@ class DeployRouters(Kind):
         ] or properties.address_conflicts(found)
         if reasons:
             raise NotAllowed(" ".join(reasons), reasons=reasons)
+        for sentence in fleet.shared_addresses(environment, found):
+            note(step, sentence, now, level="warning")
         if machines:
             addresses = {name: (address, int(port)) for name, (address, port) in found.items() if address and port}
             change = membership.assign(environment, addresses, actor=actor(step), now=now)
@@ -408,7 +410,7 @@ def _brings_nobody(seen: failover.MemberVerdict) -> bool:
         or seen.status == Status.DISABLED
         or seen.member.observed_disabled
         or runtime.machine.joined_at is None
-        or (seen.age_seconds is not None and seen.age_seconds > failover.SILENT_FOR_LONG_SECONDS)
+        or (seen.age_seconds is not None and seen.age_seconds > balancing.SILENT_FOR_LONG_SECONDS)
     )
 
 
@@ -862,7 +864,7 @@ class BalanceFailover(Kind):
     def _look(self, step: StepRun, group: FailoverGroup, without: set[str], now: datetime) -> Outcome:
         assert step.started_at is not None
         try:
-            look = failover.balance(
+            look = balancing.balance(
                 group,
                 release=step.deployment.release.number,
                 actor=actor(step),

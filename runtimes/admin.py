@@ -7,6 +7,7 @@ from django.http import HttpRequest
 
 from portal.admin_site import ReadOnly, TabularInline
 from runtimes.models import (
+    Alarm,
     Bundle,
     CertificateAuthority,
     FailoverGroup,
@@ -14,11 +15,13 @@ from runtimes.models import (
     GroupRequest,
     JoinToken,
     LeadershipChange,
+    LeadershipEnd,
     Machine,
     MachineCertificate,
     Router,
     Runtime,
     RuntimeLog,
+    TimedSwitch,
 )
 
 
@@ -82,11 +85,32 @@ class LeadershipChangeAdmin(ReadOnly):
     list_select_related = ("group",)
 
 
+@admin.register(LeadershipEnd)
+class LeadershipEndAdmin(ReadOnly):
+    list_display = ("group", "epoch", "runtime", "cause", "reason", "at")
+    list_filter = ("cause", "group__environment__project")
+    list_select_related = ("group",)
+
+
 @admin.register(GroupRequest)
 class GroupRequestAdmin(ReadOnly):
     list_display = ("group", "kind", "machine", "cause", "actor", "status", "reason", "created_at", "ended_at")
     list_filter = ("status", "kind", "group__environment__project")
     search_fields = ("group__name", "machine", "actor", "reason")
+    list_select_related = ("group",)
+
+
+@admin.register(TimedSwitch)
+class TimedSwitchAdmin(ReadOnly):
+    list_display = ("group", "machine", "actor", "until", "ended_at", "ending", "reason")
+    list_filter = ("ending", "group__environment__project")
+    list_select_related = ("group",)
+
+
+@admin.register(Alarm)
+class AlarmAdmin(ReadOnly):
+    list_display = ("kind", "group", "runtime", "subject", "sentence", "since", "raised_at", "cleared_at")
+    list_filter = ("kind", "group__environment__kind", "group__environment__project")
     list_select_related = ("group",)
 
 

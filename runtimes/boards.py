@@ -3,6 +3,7 @@
 Reads only, in a fixed number of queries however many groups there are.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -10,21 +11,24 @@ from datetime import datetime, timedelta
 from django.db.models import OuterRef, QuerySet, Subquery
 
 from portal.models import Environment
-from runtimes import failover, protocol
-from runtimes.models import LIVE_REQUESTS, FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine
+from runtimes import alarms, failback, failover, history, protocol
+from runtimes.alarms import Found
+from runtimes.models import (
+    LIVE_REQUESTS,
+    AlarmKind,
+    FailbackPolicy,
+    FailoverGroup,
+    GroupMember,
+    GroupRequest,
+    LeadershipChange,
+    Machine,
+    TimedSwitch,
+)
+from runtimes.protocol import epoch_words
 
 OUTCOME_SHOWN_FOR = timedelta(minutes=10)  # how long an ended request stays on the page, unless a newer one replaces it
 
-CAUSES: dict[str, str] = {
-    protocol.Cause.FIRST: "nobody led before",
-    protocol.Cause.CRASH: "crash: its process ended",
-    protocol.Cause.SILENCE: "silence: it was not heard from",
-    protocol.Cause.RELEASE: "it stopped cleanly",
-    protocol.Cause.SWITCH: "switched by hand",
-    protocol.Cause.BALANCE: "Balance failover",
-    protocol.Cause.DEPLOY: "handed over before its deployment",
-    protocol.Cause.DISABLE: "disabled",
-}
+DEPLOYMENT = re.compile(r"deployment (\d{1,18})")
 
 ACTS: dict[str, str] = {"play": "Play", "stop": "Stop", "disable": "Disable", "enable": "Enable"}
 
@@ -50,7 +54,19 @@ class Change:
 
     @property
     def epoch(self) -> str:
-        return epoch_in_words(self.row.epoch)
+        return epoch_words(self.row.epoch)
+
+    @property
+    def deployment(self) -> int | None:
+        """Number of the deployment that asked for it."""
+        found = DEPLOYMENT.fullmatch(self.row.actor)
+        return int(found[1]) if found else None
+
+    @property
+    def person(self) -> str:
+        """Who asked for it on a page or by the API; empty for a deployment, a policy, or an administrator on a machine."""
+        by_hand = self.row.cause in (protocol.Cause.SWITCH, protocol.Cause.DISABLE)
+        return self.row.actor if by_hand and not self.deployment and " on " not in self.row.actor else ""
 
 
 @dataclass(frozen=True)
@@ -62,9 +78,14 @@ class MemberLine:
     preferred: bool
     since: datetime | None
     last_activity: datetime | None
-    alarm: str  # "Leader but Off: …"; empty when there is none
+    alarms: list[Found]  # "Leader but Off": each with its cause and what to do
     wish: str  # "preferred Leader", "to be disabled by operator"
     buttons: list[Button] = field(default_factory=list)
+
+    @property
+    def alarm(self) -> str:
+        """The first alarm in short; empty when there is none."""
+        return self.alarms[0].short if self.alarms else ""
 
 
 @dataclass(frozen=True)
@@ -76,10 +97,25 @@ class Board:
     lines: list[MemberLine]
     last_change: Change | None
     request: GroupRequest | None  # live, or ended a short while ago
+    returns: failback.Return | None = None  # what is to return to the preferred leader, and when
+    seconds_left: float | None = None  # until then, when time alone decides
 
     @property
     def epoch(self) -> str:
-        return epoch_in_words(self.group.epoch)
+        return epoch_words(self.group.epoch)
+
+    @property
+    def alarms(self) -> list[Found]:
+        return [alarm for line in self.lines for alarm in line.alarms]
+
+    @property
+    def healthy(self) -> bool:
+        return self.verdict.healthy and not self.alarms
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence each: what the verdict finds, and what leads without hearing of its source."""
+        return self.verdict.problems + [alarm.sentence for alarm in self.alarms if alarm.kind == AlarmKind.SILENT]
 
     @property
     def request_is_live(self) -> bool:
@@ -96,6 +132,21 @@ class Board:
         wish = protocol.IsolationPolicy(self.group.isolation_policy)
         behind = [said.machine for said in self.verdict.members if said.fresh and said.member.observed_isolation != wish]
         return failover.POLICY_WORDS[wish] + (f" (not yet known to {', '.join(sorted(behind))})" if behind else "")
+
+    @property
+    def timed(self) -> TimedSwitch | None:
+        return failback.timed(self.group)
+
+    @property
+    def failback(self) -> str:
+        """ "Automatic after 5 min", "In a window, 22:00–04:00 Europe/Amsterdam" """
+        group, policy = self.group, FailbackPolicy(self.group.failback)
+        words = failback.WORDS[policy]
+        if policy == FailbackPolicy.MANUAL:
+            return words
+        window = policy == FailbackPolicy.WINDOW and group.failback_window_start and group.failback_window_end
+        hours = f", {group.failback_window_start:%H:%M}–{group.failback_window_end:%H:%M} {group.failback_zone}" if window else ""
+        return f"{words} after {failover.ago(group.failback_stable_seconds)}{hours}"
 
     @property
     def fails_over(self) -> bool:
@@ -127,18 +178,12 @@ def moment(text: str) -> datetime | None:
         return None
 
 
-def epoch_in_words(epoch: int) -> str:
-    """ "1·240": generation and revision, of which an epoch is made (docs/failover.md); "–" where there is none."""
-    generation, revision = divmod(epoch, 10**12)
-    return f"{generation}·{revision}" if epoch else "–"
-
-
 def in_words(change: LeadershipChange) -> Change:
     return Change(
         row=change,
         machine=change.runtime.split(".")[0],
         previous=change.previous.split(".")[0],
-        words=CAUSES.get(change.cause, change.cause),
+        words=history.CAUSES[protocol.Cause(change.cause)],
     )
 
 
@@ -149,6 +194,7 @@ def with_members(groups: "QuerySet[FailoverGroup]") -> "QuerySet[FailoverGroup]"
 
 def boards(environments: Iterable[Environment], *, now: datetime, machine: str = "") -> list[Board]:
     """Every group of these environments, unhealthy ones first; with `machine`, those with a member there."""
+    environments = list(environments)
     groups = FailoverGroup.objects.filter(environment__in=environments)
     if machine:
         groups = groups.filter(pk__in=GroupMember.objects.filter(runtime__machine__name=machine).values("group"))
@@ -159,24 +205,28 @@ def boards(environments: Iterable[Environment], *, now: datetime, machine: str =
     newest = {pk: (change, request) for pk, change, request in latest}
     changes = LeadershipChange.objects.in_bulk([change for change, _ in newest.values() if change])
     requests = GroupRequest.objects.in_bulk([request for _, request in newest.values() if request])
+    blocked = failback.blocked([environment.pk for environment in environments])
     made = [
-        board_of(group, changes.get(newest[group.pk][0]), requests.get(newest[group.pk][1]), now=now)
-        for group in with_members(FailoverGroup.objects.filter(pk__in=newest))
+        board_of(group, changes.get(newest[group.pk][0]), requests.get(newest[group.pk][1]), blocked.get(group.environment_id, ""), now=now)
+        for group in failback.with_facts(with_members(FailoverGroup.objects.filter(pk__in=newest)), now=now)
         if group.members.all()
     ]
-    return sorted(made, key=lambda board: (board.verdict.healthy, board.group.name, board.system))
+    return sorted(made, key=lambda board: (board.healthy, board.group.name, board.system))
 
 
-def board_of(group: FailoverGroup, change: LeadershipChange | None, request: GroupRequest | None, *, now: datetime) -> Board:
+def board_of(group: FailoverGroup, change: LeadershipChange | None, request: GroupRequest | None, blocked: str, *, now: datetime) -> Board:
     """One group's board from rows already read."""
     verdict = failover.verdict(group, now=now)
     recent = request if request and (request.status in LIVE_REQUESTS or is_recent(request, now)) else None
+    returns = failback.decide(verdict, blocked=blocked, now=now)
     return Board(
         group=group,
         verdict=verdict,
         lines=[line_of(group, said, verdict, recent, now=now) for said in sorted(verdict.members, key=machine_of)],
         last_change=in_words(change) if change else None,
         request=recent,
+        returns=returns,
+        seconds_left=max(0.0, (returns.at - now).total_seconds()) if returns and returns.at else None,
     )
 
 
@@ -198,22 +248,10 @@ def line_of(
         preferred=runtime.preference == protocol.Preference.LEADER,
         since=moment(said.member.observed_since) if said.status != protocol.Status.UNKNOWN else None,
         last_activity=moment(said.member.observed_last_activity),
-        alarm=alarm_of(said),
+        alarms=[alarm for alarm in alarms.of(verdict) if alarm.runtime == runtime.key],
         wish=member_wish(said, request),
         buttons=buttons_of(group, said, verdict, request, now=now),
     )
-
-
-def alarm_of(said: failover.MemberVerdict) -> str:
-    """The two states that must never look like a green line; empty when there is nothing to say."""
-    leads = said.status in (protocol.Status.LEADER, protocol.Status.SINGLE_NODE)
-    if said.state == protocol.State.PARTLY:
-        return "Partly: some inbounds of the group run and some do not."
-    if leads and said.state == protocol.State.OFF:
-        return "Leader but Off: it holds the leadership and consumes nothing."
-    if said.status in (protocol.Status.FOLLOWER, protocol.Status.DISABLED) and said.state == protocol.State.ON:
-        return "Not the leader but On: its inbounds should not run."
-    return ""
 
 
 def member_wish(said: failover.MemberVerdict, request: GroupRequest | None) -> str:
@@ -257,4 +295,4 @@ def refusal_of(act: str, said: failover.MemberVerdict, verdict: failover.Verdict
 
 
 def troubled(found: Sequence[Board]) -> list[Board]:
-    return [board for board in found if not board.verdict.healthy]
+    return [board for board in found if not board.healthy]

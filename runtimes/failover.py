@@ -1,8 +1,8 @@
-"""Preferences, balance and switches of failover groups: the portal's wishes, and its verdict on what it heard."""
+"""Preferences and switches of failover groups: the portal's wishes, and its verdict on what it heard. Balance is in `balancing`."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 from django.conf import settings
@@ -12,12 +12,9 @@ from django.utils import timezone
 
 from portal.errors import Busy, Invalid, NotReady, Stale
 from runtimes import fleet, protocol
-from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Runtime
-from runtimes.protocol import Cause, IsolationPolicy, Preference, RequestKind, RequestStatus, State, Status
+from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, GroupRequest, Runtime
+from runtimes.protocol import Cause, IsolationPolicy, Preference, RequestKind, RequestStatus, State, Status, epoch_words
 from runtimes.reports import REQUEST_PENDING_SECONDS
-
-SILENT_FOR_LONG_SECONDS = 30.0  # Balance no longer waits for a preferred member whose agent is silent for so long
-ASK_AGAIN_AFTER_SECONDS = 2.0  # Balance, after a hand-over that failed
 
 WORDS = {
     Status.LEADER: "Leader",
@@ -71,6 +68,7 @@ class Verdict:
     leader: MemberVerdict | None
     healthy: bool  # exactly one leader, On; every other member Follower or Disabled, Off, fresh
     problems: list[str]  # one sentence each; empty when healthy
+    at: datetime = field(default_factory=timezone.now)  # when it was judged
 
 
 def with_members() -> "Prefetch[str]":
@@ -83,9 +81,18 @@ def with_members() -> "Prefetch[str]":
     )
 
 
-def _read(group: FailoverGroup) -> FailoverGroup:
+def read_now(group: FailoverGroup) -> FailoverGroup:
     """The group as it is now: an act never decides on what a page read earlier."""
     return FailoverGroup.objects.select_related("environment", "group").prefetch_related(with_members()).get(pk=group.pk)
+
+
+def clock(moment: str, *, now: datetime) -> str:
+    """ "12:03:41 UTC" of an RFC 3339 moment, with the day if that is another than today's; as it is, if it is none."""
+    try:
+        at = datetime.fromisoformat(moment).astimezone(UTC)
+    except ValueError:
+        return moment
+    return f"{at:%H:%M:%S} UTC" if at.date() == now.astimezone(UTC).date() else f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def ago(seconds: float) -> str:
@@ -101,11 +108,12 @@ def ago(seconds: float) -> str:
 def verdict(group: FailoverGroup, *, now: datetime) -> Verdict:
     """Pure over rows already read: give it groups with members__runtime__machine and __connector prefetched."""
     heard = [_heard(member, now=now) for member in group.members.all()]
+    heard = [_seen_by_siblings(said, heard, now) for said in heard]
     believed = _leaders(group, heard)
     members = [_disbelieved(group, said) if said.status == Status.LEADER and said is not believed else said for said in heard]
     leader = believed or _single(members)
     problems = _problems(group, members, leader)
-    return Verdict(group, members, leader, healthy=not problems, problems=problems)
+    return Verdict(group, members, leader, healthy=not problems, problems=problems, at=now)
 
 
 def _heard(member: GroupMember, *, now: datetime) -> MemberVerdict:
@@ -118,7 +126,38 @@ def _heard(member: GroupMember, *, now: datetime) -> MemberVerdict:
     if age > settings.AGENT_SILENT_AFTER_SECONDS:
         last = f"{WORDS[Status(member.observed_status)]}, {state.capitalize()}"
         return MemberVerdict(member, Status.UNKNOWN, state, f"{machine} has not been heard from for {ago(age)}; it then was {last}.", age)
-    return MemberVerdict(member, Status(member.observed_status), state, member.observed_reason, age)
+    return MemberVerdict(member, Status(member.observed_status), state, _sentence(member), age)
+
+
+def _sentence(member: GroupMember) -> str:
+    """The reason as the machine gave it, as a sentence; the status that stands beside it is not said twice."""
+    reason = member.observed_reason.strip()
+    if member.observed_status == Status.ISOLATED:
+        reason = reason.removeprefix(protocol.ISOLATED_BECAUSE)
+    elif member.observed_status == Status.DISABLED and reason.startswith(protocol.ISOLATED_BECAUSE):
+        reason = f"disabled until enabled again; besides, it is {reason}"
+    first = reason.split(" ", 1)[0]
+    if first.rstrip(",;:").isalpha():  # not the name of a machine or runtime
+        reason = reason[:1].upper() + reason[1:]
+    return reason if not reason or reason.endswith((".", "!", "?")) else f"{reason}."
+
+
+def _seen_by_siblings(said: MemberVerdict, heard: list[MemberVerdict], now: datetime) -> MemberVerdict:
+    """A silent machine, with what its siblings' agents measure of it: is it gone, or only its way to the portal?"""
+    if said.status != Status.UNKNOWN or said.age_seconds is None:
+        return said
+    for other in heard:
+        router = getattr(other.member.runtime.machine, "router", None) if other.fresh else None
+        for peer in router.observed_peers if router else []:
+            if peer["machine"] != said.machine:
+                continue
+            measured = f"{other.machine} still reaches its router, so its agent or its way to the portal is at fault"
+            if not peer["reachable"]:
+                measured = (
+                    f"{said.machine} cannot be reached from {other.machine} on {peer['address']} since {clock(peer['since'], now=now)}"
+                )
+            return replace(said, reason=f"{said.reason.rstrip('.')}; {measured}.")
+    return said
 
 
 def _leaders(group: FailoverGroup, heard: list[MemberVerdict]) -> MemberVerdict | None:
@@ -130,11 +169,11 @@ def _leaders(group: FailoverGroup, heard: list[MemberVerdict]) -> MemberVerdict 
 
 
 def _disbelieved(group: FailoverGroup, said: MemberVerdict) -> MemberVerdict:
-    epoch = said.member.observed_epoch
-    if epoch < group.epoch:
-        reason = f"{said.machine} says it leads since epoch {epoch}, but epoch {group.epoch} began since: another leader took over."
+    claimed, newest = epoch_words(said.member.observed_epoch), epoch_words(group.epoch)
+    if said.member.observed_epoch < group.epoch:
+        reason = f"{said.machine} says it leads since epoch {claimed}, but epoch {newest} began since: another leader took over."
     else:
-        reason = f"{said.machine} says it leads in epoch {epoch}, and another member says the same or a newer one."
+        reason = f"{said.machine} says it leads in epoch {claimed}, and another member says the same or a newer one."
     return MemberVerdict(said.member, Status.UNKNOWN, said.state, reason, said.age_seconds)
 
 
@@ -152,12 +191,18 @@ def _problems(group: FailoverGroup, members: list[MemberVerdict], leader: Member
     problems = []
     if not members:
         problems.append(f"{group.name} has no member.")
-    elif leader is None and meant_to_fail_over(group):
+    elif meant_to_fail_over(group):
         everyone = all(said.status == Status.DISABLED for said in members)
         alone = sorted(said.machine for said in members if said.status == Status.SINGLE_NODE)
-        if len(alone) > 1:
+        if leader is not None and leader.status == Status.LEADER and alone:
+            times = len(alone) + 1
+            problems.append(
+                f"{leader.machine} leads and {' and '.join(alone)} run{'s' if times == 2 else ''} alone: "
+                f"{group.name} is consumed {times} times at once."
+            )
+        elif leader is None and len(alone) > 1:
             problems.append(f"{' and '.join(alone)} each run alone: {group.name} is consumed {len(alone)} times at once.")
-        else:
+        elif leader is None:
             problems.append("Nobody leads: every member is disabled." if everyone else f"Nobody is known to lead {group.name}.")
     for said in members:
         leads = said.status == Status.SINGLE_NODE or said is leader
@@ -170,6 +215,15 @@ def _problems(group: FailoverGroup, members: list[MemberVerdict], leader: Member
         if said.status in (Status.FOLLOWER, Status.DISABLED) and said.state != State.OFF:
             problems.append(f"{said.machine} is {WORDS[said.status]}, but its inbounds are {said.state.capitalize()}.")
     return problems
+
+
+def without(found: Verdict, machines: Collection[str]) -> Verdict:
+    """The verdict on the others, where some machines are left out of account."""
+    members = [said for said in found.members if said.machine not in machines]
+    if len(members) == len(found.members):
+        return found
+    problems = _problems(found.group, members, found.leader)
+    return replace(found, members=members, healthy=not problems, problems=problems)
 
 
 # --------------------------------------------------------------------------------------------------------------- preference
@@ -226,7 +280,7 @@ def _member(found: Verdict, machine: str, field: str = "machine") -> MemberVerdi
 
 def member_on(group: FailoverGroup, machine: str) -> GroupMember:
     """The group's member on a machine. Raises UnknownCandidate (404) naming the machines that have one."""
-    return _member(verdict(_read(group), now=timezone.now()), machine).member
+    return _member(verdict(read_now(group), now=timezone.now()), machine).member
 
 
 def _refuse_when_busy(group: FailoverGroup) -> None:
@@ -291,7 +345,7 @@ def switch(
         Busy: a live request exists. Stale: `expected_leader` is given and does not lead.
         NotReady: the candidate is disabled, silent or not ready, or no follower is ready (offers Disable).
     """
-    group = _read(group)
+    group = read_now(group)
     found = verdict(group, now=now)
     chosen = _member(found, candidate, "candidate") if candidate else None
     expire_overdue(now=now, group=group)
@@ -341,7 +395,7 @@ def set_isolation_policy(group: FailoverGroup, policy: IsolationPolicy, *, actor
     Raises:
         Invalid: the group does not run in failover. Busy: a live request exists. NotReady: no agent of the group is heard of.
     """
-    group = _read(group)
+    group = read_now(group)
     if not meant_to_fail_over(group):
         raise Invalid(f"{group.name} does not run in failover, so it has no isolation policy.", field="policy")
     found = verdict(group, now=now)
@@ -362,7 +416,7 @@ def _refuse_without_agent(found: Verdict) -> None:
 
 def _set_disabled(group: FailoverGroup, machine: str, kind: RequestKind, cause: Cause, actor: str, now: datetime) -> GroupRequest:
     """Any member's agent can carry it, so one that is heard of is enough, even for a silent member."""
-    group = _read(group)
+    group = read_now(group)
     found = verdict(group, now=now)
     _member(found, machine)
     expire_overdue(now=now, group=group)
@@ -428,156 +482,3 @@ def _enable(found: Verdict, said: MemberVerdict) -> str:
         return f"{said.machine} is enabled already."
     takes = "follows, ready to take over" if found.leader else "may lead at once"
     return f"{said.machine} takes part in {found.group.name} again: it {takes}."
-
-
-# ------------------------------------------------------------------------------------------------------------------ balance
-
-
-@dataclass(frozen=True)
-class Balanced:
-    """One look at a group during Balance failover: done, or what it waits for, or why it cannot."""
-
-    group: FailoverGroup
-    done: bool
-    failed: bool
-    reason: str
-
-
-def without(found: Verdict, machines: Collection[str]) -> Verdict:
-    """The verdict on the others, where some machines are left out of account."""
-    members = [said for said in found.members if said.machine not in machines]
-    if len(members) == len(found.members):
-        return found
-    problems = _problems(found.group, members, found.leader)
-    return Verdict(found.group, members, found.leader, healthy=not problems, problems=problems)
-
-
-def balance(
-    group: FailoverGroup, *, release: int, actor: str, step_began_at: datetime, now: datetime, left_out: Collection[str] = ()
-) -> Balanced:
-    """One idempotent step towards "the preferred member leads, proven": asks for the hand-over when it is due, else looks.
-
-    Never overrides a switch made after the step began, never enables (docs/failover.md, Balance failover). Members on machines that
-    were left out of the deployment are not waited for: what can be proven without them is.
-    """
-    group = _read(group)
-    expire_overdue(now=now, group=group)
-    found = without(verdict(group, now=now), left_out)
-    preferred = next((said for said in found.members if said.member.runtime.preference == Preference.LEADER), None)
-
-    def done(reason: str) -> Balanced:
-        return Balanced(group, done=True, failed=False, reason=reason)
-
-    def failed(reason: str) -> Balanced:
-        return Balanced(group, done=False, failed=True, reason=reason)
-
-    def waits(reason: str) -> Balanced:
-        return Balanced(group, done=False, failed=False, reason=reason)
-
-    if not found.members:
-        return done(f"{group.name} has no member in this environment.")
-    if all(said.fresh and said.status == Status.DISABLED for said in found.members):
-        return failed(f"Every member of {group.name} is disabled, and Balance never enables: enable one and resume.")
-    if not meant_to_fail_over(group):
-        unproven = _unproven_single(found, release)
-        return waits(unproven) if unproven else done(f"{group.name} has no peer; it runs on {found.members[0].machine}.")
-    if preferred is None:
-        unproven = _unproven(found, found.leader, release)
-        where = found.leader.machine if found.leader else ""
-        away = any(member.runtime.preference == Preference.LEADER for member in group.members.all())
-        why = "The preferred leader is left out" if away else f"{group.name} has no preferred leader"
-        return waits(unproven) if unproven else done(f"{why}: {group.name if away else 'it'} stays where it is, on {where}.")
-    if hopeless := _hopeless(found, preferred, step_began_at, now):
-        return failed(hopeless)
-    if found.leader is not preferred and (who := _switched_by(group, preferred, step_began_at)):
-        return failed(f"{who}; Balance does not undo that. Resume the step to bring {group.name} to {preferred.machine}.")
-    if found.leader is preferred:
-        unproven = _unproven(found, preferred, release)
-        return waits(unproven) if unproven else done(f"{preferred.machine} leads {group.name}, as preferred.")
-    return waits(_hand_over(found, preferred, release=release, actor=actor, step_began_at=step_began_at, now=now))
-
-
-def _hopeless(found: Verdict, preferred: MemberVerdict, step_began_at: datetime, now: datetime) -> str:
-    """Why waiting for the preferred member helps nobody; empty while it may still come."""
-    name, machine = found.group.name, preferred.machine
-    stays = f"{name} stays on {found.leader.machine}." if found.leader else f"Nobody is known to lead {name}."
-    if preferred.fresh and (preferred.status == Status.DISABLED or preferred.member.observed_disabled):
-        return f"{machine} is preferred but disabled, and Balance never enables: enable it and resume. {stays}"
-    silent = preferred.age_seconds if preferred.age_seconds is not None else (now - step_began_at).total_seconds()
-    if silent > SILENT_FOR_LONG_SECONDS:
-        word = "has not been heard from" if preferred.age_seconds is not None else "has not reported this group"
-        return f"{machine} is preferred but {word} for {ago(silent)}. {stays}"
-    return ""
-
-
-def _switched_by(group: FailoverGroup, preferred: MemberVerdict, since: datetime) -> str:
-    """Who moved the group elsewhere after the step began, by the portal or on a machine; empty when nobody did."""
-    asked = (
-        GroupRequest.objects.filter(group=group, kind=RequestKind.SWITCH, cause=Cause.SWITCH, created_at__gte=since)
-        .filter(status__in=(*LIVE_REQUESTS, RequestStatus.SUCCEEDED))
-        .first()
-    )
-    if asked is not None and asked.machine != preferred.machine:
-        return f"{asked.actor} moved {group.name} {'to ' + asked.machine if asked.machine else 'away'} after this step began"
-    change = LeadershipChange.objects.filter(group=group).first()
-    on_a_machine = asked is None and change is not None and change.cause == Cause.SWITCH and change.heard_at >= since
-    if change is not None and on_a_machine and change.runtime != preferred.member.runtime.key:
-        return f"{change.actor or 'Somebody'} moved {group.name} to {change.runtime} after this step began"
-    return ""
-
-
-def _unreachable(found: Verdict) -> str:
-    """A member whose router says that it cannot reach a sibling's; empty when all can."""
-    machines = {said.machine for said in found.members}
-    for said in found.members:
-        router = getattr(said.member.runtime.machine, "router", None)
-        for peer in router.observed_peers if router and said.fresh else []:
-            if peer["machine"] in machines - {said.machine} and not peer["reachable"]:
-                cause = f": {peer['error']}" if peer.get("error") else ""
-                return f"{said.machine} does not reach {peer['machine']} at {peer['address']}{cause}."
-    return ""
-
-
-def _off_release(said: MemberVerdict, release: int) -> str:
-    runs = said.member.runtime.observed_release
-    return "" if runs == release else f"{said.machine} runs {f'release {runs}' if runs else 'no release'}, not {release}."
-
-
-def _unproven(found: Verdict, leader: MemberVerdict | None, release: int) -> str:
-    """What is missing from: one leader, On; the others Follower (or Disabled) and Off; all fresh, on the release, reaching each other."""
-    if leader is None:
-        return " ".join(found.problems) or f"Nobody leads {found.group.name} yet."
-    if found.problems:
-        return found.problems[0]
-    return next(filter(None, [*(_off_release(said, release) for said in found.members), _unreachable(found)]), "")
-
-
-def _unproven_single(found: Verdict, release: int) -> str:
-    checks: list[Callable[[MemberVerdict], str]] = [
-        lambda said: "" if said.fresh else said.reason,
-        lambda said: "" if said.state == State.ON else f"{said.machine} is {said.state.capitalize()}: {said.reason}",
-        lambda said: _off_release(said, release),
-    ]
-    running = [said for said in found.members if said.status != Status.DISABLED]
-    return next((reason for said in running for check in checks if (reason := check(said))), "")
-
-
-def _hand_over(found: Verdict, preferred: MemberVerdict, *, release: int, actor: str, step_began_at: datetime, now: datetime) -> str:
-    """Ask for the hand-over when it is due; returns what Balance waits for."""
-    name, machine = found.group.name, preferred.machine
-    last = GroupRequest.objects.filter(group=found.group, kind=RequestKind.SWITCH, created_at__gte=step_began_at).first()
-    if last is not None and last.status in LIVE_REQUESTS:
-        return f"The hand-over of {name} to {machine} is under way."
-    failure = f" The last hand-over failed: {last.reason}" if last is not None and last.status == RequestStatus.FAILED else ""
-    if found.leader is None:
-        return (" ".join(found.problems) or f"Nobody leads {name} yet.") + failure
-    missing = next(filter(None, [*(_off_release(said, release) for said in found.members), _unreachable(found)]), "")
-    if missing or (missing := obstacle(found, preferred)):
-        return f"{name} stays on {found.leader.machine} for now: {missing}{failure}"
-    if failure and last is not None and last.ended_at and now - last.ended_at < timedelta(seconds=ASK_AGAIN_AFTER_SECONDS):
-        return f"{name} stays on {found.leader.machine} for now.{failure}"
-    try:
-        switch(found.group, candidate=machine, expected_leader=found.leader.machine, actor=actor, cause=Cause.BALANCE, now=now)
-    except (Busy, Stale, NotReady) as refusal:
-        return f"{name} stays on {found.leader.machine} for now: {refusal.sentence}"
-    return f"{name} is handed over from {found.leader.machine} to {machine}.{failure}"

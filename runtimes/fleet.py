@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -495,6 +495,26 @@ def order_router(router: Router, **wish: Any) -> bool:
         setattr(router, field, value)
     touch(router.machine)
     return True
+
+
+def shared_addresses(environment: Environment, addresses: Mapping[str, tuple[str | None, str | None]]) -> list[str]:
+    """Warnings, one per router whose address:port a router of another environment has too. Right where their networks are two; on one host
+    only the first can run. They never join each other: each environment has its own certificates and its own cluster."""
+    others = Router.objects.filter(desired_running=True).exclude(machine__environment=environment)
+    taken: dict[tuple[str, int | None], Router] = {
+        (router.desired_host.strip().lower(), router.desired_port): router
+        for router in others.select_related("machine__environment__project").order_by("-pk")
+    }
+    found = []
+    for machine, (host, port) in sorted(addresses.items()):
+        number = int(port) if port and port.isdigit() else None
+        other = taken.get((host.strip().lower(), number)) if host and number else None
+        if other is not None:
+            found.append(
+                f"{machine} has the address {host}:{port} that {other.machine.name} of {other.machine.environment} has too: "
+                f"on one host only one of them can run. If it is one, give {machine} another Failover port ({machine}.failover.port)."
+            )
+    return found
 
 
 def refuse_unencrypted(environment: Environment, routers: Iterable[Router]) -> None:

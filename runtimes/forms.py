@@ -1,11 +1,19 @@
 """Shapes of what people send to the pages of runtimes. Forms validate and never write."""
 
+from datetime import time, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django import forms
 
 from portal.models import Environment
-from runtimes import failover, profiles, protocol
+from runtimes import failback, failover, profiles, protocol
+from runtimes.models import FailbackPolicy
+
+CLOCK = {"type": "time", "class": "form-control"}
+STAYS = [
+    (60 * minutes, words) for minutes, words in ((15, "15 minutes"), (60, "1 hour"), (120, "2 hours"), (480, "8 hours"), (1440, "a day"))
+]
 
 
 class ConfirmForm(forms.Form):
@@ -30,6 +38,58 @@ class GroupActForm(ConfirmForm):
     """Play, Stop, Disable or Enable. `expected_leader` is the machine that led when the person looked."""
 
     expected_leader = forms.CharField(required=False, widget=forms.HiddenInput)
+    returns_after = forms.TypedChoiceField(
+        label="Stays there", required=False, coerce=int, empty_value=None, choices=[("", "until somebody moves it"), *STAYS]
+    )
+
+    def returns(self) -> timedelta | None:
+        """After how long leadership returns to the preferred leader; None: the switch stands."""
+        seconds = self.cleaned_data["returns_after"]
+        return timedelta(seconds=seconds) if seconds else None
+
+
+class FailbackForm(ConfirmForm):
+    """How leadership returns to the preferred leader. A window is two times of the day, in a time zone."""
+
+    policy = forms.ChoiceField(
+        widget=forms.RadioSelect,
+        choices=[(policy.value, f"{words}. {failback.CONSEQUENCES[policy]}") for policy, words in failback.WORDS.items()],
+    )
+    stable_minutes = forms.FloatField(
+        label="Stability time",
+        min_value=0,
+        max_value=failback.STABLE_LONGEST / 60,
+        required=False,
+        widget=forms.NumberInput(attrs={"class": "form-control", "step": "any"}),
+    )
+    window_start = forms.TimeField(label="From", required=False, widget=forms.TimeInput(attrs=CLOCK, format="%H:%M"))
+    window_end = forms.TimeField(label="To", required=False, widget=forms.TimeInput(attrs=CLOCK, format="%H:%M"))
+    zone = forms.CharField(label="Time zone", required=False, max_length=64, widget=forms.TextInput(attrs={"class": "form-control"}))
+
+    def clean_zone(self) -> str:
+        name = str(self.cleaned_data["zone"] or "UTC")
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise forms.ValidationError(f"There is no time zone {name}; say for instance Europe/Amsterdam or UTC.") from error
+        return name
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        if cleaned.get("policy") == FailbackPolicy.WINDOW and not self.errors and not self.window():
+            self.add_error("window_start", "Say from when to when leadership may return.")
+        return cleaned
+
+    def window(self) -> tuple[time, time] | None:
+        start, end = self.cleaned_data.get("window_start"), self.cleaned_data.get("window_end")
+        return (start, end) if start is not None and end is not None else None
+
+    def chosen(self) -> FailbackPolicy:
+        return FailbackPolicy(self.cleaned_data["policy"])
+
+    def stable_seconds(self) -> int:
+        minutes = self.cleaned_data["stable_minutes"]
+        return 300 if minutes is None else round(minutes * 60)
 
 
 class IsolationForm(ConfirmForm):

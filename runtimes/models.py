@@ -54,6 +54,7 @@ class Machine(models.Model):
     agent_started_at = models.CharField(max_length=40, blank=True)
     agent_version = models.CharField(max_length=40, blank=True)
     boot_id = models.CharField(max_length=64, blank=True)
+    clock_ahead_seconds = models.FloatField(null=True, blank=True)  # its clock minus the portal's, at the last report
     suggested_address = models.CharField(max_length=64, blank=True)
     suggested_port = models.PositiveIntegerField(null=True, blank=True)
     # orders
@@ -272,6 +273,14 @@ class Runtime(models.Model):
 # ------------------------------------------------------------------------------------------------------------------ groups
 
 
+class FailbackPolicy(models.TextChoices):
+    """How leadership returns to the preferred leader (runtimes.failback)."""
+
+    MANUAL = "manual", "Manual"
+    AUTOMATIC = "automatic", "Automatic"  # once the preferred member has been ready for the stability time
+    WINDOW = "window", "In a window"  # the same, within a time of the day
+
+
 class FailoverGroup(models.Model):
     """A portal Group in one environment: made by Deploy routers/runtimes from the release that runs, kept for its history."""
 
@@ -281,10 +290,17 @@ class FailoverGroup(models.Model):
     name = models.CharField(max_length=40)  # as the deployed release calls it
     failover = models.BooleanField(default=True)  # False: a group in a connector that does not run in failover
     epoch = models.BigIntegerField(default=0)  # highest heard of; a report below it is not believed
-    last_gap_seconds = models.FloatField(null=True, blank=True)
+    last_gap_seconds = models.FloatField(null=True, blank=True)  # the last one that a new leader could measure
     isolation_policy = models.CharField(  # wish: what a member does without a majority
         max_length=12, choices=choices(protocol.IsolationPolicy), default=protocol.IsolationPolicy.STOP
     )
+    failback = models.CharField(max_length=12, choices=FailbackPolicy.choices, default=FailbackPolicy.MANUAL)
+    failback_stable_seconds = models.PositiveIntegerField(default=300)
+    failback_window_start = models.TimeField(null=True, blank=True)  # in failback_zone; later than the end: over midnight
+    failback_window_end = models.TimeField(null=True, blank=True)
+    failback_zone = models.CharField(max_length=64, default="UTC")
+    failback_held_by = models.CharField(max_length=150, blank=True)  # who keeps it from returning
+    return_asked_at = models.DateTimeField(null=True, blank=True)  # when a return was last asked for: the claim of one worker
 
     class Meta:
         ordering: ClassVar = ["environment", "name"]
@@ -304,6 +320,7 @@ class GroupMember(models.Model):
     observed_reason = models.TextField(blank=True)
     observed_epoch = models.BigIntegerField(default=0)
     observed_ready = models.BooleanField(default=False)
+    ready_since = models.DateTimeField(null=True, blank=True)  # ready, enabled and heard of without a break; None: it is not
     observed_since = models.CharField(max_length=40, blank=True)
     observed_last_activity = models.CharField(max_length=40, blank=True)
     observed_disabled = models.BooleanField(default=False)
@@ -320,7 +337,9 @@ class GroupMember(models.Model):
 
 
 class LeadershipChange(models.Model):
-    """One change of leadership, as the new leader told it. Unique by epoch; read-only history."""
+    """One change of leadership, as the new leader told it, and the cause as the former one's machine told it afterwards.
+
+    Unique by epoch; read-only history, written by runtimes.history."""
 
     group = models.ForeignKey(FailoverGroup, on_delete=models.CASCADE, related_name="changes")
     epoch = models.BigIntegerField()
@@ -328,7 +347,8 @@ class LeadershipChange(models.Model):
     previous = models.CharField(max_length=82, blank=True)
     cause = models.CharField(max_length=16, choices=choices(protocol.Cause))
     actor = models.CharField(max_length=150, blank=True)
-    at = models.DateTimeField()  # by the new leader's clock
+    detail = models.TextField(blank=True)  # how the former leader ended, in its machine's words
+    at = models.DateTimeField()  # by the portal's clock, however wrong the machine's is
     heard_at = models.DateTimeField(default=timezone.now)  # by the portal's: when the report came
     detection_seconds = models.FloatField(null=True, blank=True)
     gap_seconds = models.FloatField(null=True, blank=True)
@@ -338,7 +358,25 @@ class LeadershipChange(models.Model):
         constraints: ClassVar = [models.UniqueConstraint(fields=["group", "epoch"], name="one_change_per_group_and_epoch")]
 
     def __str__(self) -> str:
-        return f"{self.group}: {self.runtime} leads since epoch {self.epoch}"
+        return f"{self.group}: {self.runtime} leads since epoch {protocol.epoch_words(self.epoch)}"
+
+
+class LeadershipEnd(models.Model):
+    """How a leadership ended that was not given up, as the former leader's machine told it; explains the change that followed."""
+
+    group = models.ForeignKey(FailoverGroup, on_delete=models.CASCADE, related_name="ends")
+    epoch = models.BigIntegerField()  # of the leadership that ended
+    runtime = models.CharField(max_length=82)  # key
+    cause = models.CharField(max_length=16, choices=choices(protocol.Cause))
+    reason = models.TextField(blank=True)
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["-epoch"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["group", "epoch", "runtime"], name="one_end_per_leadership")]
+
+    def __str__(self) -> str:
+        return f"{self.group}: {self.runtime} led in epoch {protocol.epoch_words(self.epoch)} until {self.cause}"
 
 
 LIVE_REQUESTS = (protocol.RequestStatus.PENDING, protocol.RequestStatus.RUNNING)
@@ -397,6 +435,72 @@ class ItemInquiry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.act} failed items of {self.flow} in {self.runtime}"
+
+
+class AlarmKind(models.TextChoices):
+    OFF = "leader-but-off", "Leader but Off"
+    PARTLY = "partly", "Partly"
+    SILENT = "leader-but-silent", "Leader but silent"
+    STRAY = "on-without-leading", "On without leading"
+
+
+class Alarm(models.Model):
+    """A member of a group that does not do what its status says. Raised and cleared by runtimes.alarms, kept as history."""
+
+    group = models.ForeignKey(FailoverGroup, on_delete=models.CASCADE, related_name="alarms")
+    runtime = models.CharField(max_length=82)  # key
+    kind = models.CharField(max_length=20, choices=AlarmKind.choices)
+    subject = models.CharField(max_length=80, blank=True)  # the flow, of a silent inbound
+    sentence = models.TextField()
+    remedy = models.TextField()
+    since = models.DateTimeField()  # first seen
+    raised_at = models.DateTimeField(null=True, blank=True)  # None: it may yet be a passing state
+    cleared_at = models.DateTimeField(null=True, blank=True)
+    cleared_because = models.TextField(blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-since", "-pk"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["group", "runtime", "kind", "subject"], condition=Q(cleared_at=None), name="one_open_alarm_per_kind_and_member"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()}: {self.runtime} in {self.group}"
+
+
+class SwitchEnding(models.TextChoices):
+    """How a switch for a time ended."""
+
+    RETURNED = "returned", "Returned"
+    CANCELLED = "cancelled", "Cancelled"  # somebody let it stand
+    OVERTAKEN = "overtaken", "Overtaken"  # leadership moved otherwise
+    GIVEN_UP = "given-up", "Given up"  # the preferred member could not lead
+    FAILED = "failed", "Failed"  # the switch itself did not happen
+
+
+class TimedSwitch(models.Model):
+    """A switch by hand that is for a time only: at its end leadership returns to the preferred leader (runtimes.failback)."""
+
+    group = models.ForeignKey(FailoverGroup, on_delete=models.CASCADE, related_name="timed_switches")
+    request = models.OneToOneField(GroupRequest, on_delete=models.CASCADE, related_name="timed")
+    machine = models.CharField(max_length=40, blank=True)  # moved to; empty: any ready follower
+    actor = models.CharField(max_length=150)
+    until = models.DateTimeField()
+    created_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)
+    ending = models.CharField(max_length=12, choices=SwitchEnding.choices, blank=True)
+    reason = models.TextField(blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["group"], condition=Q(ended_at=None), name="one_standing_timed_switch_per_group")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.group} on {self.machine or 'another member'} until {self.until:%Y-%m-%d %H:%M} UTC"
 
 
 class RuntimeLog(models.Model):

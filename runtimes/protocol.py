@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 PROTOCOL_VERSION = 1
+GENERATION_STEP = 10**12  # epoch = generation of the cluster * GENERATION_STEP + revision of the leader key
 
 # --------------------------------------------------------------------------------------------------------------------- enums
 
@@ -51,16 +52,22 @@ class Preference(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a leadership changed."""
+    """Why a leadership changed. A closed vocabulary; `runtimes.history` adds what the former leader's machine tells afterwards."""
 
     FIRST = "first"  # nobody led before
     CRASH = "crash"  # proven death: the keeper saw the process end
-    SILENCE = "silence"  # the leader's session stood still for a full TTL
+    HANG = "hang"  # the former leader's process stood still: its keeper killed it, or it woke up too late
+    SILENCE = "silence"  # the leader's session stood still for a full TTL, and its machine has not told why (yet)
+    LOST_MAJORITY = "lost-majority"  # the former leader had no answer from a majority of the routers
+    POWER_OFF = "power-off"  # the former leader's machine has booted anew since
     RELEASE = "release"  # the leader stopped cleanly
+    NOT_READY = "not-ready"  # one of the leader's flows could not work any more
     SWITCH = "switch"  # Play or Stop by a person
     BALANCE = "balance"
     DEPLOY = "deploy"  # handed over before its runtime was redeployed
     DISABLE = "disable"
+    FAILBACK = "failback"  # returned to the preferred leader by the group's policy
+    EXPIRY = "expiry"  # returned because a switch by hand was for a time only
 
 
 class RuntimeState(StrEnum):
@@ -426,6 +433,7 @@ class FlowReport(Wire, frozen=True):
     waiting: int | None = None  # items in its source that nobody took yet; None: not known here
     pending: int | None = None  # taken, not yet delivered
     kept: int | None = None  # failed items that are kept
+    silent_since: str = ""  # On, and its source has not answered since then: longer than it should; empty otherwise
 
 
 class FailedItem(Wire, frozen=True):
@@ -473,8 +481,23 @@ class LeadershipEvent(Wire, frozen=True):
     cause: Cause
     actor: str = ""
     at: str = ""
+    at_boot: float | None = None  # the same instant on CLOCK_BOOTTIME, which no setting of the clock moves
+    boot_id: str = ""  # of the kernel whose clock that is
     detection_seconds: float | None = None  # from the last sign of the old leader to the take
     gap_seconds: float | None = None  # from the last On of the old leader to On here
+
+
+class LeadershipEnd(Wire, frozen=True):
+    """How a leadership ended that was not given up, told by the former leader's process or keeper. Unique by (group, epoch)."""
+
+    group: str
+    epoch: int
+    runtime: str
+    cause: Cause  # CRASH, HANG or LOST_MAJORITY
+    reason: str = ""
+    at: str = ""
+    at_boot: float | None = None
+    boot_id: str = ""
 
 
 class LogLine(Wire, frozen=True):
@@ -495,6 +518,9 @@ class Report(Wire, frozen=True):
     runtimes: list[RuntimeReport] = []
     outcomes: list[RequestOutcome] = []  # repeated until acknowledged
     events: list[LeadershipEvent] = []  # repeated until acknowledged
+    ends: list[LeadershipEnd] = []  # repeated until acknowledged
+    at: str = ""  # when it was made, by the machine's clock: tells how far that is off
+    at_boot: float | None = None  # the same on CLOCK_BOOTTIME of `boot_id`
     logs: list[LogLine] = []
     answers: list[InquiryAnswer] = []  # repeated until acknowledged
     suggested_address: str = ""
@@ -502,7 +528,7 @@ class Report(Wire, frozen=True):
 
 
 class ReportAnswer(Wire, frozen=True):
-    """The portal has stored the report: its outcomes, events and logs need not be sent again."""
+    """The portal has stored the report: its outcomes, events, ends and logs need not be sent again."""
 
     accepted: bool
     orders: Orders
@@ -552,6 +578,7 @@ class ProcessNews(Wire, frozen=True):
     groups: list[GroupReport] | None = None
     flows: list[FlowReport] | None = None
     event: LeadershipEvent | None = None
+    ended: LeadershipEnd | None = None
     outcome: RequestOutcome | None = None  # how a request in control/<group> ended, said by the member that closed it
     # Nothing set: a sign of life, sent when nothing was said for SIGN_OF_LIFE_SECONDS.
 
@@ -567,7 +594,7 @@ class ProcessCommand(Wire, frozen=True):
 class KeeperCommand(Wire, frozen=True):
     to_process: ProcessCommand | None = None
     stop_within: float | None = None  # SIGTERM, then SIGKILL of the whole tree after so many seconds; the keeper then exits
-    acknowledge: int | None = None  # events and outcomes up to this number were stored by the agent
+    acknowledge: int | None = None  # events, ends and outcomes up to this number were stored by the agent
 
 
 class KeeperNews(Wire, frozen=True):
@@ -584,7 +611,7 @@ class KeeperNews(Wire, frozen=True):
     hangs: str = ""  # "the process of external02.erp has not answered for 3 s (pid 4711)"; empty as soon as it speaks again
     groups: list[GroupReport] = []
     flows: list[FlowReport] = []
-    pending: list[tuple[int, ProcessNews]] = []  # numbered events and outcomes not yet acknowledged
+    pending: list[tuple[int, ProcessNews]] = []  # numbered events, ends and outcomes not yet acknowledged
     log: list[LogLine] = []  # new lines since the last news on this connection
 
 
@@ -615,6 +642,12 @@ def decode(kind: type[T], data: bytes | str) -> T:
 def digest_of(data: bytes) -> str:
     """The address of a bundle: SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def epoch_words(epoch: int) -> str:
+    """ "1·240": generation and revision, of which an epoch is made (docs/vocabulary.md, Epoch); "–" where there is none."""
+    generation, revision = divmod(epoch, GENERATION_STEP)
+    return f"{generation}·{revision}" if epoch else "–"
 
 
 def runtime_key(machine: str, connector: str) -> str:

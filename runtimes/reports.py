@@ -10,17 +10,17 @@ from datetime import datetime, timedelta
 import msgspec
 from django.conf import settings
 from django.db import connection
-from django.db.models import Model, OuterRef, Q, Subquery
+from django.db.models import Model, Q
 
 from portal.models import Environment
-from runtimes import protocol
+from runtimes import history, protocol
+from runtimes.clocks import Clock
 from runtimes.models import (
     LIVE_REQUESTS,
     FailoverGroup,
     GroupMember,
     GroupRequest,
     ItemInquiry,
-    LeadershipChange,
     Machine,
     Router,
     Runtime,
@@ -57,6 +57,7 @@ MEMBER_FACTS = [
     "observed_reason",
     "observed_epoch",
     "observed_ready",
+    "ready_since",
     "observed_since",
     "observed_last_activity",
     "observed_disabled",
@@ -73,9 +74,12 @@ class News:
 
 def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News | None:
     """Write a report down, inside the caller's transaction. None: it is older than one already stored."""
-    if not _claim(machine, report, now):
+    clock = Clock.of(report, now)
+    rebooted = bool(machine.boot_id) and machine.boot_id != report.boot_id
+    heard_before = machine.last_report_at
+    if not _claim(machine, report, clock):
         return None
-    known = _store_router(machine, report.router, report.peers)
+    known = _store_router(machine, report.router, report.peers, clock)
     runtimes = {
         runtime.key: runtime
         for runtime in Runtime.objects.filter(machine=machine)
@@ -83,12 +87,15 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
         .only("machine__name", "connector__name", "desired_bundle_id", "desired_release", *RUNTIME_FACTS)
     }
     heard = [said for said in report.runtimes if _knows(machine, said.key, runtimes)]
-    _store_runtimes(runtimes, heard, now)
-    _store_members(machine, runtimes, heard, now)
-    _store_events(machine, runtimes, report.events, now)
+    restarted = {said.key for said in heard if runtimes[said.key].observed_started_at != said.started_at}
+    _store_runtimes(runtimes, heard, clock)
+    _store_members(machine, runtimes, heard, restarted, clock)
+    history.store(machine, runtimes, report, clock)
+    if rebooted and heard_before is not None:
+        history.note_reboot(machine, since=heard_before)
     _store_outcomes(machine, report.outcomes, now)
     _store_answers(machine, report.answers, now)
-    _store_logs(machine, runtimes, report.logs, now)
+    _store_logs(machine, runtimes, report.logs, clock)
     return News(cluster_became_known=known)
 
 
@@ -97,26 +104,18 @@ def cluster_token(environment: Environment) -> str:
     return f"baton-{environment.cluster.hex}-{environment.generation}"
 
 
-def moment(text: str, otherwise: datetime) -> datetime:
-    """An RFC 3339 moment of the wire; `otherwise` for an empty or unreadable one."""
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        return otherwise
-    return at if at.tzinfo else otherwise
-
-
 def _knows(machine: Machine, key: str, runtimes: dict[str, Runtime]) -> bool:
     if key not in runtimes:
         logger.info("%s reports runtime %s, which this environment does not have: ignored.", machine, key)
     return key in runtimes
 
 
-def _claim(machine: Machine, report: protocol.Report, now: datetime) -> bool:
+def _claim(machine: Machine, report: protocol.Report, clock: Clock) -> bool:
     """Of two reports the newer one wins, whatever order they come in: a later one of the same agent process, or one of a later process.
 
     A process that says it started earlier (a clock set back) is believed once the other has been silent.
     """
+    now = clock.now
     silent = now - timedelta(seconds=settings.AGENT_SILENT_AFTER_SECONDS)
     newer = Q(agent_started_at=report.started_at, report_sequence__lt=report.sequence) | Q(agent_started_at__lt=report.started_at)
     replaced = ~Q(agent_started_at=report.started_at) & (Q(last_report_at=None) | Q(last_report_at__lt=silent))
@@ -127,6 +126,7 @@ def _claim(machine: Machine, report: protocol.Report, now: datetime) -> bool:
             agent_started_at=report.started_at[:40],
             agent_version=report.agent_version[:40],
             boot_id=report.boot_id[:64],
+            clock_ahead_seconds=clock.ahead_seconds,
             orders_taken=report.orders_version,
             suggested_address=report.suggested_address[:64],
             suggested_port=report.suggested_port,
@@ -134,7 +134,7 @@ def _claim(machine: Machine, report: protocol.Report, now: datetime) -> bool:
     )
 
 
-def _store_router(machine: Machine, said: protocol.RouterReport | None, peers: list[protocol.PeerReport]) -> bool:
+def _store_router(machine: Machine, said: protocol.RouterReport | None, peers: list[protocol.PeerReport], clock: Clock) -> bool:
     """True when its cluster became known by this report."""
     said = said or protocol.RouterReport(state=protocol.RouterState.ABSENT)
     routers = Router.objects.filter(machine=machine)
@@ -145,7 +145,7 @@ def _store_router(machine: Machine, said: protocol.RouterReport | None, peers: l
         observed_member_id=said.member_id[:32],
         observed_cluster_id=said.cluster_id[:32],
         observed_version=said.etcd_version[:20],
-        observed_peers=msgspec.to_builtins(peers),
+        observed_peers=msgspec.to_builtins([msgspec.structs.replace(peer, since=clock.text(peer.since)) for peer in peers]),
         observed_address=said.address[:270],
         observed_token=said.cluster_token[:80],
         observed_learner=said.learner,
@@ -178,7 +178,7 @@ def _write(rows: Sequence[Model], names: list[str]) -> None:
         cursor.executemany(sql, values)
 
 
-def _store_runtimes(runtimes: dict[str, Runtime], heard: list[protocol.RuntimeReport], now: datetime) -> None:
+def _store_runtimes(runtimes: dict[str, Runtime], heard: list[protocol.RuntimeReport], clock: Clock) -> None:
     for said in heard:
         row = runtimes[said.key]
         row.observed_state = said.state
@@ -191,12 +191,22 @@ def _store_runtimes(runtimes: dict[str, Runtime], heard: list[protocol.RuntimeRe
         # A release that changed nothing here restarts nothing: what runs is what the newest release gives it.
         as_ordered = bool(said.digest) and said.digest == row.desired_bundle_id and row.desired_release is not None
         row.observed_release = row.desired_release if as_ordered else said.release
-        row.observed_flows = msgspec.to_builtins(said.flows)
-        row.observed_at = now
+        row.observed_flows = msgspec.to_builtins([_timely(flow, clock) for flow in said.flows])
+        row.observed_at = clock.now
     _write([runtimes[said.key] for said in heard], RUNTIME_FACTS)
 
 
-def _store_members(machine: Machine, runtimes: dict[str, Runtime], heard: list[protocol.RuntimeReport], now: datetime) -> None:
+def _timely(flow: protocol.FlowReport, clock: Clock) -> protocol.FlowReport:
+    """With its moments in the portal's time."""
+    if not clock.is_off:
+        return flow
+    moments = {name: clock.text(getattr(flow, name)) for name in ("last_activity", "last_poll", "silent_since")}
+    return msgspec.structs.replace(flow, **moments)
+
+
+def _store_members(
+    machine: Machine, runtimes: dict[str, Runtime], heard: list[protocol.RuntimeReport], restarted: set[str], clock: Clock
+) -> None:
     """A runtime that was reported without one of its groups does not run it: Unknown and Off, never the last thing heard."""
     by_runtime = {runtimes[said.key].pk: said for said in heard}
     rows = list(GroupMember.objects.filter(runtime__in=by_runtime).select_related("group__group"))
@@ -205,8 +215,10 @@ def _store_members(machine: Machine, runtimes: dict[str, Runtime], heard: list[p
     for row in rows:
         runtime = by_runtime[row.runtime_id]
         said = next((group for group in runtime.groups if group.group == row.group.group.key), None)
-        row.observed_at = now
+        silent = row.observed_at is None or clock.now - row.observed_at > timedelta(seconds=settings.AGENT_SILENT_AFTER_SECONDS)
+        row.observed_at = clock.now
         if said is None:
+            row.ready_since = None
             row.observed_status, row.observed_state, row.observed_ready = protocol.Status.UNKNOWN, protocol.State.OFF, False
             row.observed_reason = f"{runtime.key} is {runtime.state}{': ' + runtime.reason if runtime.reason else ''}"
             continue
@@ -216,60 +228,21 @@ def _store_members(machine: Machine, runtimes: dict[str, Runtime], heard: list[p
         row.observed_reason = said.reason
         row.observed_epoch = said.epoch
         row.observed_ready = said.ready
-        row.observed_since = said.since[:40]
-        row.observed_last_activity = said.last_activity[:40]
+        row.observed_since = clock.text(said.since)
+        row.observed_last_activity = clock.text(said.last_activity) or row.observed_last_activity  # a new process has none yet
         row.observed_isolation = said.isolation
         row.observed_ttl = said.ttl
         row.observed_disabled = runtime.key in said.disabled or said.status == protocol.Status.DISABLED
+        unbroken = None if silent or runtime.key in restarted else row.ready_since
+        row.ready_since = (unbroken or clock.now) if said.ready and not row.observed_disabled else None
         epochs[row.group] = max(said.epoch, epochs.get(row.group, 0))
     _write(rows, MEMBER_FACTS)
     for group, epoch in epochs.items():
-        _raise_epoch(group, epoch)
+        history.raise_epoch(group, epoch)
     for runtime_id, runtime in by_runtime.items():
         for said in runtime.groups:
             if (runtime_id, said.group) not in spoken:
                 logger.info("%s reports group %s in %s, which it is no member of: ignored.", machine, said.group, runtime.key)
-
-
-def _raise_epoch(group: FailoverGroup, epoch: int) -> None:
-    """An epoch only grows."""
-    if epoch > group.epoch:
-        FailoverGroup.objects.filter(pk=group.pk, epoch__lt=epoch).update(epoch=epoch)
-
-
-def _store_events(machine: Machine, runtimes: dict[str, Runtime], events: list[protocol.LeadershipEvent], now: datetime) -> None:
-    if not events:
-        return
-    groups = {
-        group.group.key: group
-        for group in FailoverGroup.objects.filter(environment_id=machine.environment_id).select_related("group")
-        if group.group.key in {event.group for event in events}
-    }
-    changes = []
-    for event in events:
-        if event.group not in groups or event.runtime not in runtimes:
-            logger.info("%s tells a leadership of %s in group %s, which it cannot have: ignored.", machine, event.runtime, event.group)
-            continue
-        changes.append(
-            LeadershipChange(
-                group=groups[event.group],
-                epoch=event.epoch,
-                runtime=event.runtime,
-                previous=(event.previous or "")[:82],
-                cause=event.cause,
-                actor=event.actor[:150],
-                at=moment(event.at, now),
-                heard_at=now,
-                detection_seconds=event.detection_seconds,
-                gap_seconds=event.gap_seconds,
-            )
-        )
-        _raise_epoch(groups[event.group], event.epoch)
-    LeadershipChange.objects.bulk_create(changes, ignore_conflicts=True)
-    newest = LeadershipChange.objects.filter(group=OuterRef("pk")).order_by("-epoch")
-    FailoverGroup.objects.filter(pk__in={change.group_id for change in changes}).update(
-        last_gap_seconds=Subquery(newest.values("gap_seconds")[:1])
-    )
 
 
 def _store_outcomes(machine: Machine, outcomes: list[protocol.RequestOutcome], now: datetime) -> None:
@@ -309,7 +282,7 @@ def _store_answers(machine: Machine, answers: list[protocol.InquiryAnswer], now:
         )
 
 
-def _store_logs(machine: Machine, runtimes: dict[str, Runtime], lines: list[protocol.LogLine], now: datetime) -> None:
+def _store_logs(machine: Machine, runtimes: dict[str, Runtime], lines: list[protocol.LogLine], clock: Clock) -> None:
     """Keeps the newest lines of each source; tasks.forget_old_logs does the same for sources that fell silent."""
     sources = {*runtimes, "router", "agent"}
     kept = [line for line in lines[-LOG_LINES_PER_REPORT:] if line.runtime in sources]
@@ -319,7 +292,7 @@ def _store_logs(machine: Machine, runtimes: dict[str, Runtime], lines: list[prot
         RuntimeLog(
             machine=machine,
             source=line.runtime,
-            at=moment(line.at, now),
+            at=clock.moment(line.at),
             level=line.level,
             text=line.text.replace("\x00", "\N{REPLACEMENT CHARACTER}")[:LOG_TEXT_LENGTH],
         )

@@ -5,8 +5,8 @@ from django.conf import settings
 from django.db.models import Count
 from django.utils import timezone
 
-from runtimes import failover, items, reports
-from runtimes.models import RuntimeLog
+from runtimes import alarms, failback, failover, items, reports
+from runtimes.models import FailoverGroup, RuntimeLog
 
 
 @shared_task
@@ -14,6 +14,21 @@ def expire_requests() -> str:
     """End wishes that no agent carried in time."""
     expired = failover.expire_overdue(now=timezone.now())
     return f"{expired} wishes for groups were not carried in time." if expired else "No wish is overdue."
+
+
+@shared_task
+def return_leaderships() -> str:
+    """By beat: groups whose failback policy, or whose switch for a time, says that leadership returns now."""
+    now = timezone.now()
+    return " ".join(filter(None, (failback.carry_out(pk, now=now) for pk in failback.concerned()))) or "Nothing is to return now."
+
+
+@shared_task
+def watch_alarms() -> str:
+    """By beat: what leads but does not work is raised, and cleared when it works again."""
+    groups = FailoverGroup.objects.select_related("group").prefetch_related(failover.with_members())
+    raised, cleared = alarms.watch(groups, now=timezone.now())
+    return f"{raised} alarms were raised, {cleared} cleared." if raised or cleared else "No alarm was raised or cleared."
 
 
 @shared_task

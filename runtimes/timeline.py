@@ -64,7 +64,7 @@ def lanes(machines: Sequence[str], changes: Sequence[LeadershipChange], window: 
             lane.append(gap(change, window))
         following = ordered[number + 1] if number + 1 < len(ordered) else None
         end = ended_at(following) if following else min(max(known_until, change.at), window.end)
-        lane.append(window.stretch("lead", change.at, end, f"{told.machine} led, epoch {change.epoch}: {told.words}"))
+        lane.append(window.stretch("lead", change.at, end, f"{told.machine} led, epoch {told.epoch}: {told.words}"))
         if following is None:
             lane.append(window.stretch("unknown", end, window.end, "not known: no report since"))
     return [Lane(machine, [piece for piece in pieces if piece]) for machine, pieces in drawn.items()]

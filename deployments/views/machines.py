@@ -21,7 +21,7 @@ from portal.access import get_environment, may
 from portal.errors import Invalid, NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Property, Role
-from runtimes import boards, failover, fleet, protocol
+from runtimes import boards, clocks, failover, fleet, protocol
 from runtimes.forms import ConfirmForm, PreferenceForm
 from runtimes.models import LeadershipChange, Machine, Router, Runtime, RuntimeLog
 
@@ -93,6 +93,8 @@ def overview_tab(request: UserRequest, box: MachineBox) -> dict[str, Any]:
     return {
         "sees": [entry for entry in reach if entry.said_by.name == name],
         "seen_by": [entry for entry in reach if entry.peer.machine == name and entry.said_by.name != name],
+        "clock": clocks.in_words(box.machine.clock_ahead_seconds),
+        "clock_is_off": abs(box.machine.clock_ahead_seconds or 0.0) > clocks.TOLERATED_SECONDS,
         "agent_started_at": boards.moment(box.machine.agent_started_at),
         "orders_pending": box.machine.has_agent and box.machine.orders_taken < box.machine.orders_version,
     }
@@ -124,7 +126,7 @@ def start_stop_tab(request: UserRequest, box: MachineBox) -> dict[str, Any]:
         "runtime_chosen": connector,
         "view": "groups" if request.GET.get("view") == "groups" else "flows",
         "flows": machines.flow_lines(box, connector),
-        "parts": sorted(parts, key=lambda part: (part.board.verdict.healthy, part.board.group.name)),
+        "parts": sorted(parts, key=lambda part: (part.board.healthy, part.board.group.name)),
     }
 
 

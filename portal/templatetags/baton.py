@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import ceil
 from typing import Any
 
 from django import template
@@ -171,6 +172,15 @@ def duration(seconds: Any) -> str:
     if value < 60:
         return f"{value:.1f} s"
     return f"{int(value // 60)} min {int(value % 60)} s"
+
+
+@register.filter
+def countdown(seconds: float) -> str:
+    """200.4 → "3 min 20 s", 7300 → "2 h 1 min": rounded up, so that it ends with 1 s."""
+    left = ceil(seconds)
+    if left < 60:
+        return f"{left} s"
+    return f"{left // 60} min {left % 60} s" if left < 3600 else f"{left // 3600} h {left % 3600 // 60} min"
 
 
 # ------------------------------------------------------------------------------------------------------------- page pieces

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtimes.agent import doctor, hand
-from runtimes.protocol import GroupReport, encode
+from runtimes.protocol import GroupReport, encode, epoch_words
 
 COMMANDS: dict[str, str] = {
     "status": "who leads each group, this machine's state, the members' sessions, the router",
@@ -107,7 +107,7 @@ def described(found: hand.MachineStatus) -> list[str]:
 
 def _group_lines(group: hand.GroupStatus) -> list[str]:
     leader = group.leader or ("nobody" if group.known else "not known")
-    lines = [f"{group.connector}/{group.name}: led by {leader}" + (f", epoch {group.epoch}" if group.epoch else "")]
+    lines = [f"{group.connector}/{group.name}: led by {leader}" + (f", epoch {epoch_words(group.epoch)}" if group.epoch else "")]
     if group.problem:
         lines.append(f"  ATTENTION  {group.problem}")
     lines.append(f"  here       {_here(group.here)}")

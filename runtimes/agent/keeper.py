@@ -41,13 +41,16 @@ from runtimes.protocol import (
     LIFELINE_FD_ENV,
     PERMIT,
     PRESENCE_FD_ENV,
+    Cause,
     FlowReport,
     GroupReport,
     KeeperCommand,
     KeeperNews,
+    LeadershipEnd,
     LogLevel,
     LogLine,
     ProcessNews,
+    Status,
     TlsFiles,
     Wire,
     decode,
@@ -395,11 +398,35 @@ class Keeper:
             self.groups = news.groups
         if news.flows is not None:
             self.flows = news.flows
-        if news.event is not None or news.outcome is not None:
-            self.numbered += 1
-            self.pending.append((self.numbered, ProcessNews(event=news.event, outcome=news.outcome)))
+        if news.event is not None or news.ended is not None or news.outcome is not None:
+            self._keep(ProcessNews(event=news.event, ended=news.ended, outcome=news.outcome))
         if before != (self.ready, self.reason, self.groups, self.flows, self.numbered):
             self._owe()
+
+    def _keep(self, news: ProcessNews) -> None:
+        """For the agent, until it acknowledges."""
+        self.numbered += 1
+        self.pending.append((self.numbered, news))
+
+    def _tell_ends(self) -> None:
+        """The leaderships that ended with the process: what it led by its own last word, and what its death was."""
+        cause = Cause.HANG if self.killing.startswith("killed by its keeper: permit") else Cause.CRASH
+        for group in self.groups if self.spec.runtime is not None else []:
+            if group.status is Status.LEADER and group.epoch and group.leader == self.spec.runtime:
+                self._keep(
+                    ProcessNews(
+                        ended=LeadershipEnd(
+                            group=group.group,
+                            epoch=group.epoch,
+                            runtime=self.spec.runtime or "",
+                            cause=cause,
+                            reason=self._exit_reason(),
+                            at=linux.utc_now(),
+                            at_boot=linux.boot_seconds(),
+                            boot_id=linux.boot_id(),
+                        )
+                    )
+                )
 
     def _connection_event(self, connection: Connection) -> None:
         lines = connection.read()
@@ -510,6 +537,7 @@ class Keeper:
             self._log_event()
         self.log.finish()
         self.pid = None
+        self._tell_ends()
         last_words, _ = self.log.since(max(self.log_sent, self.log.total - LOG_LINES_PER_NEWS))
         linux.write_atomically(self.folder / "exit.json", encode(self.news(last_words)), durable=False)
         self._owe()

@@ -231,6 +231,9 @@ class Agent:
             ],
             outcomes=list(self.spool.outcomes),
             events=list(self.spool.events),
+            ends=list(self.spool.ends),
+            at=linux.utc_now(),
+            at_boot=linux.boot_seconds(),
             logs=self.logs.take(),
             answers=list(self.clerk.answers),
             suggested_address=self.suggested_address,
@@ -260,7 +263,7 @@ class Agent:
             failures = 0
             self._portal_is_back()
             if answer.accepted:
-                self.spool.stored(report.events, report.outcomes)
+                self.spool.stored(report)
                 self.logs.stored()
                 self.clerk.stored(report.answers)
             self.take_orders(answer.orders, asked_at)

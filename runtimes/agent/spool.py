@@ -6,10 +6,10 @@ import structlog
 
 from runtimes.agent.home import Home
 from runtimes.agent.linux import utc_now
-from runtimes.protocol import LeadershipEvent, LogLevel, LogLine, ProcessNews, RequestOutcome, RequestStatus, Wire
+from runtimes.protocol import LeadershipEnd, LeadershipEvent, LogLevel, LogLine, ProcessNews, Report, RequestOutcome, RequestStatus, Wire
 
 log = structlog.get_logger()
-KEPT = 2_000  # events, and outcomes, that wait at most
+KEPT = 2_000  # events, ends, and outcomes, that wait at most
 LOG_LINES = 5_000
 LOG_LINES_PER_REPORT = 500
 OPEN = (RequestStatus.PENDING, RequestStatus.RUNNING)
@@ -17,6 +17,7 @@ OPEN = (RequestStatus.PENDING, RequestStatus.RUNNING)
 
 class Spooled(Wire, frozen=True):
     events: list[LeadershipEvent] = []
+    ends: list[LeadershipEnd] = []
     outcomes: list[RequestOutcome] = []
 
 
@@ -27,11 +28,14 @@ class Spool:
         self.home = home
         kept = home.read("spool.json", Spooled) or Spooled()
         self.events = list(kept.events)
+        self.ends = list(kept.ends)
         self.outcomes = list(kept.outcomes)
 
     def store(self, news: ProcessNews) -> None:
         if news.event is not None and news.event not in self.events:
             self.events.append(news.event)
+        if news.ended is not None and news.ended not in self.ends:
+            self.ends.append(news.ended)
         if news.outcome is not None:
             self._add_outcome(news.outcome)
         self._save()
@@ -49,19 +53,20 @@ class Spool:
             self.outcomes.remove(known)
         self.outcomes.append(outcome)
 
-    def stored(self, events: list[LeadershipEvent], outcomes: list[RequestOutcome]) -> None:
-        """The portal has these."""
-        if not events and not outcomes:
+    def stored(self, report: Report) -> None:
+        """The portal has what this report told."""
+        if not report.events and not report.ends and not report.outcomes:
             return
-        self.events = [event for event in self.events if event not in events]
-        self.outcomes = [outcome for outcome in self.outcomes if outcome not in outcomes]
+        self.events = [event for event in self.events if event not in report.events]
+        self.ends = [end for end in self.ends if end not in report.ends]
+        self.outcomes = [outcome for outcome in self.outcomes if outcome not in report.outcomes]
         self._save()
 
     def _save(self) -> None:
-        if len(self.events) > KEPT or len(self.outcomes) > KEPT:
+        if max(len(self.events), len(self.ends), len(self.outcomes)) > KEPT:
             log.warning("spool_full", text=f"More than {KEPT} events wait for the portal; the oldest are dropped.")
-            self.events, self.outcomes = self.events[-KEPT:], self.outcomes[-KEPT:]
-        self.home.write("spool.json", Spooled(events=self.events, outcomes=self.outcomes))
+            self.events, self.ends, self.outcomes = self.events[-KEPT:], self.ends[-KEPT:], self.outcomes[-KEPT:]
+        self.home.write("spool.json", Spooled(events=self.events, ends=self.ends, outcomes=self.outcomes))
 
 
 class LogBuffer:

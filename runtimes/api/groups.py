@@ -1,10 +1,14 @@
 """/api/v1/groups/: who leads, and the acts of an operator."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
 from django.utils import timezone
+from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import mixins, serializers, status
 from rest_framework.decorators import action
@@ -13,11 +17,12 @@ from rest_framework.response import Response
 
 from portal.api.fields import EnvironmentFilter, ExactInput, Gated
 from portal.models import Role
-from runtimes import failover
-from runtimes.models import PREFERENCES, FailoverGroup, GroupRequest, LeadershipChange, choices
-from runtimes.protocol import IsolationPolicy, Preference, RequestStatus, State, Status
+from runtimes import alarms, boards, failback, failover
+from runtimes.models import PREFERENCES, AlarmKind, FailbackPolicy, FailoverGroup, GroupRequest, LeadershipChange, TimedSwitch, choices
+from runtimes.protocol import Cause, IsolationPolicy, Preference, RequestStatus, State, Status
 
 POLICIES = choices(IsolationPolicy)
+CAUSES = choices(Cause)
 
 
 class LeaderSerializer(serializers.Serializer[Any]):
@@ -40,6 +45,60 @@ class MemberSerializer(serializers.Serializer[Any]):
     last_report_at = serializers.DateTimeField(source="member.observed_at", allow_null=True)
 
 
+class ReturnSerializer(serializers.Serializer[Any]):
+    """What is to return to the preferred leader: `at` when time alone decides, and why not yet in the sentence."""
+
+    to = serializers.CharField()
+    cause = serializers.ChoiceField(choices=CAUSES, allow_null=True)
+    at = serializers.DateTimeField(allow_null=True)
+    in_seconds = serializers.SerializerMethodField()
+    held = serializers.BooleanField()
+    sentence = serializers.CharField()
+
+    def get_in_seconds(self, coming: failback.Return) -> float | None:
+        return max(0.0, (coming.at - timezone.now()).total_seconds()) if coming.at else None
+
+
+class TimedSwitchSerializer(serializers.ModelSerializer[TimedSwitch]):
+    """A switch by hand that is for a time only, while it stands."""
+
+    class Meta:
+        model = TimedSwitch
+        fields = ("machine", "actor", "until")
+
+
+class AlarmNowSerializer(serializers.Serializer[Any]):
+    """What is wrong with a member now (its history: /api/v1/alarms/)."""
+
+    kind = serializers.ChoiceField(choices=AlarmKind.choices)
+    machine = serializers.CharField()
+    flow = serializers.CharField(source="subject")
+    sentence = serializers.CharField()
+    remedy = serializers.CharField()
+
+
+class FailbackSerializer(serializers.ModelSerializer[FailoverGroup]):
+    policy = serializers.ChoiceField(choices=FailbackPolicy.choices, source="failback")
+    stable_seconds = serializers.IntegerField(
+        source="failback_stable_seconds", min_value=0, max_value=failback.STABLE_LONGEST, required=False
+    )
+    window_start = serializers.TimeField(source="failback_window_start", allow_null=True, required=False)
+    window_end = serializers.TimeField(source="failback_window_end", allow_null=True, required=False)
+    time_zone = serializers.CharField(source="failback_zone", max_length=64, required=False, help_text="Of the window: Europe/Amsterdam")
+    held_by = serializers.CharField(source="failback_held_by", read_only=True)
+
+    class Meta:
+        model = FailoverGroup
+        fields = ("policy", "stable_seconds", "window_start", "window_end", "time_zone", "held_by")
+
+    def validate_time_zone(self, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise serializers.ValidationError(f"There is no time zone {name}; say for instance Europe/Amsterdam or UTC.") from error
+        return name
+
+
 class GroupSerializer(serializers.ModelSerializer[FailoverGroup]):
     environment = serializers.CharField(source="environment.kind")
     project = serializers.CharField(source="environment.project.slug")
@@ -47,6 +106,10 @@ class GroupSerializer(serializers.ModelSerializer[FailoverGroup]):
     members = serializers.SerializerMethodField()
     healthy = serializers.SerializerMethodField()
     problems = serializers.SerializerMethodField()
+    failback = FailbackSerializer(source="*", read_only=True)
+    timed_switch = serializers.SerializerMethodField()
+    returns = serializers.SerializerMethodField()
+    alarms = serializers.SerializerMethodField()
 
     class Meta:
         model = FailoverGroup
@@ -59,11 +122,19 @@ class GroupSerializer(serializers.ModelSerializer[FailoverGroup]):
             "leader",
             "last_gap_seconds",
             "isolation_policy",
+            "failback",
+            "timed_switch",
+            "returns",
             "healthy",
             "problems",
+            "alarms",
             "members",
         )
         extra_kwargs = {"last_gap_seconds": {"allow_null": True}}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._blocked: dict[int, str] = {}  # by environment: asked once for a whole list
 
     def to_representation(self, instance: FailoverGroup) -> dict[str, Any]:
         self._verdict = failover.verdict(instance, now=timezone.now())
@@ -78,17 +149,63 @@ class GroupSerializer(serializers.ModelSerializer[FailoverGroup]):
     def get_members(self, group: FailoverGroup) -> Any:
         return MemberSerializer(self._verdict.members, many=True).data
 
+    @extend_schema_field(TimedSwitchSerializer(allow_null=True))
+    def get_timed_switch(self, group: FailoverGroup) -> Any:
+        standing = failback.timed(group)
+        return TimedSwitchSerializer(standing).data if standing else None
+
+    @extend_schema_field(ReturnSerializer(allow_null=True))
+    def get_returns(self, group: FailoverGroup) -> Any:
+        if group.environment_id not in self._blocked:
+            self._blocked[group.environment_id] = failback.blocked([group.environment_id]).get(group.environment_id, "")
+        coming = failback.decide(self._verdict, blocked=self._blocked[group.environment_id], now=timezone.now())
+        return ReturnSerializer(coming).data if coming else None
+
+    @extend_schema_field(AlarmNowSerializer(many=True))
+    def get_alarms(self, group: FailoverGroup) -> Any:
+        return AlarmNowSerializer(alarms.of(self._verdict), many=True).data
+
     def get_healthy(self, group: FailoverGroup) -> bool:
-        return self._verdict.healthy
+        return self._verdict.healthy and not alarms.of(self._verdict)
 
     def get_problems(self, group: FailoverGroup) -> list[str]:
         return self._verdict.problems
 
 
 class ChangeSerializer(serializers.ModelSerializer[LeadershipChange]):
+    """`at` is when the new leader's inbounds were On, by the portal's clock; `heard_at` when the portal was told."""
+
+    deployment = serializers.SerializerMethodField()
+
     class Meta:
         model = LeadershipChange
-        fields = ("epoch", "runtime", "previous", "cause", "actor", "at", "detection_seconds", "gap_seconds")
+        fields = (
+            "epoch",
+            "runtime",
+            "previous",
+            "cause",
+            "detail",
+            "actor",
+            "deployment",
+            "at",
+            "heard_at",
+            "detection_seconds",
+            "gap_seconds",
+        )
+
+    def get_deployment(self, change: LeadershipChange) -> int | None:
+        return boards.in_words(change).deployment
+
+
+class ChangeFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter has no types
+    """`?cause=crash&cause=hang`, `?runtime=external01.erp`, `?actor=`, `?at_after=`, `?at_before=`, `?gap_min=` seconds."""
+
+    cause = filters.MultipleChoiceFilter(choices=CAUSES)
+    runtime = filters.CharFilter()
+    actor = filters.CharFilter()
+    at_after = filters.IsoDateTimeFilter(field_name="at", lookup_expr="gte")
+    at_before = filters.IsoDateTimeFilter(field_name="at", lookup_expr="lt")
+    gap_min = filters.NumberFilter(field_name="gap_seconds", lookup_expr="gte")
 
 
 class RequestSerializer(serializers.ModelSerializer[GroupRequest]):
@@ -105,6 +222,9 @@ class RequestSerializer(serializers.ModelSerializer[GroupRequest]):
 class SwitchInput(ExactInput):
     candidate = serializers.CharField(required=False, allow_null=True, help_text="Machine that shall lead; left out: any ready follower")
     expected_leader = serializers.CharField(required=False, allow_null=True, help_text="Machine that leads as you see it; else 412")
+    returns_after_seconds = serializers.IntegerField(
+        required=False, allow_null=True, min_value=1, help_text="For so long only: then leadership returns to the preferred leader"
+    )
 
 
 class MachineInput(ExactInput):
@@ -113,6 +233,14 @@ class MachineInput(ExactInput):
 
 class PreferenceInput(MachineInput):
     preference = serializers.ChoiceField(choices=PREFERENCES)
+
+
+class HoldInput(ExactInput):
+    held = serializers.BooleanField(help_text="true: the failback policy returns nothing until it is false again")
+
+
+class ExtendInput(ExactInput):
+    seconds = serializers.IntegerField(help_text="The switch stands longer by so many seconds")
 
 
 class PolicyInput(serializers.Serializer[Any]):
@@ -127,10 +255,11 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
     queryset = FailoverGroup.objects.none()
 
     def get_queryset(self) -> QuerySet[FailoverGroup]:
-        return (
+        return failback.with_facts(
             FailoverGroup.objects.filter(environment__project__team__memberships__user_id=self.request.user.pk or 0)
             .select_related("environment__project", "group__connector")
-            .prefetch_related("members__runtime__machine", "members__runtime__connector")
+            .prefetch_related(failover.with_members()),
+            now=timezone.now(),
         )
 
     def _about_member(self, request: Request, act: Callable[..., GroupRequest]) -> Response:
@@ -150,14 +279,57 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
         group = self.row_for(request, Role.OPERATOR)
         body = SwitchInput(data=request.data)
         body.is_valid(raise_exception=True)
-        wish = failover.switch(
+        seconds = body.validated_data.get("returns_after_seconds")
+        wish = failback.switch(
             group,
             candidate=body.validated_data.get("candidate"),
             expected_leader=body.validated_data.get("expected_leader"),
             actor=request.user.get_username(),
             now=timezone.now(),
+            returns_after=timedelta(seconds=seconds) if seconds is not None else None,
         )
         return self._answer(wish)
+
+    @extend_schema(request=ExtendInput, responses={200: TimedSwitchSerializer, 204: None})
+    @action(detail=True, methods=["patch", "delete"], url_path="timed-switch")
+    def timed_switch(self, request: Request, pk: str) -> Response:
+        """A switch that is for a time only: PATCH lets it stand longer, DELETE lets it stand for good. 409 when there is none."""
+        group = self.row_for(request, Role.OPERATOR)
+        if request.method == "DELETE":
+            failback.cancel(group, actor=request.user.get_username(), now=timezone.now())
+            return Response(status=status.HTTP_204_NO_CONTENT)
+        body = ExtendInput(data=request.data)
+        body.is_valid(raise_exception=True)
+        row = failback.extend(group, timedelta(seconds=body.validated_data["seconds"]), now=timezone.now())
+        return Response(TimedSwitchSerializer(row).data)
+
+    @extend_schema(request=FailbackSerializer, responses=GroupSerializer)
+    @action(detail=True, methods=["put"])
+    def failback(self, request: Request, pk: str) -> Response:
+        """How leadership returns to the preferred leader: manual, automatic after a stability time, or that in a daily window."""
+        group = self.row_for(request, Role.OPERATOR)
+        body = FailbackSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        said = body.validated_data
+        start, end = said.get("failback_window_start"), said.get("failback_window_end")
+        failback.set_policy(
+            group,
+            FailbackPolicy(said["failback"]),
+            stable_seconds=said.get("failback_stable_seconds", group.failback_stable_seconds),
+            window=(start, end) if start is not None and end is not None else None,
+            zone=said.get("failback_zone", group.failback_zone),
+        )
+        return Response(GroupSerializer(self.get_object()).data)
+
+    @extend_schema(request=HoldInput, responses=GroupSerializer)
+    @action(detail=True, methods=["put"], url_path="failback/hold")
+    def hold(self, request: Request, pk: str) -> Response:
+        """Keep the failback policy from returning this group, or let it."""
+        group = self.row_for(request, Role.OPERATOR)
+        body = HoldInput(data=request.data)
+        body.is_valid(raise_exception=True)
+        failback.hold(group, held=body.validated_data["held"], actor=request.user.get_username())
+        return Response(GroupSerializer(self.get_object()).data)
 
     @extend_schema(request=MachineInput, responses={202: RequestSerializer})
     @action(detail=True, methods=["post"])
@@ -196,12 +368,20 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
     def leader(self, request: Request, pk: str) -> Response:
         return Response(GroupSerializer(self.get_object()).data["leader"])
 
-    @extend_schema(responses=ChangeSerializer(many=True))
-    @action(detail=True)
+    @extend_schema(responses=ChangeSerializer(many=True), filters=True)
+    @action(detail=True, filterset_class=ChangeFilter)
     def changes(self, request: Request, pk: str) -> Response:
-        """Every change of leadership, newest first."""
-        changes: Any = self.get_object().changes.all()
+        """Every change of leadership, newest first, with its cause, who asked, detection time and gap."""
+        asked = ChangeFilter(request.query_params, queryset=self.row_for_reading().changes.all())
+        if not asked.is_valid():
+            raise serializers.ValidationError(asked.errors)
+        changes: Any = asked.qs
         return self.get_paginated_response(ChangeSerializer(self.paginate_queryset(changes) or [], many=True).data)
+
+    def row_for_reading(self) -> FailoverGroup:
+        """The group of this address; the filters of the list below it are not its own."""
+        group: FailoverGroup = get_object_or_404(self.get_queryset(), pk=self.kwargs["pk"])
+        return group
 
     @extend_schema(responses=RequestSerializer)
     @action(detail=True, url_path="requests/(?P<request_id>[0-9a-f-]{36})")

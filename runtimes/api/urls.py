@@ -3,6 +3,7 @@
 from django.urls import path
 from rest_framework.routers import SimpleRouter
 
+from runtimes.api.alarms import AlarmViewSet
 from runtimes.api.groups import GroupViewSet
 from runtimes.api.machines import MachineViewSet, RuntimeViewSet
 from runtimes.api.profiles import TimingProfileView
@@ -11,6 +12,7 @@ router = SimpleRouter()
 router.register("groups", GroupViewSet, basename="api-group")
 router.register("machines", MachineViewSet, basename="api-machine")
 router.register("runtimes", RuntimeViewSet, basename="api-runtime")
+router.register("alarms", AlarmViewSet, basename="api-alarm")
 urlpatterns = [
     *router.urls,
     path("environments/<slug:project>/<slug:environment>/timing-profile/", TimingProfileView.as_view(), name="api-timing-profile"),

@@ -34,9 +34,9 @@ class Control:
         return cls(reader, writer)
 
     def send(self, news: ProcessNews) -> bool:
-        """False when the keeper has left too much unread: send the status again later. Events and outcomes are always written."""
+        """False when the keeper has left too much unread: send the status again later. Events, ends and outcomes are always written."""
         transport = self._writer.transport
-        lasting = news.event is not None or news.outcome is not None
+        lasting = news.event is not None or news.ended is not None or news.outcome is not None
         if transport.is_closing() or (not lasting and transport.get_write_buffer_size() > BUFFER):
             return False
         self._writer.write(encode(masked_news(news)) + b"\n")

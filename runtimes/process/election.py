@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from runtimes.process.permits import ALWAYS, NEVER
 from runtimes.process.records import ControlRecord, LeaderRecord, Observed, epoch_of
-from runtimes.protocol import ALONE_BECAUSE, ISOLATED_BECAUSE, Cause, GroupSpec, IsolationPolicy, Preference, Status, Timing
+from runtimes.protocol import ALONE_BECAUSE, ISOLATED_BECAUSE, Cause, GroupSpec, IsolationPolicy, Preference, Status, Timing, epoch_words
 
 ALONE_AFTER_TTLS = 3.0  # so long without a majority before a member runs alone: an election among the routers is over by then
 
@@ -217,7 +217,8 @@ def vacancy(view: GroupView, now: float) -> tuple[Vacancy | None, float]:
     if leader is None:
         return Vacancy("nobody has led yet", Cause.FIRST), ALWAYS
     if leader.runtime is None:
-        how = {Cause.DISABLE: "was disabled", Cause.RELEASE: "stopped cleanly"}.get(leader.cause, "gave it up")
+        words = {Cause.DISABLE: "was disabled", Cause.RELEASE: "stopped cleanly", Cause.NOT_READY: "was not ready any more"}
+        how = words.get(leader.cause, "gave it up")
         return Vacancy(f"{leader.previous or 'the leader'} {how}", leader.cause, leader.actor), ALWAYS
     observed = view.sessions.get(leader.runtime)
     if observed is None:
@@ -239,12 +240,12 @@ def _as_leader(view: GroupView, now: float, disabled: bool) -> Decision:
     if own.stopping:
         return _stop_leading(view, now, Status.LEADER, Cause.RELEASE, "", "the runtime is asked to stop")
     if not own.ready and ready_followers(view, now):
-        return _stop_leading(view, now, Status.LEADER, Cause.RELEASE, "", f"not ready any more: {own.reason}")
+        return _stop_leading(view, now, Status.LEADER, Cause.NOT_READY, "", f"not ready any more: {own.reason}")
     if request is not None:
         return _with_request(view, now)
     if now >= own.permit_until - margin(view.timing):
         return Decision(Action.FOLLOW, Status.LEADER, "leads by the records; waits for a renewal's permit")
-    return Decision(Action.LEAD, Status.LEADER, f"leads with epoch {view.epoch}")
+    return Decision(Action.LEAD, Status.LEADER, f"leads with epoch {epoch_words(view.epoch)}")
 
 
 def _with_request(view: GroupView, now: float) -> Decision:
@@ -258,7 +259,8 @@ def _with_request(view: GroupView, now: float) -> Decision:
     if request.to == view.me:
         return close("", f"{view.me} leads already")
     if request.expected_epoch != view.epoch:
-        return close("stale", f"leadership has changed since the request was made: epoch {view.epoch}, expected {request.expected_epoch}")
+        now_and_then = f"epoch {epoch_words(view.epoch)}, expected {epoch_words(request.expected_epoch)}"
+        return close("stale", f"leadership has changed since the request was made: {now_and_then}")
     if request.to is not None and (why := why_not_ready(view, request.to, now)):
         return close("not-ready", f"leadership stays here: {why}")
     candidates = [request.to] if request.to is not None else ready_followers(view, now)
@@ -297,7 +299,7 @@ def _as_follower(view: GroupView, now: float) -> Decision:
     vacant, again_at = vacancy(view, now)
     if vacant is None:
         leader = view.leader.runtime if view.leader else "nobody"
-        return follow(f"follows {leader}, which holds epoch {view.epoch}", again_at)
+        return follow(f"follows {leader}, which holds epoch {epoch_words(view.epoch)}", again_at)
     if own.stopping:
         return follow(f"{vacant.sentence}; this runtime is stopping")
     if not own.ready:

@@ -35,6 +35,8 @@ ASIDE_SECONDS, ASIDE_LIMIT = 5.0, 300.0  # an item that could not even be moved 
 AWAY_SECONDS, AWAY_LIMIT = 0.1, 1.0  # between asks of a source or target that is away
 PREPARE_SECONDS = 2.0
 GAUGE_SECONDS = 5.0  # between two counts of what waits
+SILENT_SECONDS = 30.0  # without an answer of the source, or three of its intervals where those are longer: then something is wrong …
+DELIVERING_SECONDS = 300.0  # … but a long delivery of one item is work
 SAY_SECONDS = 30.0  # between two log lines about one outage
 
 
@@ -72,6 +74,9 @@ class Flow:
         self._waiting: int | None = None
         self._pending: int | None = None
         self._kept: int | None = None
+        self._answered = 0.0  # when the source last answered, or an item was done with (time.monotonic())
+        self._delivering = False
+        self._silent_since = ""
         self._refused: set[str] = set()  # items that the target would not take: the others go first
         self._said = ""
         self._said_at = 0.0
@@ -130,7 +135,17 @@ class Flow:
             waiting=self._waiting,
             pending=self._pending,
             kept=self._kept,
+            silent_since=self._silence(time.monotonic()),
         )
+
+    def _silence(self, now: float) -> str:
+        """Since when this inbound, which is On, has had no answer of its source for longer than it should; empty while all is well."""
+        limit = DELIVERING_SECONDS if self._delivering else max(SILENT_SECONDS, 3 * self._inbound.wait_seconds())
+        if not self.on or not self._answered or now - self._answered <= limit:
+            self._silent_since = ""
+        elif not self._silent_since:
+            self._silent_since = _text(time.time() - (now - self._answered))
+        return self._silent_since
 
     # ------------------------------------------------------------------------------------------------------------------ the worker
 
@@ -223,6 +238,7 @@ class Flow:
         self._changed()
 
     def _set_on(self, duty: Duty) -> None:
+        self._answered = time.monotonic()
         with self._wake:
             if self._duty is duty:
                 self.on = True
@@ -243,6 +259,7 @@ class Flow:
     def _due(self, items: Sequence[Item]) -> list[Item]:
         """Those whose turn it is: what failed waits, what the target refused goes last."""
         self._last_poll = max(self._last_poll, time.time())
+        self._answered = time.monotonic()
         now = time.monotonic()
         due = [item for item in items if item.id not in self._troubles or self._troubles[item.id].again_at <= now]
         due.sort(key=lambda item: item.id in self._refused)  # stable: only these go last
@@ -262,6 +279,7 @@ class Flow:
                 self._aside(item, duty, trouble)
                 return
             self._last_activity = now_text()
+            self._delivering = True
             self._outbound.deliver(item, duty)
             self._delivered += 1
             self._troubles.pop(item.id, None)
@@ -273,6 +291,8 @@ class Flow:
             raise
         except ItemError as error:
             self._failed_once(item, duty, trouble, masked(str(error)))  # the reason goes into the error folder too
+        finally:
+            self._delivering, self._answered = False, time.monotonic()
 
     def _failed_once(self, item: Item, duty: Duty, trouble: Trouble | None, reason: str) -> None:
         tries = (trouble.tries if trouble else 0) + 1
@@ -330,6 +350,10 @@ class Flow:
 def _to_seconds(moment: float) -> str:
     """RFC 3339, to 5 s: it changes with every poll and shall not be news every time."""
     return datetime.fromtimestamp(moment - moment % 5, UTC).isoformat().replace("+00:00", "Z") if moment else ""
+
+
+def _text(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _made(registry: dict[Any, Any], component: Component, setting: Setting) -> Any:

@@ -28,7 +28,7 @@ from runtimes.process.election import (
 from runtimes.process.etcd import Etcd
 from runtimes.process.flows import Flow
 from runtimes.process.isolation import Memory
-from runtimes.process.permits import ALWAYS, NEVER, Clock, Duty, PermitPage, boot_clock
+from runtimes.process.permits import ALWAYS, NEVER, Clock, Duty, PermitPage, boot_clock, boot_id
 from runtimes.process.records import ControlRecord, GroupMark, epoch_of
 from runtimes.process.seat import Seat
 from runtimes.protocol import (
@@ -38,6 +38,7 @@ from runtimes.protocol import (
     FlowReport,
     FlowSpec,
     GroupReport,
+    LeadershipEnd,
     LeadershipEvent,
     Preference,
     ProcessCommand,
@@ -46,6 +47,7 @@ from runtimes.protocol import (
     RequestStatus,
     State,
     Status,
+    epoch_words,
 )
 
 FLOW_NEWS_SECONDS = 1.0  # counters alone are news at most so often
@@ -72,6 +74,8 @@ class Runtime:
         self._last_flows: list[FlowReport] = []
         self._last_flows_at = NEVER
         self._spoke_at = NEVER
+        self._looked_at = clock()  # when the warden last looked: longer ago than it may be means that this process stood still
+        self._boot_id = boot_id()
         self._last_ready: tuple[bool, str] | None = None
         data = Path(self._config.data)
         data.mkdir(parents=True, exist_ok=True)
@@ -258,13 +262,13 @@ class Runtime:
         """After each own transaction: what it said about permits is true for the duties too."""
         if coordinator.session != self._session:
             for seat in self._seats:
-                seat.off()
+                self._cut(seat)
             self._session = coordinator.session
         for seat in self._seats:
             if seat.duty is not None and not seat.alone:
                 until = coordinator.permits[seat.spec.id]
                 if until == NEVER:
-                    seat.off()
+                    self._cut(seat)
                 else:
                     seat.duty.extend(until)
         self._turn_page()
@@ -298,11 +302,41 @@ class Runtime:
             for end, seat in ends:
                 if now >= end:
                     self._log.warning(f"group {seat.spec.name}: Off, its permit ends and no renewal has succeeded")
-                    seat.off()
+                    self._cut(seat)
                     self._turn_page()
                     self._wake.set()
+            self._looked_at = now
             soon = min((end for end, _ in ends if end > now), default=ALWAYS)
             await asyncio.sleep(max(min(soon - now, self._config.timing.renewal), 0.001))
+
+    def _cut(self, seat: Seat) -> None:
+        """Off because the permit ends or is gone, not given up: tell how this leadership ended, in case that another takes over."""
+        duty, now = seat.duty, self._clock()
+        seat.off()
+        disabled = seat.decision is not None and seat.decision.status == Status.DISABLED
+        if duty is None or duty.epoch == 0 or seat.cut == duty.epoch or disabled:
+            return
+        seat.cut = duty.epoch
+        stood = now - self._looked_at
+        if stood > self._config.timing.ttl / 2:  # the warden looks at every renewal
+            cause, reason = Cause.HANG, f"the process of {self._config.key} stood still for {stood:.1f} s"
+        else:
+            trouble = self._coordinator.trouble if self._coordinator is not None else ""
+            cause, reason = Cause.LOST_MAJORITY, trouble or "no answer from a majority of the routers"
+        self._send(
+            ProcessNews(
+                ended=LeadershipEnd(
+                    group=seat.spec.id,
+                    epoch=duty.epoch,
+                    runtime=self._config.key,
+                    cause=cause,
+                    reason=reason,
+                    at=now_text(),
+                    at_boot=now,
+                    boot_id=self._boot_id,
+                )
+            )
+        )
 
     # -------------------------------------------------------------------------------------------------------------------- groups
 
@@ -379,11 +413,11 @@ class Runtime:
             return False
         if decision.action == Action.LEAD_ALONE:
             if seat.lead(0, ALWAYS):
-                self._log.warning(f"group {seat.spec.name}: On with epoch 0: {decision.sentence}")
+                self._log.warning(f"group {seat.spec.name}: On without an epoch: {decision.sentence}")
                 self._turn_page()
             return False
         if decision.action == Action.FOLLOW:
-            seat.off()
+            self._cut(seat)
             seat.drain_since = None
             self._turn_page()
             return False
@@ -484,7 +518,9 @@ class Runtime:
         )
         ready = self._readiness()
         flows = [self._flow_report(flow) for flow in self._flows]
-        states = [(flow.on, flow.reason) for flow in flows] != [(flow.on, flow.reason) for flow in self._last_flows]
+        states = [(flow.on, flow.reason, flow.silent_since) for flow in flows] != [
+            (flow.on, flow.reason, flow.silent_since) for flow in self._last_flows
+        ]
         late = flows != self._last_flows and self._loop.time() - self._last_flows_at >= FLOW_NEWS_SECONDS
         if (news or states or late or ready != self._last_ready) and self._send(
             ProcessNews(ready=ready[0], reason=ready[1], groups=groups, flows=flows)
@@ -579,11 +615,16 @@ class Runtime:
             cause=leader.cause,
             actor=leader.actor,
             at=now_text(),
+            at_boot=now,
+            boot_id=self._boot_id,
             detection_seconds=seat.detection[1] if seat.detection and seat.detection[0] == duty.epoch else None,
             gap_seconds=gap,
         )
         self._log.info(
-            f"group {seat.spec.name}: inbounds On with epoch {duty.epoch}", cause=leader.cause, gap_seconds=gap, previous=leader.previous
+            f"group {seat.spec.name}: inbounds On with epoch {epoch_words(duty.epoch)}",
+            cause=leader.cause,
+            gap_seconds=gap,
+            previous=leader.previous,
         )
         self._send(ProcessNews(event=event))
 

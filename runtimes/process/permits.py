@@ -18,6 +18,11 @@ def boot_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def boot_id() -> str:
+    """Of the kernel whose boot_clock() this is: changes with every boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 class PermitEnded(Exception):  # noqa: N818 - says what happened
     """This runtime may not take or emit any more: the item stays where it is."""
 

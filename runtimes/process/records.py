@@ -5,9 +5,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from runtimes.protocol import LONGEST_TTL, Cause, IsolationPolicy, Preference, RequestOutcome
+from runtimes.protocol import GENERATION_STEP, LONGEST_TTL, Cause, IsolationPolicy, Preference, RequestOutcome
 
-GENERATION_STEP = 10**12
 KEPT_OUTCOMES = 8  # per group, so that an order carried twice finds how it ended
 
 

@@ -22,6 +22,7 @@ class Seat:
     on_at: float = NEVER  # when it was last seen On, while it was its own leader
     detection: tuple[int, float] | None = None  # epoch, seconds from the old leader's last sign to the take
     announced: int = 0  # the epoch whose event was sent
+    cut: int = 0  # the epoch whose end, by a permit that ran out, was told
     status: Status | None = None
     since: str = ""
     last_report: GroupReport | None = field(default=None, repr=False)
@@ -67,6 +68,7 @@ class Seat:
             self.off()
             self.duty = Duty(self.spec.id, self.spec.name, epoch, until, self.clock)
         self.drain_since = None
+        self.cut = 0
         for flow in self.flows:
             flow.start(self.duty)
         return True

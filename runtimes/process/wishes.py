@@ -24,7 +24,7 @@ from runtimes.process.records import (
     plain,
     session_key,
 )
-from runtimes.protocol import GroupRequest, IsolationPolicy, RequestKind, RequestOutcome, RequestStatus, Timing, TlsFiles
+from runtimes.protocol import GroupRequest, IsolationPolicy, RequestKind, RequestOutcome, RequestStatus, Timing, TlsFiles, epoch_words
 
 POLICY_WORDS = {IsolationPolicy.STOP: "stops", IsolationPolicy.RUN_ALONE: "runs alone"}
 TRIES = 5  # when another writes the same record in between; each try reads anew
@@ -146,7 +146,7 @@ async def _judge(
         control = control.closing(RequestOutcome(id=control.request.id, status=RequestStatus.FAILED, code="stale", reason=reason))
     leader = _leader(picture)
     if request.expected_epoch is not None and request.expected_epoch != epoch:
-        raise RefusedError("stale", f"leadership has changed meanwhile: {leader} holds epoch {epoch}; look again and repeat")
+        raise RefusedError("stale", f"leadership has changed meanwhile: {leader} holds epoch {epoch_words(epoch)}; look again and repeat")
     if runtime == leader:
         return _succeeded(request, f"{leader} leads already"), None
     release = picture.sessions[leader][0].release if leader in picture.sessions else None

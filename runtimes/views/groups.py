@@ -1,5 +1,6 @@
 """Operate › Groups: who leads, what was wished, and the buttons that move leadership."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -9,15 +10,16 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Role
-from runtimes import boards, failover, profiles
-from runtimes.forms import GroupActForm, IsolationForm, ProfileForm
+from runtimes import boards, failback, failover, profiles
+from runtimes.forms import STAYS, FailbackForm, GroupActForm, IsolationForm, ProfileForm
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest
+from runtimes.protocol import Preference
 
 
 @require_GET
@@ -54,7 +56,7 @@ def group_act(request: UserRequest, slug: str, kind: str, pk: UUID, machine: str
     form, back = context["form"], context["back"]
     if form.is_valid():
         try:
-            asked = ask(group, machine, act, expected_leader=form.cleaned_data["expected_leader"], actor=request.user.get_username())
+            asked = ask(group, machine, act, form, actor=request.user.get_username())
             messages.info(request, f"{boards.wish_of(asked)} was asked for; the group {group} shows how it goes.")
             return redirect(request, back)
         except NotAllowed as refusal:
@@ -104,6 +106,50 @@ def timing_profile(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     return dialog(request, "runtimes/timing_profile.html", context, back=back)
 
 
+@require_http_methods(["GET", "POST"])
+def group_failback(request: UserRequest, slug: str, kind: str, pk: UUID) -> HttpResponse:
+    """How leadership returns to the preferred leader: each choice with its consequence."""
+    environment = get_environment(request.user, slug, kind, role=Role.OPERATOR)
+    group = get_object_or_404(FailoverGroup.objects.select_related("environment"), environment=environment, pk=pk)
+    back = way_back(request, environment)
+    initial = {
+        "policy": group.failback,
+        "stable_minutes": f"{group.failback_stable_seconds / 60:g}",
+        "window_start": group.failback_window_start,
+        "window_end": group.failback_window_end,
+        "zone": group.failback_zone,
+        "next": back,
+    }
+    form = FailbackForm(request.POST if request.method == "POST" else None, environment=environment, name=group.name, initial=initial)
+    context: dict[str, Any] = {"environment": environment, "group": group, "form": form}
+    if form.is_valid():
+        try:
+            zone = form.cleaned_data["zone"]
+            failback.set_policy(group, form.chosen(), stable_seconds=form.stable_seconds(), window=form.window(), zone=zone)
+            messages.success(request, f"Failback of {group.name}: {failback.WORDS[form.chosen()].lower()}.")
+            return redirect(request, back)
+        except NotAllowed as refusal:
+            context["refusal"] = refusal
+    return dialog(request, "runtimes/failback.html", context, back=back)
+
+
+@require_POST
+def group_return(request: UserRequest, slug: str, kind: str, pk: UUID, act: str) -> HttpResponse:
+    """Hold or let go a return by policy; extend a switch for a time, or let it stand."""
+    environment = get_environment(request.user, slug, kind, role=Role.OPERATOR)
+    group = get_object_or_404(FailoverGroup, environment=environment, pk=pk)
+    actor, now = request.user.get_username(), timezone.now()
+    if act in ("hold", "release"):
+        failback.hold(group, held=act == "hold", actor=actor)
+    elif act == "extend":
+        failback.extend(group, timedelta(hours=1), now=now)
+    elif act == "cancel":
+        failback.cancel(group, actor=actor, now=now)
+    else:
+        raise Http404("There is no such act.")
+    return redirect(request, way_back(request, environment))
+
+
 def way_back(request: UserRequest, environment: Environment) -> str:
     """Where the person came from, if it is a page of this portal; else the groups."""
     came_from = request.POST.get("next") or request.GET.get("next", "")
@@ -120,6 +166,7 @@ def act_context(request: UserRequest, group: FailoverGroup, member: GroupMember,
     led_by = leader.member.runtime.machine.name if leader else ""
     back = way_back(request, group.environment)
     initial = {"expected_leader": led_by, "next": back}
+    preferred = next((one.runtime.machine.name for one in group.members.all() if one.runtime.preference == Preference.LEADER), "")
     return {
         "environment": group.environment,
         "group": group,
@@ -131,7 +178,14 @@ def act_context(request: UserRequest, group: FailoverGroup, member: GroupMember,
             request.POST if request.method == "POST" else None, environment=group.environment, name=group.name, initial=initial
         ),
         "back": back,
+        # A switch away from the preferred leader may be for a time only.
+        "stays": STAYS if preferred and act == ("stop" if machine_name(member) == preferred else "play") else [],
+        "preferred": preferred,
     }
+
+
+def machine_name(member: GroupMember) -> str:
+    return member.runtime.machine.name
 
 
 def member_on(group: FailoverGroup, machine: str) -> GroupMember:
@@ -142,11 +196,11 @@ def member_on(group: FailoverGroup, machine: str) -> GroupMember:
     return member
 
 
-def ask(group: FailoverGroup, machine: str, act: str, *, expected_leader: str, actor: str) -> GroupRequest:
+def ask(group: FailoverGroup, machine: str, act: str, form: GroupActForm, *, actor: str) -> GroupRequest:
     """The deed of a button. Stop on a leader is a hand-over to any ready follower."""
     now = timezone.now()
-    if act == "play":
-        return failover.switch(group, candidate=machine, expected_leader=expected_leader or None, actor=actor, now=now)
-    if act == "stop":
-        return failover.switch(group, candidate=None, expected_leader=machine, actor=actor, now=now)
+    if act in ("play", "stop"):
+        leader = (form.cleaned_data["expected_leader"] or None) if act == "play" else machine
+        candidate = machine if act == "play" else None
+        return failback.switch(group, candidate=candidate, expected_leader=leader, actor=actor, now=now, returns_after=form.returns())
     return (failover.disable if act == "disable" else failover.enable)(group, machine, actor=actor, now=now)

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET
 from portal.access import get_environment
 from portal.htmx import UserRequest, render
 from portal.models import Environment
-from runtimes import boards, protocol
+from runtimes import boards, history, protocol
 from runtimes.models import FailoverGroup, LeadershipChange
 from runtimes.timeline import Lane, Window, lanes
 
@@ -44,7 +44,7 @@ def timeline(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         "windows": list(WINDOWS),
         "page": page,
         "changes": [boards.in_words(change) for change in page.object_list],
-        "causes": [(cause.value, cause.value.capitalize()) for cause in protocol.Cause],
+        "causes": [(cause.value, history.NAMES[cause]) for cause in protocol.Cause],
         "chosen_group": request.GET.get("group", ""),
         "chosen_cause": request.GET.get("cause", ""),
     }
@@ -100,8 +100,17 @@ def as_csv(environment: Environment, changes: "QuerySet[LeadershipChange]") -> H
     answer = HttpResponse(content_type="text/csv; charset=utf-8")
     answer["Content-Disposition"] = f'attachment; filename="leadership-{environment.project.slug}-{environment.kind}.csv"'
     writer = csv.writer(answer)
-    writer.writerow(["at", "group", "epoch", "leader", "previous", "cause", "actor", "gap_seconds", "detection_seconds"])
+    writer.writerow(["at", "group", "epoch", "leader", "previous", "cause", "detail", "actor", "gap_seconds", "detection_seconds"])
     for change in changes.iterator():
-        row = [change.at.isoformat(), change.group.name, change.epoch, change.runtime, change.previous, change.cause, change.actor]
+        row = [
+            change.at.isoformat(),
+            change.group.name,
+            change.epoch,
+            change.runtime,
+            change.previous,
+            change.cause,
+            change.detail,
+            change.actor,
+        ]
         writer.writerow([*row, change.gap_seconds, change.detection_seconds])
     return answer

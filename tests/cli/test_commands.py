@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from cli import app as command_line
 from cli import settings as kept
 from deployments import releases, rollout
 from deployments.models import Release
-from portal.models import Environment, Flow, FlowVersion, Project, Property
+from portal.models import Connector, Environment, Flow, FlowVersion, Membership, Project, Property, Role
+from runtimes import failover
+from runtimes.models import TimedSwitch
+from runtimes.protocol import Preference
+from tests import factories
 from tests.deployments.conftest import Engine
 
 
@@ -112,6 +117,7 @@ def test_a_list_of_several_pages_is_read_whole(baton: Callable[..., Said], relea
         pytest.param(["deploy", "9"], "webshop has no release 9", id="a release that is not there"),
         pytest.param(["deploy", "first"], "first is no release", id="a release that is no number"),
         pytest.param(["switch", "no-such"], "There is no group no-such", id="a group that is not there"),
+        pytest.param(["switch", "no-such", "--for", "long"], "--for long is no time: say it as 90m, 2h or 1d", id="no time"),
         pytest.param(["properties", "unset", "no.such"], "no.such has no value", id="a property that is not there"),
         pytest.param(["properties", "set", "a", "b", "--connector", "erp"], "--connector needs --machine", id="half a scope"),
         pytest.param(["releases", "activate", "1", "--at", "soon"], "--at soon is no moment", id="no moment"),
@@ -180,3 +186,17 @@ def test_a_failed_deployment_says_why_and_how_it_can_go_on(
     assert (needs_a_reason.status, "reason" in needs_a_reason.err) == (3, True)
     assert baton("deployments", "decide", str(run.pk), "abort").status == 0
     assert "Nothing is to be decided" in baton("deployments", "choices", str(run.pk)).out
+
+
+def test_a_switch_for_a_time_is_asked_for_and_the_list_says_when_it_returns(
+    baton: Callable[..., Said], erp: Connector, test_environment: Environment, developer: User
+) -> None:
+    group = factories.applied(test_environment, erp)
+    factories.heard(group, "external01", "leader")
+    factories.heard(group, "external02", "follower")
+    failover.prefer(group.members.get(runtime__machine__name="external01").runtime, Preference.LEADER)
+    Membership.objects.filter(user=developer).update(role=Role.OPERATOR)
+    assert baton("switch", "erp-orders", "--to", "external02", "--for", "2h", "--no-wait").status == 0
+    row = TimedSwitch.objects.get()
+    assert (row.machine, row.until - row.created_at) == ("external02", timedelta(hours=2))
+    assert "asked for a switch that ends by itself. In 119 min" in baton("groups", "list").out

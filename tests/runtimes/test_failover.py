@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from portal.errors import Busy, Invalid, NotReady, Stale
 from portal.models import Connector, Environment
-from runtimes import failover, fleet, protocol, tasks
+from runtimes import balancing, failover, fleet, protocol, tasks
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Router, Runtime, RuntimeLog
 from tests import factories
 
@@ -66,9 +66,9 @@ on, off, partly = State.ON, State.OFF, State.PARTLY
             (L, 41, 0, on), (F, 41, 200, off), (L, U), "external01", "external02 has not been heard from for 3 min", id="a silent follower"
         ),
         pytest.param((L, 41, 0, on), (F, 41, None, off), (L, U), "external01", "external02 has not reported", id="never heard of"),
-        pytest.param((L, 41, 0, on), (L, 42, 0, on), (U, L), "external02", "epoch 42 began since", id="the higher epoch leads"),
-        pytest.param((L, 43, 5, on), (L, 42, 0, on), (L, U), "external01", "epoch 43 began since", id="also when it reported earlier"),
-        pytest.param((L, 43, 40, on), (L, 42, 0, on), (U, U), None, "epoch 43 began since", id="a silent higher epoch still counts"),
+        pytest.param((L, 41, 0, on), (L, 42, 0, on), (U, L), "external02", "epoch 0·42 began since", id="the higher epoch leads"),
+        pytest.param((L, 43, 5, on), (L, 42, 0, on), (L, U), "external01", "epoch 0·43 began since", id="also when it reported earlier"),
+        pytest.param((L, 43, 40, on), (L, 42, 0, on), (U, U), None, "epoch 0·43 began since", id="a silent higher epoch still counts"),
         pytest.param((L, 42, 0, on), (L, 42, 0, on), (U, U), None, "another member says the same", id="two of one epoch: neither"),
         pytest.param((F, 41, 0, off), (F, 41, 0, off), (F, F), None, "Nobody is known to lead erp-orders.", id="nobody"),
         pytest.param((D, 41, 0, off), (D, 41, 0, off), (D, D), None, "every member is disabled", id="all disabled"),
@@ -100,7 +100,7 @@ def test_a_leader_below_the_epoch_that_was_ever_heard_is_not_believed(settled: F
     FailoverGroup.objects.filter(pk=settled.pk).update(epoch=99)
     found = judge(settled, timezone.now())
     assert found.leader is None
-    assert "says it leads since epoch 41, but epoch 99 began since" in found.members[0].reason
+    assert "says it leads since epoch 0·41, but epoch 0·99 began since" in found.members[0].reason
 
 
 def test_a_group_without_failover_is_healthy_on_its_own(group: FailoverGroup) -> None:
@@ -377,9 +377,10 @@ def test_a_button_says_so_too_when_the_other_is_disabled(settled: FailoverGroup,
 # ------------------------------------------------------------------------------------------------------------------ balance
 
 
-def balance(group: FailoverGroup, *, began: datetime | None = None, now: datetime | None = None, release: int = 1) -> failover.Balanced:
+def balance(group: FailoverGroup, *, began: datetime | None = None, now: datetime | None = None, release: int = 1) -> balancing.Balanced:
     moment = now or timezone.now()
-    return failover.balance(group, release=release, actor="deployment 12", step_began_at=began or moment - timedelta(seconds=5), now=moment)
+    began = began or moment - timedelta(seconds=5)
+    return balancing.balance(group, release=release, actor="deployment 12", step_began_at=began, now=moment)
 
 
 @pytest.mark.parametrize(
@@ -524,3 +525,80 @@ def test_choosing_a_leader_makes_every_sibling_backup(test_environment: Environm
     failover.prefer(second, protocol.Preference.NONE)
     first.refresh_from_db()
     assert first.preference == protocol.Preference.BACKUP
+
+
+# ---------------------------------------------------------------------------------------------------------------- sentences
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "shown"),
+    [
+        pytest.param(L, "leads with epoch 1·41", "Leads with epoch 1·41.", id="a fragment becomes a sentence"),
+        pytest.param(
+            F, "external01.erp is asked to stop", "external01.erp is asked to stop.", id="the name of a runtime stays as it is written"
+        ),
+        pytest.param(
+            X, "isolated: external02 cannot be reached on 10.0.0.12:2380 since 12:03:41 UTC (no answer within 1 s)",
+            "external02 cannot be reached on 10.0.0.12:2380 since 12:03:41 UTC (no answer within 1 s).", id="Isolated is not said twice",
+        ),
+        pytest.param(
+            D, "isolated: no answer", "Disabled until enabled again; besides, it is isolated: no answer.", id="disabled and cut off"
+        ),
+        pytest.param(D, "disabled until enabled again, by olga", "Disabled until enabled again, by olga.", id="disabled by whom"),
+        pytest.param(S, "this machine has no router: deploy the routers", "This machine has no router: deploy the routers.", id="alone"),
+    ],
+)  # fmt: skip
+def test_every_status_has_its_reason_in_one_sentence(group: FailoverGroup, status: Status, reason: str, shown: str) -> None:
+    factories.heard(group, "external01", status, observed_reason=reason)
+    said = next(said for said in judge(group, timezone.now()).members if said.machine == "external01")
+    assert (said.status, said.reason) == (status, shown)
+
+
+@pytest.mark.parametrize(
+    ("reachable", "says"),
+    [
+        (False, "external01 cannot be reached from external02 on 10.0.0.11:2380 since 12:03:41 UTC."),
+        (True, "external02 still reaches its router, so its agent or its way to the portal is at fault."),
+    ],
+)
+def test_of_a_silent_machine_its_siblings_tell(settled: FailoverGroup, external02: Machine, reachable: bool, says: str) -> None:
+    now = timezone.now().replace(hour=13)
+    peer = {"machine": "external01", "address": "10.0.0.11:2380", "reachable": reachable, "since": f"{now:%Y-%m-%d}T12:03:41Z", "error": ""}
+    Router.objects.filter(machine=external02).update(observed_peers=[peer])
+    hear(settled, "external01", (L, 41, 40, on), now)
+    hear(settled, "external02", (F, 41, 0, off), now)
+    said = next(said for said in judge(settled, now).members if said.machine == "external01")
+    assert said.reason == f"external01 has not been heard from for 40 s; it then was Leader, On; {says}"
+
+
+def test_one_that_runs_alone_beside_a_leader_is_said_to_be_consumed_twice(settled: FailoverGroup) -> None:
+    hear(settled, "external02", (S, 0, 0, on), timezone.now())
+    found = judge(settled, timezone.now())
+    assert found.leader is not None and found.leader.machine == "external01"
+    assert "external01 leads and external02 runs alone: erp-orders is consumed 2 times at once." in found.problems
+
+
+def test_the_same_address_in_two_environments_is_warned_of(
+    group: FailoverGroup, routers_addressed: None, acceptance: Environment, erp: Connector
+) -> None:
+    """It may be right, in two networks; on one host only one can run, and neither ever joins the other."""
+    factories.applied(acceptance, erp)
+    addresses: dict[str, tuple[str | None, str | None]] = {
+        "external01": ("10.0.0.1", "7400"), "external02": ("10.0.0.2", "7401"), "core01": (None, None),
+    }  # fmt: skip
+    (warning,) = fleet.shared_addresses(acceptance, addresses)
+    assert warning == (
+        "external01 has the address 10.0.0.1:7400 that external01 of Webshop Test has too: on one host only one of them can run. "
+        "If it is one, give external01 another Failover port (external01.failover.port)."
+    )
+    assert not fleet.shared_addresses(group.environment, addresses), "its own addresses are its own"
+    fleet.assign_routers(
+        acceptance, {name: (f"10.0.0.{number}", 7400) for number, name in enumerate(("external01", "external02", "core01"), 1)}
+    )
+    ours, theirs = (
+        fleet.orders_for(Machine.objects.get(environment=environment, name="external01"), now=timezone.now())
+        for environment in (group.environment, acceptance)
+    )
+    assert ours.router is not None and theirs.router is not None
+    assert ours.router.members == theirs.router.members and ours.router.cluster_token != theirs.router.cluster_token
+    assert ours.namespace != theirs.namespace

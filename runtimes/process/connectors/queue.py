@@ -42,7 +42,7 @@ from runtimes.process.connectors.base import (
     outbound,
 )
 from runtimes.process.permits import Duty
-from runtimes.protocol import ComponentKind, FailedItem
+from runtimes.protocol import ComponentKind, FailedItem, epoch_words
 
 CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 3.0
@@ -189,7 +189,7 @@ class Broker:
             if "FENCED" in text:
                 mark = text.split("FENCED", 1)[1].split()[0].rstrip(",.")
                 why = "another leads, or the routers were built anew without a new generation"
-                raise Fenced(f"queue {self.queue} has seen epoch {mark} of this group: {why}") from error
+                raise Fenced(f"queue {self.queue} has seen epoch {epoch_words(int(mark))} of this group: {why}") from error
             if "UPLOADLOST" in text:
                 raise UploadLost(f"the upload to queue {self.queue} was lost; it is sent again") from error
             if "NOGROUP" in text:

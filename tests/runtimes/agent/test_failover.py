@@ -16,6 +16,8 @@ from runtimes.protocol import (
     GroupReport,
     GroupRequest,
     GroupSpec,
+    LeadershipEnd,
+    LeadershipEvent,
     Preference,
     RequestKind,
     RequestOutcome,
@@ -87,6 +89,12 @@ class Landscape:
 
     def pid(self, name: str) -> int:
         return self.machines[name].runtime(f"{name}.erp").pid
+
+    def told(self, name: str) -> list[LeadershipEvent]:
+        return [event for report in self.portal.reports.get(name, []) for event in report.events]
+
+    def ended(self, name: str) -> list[LeadershipEnd]:
+        return [end for report in self.portal.reports.get(name, []) for end in report.ends]
 
     def outcomes(self, request: str) -> list[RequestOutcome]:
         return [
@@ -169,6 +177,21 @@ def test_agents_killed_and_the_portal_gone_leave_leadership_where_it_is_and_fail
         machine.start("--portal", landscape.portal.url, standin=False)
     eventually(lambda: landscape.settled() == (follower, leader))
     assert landscape.pid(follower) == pids[follower]
+    eventually(lambda: landscape.told(follower)[-1:] and landscape.ended(leader)[-1:])
+    change, end = landscape.told(follower)[-1], landscape.ended(leader)[-1]
+    assert (change.runtime, change.cause, change.previous) == (f"{follower}.erp", Cause.CRASH, f"{leader}.erp")
+    assert (end.runtime, end.cause, end.reason) == (f"{leader}.erp", Cause.CRASH, "killed by signal 9"), (
+        "kept by the keeper, then by the agent"
+    )
+    assert end.epoch < change.epoch
+
+
+def test_a_leader_that_hangs_is_killed_and_its_keeper_tells_why(landscape: Landscape) -> None:
+    leader, follower = landscape.settled()
+    os.kill(landscape.pid(leader), signal.SIGSTOP)
+    eventually(lambda: landscape.settled() == (follower, leader))
+    end = eventually(lambda: landscape.ended(leader)[-1:])[0]
+    assert (end.cause, end.reason[:28]) == (Cause.HANG, "killed by its keeper: permit")
 
 
 def test_a_group_without_a_majority_is_told_no_majority(landscape: Landscape) -> None:

@@ -15,7 +15,7 @@ import pytest
 from runtimes.agent import console, doctor, hand
 from runtimes.agent.__main__ import main
 from runtimes.agent.home import Home, Identity
-from runtimes.protocol import Cause, GroupSpec, Orders, digest_of, encode
+from runtimes.protocol import Cause, GroupSpec, Orders, digest_of, encode, epoch_words
 from tests.runtimes.agent.conftest import ROOT, Host, LittlePortal, content, erp, eventually
 from tests.runtimes.agent.test_failover import EXTERNAL, NAMES, Landscape
 
@@ -199,7 +199,7 @@ def test_a_group_is_switched_disabled_and_enabled_while_the_portal_is_away_and_h
     assert before["router"]["majority"] is True
     words = on(landscape, follower, "status")
     assert words.returncode == 0, words.stdout
-    assert f"erp/erp-orders: led by {leader}.erp, epoch {group['epoch']}" in words.stdout
+    assert f"erp/erp-orders: led by {leader}.erp, epoch {epoch_words(group['epoch'])}" in words.stdout
     assert "here       follower, off" in words.stdout
     assert told(landscape, "core01")["groups"] == []
 

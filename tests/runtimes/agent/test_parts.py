@@ -18,12 +18,14 @@ from runtimes.agent.supervisor import BundleUnavailable, RuntimeSupervisor, Surr
 from runtimes.protocol import (
     PERMIT,
     Cause,
+    LeadershipEnd,
     LeadershipEvent,
     LogLevel,
     LogLine,
     Orders,
     PeerReport,
     ProcessNews,
+    Report,
     RequestOutcome,
     RequestStatus,
     RouterOrder,
@@ -140,18 +142,20 @@ def test_log_lines_that_come_while_a_report_is_under_way_are_kept() -> None:
 
 
 EVENT = LeadershipEvent(group="g", epoch=1, runtime="external01.erp", previous=None, cause=Cause.FIRST)
+END = LeadershipEnd(group="g", epoch=1, runtime="external01.erp", cause=Cause.CRASH, reason="killed by signal 9")
 
 
 def test_the_spool_survives_the_agent_and_forgets_only_what_was_stored(tmp_path: Path) -> None:
     spool = Spool(Home(tmp_path))
     spool.store(ProcessNews(event=EVENT))
     spool.store(ProcessNews(event=EVENT))
+    spool.store(ProcessNews(ended=END))
     spool.store(ProcessNews(outcome=RequestOutcome(id="r", status=RequestStatus.SUCCEEDED)))
     again = Spool(Home(tmp_path))
-    assert (again.events, [outcome.id for outcome in again.outcomes]) == ([EVENT], ["r"])
-    again.stored([EVENT], [])
-    assert Spool(Home(tmp_path)).events == []
-    assert len(Spool(Home(tmp_path)).outcomes) == 1
+    assert (again.events, again.ends, [outcome.id for outcome in again.outcomes]) == ([EVENT], [END], ["r"])
+    again.stored(Report(agent_version="1", boot_id="", started_at="", orders_version=0, sequence=1, events=[EVENT], ends=[END]))
+    left = Spool(Home(tmp_path))
+    assert (left.events, left.ends, len(left.outcomes)) == ([], [], 1)
 
 
 def test_an_end_replaces_running_and_never_the_other_way_round(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from runtimes.protocol import (
     FlowSpec,
     GroupReport,
     GroupSpec,
+    LeadershipEnd,
     LeadershipEvent,
     Preference,
     ProcessCommand,
@@ -186,6 +187,7 @@ class Launched:
         self.groups: dict[str, GroupReport] = {}
         self.ready, self.reason = False, ""
         self.events: list[LeadershipEvent] = []
+        self.ends: list[LeadershipEnd] = []
         self.outcomes: list[RequestOutcome] = []
         self.flows: dict[str, Any] = {}
         self.log = home / f"log-{config.launch}"
@@ -219,6 +221,8 @@ class Launched:
                     self.flows = {report.flow: report for report in news.flows}
                 if news.event is not None:
                     self.events.append(news.event)
+                if news.ended is not None:
+                    self.ends.append(news.ended)
                 if news.outcome is not None:
                     self.outcomes.append(news.outcome)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import structlog
 
+from runtimes.process import flows as flow_module
 from runtimes.process.connectors import INBOUNDS, OUTBOUNDS
 from runtimes.process.connectors import queue as queue_connector
 from runtimes.process.connectors.base import ConfigError, Fenced, Item, ItemChanged, ItemError, Setting, Unavailable
@@ -239,7 +240,7 @@ def test_a_lower_epoch_is_refused_and_a_single_node_neither_compares_nor_lowers(
     stale, fresh = (QueueOutbound(setting(queue(broker), tmp_path, "outbound")) for _ in range(2))
     stale.begin(old)
     fresh.begin(new)
-    with pytest.raises(Fenced, match=str(EPOCH + 1)):
+    with pytest.raises(Fenced, match="1·6"):
         stale.deliver(item, old)
     with pytest.raises(Fenced):
         stale.begin(old)
@@ -401,3 +402,21 @@ def test_a_voided_duty_never_comes_back(tmp_path: Path) -> None:
     held.extend(100.0)
     held.resume()
     assert not held.valid() and not held.taking
+
+
+def test_an_inbound_that_is_on_and_hears_nothing_of_its_source_says_since_when(
+    flows: Callable[..., Flow], broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_module, "SILENT_SECONDS", 0.5)
+    flow = flows(queue(broker), folder(tmp_path / "inbox"), duty())
+    until(lambda: flow.report().on and flow.report().last_poll, 5, "it is on and its source has answered")
+    time.sleep(0.7)
+    assert flow.report().silent_since == "", "an empty source answers too"
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        since = until(lambda: flow.report().silent_since, 5, "it is silent")
+        time.sleep(0.3)
+        assert flow.report().on and flow.report().silent_since == since, "the same moment at every look: no news"
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+    until(lambda: not flow.report().silent_since, 5, "it hears again")

@@ -51,7 +51,7 @@ def request(to: str | None = B, epoch: int = EPOCH, disabled: ControlRecord = NO
 @pytest.mark.parametrize(
     ("situation", "action", "status", "says"),
     [
-        pytest.param(view(), Action.LEAD, Status.LEADER, f"epoch {EPOCH}", id="the leader with a permit leads"),
+        pytest.param(view(), Action.LEAD, Status.LEADER, "leads with epoch 1·7", id="the leader with a permit leads"),
         pytest.param(
             view(own=replace(OWN, contact_until=NOW + 0.04, trouble="no answer")), Action.FOLLOW, Status.ISOLATED, "no answer",
             id="a leader stops just before its permit ends",
@@ -211,6 +211,7 @@ def test_without_a_majority(own: Own, changes: dict[str, object], action: Action
         pytest.param(A_LEADS, {**ALL, A: GONE}, Cause.CRASH, id="the keeper ended the session"),
         pytest.param(A_LEADS, {**ALL, A: seen(A, STALE)}, Cause.SILENCE, id="the session stood still"),
         pytest.param(LeaderRecord(None, None, Cause.DISABLE, "ann", A), ALL, Cause.DISABLE, id="the leader was disabled"),
+        pytest.param(LeaderRecord(None, None, Cause.NOT_READY, "", A), ALL, Cause.NOT_READY, id="the leader was not ready any more"),
     ],
 )
 def test_a_take_tells_why(leader: LeaderRecord | None, sessions: dict[str, Observed], cause: Cause) -> None:

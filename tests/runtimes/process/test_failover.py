@@ -97,6 +97,28 @@ def test_a_killed_leader_without_a_keeper_is_followed_after_a_full_ttl(landscape
     assert event.detection_seconds is not None and event.detection_seconds >= 1.0
 
 
+def test_a_leader_that_stood_still_or_was_cut_off_tells_so_afterwards(landscape: Landscape) -> None:
+    first, second = landscape.pair()
+    epoch = first.groups["g"].epoch
+    first.process.send_signal(signal.SIGSTOP)
+    until(second.leads, 4, "the follower leads")
+    first.process.send_signal(signal.SIGCONT)
+    end = until(lambda: first.ends and first.ends[-1], what="the end is told")
+    assert (end.epoch, end.runtime, end.cause) == (epoch, "external01.erp", Cause.HANG)
+    assert "stood still for" in end.reason
+    until(first.follows, 5, "it follows")
+    assert len(first.ends) == 1 and not second.ends, "told once, and nothing by a leader that lives"
+    epoch = second.groups["g"].epoch
+    landscape.cluster.stop(1)  # external02's own router
+    try:
+        until(first.leads, 5, "the other leads")
+        end = until(lambda: second.ends and second.ends[-1], what="the end is told")
+        assert (end.epoch, end.cause) == (epoch, Cause.LOST_MAJORITY)
+        assert "router" in end.reason
+    finally:
+        landscape.cluster.restart(1)
+
+
 def test_a_switch_moves_leadership_and_tells_who_asked(landscape: Landscape) -> None:
     first, second = landscape.pair()
     outcome = ask(landscape, RequestKind.SWITCH, "external02", expected=first.groups["g"].epoch)
@@ -107,6 +129,7 @@ def test_a_switch_moves_leadership_and_tells_who_asked(landscape: Landscape) -> 
     assert (event.cause, event.actor, event.previous) == (Cause.SWITCH, "operator", "external01.erp")
     assert event.gap_seconds is not None and event.gap_seconds < 0.5
     assert [(each.id, each.status) for each in first.outcomes] == [("r1", RequestStatus.SUCCEEDED)]
+    assert not first.ends, "what is handed over has not ended by itself"
     assert ask(landscape, RequestKind.SWITCH, "external02", number=1).status == RequestStatus.SUCCEEDED, "asked twice, done once"
     stale = ask(landscape, RequestKind.SWITCH, "external01", expected=first.groups["g"].epoch - 1, request_id="r2")
     assert (stale.status, stale.code) == (RequestStatus.FAILED, "stale")

@@ -1,0 +1,171 @@
+"""Leadership that does not do what it says: leads but is Off, runs in part, or leads and hears nothing of its source.
+
+`of` is pure and says what is wrong now, by fresh reports alone. `watch` (by beat) raises what has stood for a moment, clears it by itself
+when it is over, and keeps it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db.models import QuerySet
+
+from runtimes import failover
+from runtimes.models import Alarm, AlarmKind, FailoverGroup
+from runtimes.protocol import State, Status
+
+STANDS_AFTER = timedelta(seconds=3)  # a take-over passes through Off and Partly within milliseconds, a drain within seconds
+LEADS = (Status.LEADER, Status.SINGLE_NODE)
+SHORT = {
+    AlarmKind.OFF: "Leader but Off: it holds the leadership and consumes nothing.",
+    AlarmKind.PARTLY: "Partly: some inbounds of the group run and some do not.",
+    AlarmKind.SILENT: "Leader but silent: an inbound has not been active for longer than it should be.",
+    AlarmKind.STRAY: "Not the leader but On: its inbounds should not run.",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is wrong with one member of a group now: one sentence with the cause, and what to do."""
+
+    kind: AlarmKind
+    runtime: str  # key
+    machine: str
+    subject: str  # the flow, of a silent inbound
+    sentence: str
+    remedy: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.runtime, self.kind, self.subject
+
+    @property
+    def short(self) -> str:
+        return SHORT[self.kind]
+
+
+def of(found: failover.Verdict) -> list[Found]:
+    """Every alarm of a group. Pure over a verdict on a group read with `failover.with_members`."""
+    return [alarm for said in found.members for alarm in _of_member(found, said)]
+
+
+def _of_member(found: failover.Verdict, said: failover.MemberVerdict) -> list[Found]:
+    if not said.fresh or said.status == Status.UNKNOWN:
+        return []
+    group, machine, leads = found.group.name, said.machine, said.status in LEADS
+    elsewhere = next((other.machine for other in found.members if other is not said and not failover.obstacle(found, other)), "")
+    move = f"Play on {elsewhere} moves the leadership there" if elsewhere else "no other member could take over now"
+
+    def alarm(kind: AlarmKind, sentence: str, remedy: str, subject: str = "") -> Found:
+        return Found(kind, said.member.runtime.key, machine, subject, sentence, remedy)
+
+    why = _why_off(found, said)
+    if said.state == State.PARTLY:
+        return [
+            alarm(AlarmKind.PARTLY, f"{machine} runs {group} only in part: {why}", f"Mend what the reason names; {move}."),
+            *_silent(found, said, alarm_move=move),
+        ]
+    if leads and said.state == State.OFF:
+        return [alarm(AlarmKind.OFF, f"{machine} leads {group}, but its inbounds are Off: {why}", f"Mend what the reason names; {move}.")]
+    if said.status in (Status.FOLLOWER, Status.DISABLED) and said.state == State.ON:
+        word = failover.WORDS[said.status]
+        remedy = f"Restart the runtime {said.member.runtime.key}; its log tells what happened."
+        return [alarm(AlarmKind.STRAY, f"{machine} is {word} in {group}, but its inbounds are On.", remedy)]
+    return _silent(found, said, alarm_move=move) if leads else []
+
+
+def _flows(found: failover.Verdict, said: failover.MemberVerdict) -> list[dict[str, object]]:
+    """The group's inbounds in this runtime, as it last reported them."""
+    return [flow for flow in said.member.runtime.observed_flows if flow.get("group") == found.group.group.key]
+
+
+def _why_off(found: failover.Verdict, said: failover.MemberVerdict) -> str:
+    reasons = [f"{flow['name']} is off: {flow['reason']}" for flow in _flows(found, said) if not flow["on"] and flow.get("reason")]
+    off = [str(flow["name"]) for flow in _flows(found, said) if not flow["on"]]
+    return ("; ".join(reasons) or (f"{', '.join(off)} does not run" if off else said.reason)).rstrip(".") + "."
+
+
+def _silent(found: failover.Verdict, said: failover.MemberVerdict, *, alarm_move: str) -> list[Found]:
+    made = []
+    for flow in _flows(found, said):
+        since = str(flow.get("silent_since") or "")
+        if not flow["on"] or not since:
+            continue
+        reason = str(flow.get("reason") or "").rstrip(".")
+        made.append(
+            Found(
+                AlarmKind.SILENT,
+                said.member.runtime.key,
+                said.machine,
+                str(flow["name"])[:80],
+                f"{said.machine} leads {found.group.name} and is On, but its inbound {flow['name']} has had no answer of its source since "
+                f"{failover.clock(since, now=found.at)}{': ' + reason if reason else ''}.",
+                f"Look at the source and at the runtime's log; if only {said.machine} cannot reach it, {alarm_move}.",
+            )
+        )
+    return made
+
+
+# ------------------------------------------------------------------------------------------------------------------ watching
+
+
+def watch(groups: "Iterable[FailoverGroup]", *, now: datetime) -> tuple[int, int]:
+    """Raise what has stood for STANDS_AFTER, clear what is over. Returns how many of each. May run twice, and at the same time."""
+    groups = list(groups)
+    standing: dict[object, dict[tuple[str, str, str], Alarm]] = {group.pk: {} for group in groups}
+    for row in Alarm.objects.filter(group__in=groups, cleared_at=None):
+        standing[row.group_id][row.runtime, row.kind, row.subject] = row
+    new, raised, cleared = [], 0, 0
+    for group in groups:
+        found = failover.verdict(group, now=now)
+        seen = {alarm.key: alarm for alarm in of(found)}
+        known = standing[group.pk]
+        new += [_row(group, alarm, now) for key, alarm in seen.items() if key not in known]
+        for key, row in known.items():
+            if key in seen:
+                raised += _stands(row, seen[key], now)
+            else:
+                cleared += _over(row, found, now)
+    Alarm.objects.bulk_create(new, ignore_conflicts=True)
+    return raised, cleared
+
+
+def _row(group: FailoverGroup, alarm: Found, now: datetime) -> Alarm:
+    return Alarm(
+        group=group,
+        runtime=alarm.runtime,
+        kind=alarm.kind,
+        subject=alarm.subject,
+        sentence=alarm.sentence,
+        remedy=alarm.remedy,
+        since=now,
+    )
+
+
+def _stands(row: Alarm, alarm: Found, now: datetime) -> int:
+    open_row = Alarm.objects.filter(pk=row.pk, cleared_at=None)
+    if (row.sentence, row.remedy) != (alarm.sentence, alarm.remedy):
+        open_row.update(sentence=alarm.sentence, remedy=alarm.remedy)
+    if row.raised_at is not None or now - row.since < STANDS_AFTER:
+        return 0
+    return open_row.filter(raised_at=None).update(raised_at=now)
+
+
+def _over(row: Alarm, found: failover.Verdict, now: datetime) -> int:
+    """A state that only passed leaves nothing behind."""
+    if row.raised_at is None:
+        Alarm.objects.filter(pk=row.pk, raised_at=None).delete()
+        return 0
+    said = next((said for said in found.members if said.member.runtime.key == row.runtime), None)
+    if said is None:
+        because = "It is no member any more."
+    elif said.fresh:
+        because = f"{said.machine} is {failover.WORDS[said.status]}, {said.state.capitalize()}."
+    else:
+        because = f"Not known any more: {said.reason}"
+    return Alarm.objects.filter(pk=row.pk, cleared_at=None).update(cleared_at=now, cleared_because=because)
+
+
+def shown() -> "QuerySet[Alarm]":
+    """Those that were raised; open ones have no `cleared_at`."""
+    return Alarm.objects.filter(raised_at__isnull=False)

@@ -1,0 +1,74 @@
+"""When something happened, by the portal's clock, though a machine's own may be a day off. Pure."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from runtimes import protocol
+
+TOLERATED_SECONDS = 2.0  # a clock off by less is believed: a report is under way for a while too
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A machine's clocks, as one report shows them."""
+
+    now: datetime  # when the report came
+    ahead_seconds: float | None  # the machine's clock minus the portal's; None: the report does not tell
+    boot_id: str = ""
+    at_boot: float | None = None  # boot-time clock when the report was made
+
+    @classmethod
+    def of(cls, report: protocol.Report, now: datetime) -> "Clock":
+        made = _read(report.at)
+        return cls(now, round((made - now).total_seconds(), 3) if made else None, report.boot_id, report.at_boot)
+
+    @property
+    def is_off(self) -> bool:
+        return self.ahead_seconds is not None and abs(self.ahead_seconds) > TOLERATED_SECONDS
+
+    def moment(self, text: str) -> datetime:
+        """An RFC 3339 moment of the machine in the portal's time; when the report came for an empty or unreadable one."""
+        at = _read(text)
+        if at is None:
+            return self.now
+        return at - timedelta(seconds=self.ahead_seconds or 0.0) if self.is_off else at
+
+    def text(self, text: str) -> str:
+        """The same, as text; empty for an empty or unreadable one."""
+        if not self.is_off or _read(text) is None:
+            return text[:40]
+        return self.moment(text).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def instant(self, text: str, at_boot: float | None, boot_id: str) -> datetime:
+        """An instant that was also noted on the boot-time clock: exact as long as the machine has not booted since, whatever was done
+        to its clock meanwhile."""
+        if at_boot is None or self.at_boot is None or not boot_id or boot_id != self.boot_id or at_boot > self.at_boot:
+            return self.moment(text)
+        return self.now - timedelta(seconds=self.at_boot - at_boot)
+
+
+def in_words(ahead_seconds: float | None) -> str:
+    """ "as the portal's", "1 day ahead of the portal's"; empty when it was not told."""
+    if ahead_seconds is None:
+        return ""
+    off = abs(ahead_seconds)
+    if off <= TOLERATED_SECONDS:
+        return "as the portal's"
+    span = (
+        f"{off / 86400:.1f} days"
+        if off >= 36 * 3600
+        else f"{off / 3600:.1f} h"
+        if off >= 5400
+        else f"{off / 60:.0f} min"
+        if off >= 90
+        else f"{off:.0f} s"
+    )
+    return f"{span} {'ahead of' if ahead_seconds > 0 else 'behind'} the portal's"
+
+
+def _read(text: str) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return at if at.tzinfo else None

@@ -1,0 +1,139 @@
+"""Every change of leadership, once, in order of epochs, with its cause: the new leader tells the change when its inbounds are On, and the
+former leader's machine tells, at once or days later, how its leadership ended. Written by reports only.
+"""
+
+import logging
+from collections.abc import Container
+from datetime import datetime
+
+from django.db.models import OuterRef, Subquery
+
+from runtimes import protocol
+from runtimes.clocks import Clock
+from runtimes.models import FailoverGroup, LeadershipChange, LeadershipEnd, Machine
+from runtimes.protocol import Cause
+
+logger = logging.getLogger(__name__)
+
+# What a new leader can see of another's end; which of the causes below it was, only that one's machine knows.
+SEEN_FROM_OUTSIDE = (Cause.CRASH, Cause.SILENCE)
+TOLD_AFTERWARDS = (Cause.CRASH, Cause.HANG, Cause.LOST_MAJORITY)
+
+CAUSES: dict[Cause, str] = {
+    Cause.FIRST: "nobody led before",
+    Cause.CRASH: "crash: its process ended",
+    Cause.HANG: "hang: its process stood still",
+    Cause.SILENCE: "lost session: its machine is off or cut off",
+    Cause.LOST_MAJORITY: "lost majority: it was cut off from the routers",
+    Cause.POWER_OFF: "power-off: its machine was restarted",
+    Cause.RELEASE: "it stopped cleanly",
+    Cause.NOT_READY: "it was not ready any more",
+    Cause.SWITCH: "switched by hand",
+    Cause.BALANCE: "Balance failover",
+    Cause.DEPLOY: "handed over before its deployment",
+    Cause.DISABLE: "disabled",
+    Cause.FAILBACK: "failback: returned by the group's policy",
+    Cause.EXPIRY: "returned: the switch by hand has expired",
+}
+NAMES: dict[Cause, str] = {
+    Cause.FIRST: "First",
+    Cause.CRASH: "Crash",
+    Cause.HANG: "Hang",
+    Cause.SILENCE: "Lost session",
+    Cause.LOST_MAJORITY: "Lost majority",
+    Cause.POWER_OFF: "Power-off",
+    Cause.RELEASE: "Clean stop",
+    Cause.NOT_READY: "Not ready",
+    Cause.SWITCH: "Switch by hand",
+    Cause.BALANCE: "Balance",
+    Cause.DEPLOY: "Deployment",
+    Cause.DISABLE: "Disable",
+    Cause.FAILBACK: "Failback",
+    Cause.EXPIRY: "Expiry",
+}
+
+
+def store(machine: Machine, runtimes: Container[str], report: protocol.Report, clock: Clock) -> None:
+    """Changes and ends of a report, inside the caller's transaction. What is known already is not told twice."""
+    if not report.events and not report.ends:
+        return
+    told = {event.group for event in report.events} | {end.group for end in report.ends}
+    found = FailoverGroup.objects.filter(environment_id=machine.environment_id, group__key__in=told).select_related("group")
+    groups = {group.group.key: group for group in found}
+    ends = [
+        LeadershipEnd(
+            group=groups[end.group],
+            epoch=end.epoch,
+            runtime=end.runtime,
+            cause=end.cause,
+            reason=end.reason,
+            at=clock.instant(end.at, end.at_boot, end.boot_id),
+        )
+        for end in report.ends
+        if end.cause in TOLD_AFTERWARDS and _concerns(machine, end.group, end.runtime, groups, runtimes)
+    ]
+    # Of one leadership the last word counts: it may have lost the majority for a moment before it crashed.
+    LeadershipEnd.objects.bulk_create(
+        ends, update_conflicts=True, unique_fields=["group", "epoch", "runtime"], update_fields=["cause", "reason", "at"]
+    )
+    changes = [
+        LeadershipChange(
+            group=groups[event.group],
+            epoch=event.epoch,
+            runtime=event.runtime,
+            previous=(event.previous or "")[:82],
+            cause=event.cause,
+            actor=event.actor[:150],
+            at=clock.instant(event.at, event.at_boot, event.boot_id),
+            heard_at=clock.now,
+            detection_seconds=event.detection_seconds,
+            gap_seconds=event.gap_seconds,
+        )
+        for event in report.events
+        if _concerns(machine, event.group, event.runtime, groups, runtimes)
+    ]
+    LeadershipChange.objects.bulk_create(changes, ignore_conflicts=True)
+    for change in changes:
+        raise_epoch(change.group, change.epoch)
+        _explain(change.group, change.epoch)
+    for end in ends:
+        following = LeadershipChange.objects.filter(group=end.group, epoch__gt=end.epoch).order_by("epoch").first()
+        if following is not None:
+            _explain(end.group, following.epoch)
+    measured = LeadershipChange.objects.filter(group=OuterRef("pk"), gap_seconds__isnull=False).order_by("-epoch")
+    FailoverGroup.objects.filter(pk__in={change.group_id for change in changes}).update(
+        last_gap_seconds=Subquery(measured.values("gap_seconds")[:1])
+    )
+
+
+def _concerns(machine: Machine, group: str, runtime: str, groups: Container[str], runtimes: Container[str]) -> bool:
+    if group in groups and runtime in runtimes:
+        return True
+    logger.info("%s tells a leadership of %s in group %s, which it cannot have: ignored.", machine, runtime, group)
+    return False
+
+
+def raise_epoch(group: FailoverGroup, epoch: int) -> None:
+    """An epoch only grows."""
+    if epoch > group.epoch:
+        FailoverGroup.objects.filter(pk=group.pk, epoch__lt=epoch).update(epoch=epoch)
+
+
+def _explain(group: FailoverGroup, epoch: int) -> None:
+    """Give a change the cause that the former leader's machine told, if that leadership is the one right before it."""
+    change = LeadershipChange.objects.filter(group=group, epoch=epoch, cause__in=SEEN_FROM_OUTSIDE).first()
+    if change is None or not change.previous:
+        return
+    former = LeadershipChange.objects.filter(group=group, epoch__lt=epoch).order_by("-epoch").first()
+    ends = LeadershipEnd.objects.filter(group=group, runtime=change.previous, epoch__lt=epoch)
+    end = ends.filter(epoch__gte=former.epoch).first() if former is not None else ends.first()
+    if end is not None:
+        LeadershipChange.objects.filter(pk=change.pk).update(cause=end.cause, detail=end.reason)
+
+
+def note_reboot(machine: Machine, *, since: datetime) -> None:
+    """A machine reports from another boot of its kernel: what it silently lost after its last report, it lost by that."""
+    lost = LeadershipChange.objects.filter(
+        group__environment_id=machine.environment_id, previous__startswith=f"{machine.name}.", cause=Cause.SILENCE, heard_at__gte=since
+    )
+    lost.update(cause=Cause.POWER_OFF, detail=f"{machine.name} has started anew since")

@@ -1,0 +1,269 @@
+"""Changes of leadership: told once, in order, each with its cause, at the right time however wrong a machine's clock is."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from runtimes import clocks, fleet, history, protocol
+from runtimes.models import FailoverGroup, GroupMember, LeadershipChange, LeadershipEnd, Machine, Runtime
+from runtimes.protocol import Cause
+from tests.runtimes.conftest import NOW, said, said_of
+
+ONE, TWO = "external01.erp", "external02.erp"
+
+
+def told(group: FailoverGroup, epoch: int, runtime: str, previous: str | None, cause: Cause, **more: Any) -> protocol.LeadershipEvent:
+    return protocol.LeadershipEvent(group=group.group.key, epoch=epoch, runtime=runtime, previous=previous, cause=cause, **more)
+
+
+def ended(group: FailoverGroup, epoch: int, runtime: str, cause: Cause, reason: str = "because") -> protocol.LeadershipEnd:
+    return protocol.LeadershipEnd(group=group.group.key, epoch=epoch, runtime=runtime, cause=cause, reason=reason)
+
+
+def causes(group: FailoverGroup) -> list[str]:
+    return list(LeadershipChange.objects.filter(group=group).order_by("epoch").values_list("cause", flat=True))
+
+
+def test_every_cause_has_its_words() -> None:
+    assert set(history.CAUSES) == set(history.NAMES) == set(Cause)
+
+
+@pytest.mark.parametrize(
+    ("seen", "end", "known"),
+    [
+        pytest.param(Cause.SILENCE, Cause.HANG, Cause.HANG, id="it stood still"),
+        pytest.param(Cause.SILENCE, Cause.LOST_MAJORITY, Cause.LOST_MAJORITY, id="it was cut off"),
+        pytest.param(Cause.SILENCE, Cause.CRASH, Cause.CRASH, id="it died and could not say so"),
+        pytest.param(Cause.CRASH, Cause.HANG, Cause.HANG, id="its keeper killed it for hanging"),
+        pytest.param(Cause.CRASH, Cause.CRASH, Cause.CRASH, id="it died"),
+        pytest.param(Cause.SWITCH, Cause.LOST_MAJORITY, Cause.SWITCH, id="a hand-over is what it is"),
+        pytest.param(Cause.SILENCE, Cause.SWITCH, Cause.SILENCE, id="nobody ends by anything else"),
+    ],
+)
+@pytest.mark.parametrize("former_first", [True, False])
+def test_the_former_leaders_machine_tells_why(
+    external01: Machine, external02: Machine, group: FailoverGroup, seen: Cause, end: Cause, known: Cause, former_first: bool
+) -> None:
+    """In either order: the one that was cut off may tell days later."""
+    fleet.record_report(external01, said(1, events=[told(group, 41, ONE, None, Cause.FIRST)]), now=NOW)
+    news = [
+        (external01, said(2, ends=[ended(group, 41, ONE, end, "killed by signal 9")])),
+        (external02, said(1, events=[told(group, 42, TWO, ONE, seen)])),
+    ]
+    for machine, report in news if former_first else reversed(news):
+        fleet.record_report(machine, report, now=NOW)
+    assert causes(group) == ["first", known]
+    assert LeadershipChange.objects.get(epoch=42).detail == ("killed by signal 9" if seen != Cause.SWITCH and end != Cause.SWITCH else "")
+
+
+def test_an_end_explains_only_the_change_right_after_it(external01: Machine, external02: Machine, group: FailoverGroup) -> None:
+    """It lost the majority for a moment in epoch 41, led on, and was switched; what silenced it in epoch 43 nobody has told."""
+    fleet.record_report(
+        external01,
+        said(
+            1,
+            events=[told(group, 41, ONE, None, Cause.FIRST), told(group, 43, ONE, TWO, Cause.SWITCH)],
+            ends=[ended(group, 41, ONE, Cause.LOST_MAJORITY)],
+        ),
+        now=NOW,
+    )
+    events = [told(group, 42, TWO, ONE, Cause.SWITCH), told(group, 44, TWO, ONE, Cause.SILENCE)]
+    fleet.record_report(external02, said(1, events=events), now=NOW)
+    assert causes(group) == ["first", "switch", "switch", "silence"]
+
+
+def test_of_one_leadership_the_last_end_counts(external01: Machine, group: FailoverGroup) -> None:
+    for sequence, cause in enumerate((Cause.LOST_MAJORITY, Cause.CRASH), 1):
+        fleet.record_report(external01, said(sequence, ends=[ended(group, 41, ONE, cause)]), now=NOW)
+    assert LeadershipEnd.objects.get().cause == "crash"
+
+
+def test_another_boot_of_the_machine_explains_its_silence(external01: Machine, external02: Machine, group: FailoverGroup) -> None:
+    fleet.record_report(external01, said(1, events=[told(group, 41, ONE, None, Cause.FIRST)]), now=NOW)
+    external01.refresh_from_db()
+    fleet.record_report(external02, said(1, events=[told(group, 42, TWO, ONE, Cause.SILENCE)]), now=NOW + timedelta(seconds=2))
+    fleet.record_report(external01, said(1, started_at="2026-11-22T12:05:00Z", boot_id="boot-2"), now=NOW + timedelta(minutes=5))
+    assert causes(group) == ["first", "power-off"]
+    assert "started anew" in LeadershipChange.objects.get(epoch=42).detail
+
+
+def test_what_waited_on_the_machines_is_delivered_in_order_and_exactly_once(
+    external01: Machine, external02: Machine, group: FailoverGroup
+) -> None:
+    """The portal was away for ten changes; each machine tells its own, twice, in any order of the reports."""
+    events = [
+        told(group, epoch, (ONE, TWO)[epoch % 2], (TWO, ONE)[epoch % 2], Cause.CRASH, gap_seconds=epoch / 100) for epoch in range(50, 60)
+    ]
+    mine = {external01: [e for e in events if e.runtime == ONE], external02: [e for e in events if e.runtime == TWO]}
+    orders = list(permutations([external01, external02, external01, external02], 4))[5]
+    for sequence, machine in enumerate(orders, 1):
+        fleet.record_report(machine, said(sequence, events=mine[machine]), now=NOW)
+    assert list(group.changes.order_by("epoch").values_list("epoch", flat=True)) == list(range(50, 60))
+    group.refresh_from_db()
+    assert group.last_gap_seconds == 0.59
+
+
+def test_the_last_gap_is_the_last_that_was_measured(external01: Machine, group: FailoverGroup) -> None:
+    """After a restart of everything nobody knows when the former leader was last On."""
+    for sequence, (epoch, gap) in enumerate(((41, 0.02), (42, None)), 1):
+        fleet.record_report(external01, said(sequence, events=[told(group, epoch, ONE, TWO, Cause.CRASH, gap_seconds=gap)]), now=NOW)
+    group.refresh_from_db()
+    assert group.last_gap_seconds == 0.02
+
+
+def test_the_last_activity_survives_the_process_that_had_it(external01: Machine, erp01: Runtime, group: FailoverGroup) -> None:
+    for sequence, activity in enumerate(("2026-11-22T11:59:00Z", ""), 1):
+        part = protocol.GroupReport(
+            group=group.group.key, status=protocol.Status.LEADER, state=protocol.State.ON, reason="", last_activity=activity
+        )
+        fleet.record_report(external01, said(sequence, runtimes=[said_of(erp01, groups=[part])]), now=NOW)
+    assert GroupMember.objects.get(runtime=erp01).observed_last_activity == "2026-11-22T11:59:00Z"
+
+
+# -------------------------------------------------------------------------------------------------------------------- clocks
+
+DAY = timedelta(days=1)
+
+
+def text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+@pytest.mark.parametrize("off", [DAY, -DAY, timedelta(0), timedelta(seconds=1)])
+def test_clocks_a_day_apart_do_not_shift_what_is_shown(external01: Machine, erp01: Runtime, group: FailoverGroup, off: timedelta) -> None:
+    happened = NOW - timedelta(minutes=3)
+    theirs = text(happened + off)
+    part = protocol.GroupReport(
+        group=group.group.key, status=protocol.Status.LEADER, state=protocol.State.ON, reason="", since=theirs, last_activity=theirs
+    )
+    report = said(
+        1,
+        at=text(NOW + off),
+        at_boot=1000.0,
+        runtimes=[said_of(erp01, groups=[part])],
+        events=[told(group, 41, ONE, None, Cause.FIRST, at=theirs, at_boot=820.0, boot_id="boot-1")],
+    )
+    fleet.record_report(external01, report, now=NOW)
+    member = GroupMember.objects.get(runtime=erp01)
+    slack = timedelta(seconds=clocks.TOLERATED_SECONDS)
+    for shown in (member.observed_since, member.observed_last_activity):
+        assert abs(datetime.fromisoformat(shown) - happened) <= slack
+    assert LeadershipChange.objects.get().at == happened, "the boot-time clock knows it exactly"
+    external01.refresh_from_db()
+    assert external01.clock_ahead_seconds == off.total_seconds()
+
+
+@pytest.mark.parametrize(
+    ("at_boot", "boot_id", "expected"),
+    [
+        pytest.param(820.0, "boot-1", NOW - timedelta(minutes=3), id="the same boot: its boot-time clock"),
+        pytest.param(820.0, "boot-0", NOW - timedelta(minutes=7), id="before a reboot: its wall clock, put right"),
+        pytest.param(None, "", NOW - timedelta(minutes=7), id="an older agent"),
+        pytest.param(2000.0, "boot-1", NOW - timedelta(minutes=7), id="after the report: nonsense"),
+    ],
+)
+def test_an_instant_in_the_portals_time(at_boot: float | None, boot_id: str, expected: datetime) -> None:
+    clock = clocks.Clock(NOW, DAY.total_seconds(), "boot-1", 1000.0)
+    assert clock.instant(text(NOW + DAY - timedelta(minutes=7)), at_boot, boot_id) == expected
+
+
+@pytest.mark.parametrize("nonsense", ["", "yesterday", "2026-11-22T12:00:00"])
+def test_an_unreadable_moment_is_when_it_was_heard(nonsense: str) -> None:
+    assert clocks.Clock(NOW, None).moment(nonsense) == NOW
+
+
+# --------------------------------------------------------------------------------------------------------------- page and API
+
+
+@pytest.fixture
+def eventful(group: FailoverGroup) -> FailoverGroup:
+    """120 changes: every tenth by a person, every fifteenth by a deployment, the others crashes."""
+    for epoch in range(1, 121):
+        cause, actor = ("switch", "olga") if epoch % 10 == 0 else ("balance", "deployment 7") if epoch % 15 == 0 else ("crash", "")
+        LeadershipChange.objects.create(
+            group=group,
+            epoch=10**12 + epoch,
+            runtime=ONE,
+            previous=TWO,
+            cause=cause,
+            actor=actor,
+            at=NOW - timedelta(minutes=200 - epoch),
+            detection_seconds=0.02,
+            gap_seconds=epoch / 1000,
+        )
+    return group
+
+
+def test_the_page_of_a_group_has_pages_and_a_filter(
+    client: Client, viewer: User, eventful: FailoverGroup, django_assert_max_num_queries: Any
+) -> None:
+    client.force_login(viewer)
+    url = f"/projects/webshop/test/groups/{eventful.pk}/history/"
+    with django_assert_max_num_queries(20):
+        text = client.get(url).content.decode()
+    assert "Page 1 of 3" in text and "1·120" in text and "1·70" not in text
+    assert 'href="/projects/webshop/test/deployments/7/"' in text, "the deployment that balanced"
+    assert 'href="/teams/demo/">olga</a>' in text, "the person who switched"
+    only = client.get(f"{url}?cause=switch").content.decode()
+    assert "olga" in only and "deployment 7" not in only
+    assert client.get(f"{url}?cause=nonsense").status_code == 200
+    assert len(client.get(f"{url}?cause=balance&format=csv").content.decode().splitlines()) == 1 + 4
+
+
+def test_a_stranger_learns_nothing_of_it(client: Client, stranger: User, eventful: FailoverGroup) -> None:
+    client.force_login(stranger)
+    assert client.get(f"/projects/webshop/test/groups/{eventful.pk}/history/").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("", 120),
+        ("cause=switch", 12),
+        ("cause=switch&cause=balance", 16),
+        ("actor=deployment%207", 4),
+        ("gap_min=0.1", 21),
+        ("runtime=external02.erp", 0),
+        ("at_after=2026-11-22T10:38:30Z", 2),
+        ("at_before=2026-11-22T08:41:30Z", 1),
+    ],
+)
+def test_the_api_lists_and_filters_changes(client: Client, viewer: User, eventful: FailoverGroup, query: str, count: int) -> None:
+    client.force_login(viewer)
+    answer = client.get(f"/api/v1/groups/{eventful.pk}/changes/?{query}").json()
+    assert set(answer) == {"count", "next", "previous", "results"} and answer["count"] == count
+    if not query:
+        assert answer["results"][0]["epoch"] == 10**12 + 120 and answer["next"]
+        assert next(row["deployment"] for row in answer["results"] if row["cause"] == "balance") == 7
+
+
+@pytest.mark.parametrize("query", ["cause=boredom", "gap_min=much", "at_after=later"])
+def test_the_api_refuses_a_filter_that_makes_no_sense(client: Client, viewer: User, eventful: FailoverGroup, query: str) -> None:
+    client.force_login(viewer)
+    answer = client.get(f"/api/v1/groups/{eventful.pk}/changes/?{query}")
+    assert answer.status_code == 400 and query.split("=")[0] in answer.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("ahead", "words"),
+    [
+        (None, ""),
+        (1.2, "as the portal's"),
+        (-30, "30 s behind the portal's"),
+        (600, "10 min ahead of the portal's"),
+        (-7200, "2.0 h behind the portal's"),
+        (2 * 86400, "2.0 days ahead of the portal's"),
+    ],
+)
+def test_how_far_a_clock_is_off(ahead: float | None, words: str) -> None:
+    assert clocks.in_words(ahead) == words
+
+
+def test_the_page_of_a_machine_says_that_its_clock_is_off(client: Client, viewer: User, external01: Machine) -> None:
+    Machine.objects.filter(pk=external01.pk).update(clock_ahead_seconds=DAY.total_seconds())
+    client.force_login(viewer)
+    assert "24.0 h ahead of the portal" in client.get("/projects/webshop/test/machines/external01/").content.decode()
