@@ -73,6 +73,7 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
         if end.cause in TOLD_AFTERWARDS and _concerns(machine, end.group, end.runtime, groups, runtimes)
     ]
     # Of one leadership the last word counts: it may have lost the majority for a moment before it crashed.
+    ends = list({(end.group_id, end.epoch, end.runtime): end for end in ends}.values())
     LeadershipEnd.objects.bulk_create(
         ends, update_conflicts=True, unique_fields=["group", "epoch", "runtime"], update_fields=["cause", "reason", "at"]
     )

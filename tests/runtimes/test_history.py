@@ -80,6 +80,9 @@ def test_of_one_leadership_the_last_end_counts(external01: Machine, group: Failo
     for sequence, cause in enumerate((Cause.LOST_MAJORITY, Cause.CRASH), 1):
         fleet.record_report(external01, said(sequence, ends=[ended(group, 41, ONE, cause)]), now=NOW)
     assert LeadershipEnd.objects.get().cause == "crash"
+    both = [ended(group, 42, ONE, cause) for cause in (Cause.CRASH, Cause.LOST_MAJORITY, Cause.HANG)]
+    fleet.record_report(external01, said(3, ends=both), now=NOW)
+    assert LeadershipEnd.objects.get(epoch=42).cause == "hang", "in one report too"
 
 
 def test_another_boot_of_the_machine_explains_its_silence(external01: Machine, external02: Machine, group: FailoverGroup) -> None:
