@@ -11,7 +11,7 @@ from django.http import QueryDict
 from deployments import sheet
 from deployments.models import StepKind
 from portal.errors import NotAllowed
-from portal.models import PROPERTY_KEY, Environment, Group, Placement, Property
+from portal.models import PROPERTY_KEY, Environment, Group, Placement, Property, PropertyKind
 from runtimes.models import Machine, Runtime
 
 Choices = list[tuple[str, str]]
@@ -92,6 +92,73 @@ class PropertyForm(Styled):
     def scope_of_value(self) -> sheet.Scope:
         machine, connector = self.cleaned_data["scope"].split("|")
         return machine, connector
+
+
+class CellForm(forms.Form):
+    """One cell of the grid. An empty field of a secret keeps it."""
+
+    key = KeyField(max_length=200, validators=[PROPERTY_KEY])
+    machine = forms.CharField(max_length=40, required=False)
+    connector = forms.CharField(max_length=40, required=False)
+    value = forms.CharField(required=False, strip=False)
+    by = forms.ChoiceField(choices=[(name, name) for name in ("environments", "machines", "runtimes")])
+    act = forms.ChoiceField(choices=[("set", "set"), ("delete", "delete")])
+
+    def clean_value(self) -> str:
+        value: str = self.cleaned_data["value"]
+        return value.replace("\r\n", "\n")
+
+
+class BulkForm(Styled):
+    """The same value for many keys, in one or several columns."""
+
+    keys = forms.MultipleChoiceField(required=True, error_messages={"required": "Choose the keys first, by their boxes."})
+    columns = forms.MultipleChoiceField(label="In", widget=forms.CheckboxSelectMultiple, error_messages={"required": "Choose where."})
+    act = forms.ChoiceField(choices=[("set", "Set this value"), ("delete", "Delete the values")], initial="set", widget=forms.RadioSelect)
+    value = forms.CharField(required=False, strip=False)
+
+    def __init__(self, *args: Any, columns: Choices, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        keys, places = self.fields["keys"], self.fields["columns"]
+        assert isinstance(keys, forms.MultipleChoiceField) and isinstance(places, forms.MultipleChoiceField)
+        given = self.data.getlist("keys") if isinstance(self.data, QueryDict) else []
+        keys.choices = [(key, key) for key in given]
+        places.choices = columns
+
+
+class PasteForm(Styled):
+    text = forms.CharField(
+        required=False,
+        strip=False,
+        label="Lines",
+        widget=forms.Textarea(attrs={"rows": 10, "spellcheck": "false", "wrap": "off", "class": "form-control font-monospace"}),
+    )
+    file = forms.FileField(required=False, label="or a file", help_text="CSV, as exported here. UTF-8.")
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        if file := cleaned.get("file"):
+            if file.size > 5_000_000:
+                self.add_error("file", "The file is larger than 5 MB: import it in parts.")
+                return cleaned
+            try:
+                cleaned["text"] = file.read().decode("utf-8-sig")
+            except UnicodeDecodeError:
+                self.add_error("file", "The file is not UTF-8: save it as CSV UTF-8.")
+        if not str(cleaned.get("text", "")).strip() and not self.errors:
+            self.add_error("text", "Paste lines, or choose a file.")
+        return cleaned
+
+
+class TypeForm(Styled):
+    key = KeyField(max_length=200, validators=[PROPERTY_KEY], widget=forms.HiddenInput)
+    kind = forms.ChoiceField(label="Type", required=False)
+
+    def __init__(self, *args: Any, guess: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        field = self.fields["kind"]
+        assert isinstance(field, forms.ChoiceField)
+        field.choices = [("", f"Not declared{f': {guess}' if guess else ''}"), *PropertyKind.choices]
 
 
 # ---------------------------------------------------------------------------------------------------------------- releases

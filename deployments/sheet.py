@@ -12,8 +12,8 @@ from django.core.paginator import Page, Paginator
 from django.db.models import OuterRef, Subquery
 
 from deployments.models import Deployment, RunStatus
-from portal.models import Connector, DesignedMachine, Environment, Flow, FlowVersion, Placement, Project, Property
-from portal.properties import is_failover_key, router_name, router_uses, uses
+from portal.models import Connector, DesignedMachine, Environment, Flow, FlowVersion, Placement, Project, Property, PropertyChange
+from portal.properties import Use, is_failover_key, router_name, router_uses, uses
 from runtimes.models import Machine
 from runtimes.protocol import runtime_key
 
@@ -92,24 +92,48 @@ def _places(environment: Environment) -> tuple[dict[int, list[Place]], dict[str,
     return running, {machine.name: Place(router_name(machine.name, machine.kind), machine.name, "") for machine in designed}
 
 
-def needs(environment: Environment) -> dict[str, Need]:
-    """Every key that the project's flows (working copy and latest saved version) and its routers, drawn or applied, use.
+@dataclass(frozen=True)
+class Used:
+    """What the project's flows (working copy and latest saved version) name, and its drawn routers; read once for all environments."""
 
-    Keys of what is drawn but not applied here have no places: their values can be filled in, but are not missed.
-    """
-    found: dict[str, Need] = defaultdict(Need)
-    running, routers = _places(environment)
-    flows = Flow.objects.filter(connector__project=environment.project_id)
+    by_connector: dict[int, list[Use]]
+    drawn: list[Use]
+
+
+def used_in(project: int) -> Used:
+    """Three queries."""
+    flows = Flow.objects.filter(connector__project=project)
     newest = FlowVersion.objects.filter(flow=OuterRef("pk")).order_by("-major", "-minor", "-patch").values("pk")[:1]
     versions = FlowVersion.objects.filter(pk__in=flows.values(latest=Subquery(newest)))
     saved = {version.flow_id: version.definition for version in versions}
+    found: dict[int, list[Use]] = defaultdict(list)
     for flow in flows.select_related("group"):
-        for definition in (flow.definition(), saved.get(flow.pk, flow.definition())):
-            for use in uses(flow.name, definition):
-                found[use.key].add(use.used_by, running.get(flow.connector_id, []))
-    for machine in DesignedMachine.objects.filter(project=environment.project_id, router=True):
-        for use in router_uses(machine.name):
-            found[use.key].add(f"{router_name(machine.name, machine.kind)}, {use.used_by}", [])
+        edited = flow.definition()
+        found[flow.connector_id] += uses(flow.name, edited)
+        if (version := saved.get(flow.pk, edited)) != edited:
+            found[flow.connector_id] += uses(flow.name, version)
+    drawn = [
+        Use(use.key, f"{router_name(machine.name, machine.kind)}, {use.used_by}")
+        for machine in DesignedMachine.objects.filter(project=project, router=True)
+        for use in router_uses(machine.name)
+    ]
+    return Used(dict(found), drawn)
+
+
+def needs(environment: Environment, used: Used | None = None) -> dict[str, Need]:
+    """Every key that the project's flows and its routers, drawn or applied, use.
+
+    Keys of what is drawn but not applied here have no places: their values can be filled in, but are not missed.
+    """
+    used = used or used_in(environment.project_id)
+    found: dict[str, Need] = defaultdict(Need)
+    running, routers = _places(environment)
+    for connector, named in used.by_connector.items():
+        places = running.get(connector, [])
+        for use in named:
+            found[use.key].add(use.used_by, places)
+    for use in used.drawn:
+        found[use.key].add(use.used_by, [])
     for name, place in routers.items():
         for use in router_uses(name):
             found[use.key].add(f"{place.name}, {use.used_by}", [place])
@@ -131,6 +155,7 @@ class Line:
     value: Property
     places: list[Place]
     changed: bool  # newer than what runs
+    runs: int | None  # the deployment that runs
 
 
 @dataclass(frozen=True)
@@ -147,36 +172,43 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Found:
+    """The keys that a filter leaves, and what was learned on the way."""
+
     environment: Environment
-    page: Page[str]
-    rows: list[Row]
-    counts: dict[str, int]  # of rows, by filter, before the search
+    keys: list[str]
+    needed: dict[str, Need]
+    counts: dict[str, int]  # of keys, by filter, before the search
     missing_by_place: dict[str, list[str]]  # "external01.erp" -> keys without a value
-    runs_since: datetime | None  # start of the last successful deployment
+    runs: Deployment | None  # the last successful one: its values run
 
     @property
     def missing(self) -> int:
         """How many values are missing, counted per runtime."""
         return sum(len(keys) for keys in self.missing_by_place.values())
 
-
-def runs_since(environment: Environment) -> datetime | None:
-    """Since when the values that run are in use: the start of the last successful deployment."""
-    return (
-        Deployment.objects.filter(environment=environment, status=RunStatus.SUCCEEDED, started_at__isnull=False)
-        .order_by("-id")
-        .values_list("started_at", flat=True)
-        .first()
-    )
+    @property
+    def runs_since(self) -> datetime | None:
+        return self.runs.started_at if self.runs else None
 
 
-def read(
-    environment: Environment, *, search: str = "", only: Iterable[str] = (), page: int | str = 1, per_page: int = ROWS_PER_PAGE
-) -> Sheet:
-    """One page of the sheet. `only` are names of FILTERS, all of which must hold; `search` is a part of the key."""
-    needed = needs(environment)
-    since = runs_since(environment)
+@dataclass(frozen=True)
+class Sheet(Found):
+    page: Page[str]
+    rows: list[Row]
+
+
+def what_runs(environment: Environment) -> Deployment | None:
+    """The last successful deployment: the values of its beginning are those that run."""
+    succeeded = Deployment.objects.filter(environment=environment, status=RunStatus.SUCCEEDED, started_at__isnull=False)
+    return succeeded.order_by("-id").first()
+
+
+def find(environment: Environment, *, search: str = "", only: Iterable[str] = (), used: Used | None = None) -> Found:
+    """The keys of the sheet. `only` are names of FILTERS, all of which must hold; `search` is a part of the key."""
+    needed = needs(environment, used)
+    runs = what_runs(environment)
+    since = runs.started_at if runs else None
     scopes: dict[str, list[Scope]] = defaultdict(list)
     secret: set[str] = set()
     changed: set[str] = set()
@@ -188,6 +220,9 @@ def read(
             secret.add(key)
         if since and updated_at > since:
             changed.add(key)
+    if since:
+        taken_away = PropertyChange.objects.filter(environment=environment, at__gt=since, after__isnull=True)
+        changed |= set(taken_away.values_list("key", flat=True)) & {*needed, *scopes}
     missing_by_place: dict[str, list[str]] = defaultdict(list)
     for key, need in sorted(needed.items()):
         for place in need.places:
@@ -203,18 +238,28 @@ def read(
     search = search.strip().lower()
     chosen = [having[name] for name in only if name in having]
     keys = sorted(key for key in {*needed, *scopes} if search in key and all(key in some for some in chosen))
-    shown = Paginator(keys, per_page).get_page(page)
-    return Sheet(
+    return Found(
         environment=environment,
-        page=shown,
-        rows=_rows(environment, list(shown.object_list), needed, since),
+        keys=keys,
+        needed=needed,
         counts={name: len(some) for name, some in having.items()},
         missing_by_place=dict(sorted(missing_by_place.items())),
-        runs_since=since,
+        runs=runs,
     )
 
 
-def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need], since: datetime | None) -> list[Row]:
+def read(
+    environment: Environment, *, search: str = "", only: Iterable[str] = (), page: int | str = 1, per_page: int = ROWS_PER_PAGE
+) -> Sheet:
+    """One page of the sheet, as `find` filters it."""
+    found = find(environment, search=search, only=only)
+    shown = Paginator(found.keys, per_page).get_page(page)
+    rows = _rows(environment, list(shown.object_list), found.needed, found.runs)
+    return Sheet(**vars(found), page=shown, rows=rows)
+
+
+def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need], runs: Deployment | None) -> list[Row]:
+    since = runs.started_at if runs else None
     environments = list(environment.project.environments.all())
     values: dict[tuple[int, str], list[Property]] = defaultdict(list)
     stored = Property.objects.filter(environment__in=environments).select_related("updated_by")
@@ -233,7 +278,12 @@ def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need],
                 key=key,
                 used_by=need.used_by,
                 lines=[
-                    Line(value, gets[value.machine, value.connector], changed=since is not None and value.updated_at > since)
+                    Line(
+                        value,
+                        gets[value.machine, value.connector],
+                        changed=since is not None and value.updated_at > since,
+                        runs=runs.pk if runs else None,
+                    )
                     for value in here
                 ],
                 missing=gets[None],
@@ -245,7 +295,7 @@ def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need],
 
 def row(environment: Environment, key: str) -> Row:
     """One row, as the page shows it."""
-    return _rows(environment, [key], needs(environment), runs_since(environment))[0]
+    return _rows(environment, [key], needs(environment), what_runs(environment))[0]
 
 
 def scope_choices(project: Project) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -2,7 +2,17 @@
 
 from django.urls import URLPattern, path
 
-from deployments.views import architecture, comparison, dashboard, deployments, machines, plans, properties, releases
+from deployments.views import (
+    architecture,
+    comparison,
+    dashboard,
+    deployments,
+    machines,
+    plans,
+    properties,
+    property_grid,
+    releases,
+)
 
 _environment = "projects/<slug:slug>/<slug:kind>/"
 _machine = _environment + "machines/<slug:name>/"
@@ -27,6 +37,14 @@ urlpatterns: list[URLPattern] = [
     path(_environment + "properties/edit/", properties.property_edit, name="property-edit"),
     path(_environment + "properties/row/", properties.property_row, name="property-row"),
     path(_environment + "properties/<int:pk>/delete/", properties.property_delete, name="property-delete"),
+    path(_environment + "properties/grid/", property_grid.grid_page, name="property-grid"),
+    path(_environment + "properties/cell/", property_grid.cell, name="property-cell"),
+    path(_environment + "properties/bulk/", property_grid.bulk, name="property-bulk"),
+    path(_environment + "properties/paste/", property_grid.paste, name="property-paste"),
+    path(_environment + "properties/key/", property_grid.key_page, name="property-key"),
+    path(_environment + "properties/type/", property_grid.declare_type, name="property-type"),
+    path(_environment + "properties/history/", property_grid.history, name="property-history"),
+    path(_environment + "properties/undo/", property_grid.undo, name="property-undo"),
     # Deploy › Plan
     path(_environment + "plan/", plans.plan_page, name="plan"),
     path(_environment + "plan/default/", plans.plan_default, name="plan-default"),

@@ -221,9 +221,13 @@ def failover_expectation(key: str) -> Expectation | None:
 
 def expectations(project: int) -> dict[str, Expectation]:
     """The type of every key that has one: declared, else guessed from the setting that a placeholder wholly stands for. Three queries."""
-    guesses = guessed(_definitions(project))
     declared = PropertyType.objects.filter(project=project).values_list("key", "kind")
-    return guesses | {key: Expectation(kind, "declared", declared=True) for key, kind in declared if not is_failover_key(key)}
+    return guesses(project) | {key: Expectation(kind, "declared", declared=True) for key, kind in declared if not is_failover_key(key)}
+
+
+def guesses(project: int) -> dict[str, Expectation]:
+    """What settings say of the keys that stand for them, declared or not; two queries."""
+    return guessed(_definitions(project))
 
 
 def guessed(definitions: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Expectation]:

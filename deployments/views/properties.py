@@ -1,4 +1,4 @@
-"""Deploy › Properties: every key that is used or filled in, and what each runtime gets of it."""
+"""Deploy › Properties: every key that is used or filled in, and what each runtime gets of it. The grid has views of its own."""
 
 import csv
 from collections.abc import Iterable
@@ -142,20 +142,22 @@ def property_delete(request: UserRequest, slug: str, kind: str, pk: int) -> Http
 
 @require_GET
 def properties_csv(request: UserRequest, slug: str, kind: str) -> HttpResponse:
-    """The list as filtered, one line per value and one per missing value. Secrets say when they were set, never what."""
+    """The list as filtered, one line per value and one per missing value. Secrets are left out:
+    of them it says that they are set. The import reads this very shape."""
     environment = get_environment(request.user, slug, kind)
     found = sheet.read(environment, **_asked(request.GET), per_page=1_000_000)
     name = f"{environment.project.slug}-{environment.kind}-properties-{timezone.now():%Y-%m-%d}.csv"
     response = HttpResponse(content_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{name}"'})
     out = csv.writer(response)
-    out.writerow(["key", "scope", "value", "secret", "updated at (UTC)", "used by", "missing for"])
+    out.writerow(["environment", "key", "scope", "value", "secret", "updated at (UTC)", "used by", "missing for"])
     for row in found.rows:
         used_by, missing = "; ".join(row.used_by), "; ".join(place.name for place in row.missing)
         for value in (line.value for line in row.lines):
             moment = f"{value.updated_at:%Y-%m-%d %H:%M:%S}"
-            out.writerow(_plain([row.key, value.scope, value.shown_value, "yes" if value.secret else "", moment, used_by, missing]))
+            secret = "yes" if value.secret else ""
+            out.writerow(_plain([environment.kind, row.key, value.scope, value.value, secret, moment, used_by, missing]))
         if not row.lines:
-            out.writerow(_plain([row.key, "", "", "", "", used_by, missing]))
+            out.writerow(_plain([environment.kind, row.key, "", "", "", "", used_by, missing]))
     return response
 
 

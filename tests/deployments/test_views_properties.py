@@ -164,8 +164,8 @@ def test_a_value_newer_than_what_runs_is_marked(client: Client, viewer: User, fi
     properties.set_value(filled, "erp.outbox", "/elsewhere", by=viewer)
     client.force_login(viewer)
     html = client.get(PAGE).content.decode()
-    assert "newer than what runs" in row(html, "erp.outbox")
-    assert "newer than what runs" not in row(html, "queues.url")
+    assert "newer than deployment #" in row(html, "erp.outbox")
+    assert "newer than deployment #" not in row(html, "queues.url")
 
 
 def test_the_export_holds_what_the_filter_shows(client: Client, viewer: User, erp: Connector, test_environment: Environment) -> None:

@@ -1,0 +1,103 @@
+"""How long the grid of properties and the missing-value check take with 10,000 properties: `make bench-properties`.
+
+Makes a project of its own in a new SQLite file, 2,500 flows on 40 runtimes that name every key, and prints milliseconds of server time.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROPERTIES = int(os.environ.get("PROPERTIES", "10000"))
+RUNS = int(os.environ.get("RUNS", "7"))
+
+
+def measured(name: str, act: Callable[[], object]) -> None:
+    from django.db import connection, reset_queries
+
+    act()  # the first one loads templates
+    reset_queries()
+    connection.force_debug_cursor = True
+    act()
+    queries = len(connection.queries)
+    connection.force_debug_cursor = False
+    times = []
+    for _ in range(RUNS):
+        started = time.perf_counter()
+        act()
+        times.append((time.perf_counter() - started) * 1000)
+    print(f"{name:<46}{statistics.median(times):8.0f} ms median {max(times):8.0f} ms worst of {RUNS} {queries:6} queries")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="baton-bench-") as home:
+        os.environ |= {"BATON_HOME": home, "DJANGO_SETTINGS_MODULE": "portal.settings", "BATON_LOG_LEVEL": "WARNING"}
+        os.environ.pop("DATABASE_URL", None)
+        sys.path.insert(0, str(ROOT))
+        import django
+
+        django.setup()
+        from django.conf import settings
+        from django.core.management import call_command
+
+        settings.ALLOWED_HOSTS = ["*"]
+        call_command("migrate", verbosity=0)
+        bench()
+
+
+def bench() -> None:
+    from django.test import Client
+    from tests import factories
+
+    from deployments import grid, releases, sheet
+    from portal import creation, properties
+    from portal.models import Connector, DesignedMachine, Environment, Flow, FlowVersion, Placement, Property, Role, System, Team
+
+    team = Team.objects.create(name="Bench", slug="bench")
+    person = factories.person("bench", team, Role.ADMINISTRATOR)
+    project = factories.project(team, "bench")
+    machines = [DesignedMachine(project=project, name=f"machine{number:02}") for number in range(20)]
+    DesignedMachine.objects.bulk_create(machines)
+    connectors = []
+    for number in range(20):
+        system = System.objects.create(project=project, name=f"System {number}", slug=f"system{number}")
+        connectors.append(Connector.objects.create(project=project, system=system, name=f"system{number}"))
+        for machine in machines[number % 20 :][:2] or machines[:2]:
+            Placement.objects.create(connector=connectors[-1], machine=machine)
+    keys = [f"bench.key.{number:05}" for number in range(PROPERTIES)]
+    flows = [
+        Flow(
+            connector=connectors[number % 20],
+            name=f"flow-{number}",
+            inbound_kind="file",
+            inbound_settings={"folder": f"${{{keys[4 * number]}}}", "error_folder": f"${{{keys[4 * number + 1]}}}"},
+            outbound_kind="file",
+            outbound_settings={"folder": f"${{{keys[4 * number + 2]}}}", "receipts": f"${{{keys[4 * number + 3]}}}"},
+        )
+        for number in range(PROPERTIES // 4)
+    ]
+    Flow.objects.bulk_create(flows)
+    FlowVersion.objects.bulk_create(FlowVersion(flow=flow, major=1, minor=0, patch=0, definition=flow.definition()) for flow in flows)
+    test = Environment.objects.get(project=project, kind="test")
+    Property.objects.bulk_create(Property(environment=test, key=key, value=f"/srv/{key}") for key in keys[: PROPERTIES - 100])
+    release = releases.build(project, name="Bench", by=person)
+    assert creation and properties
+    print(f"{PROPERTIES} keys, {len(flows)} flows, {Placement.objects.count()} runtimes, SQLite")
+    client = Client()
+    client.force_login(person)
+    for by in grid.VIEWS:
+        measured(f"page: grid by {by}", lambda by=by: client.get(f"/projects/bench/test/properties/grid/?by={by}"))  # type: ignore[misc]
+    measured("page: values", lambda: client.get("/projects/bench/test/properties/"))
+    measured("grid, environments", lambda: grid.read(test))
+    measured("sheet with missing values", lambda: sheet.find(test))
+    measured("missing-value check of a release", lambda: releases.missing(release, test))
+    edits = [properties.Edit(test, key, f"/new/{key}") for key in keys]
+    measured("preview of an import of all", lambda: properties.plan(edits))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The grid of properties: keys × environments, or keys × machines or runtimes of one environment, each cell with its value and the scope
+it comes from. A fixed number of queries for each kind of column, however many properties there are; only one page of rows is read whole."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from django.core.paginator import Page, Paginator
+
+from deployments import sheet
+from deployments.models import Deployment
+from deployments.sheet import Need, Scope, candidates, scope_name
+from portal import properties
+from portal.models import DesignedMachine, Environment, Placement, Property
+from portal.properties import Expectation
+
+ROWS_PER_PAGE = 50
+VIEWS = {"environments": "Environments", "machines": "Machines", "runtimes": "Runtimes"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where the values of a column apply: a value that is typed into it is kept for exactly this scope."""
+
+    environment: Environment
+    machine: str = ""
+    connector: str = ""
+
+    @property
+    def name(self) -> str:
+        return scope_name(self.machine, self.connector) if self.machine else self.environment.name
+
+    @property
+    def scope(self) -> Scope:
+        return self.machine, self.connector
+
+
+@dataclass(frozen=True)
+class Cell:
+    column: Column
+    value: Property | None  # that applies here, own or inherited
+    own: bool  # it is kept for this very scope
+    more: list[Property]  # more specific ones beside it
+    missing: list[str]  # "external01.erp": who lacks a value, among those this column is about
+    changed: bool  # newer than what runs
+
+    @property
+    def source(self) -> str:
+        return self.value.scope if self.value else ""
+
+
+@dataclass(frozen=True)
+class Row:
+    key: str
+    need: Need
+    expectation: Expectation
+    cells: list[Cell]
+
+    @property
+    def is_failover(self) -> bool:
+        return properties.is_failover_key(self.key)
+
+    @property
+    def secret(self) -> bool:
+        return any(cell.value is not None and cell.value.secret for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class Grid(sheet.Found):
+    by: str
+    columns: list[Column]
+    page: Page[str]
+    rows: list[Row]
+
+
+def columns_of(environment: Environment, by: str) -> list[Column]:
+    project = environment.project
+    if by == "machines":
+        return [Column(environment, machine.name) for machine in DesignedMachine.objects.filter(project=project)]
+    if by == "runtimes":
+        placed = Placement.objects.filter(connector__project=project).values_list("machine__name", "connector__name")
+        return [Column(environment, machine, connector) for machine, connector in sorted(placed)]
+    return [Column(other) for other in project.environments.all()]
+
+
+def read(
+    environment: Environment,
+    *,
+    by: str = "environments",
+    search: str = "",
+    only: Iterable[str] = (),
+    page: int | str = 1,
+    per_page: int = ROWS_PER_PAGE,
+) -> Grid:
+    """One page of the grid, filtered by what holds in `environment`."""
+    used = sheet.used_in(environment.project_id)
+    found = sheet.find(environment, search=search, only=only, used=used)
+    columns = columns_of(environment, by)
+    shown = Paginator(found.keys, per_page).get_page(page)
+    rows = _rows(list(shown.object_list), columns, used, found)
+    return Grid(**vars(found), by=by, columns=columns, page=shown, rows=rows)
+
+
+def row(environment: Environment, key: str, by: str) -> Row:
+    """One row, as the grid shows it."""
+    used = sheet.used_in(environment.project_id)
+    found = sheet.find(environment, search=key, used=used)
+    (made,) = _rows([key], columns_of(environment, by), used, found)
+    return made
+
+
+def _rows(keys: list[str], columns: list[Column], used: sheet.Used, found: sheet.Found) -> list[Row]:
+    environments = {column.environment.pk: column.environment for column in columns} or {found.environment.pk: found.environment}
+    needed = {pk: found.needed if pk == found.environment.pk else sheet.needs(other, used) for pk, other in environments.items()}
+    runs = {pk: found.runs if pk == found.environment.pk else sheet.what_runs(other) for pk, other in environments.items()}
+    values: dict[tuple[int, str], dict[Scope, Property]] = defaultdict(dict)
+    stored = Property.objects.filter(environment__in=environments)
+    for value in stored.filter(key__in=keys) if len(keys) <= properties.MANY_KEYS else stored:
+        values[value.environment_id, value.key][value.machine, value.connector] = value
+    known = properties.expectations(found.environment.project_id)
+    return [
+        Row(
+            key=key,
+            need=found.needed.get(key, Need()),
+            expectation=properties.expectation(key, known),
+            cells=[
+                _cell(
+                    column,
+                    values[column.environment.pk, key],
+                    needed[column.environment.pk].get(key),
+                    runs[column.environment.pk],
+                )
+                for column in columns
+            ],
+        )
+        for key in keys
+    ]
+
+
+def _cell(column: Column, values: dict[Scope, Property], need: Need | None, runs: Deployment | None) -> Cell:
+    source = next((scope for scope in candidates(*column.scope) if scope in values), None)
+    value = values[source] if source is not None else None
+    places = need.places if need else []
+    if column.connector:
+        mine = [place for place in places if (place.machine, place.connector) == column.scope]
+    elif column.machine:
+        mine = [place for place in places if place.machine == column.machine]
+    else:
+        mine = places
+    more = [other for scope, other in sorted(values.items()) if scope != source and _narrower(scope, column.scope)]
+    since = runs.started_at if runs else None
+    shown = [value, *more] if value else more
+    return Cell(
+        column=column,
+        value=value,
+        own=source == column.scope,
+        more=more,
+        missing=[place.name for place in mine if place.source(values) is None],
+        changed=since is not None and any(other.updated_at > since for other in shown),
+    )
+
+
+def _narrower(scope: Scope, column: Scope) -> bool:
+    """Does a value of this scope apply to a part of the column."""
+    return all(not wide or narrow == wide for narrow, wide in zip(scope, column, strict=True))

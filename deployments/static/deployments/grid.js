@@ -1,0 +1,132 @@
+// Deploy › Properties as a grid: arrow keys move, Enter edits in place, pasted cells go to a preview. Without it: the link of each key.
+(() => {
+  "use strict";
+
+  const table = () => document.querySelector("table.property-grid");
+  const rows = () => [...table().tBodies[0].rows];
+  const cells = (row) => [...row.cells].slice(1);
+  const column = (cell) => table().tHead.rows[0].cells[cell.cellIndex].dataset;
+  const editable = (cell) => "editable" in column(cell);
+  const cellOf = (element) => element?.closest?.("table.property-grid tbody td");
+
+  const stand = (cell) => {
+    table().querySelectorAll("td[tabindex='0']").forEach((other) => { other.tabIndex = -1; });
+    cell.tabIndex = 0;
+    cell.focus({ preventScroll: true });
+    cell.scrollIntoView({ block: "nearest", inline: "nearest" });
+  };
+  const prepare = () => {
+    if (!table()) return;
+    const first = table().querySelector("tbody td");
+    if (first && !table().querySelector("td[tabindex='0']")) first.tabIndex = 0;
+    choose();
+  };
+
+  // ------------------------------------------------------------------------------------------------------------- moving
+  const neighbour = (cell, down, right) => {
+    const all = rows();
+    const row = all[Math.min(all.length - 1, Math.max(0, all.indexOf(cell.parentElement) + down))];
+    const list = cells(row);
+    return list[Math.min(list.length - 1, Math.max(0, cell.cellIndex - 1 + right))];
+  };
+  const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], PageUp: [-15, 0], PageDown: [15, 0], Home: [0, -1e6], End: [0, 1e6] };
+
+  document.addEventListener("keydown", (event) => {
+    const cell = cellOf(event.target);
+    if (!cell) return;
+    if (event.target !== cell) {  // in its form
+      if (event.key === "Escape") { event.preventDefault(); leave(cell); }
+      if (event.key === "Enter" && event.target.tagName === "INPUT") { event.preventDefault(); act(cell, "set"); }
+      return;
+    }
+    if (MOVES[event.key]) { event.preventDefault(); stand(neighbour(cell, ...MOVES[event.key])); return; }
+    if (event.key === "Enter" || event.key === "F2") { event.preventDefault(); open(cell); return; }
+    if (event.key === " ") { event.preventDefault(); cell.parentElement.querySelector("input[name=keys]")?.click(); return; }
+    if (event.key.length === 1 && !event.ctrlKey && !event.metaKey && !event.altKey && editable(cell)) { event.preventDefault(); open(cell, event.key); }
+  });
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("[data-cell-act]");
+    const cell = cellOf(event.target);
+    if (!cell) return;
+    if (button) { button.dataset.cellAct === "leave" ? leave(cell) : act(cell, button.dataset.cellAct); return; }
+    if (cell.querySelector(".cell-form")) return;
+    document.activeElement === cell && cell.dataset.stood ? open(cell) : stand(cell);
+    rows().forEach((row) => cells(row).forEach((other) => delete other.dataset.stood));
+    cell.dataset.stood = "1";
+  });
+  document.addEventListener("dblclick", (event) => {
+    const cell = cellOf(event.target);
+    if (cell && !cell.querySelector(".cell-form")) open(cell);
+  });
+
+  // ------------------------------------------------------------------------------------------------------------ editing
+  const before = new WeakMap();
+  const address = (cell) => `/projects/${table().dataset.project}/${column(cell).environment}/properties/cell/`;
+
+  const open = async (cell, text) => {
+    if (!editable(cell)) return;
+    rows().forEach((row) => cells(row).forEach((other) => { if (other !== cell && other.querySelector(".cell-form")) leave(other); }));
+    before.set(cell, cell.innerHTML);
+    const { machine, connector } = column(cell);
+    const values = { key: cell.parentElement.dataset.key, machine, connector, by: table().dataset.by };
+    await htmx.ajax("GET", address(cell), { source: cell, target: cell, swap: "innerHTML", values });
+    const field = cell.querySelector("[name=value]");
+    if (!field) return;
+    cell.classList.add("is-open");
+    field.focus();
+    if (text !== undefined) field.value = text; else field.select?.();
+  };
+  const leave = (cell) => {
+    if (before.has(cell)) cell.innerHTML = before.get(cell);
+    cell.classList.remove("is-open");
+    stand(cell);
+  };
+  const act = async (cell, what) => {
+    const form = cell.querySelector(".cell-form");
+    if (!form) return;
+    const values = Object.fromEntries([...form.querySelectorAll("[name]")].map((field) => [field.name, field.value]));
+    values.act = what;
+    const key = cell.parentElement.dataset.key, index = cell.cellIndex;
+    await htmx.ajax("POST", address(cell), { source: cell, target: cell, swap: "innerHTML", values });
+    const row = rows().find((other) => other.dataset.key === key);
+    const now = row?.cells[index];
+    if (!now) return;
+    if (now.querySelector(".cell-form")) now.querySelector("[name=value]").focus();
+    else { stand(now); prepare(); }
+  };
+
+  // ------------------------------------------------------------------------------------------------------ several at once
+  const choose = () => {
+    const button = table()?.querySelector(".grid-bulk button");
+    if (!button) return;
+    const count = table().querySelectorAll("input[name=keys]:checked").length;
+    button.disabled = !count;
+    button.lastChild.textContent = count ? `Set ${count} chosen…` : "Set chosen…";
+  };
+  document.addEventListener("change", (event) => { if (event.target.matches?.("table.property-grid input[name=keys]")) choose(); });
+
+  document.addEventListener("paste", (event) => {
+    const cell = cellOf(event.target);
+    if (!cell || event.target !== cell || !editable(cell)) return;
+    event.preventDefault();
+    const text = event.clipboardData.getData("text/plain").replace(/\r\n?/g, "\n").replace(/\n$/, "");
+    if (!/[\t\n]/.test(text)) { open(cell, text); return; }
+    const scope = ({ machine, connector }) => (machine ? (connector ? `${machine}.${connector}` : machine) : "global");
+    const quote = (value) => (/["\t\n]/.test(value) ? `"${value.replace(/"/g, '""')}"` : value);
+    const all = rows(), top = all.indexOf(cell.parentElement), lines = ["key\tenvironment\tscope\tvalue"];
+    text.split("\n").forEach((line, down) => line.split("\t").forEach((value, right) => {
+      const target = all[top + down]?.cells[cell.cellIndex + right];
+      if (target && value !== "") lines.push([target.parentElement.dataset.key, column(target).environment, scope(column(target)), quote(value)].join("\t"));
+    }));
+    const form = Object.assign(document.createElement("form"), { method: "post", action: table().dataset.paste, hidden: true });
+    const token = JSON.parse(document.body.getAttribute("hx-headers"))["x-csrftoken"];
+    for (const [name, value] of Object.entries({ csrfmiddlewaretoken: token, text: lines.join("\n"), act: "preview" })) {
+      form.append(Object.assign(document.createElement("textarea"), { name, value }));
+    }
+    document.body.append(form);
+    form.submit();
+  });
+
+  document.addEventListener("htmx:afterSettle", prepare);
+  prepare();
+})();

@@ -1,0 +1,244 @@
+"""Deploy › Properties as a grid: keys × environments, machines or runtimes; inline and bulk edit, paste, types, history, undo."""
+
+from typing import Any
+from uuid import UUID
+
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.http import Http404, HttpResponse
+from django.urls import reverse
+from django.utils.http import urlencode
+from django.views.decorators.http import require_GET, require_POST
+
+from deployments import grid, sheet
+from deployments.forms import BulkForm, CellForm, PasteForm, TypeForm, show_refusal
+from portal import access, properties, property_imports, vault
+from portal.access import get_environment, may, role_to_deploy
+from portal.errors import NotAllowed
+from portal.htmx import UserRequest, dialog, redirect, render
+from portal.models import Environment, Project, Property, PropertyChange, PropertyType, Role
+
+HISTORY_PER_PAGE = 100
+
+
+def _context(request: UserRequest, environment: Environment) -> dict[str, Any]:
+    return {
+        "project": environment.project,
+        "environment": environment,
+        "may_edit": may(request.user, environment.project.team_id, role_to_deploy(environment)),
+        "role_to_edit": role_to_deploy(environment).label,
+    }
+
+
+def _editable(request: UserRequest, project: Project) -> set[str]:
+    """Kinds of the environments whose values the person may change."""
+    role = access.role_in(project.team_id, request.user)
+    return {row.kind for row in project.environments.all() if role and role in Role.at_least(role_to_deploy(row))}
+
+
+def _listing(environment: Environment) -> str:
+    return reverse("property-grid", args=[environment.project.slug, environment.kind])
+
+
+@require_GET
+def grid_page(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    environment = get_environment(request.user, slug, kind)
+    by = request.GET.get("by", "environments")
+    by = by if by in grid.VIEWS else "environments"
+    only = [name for name in request.GET.getlist("only") if name in sheet.FILTERS]
+    search = request.GET.get("q", "")
+    found = grid.read(environment, by=by, search=search, only=only, page=request.GET.get("page", 1))
+    context = _context(request, environment) | {
+        "grid": found,
+        "sheet": found,
+        "editable": _editable(request, environment.project),
+        "q": search,
+        "only": only,
+        "by": by,
+        "views": grid.VIEWS.items(),
+        "filters": [(name, label, found.counts[name]) for name, label in sheet.FILTERS.items()],
+        "last": properties.last_act(environment)[:1],
+    }
+    return render(request, "deployments/property_grid.html", context, part="deployments/_property_grid.html")
+
+
+def cell(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """GET: the form in a cell. POST: keep or delete its value, and answer with the row."""
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    form = CellForm(request.POST if request.method == "POST" else {"act": "set", **request.GET.dict()})
+    if not form.is_valid():
+        raise Http404("There is no such cell.")
+    given = form.cleaned_data
+    key, scope = given["key"], (given["machine"], given["connector"])
+    row = grid.row(environment, key, given["by"])
+    place = next((some for some in row.cells if some.column.environment.pk == environment.pk and some.column.scope == scope), None)
+    if place is None:
+        raise Http404("There is no such cell.")
+    context = _context(request, environment) | {"row": row, "cell": place, "by": given["by"]}
+    kept = place.value if place.own else None
+    if request.method != "POST":
+        shown = place.value.value if place.value else ""
+        return render(request, "deployments/_property_cell_form.html", context | {"value": shown, "kept": kept})
+    try:
+        if given["act"] == "delete":
+            properties.remove_value(environment, key, machine=scope[0], connector=scope[1], by=request.user)
+        elif not (kept and kept.secret and not given["value"]):
+            properties.set_value(environment, key, given["value"], machine=scope[0], connector=scope[1], by=request.user)
+    except NotAllowed as refusal:
+        hidden = row.secret or row.expectation.kind == "secret"
+        return render(
+            request,
+            "deployments/_property_cell_form.html",
+            context | {"value": "" if hidden else given["value"], "kept": kept, "refusal": refusal},
+        )
+    row = grid.row(environment, key, given["by"])
+    editable = _editable(request, environment.project)
+    whole = sheet.find(environment)
+    answer = render(request, "deployments/_property_cell_saved.html", context | {"row": row, "sheet": whole, "editable": editable})
+    answer["HX-Retarget"], answer["HX-Reswap"] = "closest tr", "outerHTML"
+    return answer
+
+
+def _columns(request: UserRequest, environment: Environment, by: str) -> list[grid.Column]:
+    editable = _editable(request, environment.project)
+    return [column for column in grid.columns_of(environment, by) if column.environment.kind in editable]
+
+
+def bulk(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """The same value for many keys: a dialog that was opened with the chosen keys."""
+    environment = get_environment(request.user, slug, kind)
+    given = request.POST if request.method == "POST" else request.GET
+    by = given.get("by", "environments")
+    columns = {
+        f"{column.environment.kind}|{column.machine}|{column.connector}": column
+        for column in _columns(request, environment, by if by in grid.VIEWS else "environments")
+    }
+    if not columns:
+        raise PermissionDenied("You may not change values here.")
+    choices = [(name, column.name) for name, column in columns.items()]
+    form = BulkForm(request.POST if "columns" in request.POST or "act" in request.POST else None, columns=choices)
+    keys = given.getlist("keys")
+    if form.is_bound and form.is_valid():
+        value = form.cleaned_data["value"] if form.cleaned_data["act"] == "set" else None
+        chosen = [columns[name] for name in form.cleaned_data["columns"]]
+        edits = [properties.Edit(column.environment, key, value, *column.scope) for key in form.cleaned_data["keys"] for column in chosen]
+        try:
+            done = properties.set_values(edits, by=request.user, cause="set together")
+        except NotAllowed as refusal:
+            show_refusal(form, refusal)
+        else:
+            count = sum(item.verb != "none" for item in done)
+            messages.success(request, f"{count} value{'s' if count != 1 else ''} changed. They work from the next deployment on.")
+            return redirect(request, f"{_listing(environment)}?{urlencode({'by': by})}")
+    context = _context(request, environment) | {"form": form, "keys": keys, "by": by}
+    return dialog(request, "deployments/property_bulk.html", context, back=_listing(environment))
+
+
+def paste(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """Lines of a spreadsheet or a file: first what they would change, then all of it or nothing."""
+    environment = get_environment(request.user, slug, kind)
+    editable = _editable(request, environment.project)
+    if not editable:
+        raise PermissionDenied("You may not change values here.")
+    given = request.POST.copy() if request.method == "POST" else None
+    if given and given.get("sealed"):  # the previewed lines, which may hold secrets
+        given["text"] = vault.unseal(given["sealed"])
+    form = PasteForm(given, request.FILES or None)
+    context = _context(request, environment) | {"form": form}
+    if form.is_bound and form.is_valid():
+        text = form.cleaned_data["text"]
+        if request.POST.get("act") == "apply":
+            try:
+                done = property_imports.apply(environment.project, text, environment=kind, editable=editable, by=request.user)
+            except NotAllowed:
+                pass  # the preview below says it line by line
+            else:
+                messages.success(request, f"{done.changes} values were imported. They work from the next deployment on.")
+                return redirect(request, _listing(environment))
+        found = property_imports.preview(environment.project, text, environment=kind, editable=editable)
+        counts = [(verb, found.count(verb)) for verb in ("refused", "add", "change", "none", "kept")]
+        secret = any(read.planned and read.planned.secret for read in found.reads)
+        shown = PasteForm(initial={"text": "" if secret else text})  # a secret that was typed does not come back
+        context |= {"preview": found, "counts": counts, "sealed": vault.seal(text), "form": shown}
+    return render(request, "deployments/property_paste.html", context)
+
+
+@require_GET
+def key_page(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """All of one key: its type, where it is used, its values in every environment, its history."""
+    environment = get_environment(request.user, slug, kind)
+    return _show_key(request, environment, request.GET.get("key", ""))
+
+
+def _show_key(request: UserRequest, environment: Environment, key: str, form: TypeForm | None = None) -> HttpResponse:
+    project = environment.project
+    guesses = properties.guesses(project.pk)
+    declared = PropertyType.objects.filter(project=project, key=key).select_related("updated_by").first()
+    guess = properties.failover_expectation(key) or guesses.get(key)
+    initial = {"key": key, "kind": declared.kind if declared else ""}
+    context = _context(request, environment) | {
+        "key": key,
+        "row": sheet.row(environment, key),
+        "declared": declared,
+        "guess": guess,
+        "fixed": properties.is_failover_key(key),
+        "form": form or TypeForm(initial=initial, guess=f"{guess.label}, for {guess.because}" if guess else ""),
+        "may_declare": may(request.user, project.team_id, Role.DEVELOPER),
+        "values": Property.objects.filter(environment__project=project, key=key)
+        .select_related("environment", "updated_by")
+        .order_by("environment__position", "machine", "connector"),
+        "changes": PropertyChange.objects.filter(environment__project=project, key=key).select_related("environment", "by")[:50],
+        "here": reverse("properties", args=[project.slug, environment.kind]) + f"?{urlencode({'q': key})}",
+    }
+    return render(request, "deployments/property_key.html", context)
+
+
+@require_POST
+def declare_type(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    environment = get_environment(request.user, slug, kind, role=Role.DEVELOPER)
+    form = TypeForm(request.POST)
+    if form.is_valid():
+        key = form.cleaned_data["key"]
+        try:
+            properties.declare_type(environment.project, key, form.cleaned_data["kind"], by=request.user)
+        except NotAllowed as refusal:
+            show_refusal(form, refusal)
+            return _show_key(request, environment, key, form)
+        messages.success(request, f"The type of {key} is kept.")
+    address = reverse("property-key", args=[slug, kind])
+    return redirect(request, f"{address}?{urlencode({'key': request.POST.get('key', '')})}")
+
+
+@require_GET
+def history(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    environment = get_environment(request.user, slug, kind)
+    changes = PropertyChange.objects.filter(environment=environment).select_related("by")
+    if key := request.GET.get("q", "").strip().lower():
+        changes = changes.filter(key__contains=key)
+    page = Paginator(changes, HISTORY_PER_PAGE).get_page(request.GET.get("page", 1))
+    last = properties.last_act(environment)
+    context = _context(request, environment) | {"page": page, "q": key, "last": last, "may_undo": _may_undo(request, last)}
+    return render(request, "deployments/property_history.html", context)
+
+
+def _may_undo(request: UserRequest, last: list[PropertyChange]) -> bool:
+    if not last:
+        return False
+    editable = _editable(request, last[0].environment.project)
+    return {change.environment.kind for change in last} <= editable
+
+
+@require_POST
+def undo(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    if not _may_undo(request, last := properties.last_act(environment)) and last:
+        raise PermissionDenied("The last change touched environments that you may not change.")
+    try:
+        seen = UUID(request.POST.get("act", ""))
+    except ValueError:
+        raise Http404("There is no such change.") from None
+    done = properties.undo_last(environment, by=request.user, act=seen)
+    count = sum(item.verb != "none" for item in done)
+    messages.success(request, f"Undone: {count} value{'s are' if count != 1 else ' is'} what {'they were' if count != 1 else 'it was'}.")
+    return redirect(request, reverse("property-history", args=[slug, kind]))

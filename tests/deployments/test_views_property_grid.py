@@ -1,0 +1,186 @@
+"""Deploy › Properties as a grid, as people use it."""
+
+import csv
+import io
+import re
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from deployments.models import Deployment, Release, RunStatus
+from portal import properties
+from portal.models import Connector, Environment, Property, PropertyChange, PropertyType
+
+BASE = "/projects/webshop/test/properties"
+GRID = f"{BASE}/grid/"
+
+
+def cells(html: str, key: str) -> list[str]:
+    """The texts of a key's cells, tags taken out."""
+    part = html.split(f'<tr data-key="{key}">')[1].split("</tr>")[0]
+    found = [cell.split(">", 1)[1] for cell in part.split("<td")[1:]]
+    return [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in found]
+
+
+@pytest.fixture
+def some(test_environment: Environment, acceptance: Environment, erp: Connector, developer: User) -> Environment:
+    properties.set_value(test_environment, "erp.outbox", "/out", by=developer)
+    properties.set_value(test_environment, "erp.outbox", "/two", machine="external02", by=developer)
+    properties.set_value(acceptance, "erp.outbox", "/acc", by=developer)
+    properties.set_value(test_environment, "queues.url", "redis://:hunter2@h:1/0", secret=True, by=developer)
+    return test_environment
+
+
+def test_environments_stand_side_by_side(client: Client, viewer: User, some: Environment) -> None:
+    client.force_login(viewer)
+    html = client.get(GRID).content.decode()
+    assert cells(html, "erp.outbox") == ["/out +1 narrower", "/acc", "missing"]
+    assert cells(html, "queues.url") == ["••• set", "missing", "missing"]
+    assert "hunter2" not in html
+
+
+def test_machines_and_runtimes_show_where_a_value_comes_from(client: Client, viewer: User, some: Environment) -> None:
+    client.force_login(viewer)
+    html = client.get(f"{GRID}?by=machines").content.decode()
+    assert cells(html, "erp.outbox") == ["/out global", "/out global", "/two"]  # core01, external01, external02
+    html = client.get(f"{GRID}?by=runtimes").content.decode()
+    assert cells(html, "erp.outbox") == ["/out global", "/two external02"]
+
+
+def test_what_is_newer_than_the_deployment_is_marked_and_it_is_named(client: Client, developer: User, some: Environment) -> None:
+    release = Release.objects.create(project=some.project, number=1, name="One", content={}, digest="d")
+    run = Deployment.objects.create(environment=some, release=release, status=RunStatus.SUCCEEDED, started_at=timezone.now())
+    properties.set_value(some, "erp.outbox", "/newer", by=developer)
+    client.force_login(developer)
+    html = client.get(GRID).content.decode()
+    assert "is-changed" in html.split('<tr data-key="erp.outbox">')[1].split("</tr>")[0]
+    assert "is-changed" not in html.split('<tr data-key="queues.url">')[1].split("</tr>")[0]
+    assert f"deployment #{run.pk}" in html
+    assert f"newer than deployment #{run.pk}" in client.get(f"{BASE}/").content.decode()
+
+
+def cell(client: Client, **given: str) -> tuple[int, str]:
+    data = {"key": "erp.outbox", "machine": "", "connector": "", "by": "environments", "act": "set", "value": "/new"} | given
+    answer = client.post(f"{BASE}/cell/", data, headers={"HX-Request": "true"})
+    return answer.status_code, answer.content.decode()
+
+
+def test_a_cell_is_edited_in_place_and_the_row_comes_back(client: Client, developer: User, some: Environment) -> None:
+    client.force_login(developer)
+    form = client.get(f"{BASE}/cell/?key=erp.outbox&machine=&connector=&by=environments").content.decode()
+    assert 'value="/out"' in form
+    status, html = cell(client)
+    assert (status, cells(html, "erp.outbox")[0]) == (200, "/new +1 narrower")
+    status, html = cell(client, machine="external01", by="machines", value="/one")
+    assert cells(html, "erp.outbox") == ["/new global", "/one", "/two"]
+    status, html = cell(client, machine="external02", by="machines", act="delete")
+    assert cells(html, "erp.outbox")[2] == "/new global"
+
+
+def test_a_refused_value_stays_in_its_cell_with_the_reason(client: Client, developer: User, some: Environment) -> None:
+    client.force_login(developer)
+    _, html = cell(client, value="relative")
+    assert "is no absolute path" in html
+    assert 'value="relative"' in html
+    assert "<tr" not in html
+    _, html = cell(client, key="queues.url", value="hunter3 ")
+    assert "is no URL" in html
+    assert "hunter3" not in html
+
+
+def test_a_secret_is_replaced_in_its_cell_and_an_empty_field_keeps_it(client: Client, developer: User, some: Environment) -> None:
+    client.force_login(developer)
+    assert "hunter2" not in client.get(f"{BASE}/cell/?key=queues.url&machine=&connector=&by=environments").content.decode()
+    cell(client, key="queues.url", value="")
+    assert Property.objects.get(key="queues.url").reveal() == "redis://:hunter2@h:1/0"
+    cell(client, key="queues.url", value="redis://:hunter3@h:1/0")
+    assert Property.objects.get(key="queues.url").reveal() == "redis://:hunter3@h:1/0"
+
+
+def test_who_may_not_change_an_environment_is_refused(client: Client, viewer: User, developer: User, some: Environment) -> None:
+    client.force_login(viewer)
+    assert cell(client)[0] == 403
+    assert client.get(f"{BASE}/paste/").status_code == 403
+    client.force_login(developer)
+    data = {"key": "erp.outbox", "machine": "", "connector": "", "by": "environments", "act": "set", "value": "/x"}
+    assert client.post("/projects/webshop/production/properties/cell/", data).status_code == 403
+    preview = client.post(f"{BASE}/paste/", {"text": "key,environment,value\nerp.outbox,production,/x", "act": "apply"}).content.decode()
+    assert "you may not change Production" in preview
+    assert not Property.objects.filter(environment__kind="production").exists()
+
+
+def test_several_keys_are_set_together(client: Client, operator: User, some: Environment) -> None:
+    client.force_login(operator)
+    opened = client.get(f"{BASE}/bulk/?by=environments&keys=erp.outbox&keys=other").content.decode()
+    assert "Set 2 keys together" in opened
+    data = {"by": "environments", "keys": ["erp.outbox", "other"], "columns": ["test||", "production||"], "act": "set", "value": "/same"}
+    assert client.post(f"{BASE}/bulk/", data).status_code == 302
+    assert Property.objects.filter(value="/same").count() == 4
+    refused = client.post(f"{BASE}/bulk/", data | {"value": "relative"}).content.decode()
+    assert "Nothing is changed: 2 of 4 values are refused." in refused
+    client.post(f"{BASE}/bulk/", data | {"act": "delete"})
+    assert not Property.objects.filter(value="/same").exists()
+
+
+def test_pasted_lines_are_previewed_and_taken_all_or_none(client: Client, developer: User, some: Environment) -> None:
+    client.force_login(developer)
+    bad = client.post(f"{BASE}/paste/", {"text": "erp.outbox\tbad\nnew.key\tx", "act": "preview"}).content.decode()
+    assert "is no absolute path" in bad
+    assert "Correct 1 line first" in bad
+    answer = client.post(f"{BASE}/paste/", {"text": "erp.outbox\t/fine\nnew.key\tx\nqueues.url\tredis://:hunter9@h:1/0", "act": "preview"})
+    html = answer.content.decode()
+    assert "hunter9" not in html
+    assert not Property.objects.filter(key="new.key").exists()
+    sealed = answer.context["sealed"]
+    assert client.post(f"{BASE}/paste/", {"sealed": sealed, "act": "apply"}).status_code == 302
+    assert Property.objects.get(key="queues.url").reveal() == "redis://:hunter9@h:1/0"
+    assert set(PropertyChange.objects.filter(cause="imported").values_list("key", flat=True)) == {"erp.outbox", "new.key", "queues.url"}
+
+
+def test_what_is_exported_can_be_imported_and_changes_nothing(client: Client, developer: User, some: Environment) -> None:
+    client.force_login(developer)
+    text = client.get(f"{BASE}.csv").content.decode()
+    assert "hunter2" not in text
+    assert {line["secret"] for line in csv.DictReader(io.StringIO(text)) if line["key"] == "queues.url"} == {"yes"}
+    before = PropertyChange.objects.count()
+    client.post(f"{BASE}/paste/", {"text": text, "act": "apply"})
+    assert PropertyChange.objects.count() == before
+
+
+def test_the_page_of_a_key_tells_type_use_values_and_history(client: Client, developer: User, some: Environment) -> None:
+    client.force_login(developer)
+    html = client.get(f"{BASE}/key/?key=erp.outbox").content.decode()
+    for text in ("flow erp-orders, inbound folder", "/acc", "/two", "File or folder"):
+        assert text in html
+    refused = client.post(f"{BASE}/type/", {"key": "erp.outbox", "kind": "port"}).content.decode()
+    assert "Test, external02: &quot;/two&quot; is no port." in refused
+    assert client.post(f"{BASE}/type/", {"key": "erp.outbox", "kind": "file"}).status_code == 302
+    assert PropertyType.objects.get().kind == "file"
+
+
+def test_the_last_change_is_undone_from_the_history(client: Client, developer: User, operator: User, some: Environment) -> None:
+    properties.set_value(some, "erp.outbox", "/wrong", by=developer)
+    client.force_login(developer)
+    page = client.get(f"{BASE}/history/")
+    assert "/wrong" in page.content.decode()
+    client.post(f"{BASE}/undo/", {"act": page.context["last"][0].act})
+    assert Property.objects.get(key="erp.outbox", machine="", environment=some).value == "/out"
+    production = Environment.objects.get(project=some.project, kind="production")
+    properties.set_values([properties.Edit(some, "k", "1"), properties.Edit(production, "k", "1")], by=operator)
+    act = properties.last_act(some)[0].act
+    assert client.post(f"{BASE}/undo/", {"act": act}).status_code == 403
+
+
+@pytest.mark.parametrize("by", ["environments", "machines", "runtimes"])
+def test_a_long_grid_needs_no_more_queries_than_a_short_one(
+    client: Client, viewer: User, some: Environment, by: str, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    Property.objects.bulk_create([Property(environment=some, key=f"key.{number:05}", value="x") for number in range(10_000)])
+    client.force_login(viewer)
+    with django_assert_max_num_queries(50):
+        html = client.get(f"{GRID}?by={by}").content.decode()
+    assert html.count("<tr data-key") == 50
+    assert len(html) < 120_000
