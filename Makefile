@@ -14,7 +14,7 @@ TRIALS ?= 20
 STORAGE ?= disk,ram
 LOAD ?=
 
-.PHONY: help run test test-long check lab lab-rows bench-failover lock format clean
+.PHONY: help run test test-long check lab lab-rows bench-failover bench-properties lock format clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +64,9 @@ lock: $(VENV)/.dev  ## renew the hashed lock files from pyproject.toml
 		--extra portal --extra embedded --extra cli --custom-compile-command "make lock" -o requirements.txt pyproject.toml
 	$(PY) -m uv pip compile -q --upgrade --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--extra portal --extra embedded --extra cli --extra postgres --extra dev --custom-compile-command "make lock" -o requirements-dev.txt pyproject.toml
+
+bench-properties: $(VENV)/.dev  ## the grid and the missing-value check with 10,000 properties, in milliseconds
+	$(PY) benchmarks/properties.py
 
 format: $(VENV)/.dev  ## put the code in its usual shape
 	$(PY) -m ruff check --fix .

@@ -51,11 +51,11 @@ def main() -> None:
 
 def bench() -> None:
     from django.test import Client
-    from tests import factories
 
     from deployments import grid, releases, sheet
     from portal import creation, properties
     from portal.models import Connector, DesignedMachine, Environment, Flow, FlowVersion, Placement, Property, Role, System, Team
+    from tests import factories
 
     team = Team.objects.create(name="Bench", slug="bench")
     person = factories.person("bench", team, Role.ADMINISTRATOR)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from django.core.paginator import Page, Paginator
 
 from deployments import sheet
-from deployments.models import Deployment
 from deployments.sheet import Need, Scope, candidates, scope_name
 from portal import properties
 from portal.models import DesignedMachine, Environment, Placement, Property
@@ -117,7 +116,7 @@ def _rows(keys: list[str], columns: list[Column], used: sheet.Used, found: sheet
     stored = Property.objects.filter(environment__in=environments)
     for value in stored.filter(key__in=keys) if len(keys) <= properties.MANY_KEYS else stored:
         values[value.environment_id, value.key][value.machine, value.connector] = value
-    known = properties.expectations(found.environment.project_id)
+    known = properties.expectations(found.environment.project_id, only=set(keys), definitions=used.definitions)
     return [
         Row(
             key=key,
@@ -137,7 +136,7 @@ def _rows(keys: list[str], columns: list[Column], used: sheet.Used, found: sheet
     ]
 
 
-def _cell(column: Column, values: dict[Scope, Property], need: Need | None, runs: Deployment | None) -> Cell:
+def _cell(column: Column, values: dict[Scope, Property], need: Need | None, runs: sheet.Runs | None) -> Cell:
     source = next((scope for scope in candidates(*column.scope) if scope in values), None)
     value = values[source] if source is not None else None
     places = need.places if need else []

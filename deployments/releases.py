@@ -141,27 +141,20 @@ def _places(release: Release, environment: Environment) -> tuple[list[tuple[str,
 
 def missing(release: Release, environment: Environment) -> list[Missing]:
     """Every placeholder without a value, per runtime and router, for this release on this environment; fixed number of queries."""
-    values = list(Property.objects.filter(environment=environment))
+    filled = properties.filled(environment)
     runtimes, routers = _places(release, environment)
+    used: dict[str, list[properties.Use]] = {}
+    for flow in release.content["flows"]:
+        used.setdefault(flow["connector"], []).extend(properties.uses(flow["name"], flow))
     found = []
     for machine, kind in routers:
-        address = properties.failover_address(machine, values)
         name = properties.router_name(machine, kind)
-        found += [
-            Missing(use.key, name, use.used_by)
-            for use, value in zip(properties.router_uses(machine), address, strict=True)
-            if value is None
-        ]
+        found += [Missing(use.key, name, use.used_by) for use in properties.router_uses(machine) if filled.lacks_address(use.key, machine)]
     for machine, connector in runtimes:
-        known = properties.winners(values, machine=machine, connector=connector)
         key = protocol.runtime_key(machine, connector)
-        found += [
-            Missing(use.key, key, use.used_by)
-            for flow in release.content["flows"]
-            if flow["connector"] == connector
-            for use in properties.uses(flow["name"], flow)
-            if use.key not in known
-        ]
+        for use in used.get(connector, ()):
+            if filled.source(use.key, machine, connector) is None:
+                found.append(Missing(use.key, key, use.used_by))
     return found
 
 

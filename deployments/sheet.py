@@ -7,13 +7,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from django.core.paginator import Page, Paginator
-from django.db.models import OuterRef, Subquery
+from django.db.models import Max
 
 from deployments.models import Deployment, RunStatus
-from portal.models import Connector, DesignedMachine, Environment, Flow, FlowVersion, Placement, Project, Property, PropertyChange
-from portal.properties import Use, is_failover_key, router_name, router_uses, uses
+from portal import properties
+from portal.models import Connector, DesignedMachine, Environment, Placement, Project, Property, PropertyChange
+from portal.properties import Use, drafts_and_versions, is_failover_key, router_name, router_uses, uses
 from runtimes.models import Machine
 from runtimes.protocol import runtime_key
 
@@ -98,26 +100,22 @@ class Used:
 
     by_connector: dict[int, list[Use]]
     drawn: list[Use]
+    definitions: list[tuple[str, Mapping[str, Any]]]  # of the flows, by name
 
 
 def used_in(project: int) -> Used:
     """Three queries."""
-    flows = Flow.objects.filter(connector__project=project)
-    newest = FlowVersion.objects.filter(flow=OuterRef("pk")).order_by("-major", "-minor", "-patch").values("pk")[:1]
-    versions = FlowVersion.objects.filter(pk__in=flows.values(latest=Subquery(newest)))
-    saved = {version.flow_id: version.definition for version in versions}
     found: dict[int, list[Use]] = defaultdict(list)
-    for flow in flows.select_related("group"):
-        edited = flow.definition()
-        found[flow.connector_id] += uses(flow.name, edited)
-        if (version := saved.get(flow.pk, edited)) != edited:
-            found[flow.connector_id] += uses(flow.name, version)
+    definitions = []
+    for connector, name, definition in drafts_and_versions(project):
+        found[connector] += uses(name, definition)
+        definitions.append((name, definition))
     drawn = [
         Use(use.key, f"{router_name(machine.name, machine.kind)}, {use.used_by}")
         for machine in DesignedMachine.objects.filter(project=project, router=True)
         for use in router_uses(machine.name)
     ]
-    return Used(dict(found), drawn)
+    return Used(dict(found), drawn, definitions)
 
 
 def needs(environment: Environment, used: Used | None = None) -> dict[str, Need]:
@@ -172,6 +170,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """The last successful deployment, and since when changed values are newer than those it gave to the machines."""
+
+    pk: int
+    started_at: datetime
+
+
+@dataclass(frozen=True)
 class Found:
     """The keys that a filter leaves, and what was learned on the way."""
 
@@ -180,7 +186,7 @@ class Found:
     needed: dict[str, Need]
     counts: dict[str, int]  # of keys, by filter, before the search
     missing_by_place: dict[str, list[str]]  # "external01.erp" -> keys without a value
-    runs: Deployment | None  # the last successful one: its values run
+    runs: Runs | None  # the last successful one: its values run
 
     @property
     def missing(self) -> int:
@@ -198,10 +204,10 @@ class Sheet(Found):
     rows: list[Row]
 
 
-def what_runs(environment: Environment) -> Deployment | None:
-    """The last successful deployment: the values of its beginning are those that run."""
+def what_runs(environment: Environment) -> Runs | None:
     succeeded = Deployment.objects.filter(environment=environment, status=RunStatus.SUCCEEDED, started_at__isnull=False)
-    return succeeded.order_by("-id").first()
+    last = succeeded.annotate(frozen_at=Max("frozen__created_at")).order_by("-id").values_list("pk", "frozen_at", "started_at").first()
+    return Runs(last[0], last[1] or last[2]) if last else None
 
 
 def find(environment: Environment, *, search: str = "", only: Iterable[str] = (), used: Used | None = None) -> Found:
@@ -209,24 +215,18 @@ def find(environment: Environment, *, search: str = "", only: Iterable[str] = ()
     needed = needs(environment, used)
     runs = what_runs(environment)
     since = runs.started_at if runs else None
-    scopes: dict[str, list[Scope]] = defaultdict(list)
-    secret: set[str] = set()
-    changed: set[str] = set()
-    for key, machine, connector, is_secret, updated_at in Property.objects.filter(environment=environment).values_list(
-        "key", "machine", "connector", "secret", "updated_at"
-    ):
-        scopes[key].append((machine, connector))
-        if is_secret:
-            secret.add(key)
-        if since and updated_at > since:
-            changed.add(key)
+    stored = Property.objects.filter(environment=environment)
+    filled = properties.filled(environment)
+    scopes = filled.scopes
+    secret = set(stored.filter(secret=True).values_list("key", flat=True))
+    changed = set(stored.filter(updated_at__gt=since).values_list("key", flat=True)) if since else set()
     if since:
         taken_away = PropertyChange.objects.filter(environment=environment, at__gt=since, after__isnull=True)
         changed |= set(taken_away.values_list("key", flat=True)) & {*needed, *scopes}
     missing_by_place: dict[str, list[str]] = defaultdict(list)
     for key, need in sorted(needed.items()):
         for place in need.places:
-            if place.source(scopes.get(key, ())) is None:
+            if filled.source(key, place.machine, place.connector) is None:
                 missing_by_place[place.name].append(key)
     having = {
         "missing": {key for keys in missing_by_place.values() for key in keys},
@@ -258,7 +258,7 @@ def read(
     return Sheet(**vars(found), page=shown, rows=rows)
 
 
-def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need], runs: Deployment | None) -> list[Row]:
+def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need], runs: Runs | None) -> list[Row]:
     since = runs.started_at if runs else None
     environments = list(environment.project.environments.all())
     values: dict[tuple[int, str], list[Property]] = defaultdict(list)

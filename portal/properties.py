@@ -2,7 +2,7 @@
 
 import ipaddress
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,12 +69,12 @@ class Use:
 
 def uses(flow: str, definition: Mapping[str, Any]) -> list[Use]:
     """Every key a flow's definition names, with the place: "flow erp-orders, inbound folder"."""
-    return [
-        Use(key, f"flow {flow}, {side} {name}")
-        for side in ("inbound", "outbound")
-        for name, text in definition[side]["settings"].items()
-        for key in sorted(placeholders(text))
-    ]
+    found = []
+    for side in ("inbound", "outbound"):
+        for name, text in definition[side]["settings"].items():
+            if "${" in str(text):
+                found += [Use(key, f"flow {flow}, {side} {name}") for key in sorted(placeholders(text))]
+    return found
 
 
 def router_uses(machine: str) -> list[Use]:
@@ -219,26 +219,32 @@ def failover_expectation(key: str) -> Expectation | None:
     return Expectation(PropertyKind.HOST, "Internal IP") if key.endswith(_ADDRESS_SUFFIX) else None
 
 
-def expectations(project: int) -> dict[str, Expectation]:
-    """The type of every key that has one: declared, else guessed from the setting that a placeholder wholly stands for. Three queries."""
+def expectations(
+    project: int, *, only: Collection[str] | None = None, definitions: Iterable[tuple[str, Mapping[str, Any]]] | None = None
+) -> dict[str, Expectation]:
+    """The type of every key (`only` these) that has one: declared, else guessed from the setting that a placeholder wholly stands for.
+    Three queries; one when the project's `definitions` were read already."""
     declared = PropertyType.objects.filter(project=project).values_list("key", "kind")
-    return guesses(project) | {key: Expectation(kind, "declared", declared=True) for key, kind in declared if not is_failover_key(key)}
+    told = guessed(definitions_in(project) if definitions is None else definitions, only)
+    return told | {key: Expectation(kind, "declared", declared=True) for key, kind in declared if not is_failover_key(key)}
 
 
-def guesses(project: int) -> dict[str, Expectation]:
-    """What settings say of the keys that stand for them, declared or not; two queries."""
-    return guessed(_definitions(project))
-
-
-def guessed(definitions: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Expectation]:
-    """What components' settings say of the keys that stand for them. Settings that disagree say nothing."""
+def guessed(definitions: Iterable[tuple[str, Mapping[str, Any]]], only: Collection[str] | None = None) -> dict[str, Expectation]:
+    """What components' settings say of the keys (`only` these) that stand for them. Settings that disagree say nothing."""
+    typed = {
+        (side, str(kind), setting.name): setting
+        for side, kinds in components.REGISTRY.items()
+        for kind, settings in kinds.items()
+        for setting in settings
+        if setting.kind != PropertyKind.TEXT
+    }
     found: dict[str, Expectation] = {}
     for flow, definition in definitions:
-        for side, kinds in components.REGISTRY.items():
-            fields = {setting.name: setting for setting in kinds.get(definition[side]["kind"], [])}
+        for side in ("inbound", "outbound"):
             for name, text in definition[side]["settings"].items():
-                key, setting = only_placeholder(str(text)), fields.get(name)
-                if not key or not setting or setting.kind == PropertyKind.TEXT or is_failover_key(key):
+                setting = typed.get((side, definition[side]["kind"], name))
+                key = only_placeholder(str(text)) if setting else None
+                if not setting or not key or (only is not None and key not in only) or is_failover_key(key):
                     continue
                 guess = Expectation(setting.kind, f"flow {flow}, {side} {name}", may_be_empty=not setting.required)
                 known = found.setdefault(key, guess)
@@ -345,8 +351,8 @@ def plan(edits: Sequence[Edit]) -> list[Planned]:
     if not edits:
         return []
     project = edits[0].environment.project_id
-    known = expectations(project)
     keys = {edit.key for edit in edits}
+    known = expectations(project, only=keys)
     rows = Property.objects.filter(environment__project=project)
     rows = rows.filter(Q(key__in=keys) | Q(key__contains=".failover.")) if len(keys) <= MANY_KEYS else rows
     present = {(row.environment_id, row.key, row.machine, row.connector): row for row in rows}
@@ -661,14 +667,67 @@ def _uses_in(environment: Environment) -> Iterator[Use]:
     for designed in DesignedMachine.objects.filter(project=environment.project_id, router=True):
         for use in router_uses(designed.name):
             yield Use(use.key, f"{router_name(designed.name, designed.kind)}, {use.used_by}")
-    for name, definition in _definitions(environment.project_id):
+    for name, definition in definitions_in(environment.project_id):
         yield from uses(name, definition)
 
 
-def _definitions(project: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def definitions_in(project: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every flow as edited and as last saved, with its name; two queries."""
-    for flow in Flow.objects.filter(connector__project=project).select_related("group"):
-        yield flow.name, flow.definition()
-    newest = FlowVersion.objects.filter(flow=OuterRef("flow")).order_by("-major", "-minor", "-patch").values("pk")[:1]
-    for version in FlowVersion.objects.filter(flow__connector__project=project, pk=Subquery(newest)):
-        yield version.definition["name"], version.definition
+    for _, name, definition in drafts_and_versions(project):
+        yield name, definition
+
+
+def drafts_and_versions(project: int) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """Connector, name, and inbound and outbound of every flow as edited, and as last saved where that differs; two queries, no models:
+    there may be thousands."""
+    flows = Flow.objects.filter(connector__project=project)
+    newest = FlowVersion.objects.filter(flow=OuterRef("pk")).order_by("-major", "-minor", "-patch").values("pk")[:1]
+    versions = FlowVersion.objects.filter(pk__in=flows.values(latest=Subquery(newest)))
+    saved = dict(versions.values_list("flow_id", "definition"))
+    fields = ("pk", "connector_id", "name", "inbound_kind", "inbound_settings", "outbound_kind", "outbound_settings")
+    for pk, connector, name, inbound, taken, outbound, given in flows.order_by("pk").values_list(*fields):
+        draft = {"inbound": {"kind": inbound, "settings": taken}, "outbound": {"kind": outbound, "settings": given}}
+        yield connector, name, draft
+        version = saved.get(pk)
+        if version and (version["inbound"], version["outbound"], version["name"]) != (draft["inbound"], draft["outbound"], name):
+            yield connector, version["name"], version
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Where values stand, without the values: key -> (machine, connector) of each, and which of them are empty."""
+
+    scopes: Mapping[str, set[tuple[str, str]]]
+    empty: Set[tuple[str, str, str]]
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[str, str, str, bool]]) -> "Filled":
+        """From (key, machine, connector, is empty)."""
+        scopes: dict[str, set[tuple[str, str]]] = {}
+        empty = set()
+        for key, machine, connector, is_empty in rows:
+            scopes.setdefault(key, set()).add((machine, connector))
+            if is_empty:
+                empty.add((key, machine, connector))
+        return cls(scopes, empty)
+
+    def source(self, key: str, machine: str, connector: str) -> tuple[str, str] | None:
+        """The scope that gives it its value, as `winners` chooses; None: it is missing."""
+        present = self.scopes.get(key)
+        if not present:
+            return None
+        for scope in ((machine, connector), (machine, ""), ("", connector), ("", "")):
+            if scope in present:
+                return scope
+        return None
+
+    def lacks_address(self, key: str, machine: str) -> bool:
+        """An Internal IP or Failover port must not be empty either."""
+        scope = self.source(key, machine, "")
+        return scope is None or (key, *scope) in self.empty
+
+
+def filled(environment: Environment) -> Filled:
+    """One query that reads no value."""
+    rows = Property.objects.filter(environment=environment)
+    return Filled.of(rows.annotate(is_empty=Q(value="") & Q(secret=False)).values_list("key", "machine", "connector", "is_empty"))

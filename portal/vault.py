@@ -5,15 +5,11 @@ one per line, mode 0600, made at the first need. Who has the database without th
 """
 
 import base64
-import hashlib
-import hmac
 import os
 from pathlib import Path
 from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
@@ -65,11 +61,6 @@ def unseal_bytes(token: bytes) -> bytes:
     return _open(token)
 
 
-def fingerprint(text: str) -> str:
-    """A digest that says whether two secrets are equal, and nothing else: keyed, so that a short one cannot be guessed from it."""
-    return hmac.digest(_fingerprint_key(), text.encode(), hashlib.sha256).hex()
-
-
 def reseal(token: bytes) -> bytes | None:
     """The token under the first key; None when it is so already. Raises Unreadable."""
     try:
@@ -91,11 +82,6 @@ def _open(token: bytes) -> bytes:
 
 def _cipher() -> MultiFernet:
     return MultiFernet([Fernet(key) for key in keys()])
-
-
-def _fingerprint_key() -> bytes:
-    derive = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"baton: fingerprints of secrets")
-    return derive.derive(settings.SECRET_KEY.encode())
 
 
 # ------------------------------------------------------------------------------------------------------------------ keys

@@ -173,9 +173,8 @@ def key_page(request: UserRequest, slug: str, kind: str) -> HttpResponse:
 
 def _show_key(request: UserRequest, environment: Environment, key: str, form: TypeForm | None = None) -> HttpResponse:
     project = environment.project
-    guesses = properties.guesses(project.pk)
     declared = PropertyType.objects.filter(project=project, key=key).select_related("updated_by").first()
-    guess = properties.failover_expectation(key) or guesses.get(key)
+    guess = properties.failover_expectation(key) or properties.guessed(properties.definitions_in(project.pk), {key}).get(key)
     initial = {"key": key, "kind": declared.kind if declared else ""}
     context = _context(request, environment) | {
         "key": key,

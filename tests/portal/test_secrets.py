@@ -54,10 +54,6 @@ def test_a_lost_key_is_said_with_the_remedy(own_keys: Path) -> None:
         vault.unseal(token)
 
 
-def test_a_fingerprint_tells_equal_from_different_and_nothing_else() -> None:
-    assert vault.fingerprint("a") == vault.fingerprint("a") != vault.fingerprint("b")
-
-
 def test_the_database_refuses_a_readable_secret(test_environment: Environment) -> None:
     with pytest.raises(IntegrityError), transaction.atomic():
         Property.objects.create(environment=test_environment, key="k", value=SECRET, secret=True)
