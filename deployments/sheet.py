@@ -207,7 +207,11 @@ class Sheet(Found):
 def what_runs(environment: Environment) -> Runs | None:
     succeeded = Deployment.objects.filter(environment=environment, status=RunStatus.SUCCEEDED, started_at__isnull=False)
     last = succeeded.annotate(frozen_at=Max("frozen__created_at")).order_by("-id").values_list("pk", "frozen_at", "started_at").first()
-    return Runs(last[0], last[1] or last[2]) if last else None
+    if last is None:
+        return None
+    since = last[1] or last[2]
+    assert since is not None
+    return Runs(last[0], since)
 
 
 def find(environment: Environment, *, search: str = "", only: Iterable[str] = (), used: Used | None = None) -> Found:

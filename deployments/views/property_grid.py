@@ -143,7 +143,7 @@ def paste(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         raise PermissionDenied("You may not change values here.")
     given = request.POST.copy() if request.method == "POST" else None
     if given and given.get("sealed"):  # the previewed lines, which may hold secrets
-        given["text"] = vault.unseal(given["sealed"])
+        given["text"] = vault.unseal(str(given["sealed"]))
     form = PasteForm(given, request.FILES or None)
     context = _context(request, environment) | {"form": form}
     if form.is_bound and form.is_valid():
