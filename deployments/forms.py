@@ -150,6 +150,16 @@ class PasteForm(Styled):
         return cleaned
 
 
+class ProjectFileForm(PasteForm):
+    """A project's YAML, pasted or as a file; `seen` is the digest of the plan that was shown."""
+
+    seen = forms.CharField(required=False, max_length=64, widget=forms.HiddenInput)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["file"].help_text = "YAML, as exported."
+
+
 class TypeForm(Styled):
     key = KeyField(max_length=200, validators=[PROPERTY_KEY], widget=forms.HiddenInput)
     kind = forms.ChoiceField(label="Type", required=False)

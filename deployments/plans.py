@@ -240,6 +240,12 @@ def copy_to(plan: Plan, environment: Environment) -> Plan:
     return _replace(plan_of(environment), [Step(**{name: getattr(step, name) for name in STEP_FIELDS}) for step in plan.steps.all()])
 
 
+def replace(environment: Environment, steps: list[Step]) -> Plan:
+    """Replace the environment's plan by these new steps. Raises Invalid when Balance failover is not its last."""
+    _check_order(steps)
+    return _replace(plan_of(environment), steps)
+
+
 def _locked(plan: Plan) -> list[Step]:
     """The steps in order; until the transaction ends nobody else edits this plan (an UPDATE locks, also on SQLite)."""
     if not Plan.objects.filter(pk=plan.pk).update(updated_at=timezone.now()):

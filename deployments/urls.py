@@ -9,6 +9,7 @@ from deployments.views import (
     deployments,
     machines,
     plans,
+    project_files,
     properties,
     property_grid,
     releases,
@@ -20,6 +21,9 @@ _machine = _environment + "machines/<slug:name>/"
 urlpatterns: list[URLPattern] = [
     # Dashboard
     path("", dashboard.dashboard, name="dashboard"),
+    # A project as a file
+    path("projects/<slug:slug>/export/", project_files.project_export, name="project-export"),
+    path("projects/<slug:slug>/import/", project_files.project_import, name="project-import"),
     # Deploy › Architecture
     path(_environment + "architecture/", architecture.architecture, name="architecture"),
     path(_environment + "architecture/apply/", architecture.apply_architecture, name="architecture-apply"),
