@@ -221,6 +221,7 @@ def _store_members(
             row.ready_since = None
             row.observed_status, row.observed_state, row.observed_ready = protocol.Status.UNKNOWN, protocol.State.OFF, False
             row.observed_reason = f"{runtime.key} is {runtime.state}{': ' + runtime.reason if runtime.reason else ''}"
+            row.observed_ttl = None
             continue
         spoken.add((row.runtime_id, said.group))
         row.observed_status = said.status

@@ -9,8 +9,8 @@ from rest_framework.test import APIClient
 
 from portal.models import Environment, TimingProfile
 from runtimes import fleet, profiles, protocol
-from runtimes.models import FailoverGroup, GroupMember, Machine, Router
-from tests.runtimes.conftest import NOW
+from runtimes.models import FailoverGroup, GroupMember, Machine, Router, Runtime
+from tests.runtimes.conftest import NOW, said
 
 HTMX = {"HX-Request": "true"}
 URL = "/projects/webshop/test/timing-profile/"
@@ -63,6 +63,23 @@ def test_a_wish_changes_nothing_that_runs(running: Environment) -> None:
     used = profiles.in_use(running)
     assert (used.label, used.expected) == ("WAN", "about 4 s after a power-off or a hang, at most 0.1 s after a crash")
     assert "external02.erp (LAN)" in used.behind and len(used.behind) == 5, "two runtimes and three routers"
+
+
+def test_a_report_tells_the_profile_that_a_process_runs_under(
+    running: Environment, external01: Machine, erp01: Runtime, group: FailoverGroup
+) -> None:
+    def tell(sequence: int, *groups: protocol.GroupReport) -> float | None:
+        report = protocol.RuntimeReport(key=erp01.key, state=protocol.RuntimeState.READY, groups=list(groups))
+        assert fleet.record_report(external01, said(sequence, runtimes=[report]), now=NOW)
+        return GroupMember.objects.get(runtime=erp01).observed_ttl
+
+    of_group = protocol.GroupReport(
+        group=group.group.key, status=protocol.Status.FOLLOWER, state=protocol.State.OFF, reason="it follows", ttl=0.5
+    )
+    assert tell(1, of_group) == 0.5
+    assert "external01.erp (Fast LAN)" in profiles.in_use(running).behind
+    assert tell(2) is None, "what does not run has no profile"
+    assert not [each for each in profiles.in_use(running).behind if each.startswith("external01.erp")]
 
 
 def test_routers_take_a_profile_over_one_at_a_time_those_beside_leaders_last(running: Environment) -> None:
