@@ -46,6 +46,25 @@ _PREFIX = Setting(
     "prefix", "Key prefix", "Goes before every key in a server that is shared with others.", required=False, default="${queues.prefix}"
 )
 
+_HTTP = [
+    Setting(
+        "headers",
+        "Headers",
+        "One Name: value per line. Passwords and tokens by placeholders.",
+        required=False,
+        lines=True,
+        sign=":",
+    ),
+    Setting("timeout_seconds", "Time-out (seconds)", "From 0.1 to 300. Empty: 10.", required=False, least=0.1, most=300),
+    Setting(
+        "ca_file",
+        "Authority's certificate",
+        "A file in PEM on the machine. Empty: the authorities that the machine trusts. Certificates are always verified.",
+        required=False,
+        kind=PropertyKind.FILE,
+    ),
+]
+
 INBOUNDS: dict[str, list[Setting]] = {
     InboundKind.FILE: [
         Setting(
@@ -136,6 +155,51 @@ INBOUNDS: dict[str, list[Setting]] = {
         ),
         *_KEPT,
     ],
+    InboundKind.HTTP: [
+        Setting(
+            "url",
+            "URL",
+            "Asked by GET. {cursor} stands for the cursor of the answer before.",
+            default="${erp.feed}",
+            kind=PropertyKind.URL,
+        ),
+        Setting("poll_seconds", "Poll every (seconds)", "From 0.1 to 86400. Empty: 10.", required=False, least=0.1, most=86400),
+        Setting(
+            "items_path",
+            "Items at",
+            "Where a JSON answer has its list, as data.items; a dot for the answer itself. Empty: the whole answer is one item.",
+            required=False,
+        ),
+        Setting("id_path", "Id at", "Where an element has an id of its own. Empty: its content and the cursor make it.", required=False),
+        Setting(
+            "cursor_path",
+            "Next cursor at",
+            "Where the answer has the next cursor, as next or data.items.-1.id. Empty: no cursor.",
+            required=False,
+        ),
+        Setting("first_cursor", "First cursor", "For the first time ever.", required=False),
+        *_HTTP,
+        *_KEPT,
+    ],
+    InboundKind.TIMER: [
+        Setting("schedule", "Schedule", "Five fields: minute, hour, day, month, weekday; as 30 2 * * mon-fri.", kind=PropertyKind.CRON),
+        Setting("time_zone", "Time zone", "As Europe/Amsterdam. Empty: UTC.", required=False),
+        Setting(
+            "missed",
+            "Missed instants",
+            "Those of a time when nobody led. An instant fires at most a minute late without being missed.",
+            default="once",
+            choices=(("once", "The latest one fires, once"), ("every", "Each fires"), ("none", "None fires")),
+        ),
+        Setting(
+            "content",
+            "Content",
+            "Of the item; {instant} and {local} stand for its moment. Empty: a JSON object of these.",
+            required=False,
+            lines=True,
+        ),
+        *_KEPT,
+    ],
 }
 OUTBOUNDS: dict[str, list[Setting]] = {
     OutboundKind.FILE: [
@@ -144,6 +208,12 @@ OUTBOUNDS: dict[str, list[Setting]] = {
     ],
     OutboundKind.QUEUE: [_URL, _QUEUE, _PREFIX],
     OutboundKind.LOG: [],
+    OutboundKind.HTTP: [
+        Setting("url", "URL", "Gets one request per item.", default="${erp.orders}", kind=PropertyKind.URL),
+        Setting("method", "Method", "How it is sent.", default="POST", choices=(("POST", "POST"), ("PUT", "PUT"), ("PATCH", "PATCH"))),
+        Setting("content_type", "Content type", "Empty: application/octet-stream.", required=False),
+        *_HTTP,
+    ],
     OutboundKind.SQL: [
         Setting(
             "url",

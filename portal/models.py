@@ -247,12 +247,15 @@ class InboundKind(models.TextChoices):
     FILE = "file", "File: a folder is polled"
     QUEUE = "queue", "Queue: messages are consumed"
     COMMAND = "command", "Command: any program runs while this runtime leads"
+    HTTP = "http", "HTTP: a URL is polled"
+    TIMER = "timer", "Timer: an item at each instant of a schedule"
 
 
 class OutboundKind(models.TextChoices):
     FILE = "file", "File: written into a folder"
     QUEUE = "queue", "Queue: messages are published"
     LOG = "log", "Log: written to the runtime's log"
+    HTTP = "http", "HTTP: each item is a request"
     SQL = "sql", "SQL: one statement per item, fenced by the database"
 
 

@@ -133,6 +133,8 @@ class ComponentKind(StrEnum):
     LOG = "log"
     COMMAND = "command"
     SQL = "sql"
+    HTTP = "http"
+    TIMER = "timer"
 
 
 class ItemAct(StrEnum):
@@ -165,7 +167,7 @@ class Component(Wire, frozen=True):
     file outbound  {"folder": path, "receipts"?: path of a JSON-lines file that gets one line per delivery}
     queue in/out   {"url": redis://…, "queue": name, "prefix": key prefix}
     log outbound   {}
-    command inbound and sql outbound: see their modules in runtimes/process/connectors; the settings of every kind are in docs/create.md
+    every other kind: see its module in runtimes/process/connectors, and docs/create.md
     """
 
     kind: ComponentKind

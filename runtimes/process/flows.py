@@ -23,6 +23,7 @@ from runtimes.process.connectors.base import (
     Outbound,
     Refusing,
     Setting,
+    State,
     Unavailable,
 )
 from runtimes.process.masking import masked
@@ -53,14 +54,16 @@ class Trouble:
 class Flow:
     """A flow of this runtime. Public methods are called by the election loop and return at once."""
 
-    def __init__(self, spec: FlowSpec, *, key: str, machine: str, data: Path, changed: Callable[[], None], log: Any) -> None:
+    def __init__(
+        self, spec: FlowSpec, *, key: str, machine: str, data: Path, changed: Callable[[], None], log: Any, shared: State | None = None
+    ) -> None:
         self.spec = spec
         self.ready = False
         self.on = False  # the inbound really runs
         self.reason = "starting"
         self._log = log.bind(flow=spec.name)
         self._changed = changed
-        self._setting = (spec.id, spec.name, key, machine, data)
+        self._setting = (spec.id, spec.name, key, machine, data, shared)
         self._inbound: Inbound = _made(INBOUNDS, spec.inbound, self._settings(spec.inbound, "inbound"))
         self._outbound: Outbound = _made(OUTBOUNDS, spec.outbound, self._settings(spec.outbound, "outbound"))
         self._wake = threading.Condition()
@@ -140,7 +143,7 @@ class Flow:
 
     def _silence(self, now: float) -> str:
         """Since when this inbound, which is On, has had no answer of its source for longer than it should; empty while all is well."""
-        limit = DELIVERING_SECONDS if self._delivering else max(SILENT_SECONDS, 3 * self._inbound.wait_seconds())
+        limit = DELIVERING_SECONDS if self._delivering else max(SILENT_SECONDS, 3 * self._inbound.interval_seconds())
         if not self.on or not self._answered or now - self._answered <= limit:
             self._silent_since = ""
         elif not self._silent_since:
@@ -150,8 +153,8 @@ class Flow:
     # ------------------------------------------------------------------------------------------------------------------ the worker
 
     def _settings(self, component: Component, side: str) -> Setting:
-        flow_id, name, key, machine, data = self._setting
-        return Setting(flow_id, name, component, side, key, machine, data, self._log)
+        flow_id, name, key, machine, data, shared = self._setting
+        return Setting(flow_id, name, component, side, key, machine, data, self._log, shared)
 
     def _run(self) -> None:
         self._prepare()
@@ -258,8 +261,9 @@ class Flow:
 
     def _due(self, items: Sequence[Item]) -> list[Item]:
         """Those whose turn it is: what failed waits, what the target refused goes last."""
-        self._last_poll = max(self._last_poll, time.time())
-        self._answered = time.monotonic()
+        answered = self._inbound.answered_at()
+        if answered > self._last_poll:
+            self._last_poll, self._answered = answered, time.monotonic()
         now = time.monotonic()
         due = [item for item in items if item.id not in self._troubles or self._troubles[item.id].again_at <= now]
         due.sort(key=lambda item: item.id in self._refused)  # stable: only these go last

@@ -31,6 +31,7 @@ from runtimes.process.isolation import Memory
 from runtimes.process.permits import ALWAYS, NEVER, Clock, Duty, PermitPage, boot_clock, boot_id
 from runtimes.process.records import ControlRecord, GroupMark, epoch_of
 from runtimes.process.seat import Seat
+from runtimes.process.state import GroupState
 from runtimes.protocol import (
     LONGEST_TTL,
     SIGN_OF_LIFE_SECONDS,
@@ -79,6 +80,7 @@ class Runtime:
         self._last_ready: tuple[bool, str] | None = None
         data = Path(self._config.data)
         data.mkdir(parents=True, exist_ok=True)
+        self._memory_etcd: Etcd | None = None
         self._page = PermitPage(self._config.permit)
         self._flows = [self._make_flow(spec, data) for spec in self._bundle.flows]
         self._free = {flow.spec.id: flow for flow in self._flows if flow.spec.group is None}
@@ -122,6 +124,8 @@ class Runtime:
             await asyncio.gather(*tasks, return_exceptions=True)
             if self._coordinator is not None:
                 await self._coordinator.etcd.close()
+            if self._memory_etcd is not None:
+                await self._memory_etcd.close()
             self._memory.close()
 
     async def _elect(self, tasks: list["asyncio.Task[None]"]) -> None:
@@ -652,7 +656,22 @@ class Runtime:
             data=data,
             changed=changed,
             log=self._log,
+            shared=self._shared_state(spec),
         )
+
+    def _shared_state(self, spec: FlowSpec) -> GroupState | None:
+        """In etcd for a flow whose group fails over; the router's connection is made later."""
+        group = next((group for group in self._bundle.groups if group.id == spec.group), None)
+        if group is None or self._config.etcd is None or single_node_cause(group, self._config.key, self._config.etcd) is not None:
+            return None
+        return GroupState(self._router, self._loop, self._config.namespace, group.id, spec.id)
+
+    def _router(self) -> Etcd:
+        """A connection of its own: what a flow remembers never waits before, nor delays, a renewal."""
+        if self._memory_etcd is None:
+            assert self._config.etcd is not None
+            self._memory_etcd = Etcd(self._config.etcd, self._config.tls)
+        return self._memory_etcd
 
     def _after_new_generation(self, mark: Path) -> float:
         """After a cluster was built anew the longest TTL is waited before anything is taken: what was seen before counts no more, not

@@ -3,6 +3,7 @@
 All their methods but `abort` run in the flow's own worker thread and may block; `abort` is called by the election loop and must not.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -80,6 +81,14 @@ class Setting:
     machine: str
     data: Path
     log: Any
+    shared: "State | None" = None  # what the flow remembers, where the next leader finds it
+
+    @property
+    def state(self) -> "State":
+        """What the flow remembers across a change of leader, or, on a single node, across its own end."""
+        from runtimes.process.state import FileState  # not above: it speaks of what this module defines
+
+        return FlowState(self.shared, FileState(self.data / "state" / f"{self.flow_id}.json"))
 
     def text(self, name: str, default: str | None = None) -> str:
         """A setting's text.
@@ -148,6 +157,33 @@ class Setting:
         return ConfigError(f"flow {self.flow}: setting {name} of its {self.component.kind} {self.side} {what}; {remedy}")
 
 
+class State(Protocol):
+    """What an inbound must remember: a cursor, the last instant of a timer. Called by worker threads; may block."""
+
+    def read(self, duty: Duty) -> dict[str, Any]:
+        """What was last written; empty: nothing yet. Raises Unavailable."""
+
+    def write(self, duty: Duty, value: dict[str, Any]) -> None:
+        """Keep it. Raises Fenced when another leads, Unavailable when it may not have been kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowState:
+    """Under an epoch what the group shares, without one (a single node, run alone) a file of this machine."""
+
+    shared: State | None
+    alone: State
+
+    def of(self, duty: Duty) -> State:
+        return self.shared if self.shared is not None and duty.epoch > 0 else self.alone
+
+    def read(self, duty: Duty) -> dict[str, Any]:
+        return self.of(duty).read(duty)
+
+    def write(self, duty: Duty, value: dict[str, Any]) -> None:
+        self.of(duty).write(duty, value)
+
+
 class Failures(Protocol):
     """The items of one flow that were moved aside. Keys are ours, for names may be anything. Called from a thread of their own."""
 
@@ -192,8 +228,16 @@ class Inbound(Protocol):
     def wait_seconds(self) -> float:
         """How long to wait after a poll that brought nothing."""
 
+    def interval_seconds(self) -> float:
+        """How often its source is asked: one that has not answered for several of these is silent."""
+        return self.wait_seconds()
+
     def abort(self) -> None:
         """Cut what is in flight: the permit has ended."""
+
+    def answered_at(self) -> float:
+        """When its source last answered (wall clock), asked after a poll that went well; 0: not yet."""
+        return time.time()
 
     def depth(self) -> tuple[int | None, int | None]:
         """Items that wait in the source, and those that were taken but not yet delivered, as far as they can be counted. Called from a
