@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from jinja2 import Environment, TemplateSyntaxError
+
 from portal.errors import Invalid
 from portal.models import InboundKind, OutboundKind, PropertyKind
 from portal.placeholders import check_placeholders, placeholders, without_placeholders
@@ -62,6 +64,28 @@ _HTTP = [
         "A file in PEM on the machine. Empty: the authorities that the machine trusts. Certificates are always verified.",
         required=False,
         kind=PropertyKind.FILE,
+    ),
+]
+
+_KINDS_OF_TEXT = (("text", "Text"), ("json", "JSON"), ("xml", "XML"))
+_TRANSFORM = [
+    Setting(
+        "transform",
+        "Transform",
+        "A Jinja2 template that makes of each item what goes out. It finds text, data (parsed JSON or XML) and item. Empty: as it is.",
+        required=False,
+        lines=True,
+    ),
+    Setting("transform_from", "Read the item as", "Only with a template.", default="text", choices=_KINDS_OF_TEXT),
+    Setting(
+        "transform_to", "The template makes", "JSON and XML are checked; in XML values are escaped.", default="text", choices=_KINDS_OF_TEXT
+    ),
+    Setting(
+        "transform_empty",
+        "When it makes nothing",
+        "Only with a template.",
+        default="deliver",
+        choices=(("deliver", "An empty item goes out"), ("skip", "The item is left out")),
     ),
 ]
 
@@ -229,6 +253,8 @@ OUTBOUNDS: dict[str, list[Setting]] = {
         ),
     ],
 }
+for _settings in OUTBOUNDS.values():
+    _settings += _TRANSFORM
 REGISTRY: dict[str, dict[str, list[Setting]]] = {"inbound": INBOUNDS, "outbound": OUTBOUNDS}
 
 
@@ -261,8 +287,19 @@ def checked(side: Side, kind: str, given: Mapping[str, str]) -> dict[str, str]:
         check_placeholders(value, field=where)
         if value:
             _check(value, setting, where)
-        if value:
             kept[name] = value
+    return _without_idle_transform(kept)
+
+
+def _without_idle_transform(kept: dict[str, str]) -> dict[str, str]:
+    """Without a template how it reads and writes means nothing. Its mistakes are found here, not on a machine. Raises Invalid."""
+    template = kept.get("transform")
+    if template is None:
+        return {name: value for name, value in kept.items() if not name.startswith("transform")}
+    try:
+        Environment(autoescape=True).parse(template)  # only read, never rendered here
+    except TemplateSyntaxError as error:
+        raise Invalid(f"Transform, line {error.lineno}: {error.message}", field="outbound_transform") from None
     return kept
 
 

@@ -28,6 +28,7 @@ from runtimes.process.connectors.base import (
 )
 from runtimes.process.masking import masked
 from runtimes.process.permits import Duty, PermitEnded
+from runtimes.process.transform import Transform
 from runtimes.protocol import Component, FlowReport, FlowSpec
 
 TRIES = 3  # of an item that itself fails, before it is moved aside
@@ -66,6 +67,7 @@ class Flow:
         self._setting = (spec.id, spec.name, key, machine, data, shared)
         self._inbound: Inbound = _made(INBOUNDS, spec.inbound, self._settings(spec.inbound, "inbound"))
         self._outbound: Outbound = _made(OUTBOUNDS, spec.outbound, self._settings(spec.outbound, "outbound"))
+        self._transform = Transform(self._settings(spec.outbound, "outbound"))
         self._wake = threading.Condition()
         self._duty: Duty | None = None
         self._closing = False
@@ -175,12 +177,14 @@ class Flow:
                 self._let_go(duty)
         self._inbound.abort()  # close what is open
         self._outbound.abort()
+        self._transform.close()
 
     def _prepare(self) -> None:
         while not self._closing:
             try:
                 self._inbound.prepare()
                 self._outbound.prepare()
+                self._transform.prepare()
             except NotReady as error:
                 self._say(str(error), bad=True)
                 self._changed()
@@ -284,7 +288,9 @@ class Flow:
                 return
             self._last_activity = now_text()
             self._delivering = True
-            self._outbound.deliver(item, duty)
+            made = self._transform.apply(item)
+            if made is not None:
+                self._outbound.deliver(made, duty)
             self._delivered += 1
             self._troubles.pop(item.id, None)
             self._inbound.remove(item, duty)

@@ -38,6 +38,9 @@ def settled(project: Project) -> Connector:
         pytest.param({"inbound_settings": {"folder": "${erp.outbox"}}, "inbound_folder", id="a placeholder that does not end"),
         pytest.param({"inbound_settings": {"folder": "${ERP Outbox}"}}, "inbound_folder", id="a placeholder that is no key"),
         pytest.param({"inbound_settings": {"folder": "/x", "poll_seconds": "often"}}, "inbound_poll_seconds", id="not a number"),
+        pytest.param(
+            {"outbound_kind": "log", "outbound_settings": {"transform": "{% if %}"}}, "outbound_transform", id="a template that is none"
+        ),
         pytest.param({"inbound_settings": {"folder": "/x\n/y"}}, "inbound_folder", id="two lines where one is meant"),
         pytest.param({"inbound_kind": "command", "inbound_settings": {}}, "inbound_program", id="a command without a program"),
         pytest.param(
