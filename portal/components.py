@@ -67,6 +67,27 @@ _HTTP = [
     ),
 ]
 
+_SFTP = [
+    Setting("host", "Server", "Name or address.", default="${partner.sftp.host}", kind=PropertyKind.HOST),
+    Setting("port", "Port", "Empty: 22.", required=False, least=1, most=65535, kind=PropertyKind.PORT),
+    Setting("user", "User", "Who signs in.", default="${partner.sftp.user}"),
+    Setting("password", "Password", "A placeholder of a secret. Or give a private key.", required=False, kind=PropertyKind.SECRET),
+    Setting(
+        "private_key",
+        "Private key",
+        "A placeholder of a secret: the key in OpenSSH's or PEM form, without a passphrase.",
+        required=False,
+        kind=PropertyKind.SECRET,
+    ),
+    Setting(
+        "host_key",
+        "Host key",
+        "The server's public key, as ssh-keyscan prints it after the name: ssh-ed25519 AAAA… Several: one per line. It is always verified.",
+        lines=True,
+        default="${partner.sftp.host-key}",
+    ),
+    Setting("folder", "Folder on the server", "An absolute path, or one below where the user arrives."),
+]
 _KINDS_OF_TEXT = (("text", "Text"), ("json", "JSON"), ("xml", "XML"))
 _TRANSFORM = [
     Setting(
@@ -205,6 +226,18 @@ INBOUNDS: dict[str, list[Setting]] = {
         *_HTTP,
         *_KEPT,
     ],
+    InboundKind.SFTP: [
+        *_SFTP,
+        Setting(
+            "poll_seconds",
+            "Poll every (seconds)",
+            "A file is taken when it was the same at two looks. From 0.1 to 3600. Empty: 5.",
+            required=False,
+            least=0.1,
+            most=3600,
+        ),
+        *_KEPT,
+    ],
     InboundKind.TIMER: [
         Setting("schedule", "Schedule", "Five fields: minute, hour, day, month, weekday; as 30 2 * * mon-fri.", kind=PropertyKind.CRON),
         Setting("time_zone", "Time zone", "As Europe/Amsterdam. Empty: UTC.", required=False),
@@ -238,6 +271,7 @@ OUTBOUNDS: dict[str, list[Setting]] = {
         Setting("content_type", "Content type", "Empty: application/octet-stream.", required=False),
         *_HTTP,
     ],
+    OutboundKind.SFTP: [*_SFTP],
     OutboundKind.SQL: [
         Setting(
             "url",

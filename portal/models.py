@@ -248,6 +248,7 @@ class InboundKind(models.TextChoices):
     QUEUE = "queue", "Queue: messages are consumed"
     COMMAND = "command", "Command: any program runs while this runtime leads"
     HTTP = "http", "HTTP: a URL is polled"
+    SFTP = "sftp", "SFTP: a folder of an SSH server is polled"
     TIMER = "timer", "Timer: an item at each instant of a schedule"
 
 
@@ -256,6 +257,7 @@ class OutboundKind(models.TextChoices):
     QUEUE = "queue", "Queue: messages are published"
     LOG = "log", "Log: written to the runtime's log"
     HTTP = "http", "HTTP: each item is a request"
+    SFTP = "sftp", "SFTP: written into a folder of an SSH server"
     SQL = "sql", "SQL: one statement per item, fenced by the database"
 
 

@@ -135,6 +135,7 @@ class ComponentKind(StrEnum):
     SQL = "sql"
     HTTP = "http"
     TIMER = "timer"
+    SFTP = "sftp"
 
 
 class ItemAct(StrEnum):

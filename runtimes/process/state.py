@@ -13,7 +13,8 @@ from typing import Any
 from runtimes.process.connectors.base import Fenced, Unavailable
 from runtimes.process.etcd import Etcd, OutcomeUnknown, put, read, unchanged
 from runtimes.process.permits import Duty
-from runtimes.process.records import GENERATION_STEP, leader_key
+from runtimes.process.records import leader_key
+from runtimes.protocol import GENERATION_STEP
 
 ASK_SECONDS = 2.0  # one question to the router
 LARGEST = 256 * 1024  # bytes of one state

@@ -1,0 +1,317 @@
+"""Inbound and outbound `sftp`: files in a folder of an SSH server, whose host key is always verified.
+
+asyncssh lives in an event loop of its own thread; the flow's worker waits for each call, never longer than CALL_SECONDS.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import asyncssh
+
+from runtimes.process.connectors.aside import Again, ErrorFolder
+from runtimes.process.connectors.base import (
+    Inbound,
+    Item,
+    ItemChanged,
+    ItemError,
+    Origin,
+    Outbound,
+    Refusing,
+    Setting,
+    Unavailable,
+    inbound,
+    outbound,
+)
+from runtimes.process.connectors.file import left_alone, target_name
+from runtimes.process.permits import Duty
+from runtimes.protocol import ComponentKind
+
+CONNECT_SECONDS, CALL_SECONDS = 10.0, 30.0
+CHUNK = 256 * 1024  # bytes of one read or write
+LISTED = 10_000  # files of a folder that one poll looks at
+
+T = TypeVar("T")
+Identity = tuple[int, int]  # size, modification time (whole seconds: the protocol knows no more)
+
+
+class Session:
+    """One connection, made when it is needed and made anew when it broke. Errors come in this project's words."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._host = setting.text("host")
+        self._port = int(setting.number("port", 22, 1, 65535))
+        self._where = f"{self._host}:{self._port}"
+        self.folder = setting.text("folder").rstrip("/") or "/"
+        try:
+            keys = [asyncssh.import_public_key(row) for row in setting.rows("host_key")]
+        except (asyncssh.KeyImportError, ValueError) as error:
+            raise setting.error(
+                "host_key", f"cannot be read: {error}", "write it as ssh-ed25519 AAAA…, as ssh-keyscan prints it"
+            ) from error
+        if not keys:
+            raise setting.error("host_key", "is missing", "write the server's public key, as ssh-keyscan prints it after the name")
+        self._options: dict[str, Any] = {
+            "username": setting.text("user"),
+            "known_hosts": (keys, [], []),
+            "config": None,
+            "agent_path": None,
+        }
+        password, private = setting.text("password", "\n").strip("\n"), setting.text("private_key", "\n").strip("\n")
+        if not password and not private:
+            raise setting.error("password", "is missing, and so is private_key", "fill in one of them")
+        try:
+            self._options["client_keys"] = [asyncssh.import_private_key(private + "\n")] if private else None
+        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, ValueError) as error:
+            raise setting.error(
+                "private_key", f"cannot be read: {error}", "give a key in OpenSSH's or PEM form, without a passphrase"
+            ) from error
+        self._options["password"] = password or None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._client: asyncssh.SFTPClient | None = None
+        self._lock = threading.Lock()
+
+    def run(self, act: "Coroutine[Any, Any, T]", seconds: float = CALL_SECONDS) -> T:
+        """Wait for a call. Raises Unavailable, Refusing (the server answers with a refusal), FileNotFoundError."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name=f"sftp {self._where}", daemon=True).start()
+            loop = self._loop
+        future = asyncio.run_coroutine_threadsafe(act, loop)
+        try:
+            return future.result(seconds)
+        except asyncssh.SFTPNoSuchFile as error:
+            raise FileNotFoundError(str(error)) from error
+        except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection) as error:
+            self.drop()
+            raise Unavailable(f"the connection to {self._where} broke: {error}") from error
+        except asyncssh.SFTPError as error:
+            raise Refusing(f"{self._where} refuses: {error}") from error
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise Unavailable(f"{self._where} shows another host key than the one in the settings: {error}") from error
+        except asyncssh.PermissionDenied as error:
+            raise Unavailable(f"{self._where} does not let this user in: {error}") from error
+        except TimeoutError as error:
+            future.cancel()
+            self.drop()
+            raise Unavailable(f"{self._where} did not answer within {seconds:g} s") from error
+        except (asyncssh.Error, OSError, asyncio.CancelledError) as error:
+            self.drop()
+            raise Unavailable(f"{self._where} cannot be reached: {error}") from error
+
+    async def client(self) -> asyncssh.SFTPClient:
+        if self._client is None:
+            self._connection = await asyncio.wait_for(
+                asyncssh.connect(self._host, self._port, keepalive_interval=15, **self._options), CONNECT_SECONDS
+            )
+            self._client = await self._connection.start_sftp_client()
+        return self._client
+
+    def drop(self) -> None:
+        """Cut the connection, at once; never blocks."""
+        loop = self._loop
+        if loop is not None and loop.is_running():
+            loop.call_soon_threadsafe(self._abort)
+
+    def _abort(self) -> None:
+        connection, self._connection, self._client = self._connection, None, None
+        if connection is not None:
+            connection.abort()
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file as the poll saw it."""
+
+    name: bytes
+    path: bytes
+    identity: Identity
+
+
+def identity_of(attributes: asyncssh.SFTPAttrs) -> Identity:
+    return int(attributes.size or 0), int(attributes.mtime or 0)
+
+
+@inbound(ComponentKind.SFTP)
+class SftpInbound(Inbound):
+    """Settings: host, port, user, password, private_key, host_key, folder, poll_seconds."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._session = Session(setting)
+        self._every = setting.number("poll_seconds", 5.0, 0.1, 3600.0)
+        self.failures: ErrorFolder = ErrorFolder(setting.data / "errors" / setting.flow_id, setting)
+        self._seen: dict[bytes, Identity] = {}
+        self._waiting: dict[bytes, Item] = {}
+        self._look_at = 0.0  # time.monotonic()
+        self._answered = 0.0
+
+    def prepare(self) -> None:
+        self.failures.prepare()
+
+    def begin(self, duty: Duty) -> None:
+        self._seen.clear()
+        self._waiting.clear()
+        self._look_at = 0.0
+
+    def poll(self, duty: Duty) -> Sequence[Item]:
+        """Regular files of the folder itself that were the same at two looks, the oldest first."""
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + self._every
+            try:
+                found = self._session.run(self._list())
+            except FileNotFoundError as error:
+                raise Unavailable(f"the folder {self._session.folder} is not on the server: create it, or correct the setting") from error
+            self._answered = time.time()
+            settled = [each for each in found if self._seen.get(each.name) == each.identity]
+            self._seen = {each.name: each.identity for each in found}
+            settled.sort(key=lambda each: (each.identity[1], each.name))
+            self._waiting = {each.name: self._item(each, duty) for each in settled}
+        return [*self.failures.offered(duty), *self._waiting.values()]
+
+    def remove(self, item: Item, duty: Duty) -> None:
+        """Only if it is still the file that was delivered; otherwise it is another item, and stays."""
+        if self.failures.delivered(item):
+            return
+        found: Remote = item.handle
+        self._waiting.pop(found.name, None)
+
+        async def act() -> None:
+            client = await self._session.client()
+            if identity_of(await client.lstat(found.path)) == found.identity:
+                await client.remove(found.path)
+
+        with contextlib.suppress(FileNotFoundError):
+            self._session.run(act())
+
+    def reject(self, item: Item, reason: str, duty: Duty, tries: int) -> None:
+        """It comes to this machine's error folder, then leaves the server."""
+        self.failures.put(item, reason, tries)
+        if not isinstance(item.handle, Again):
+            self.remove(item, duty)
+
+    def wait_seconds(self) -> float:
+        return min(max(self._look_at - time.monotonic(), 0.05), 1.0)
+
+    def interval_seconds(self) -> float:
+        return self._every
+
+    def answered_at(self) -> float:
+        return self._answered
+
+    def abort(self) -> None:
+        self._session.drop()
+
+    async def _list(self) -> list[Remote]:
+        client = await self._session.client()
+        folder = self._session.folder.encode()
+        found = []
+        async for entry in client.scandir(folder):
+            name = entry.filename if isinstance(entry.filename, bytes) else entry.filename.encode("utf-8", "surrogateescape")
+            regular = entry.attrs.type == asyncssh.FILEXFER_TYPE_REGULAR
+            if regular and not left_alone(name):
+                found.append(Remote(name, folder.rstrip(b"/") + b"/" + name, identity_of(entry.attrs)))
+            if len(found) >= LISTED:
+                break
+        return found
+
+    def _item(self, found: Remote, duty: Duty) -> Item:
+        size, modified = found.identity
+        text = b"\0".join([self._setting.flow_id.encode(), found.path, b"%d" % size, b"%d" % modified])
+        origin = Origin(self._setting.flow, duty.group_name, duty.epoch, self._setting.machine)
+        return Item(hashlib.sha256(text).hexdigest()[:32], found.name, size, origin, partial(self._open, found), found)
+
+    @contextmanager
+    def _open(self, found: Remote) -> Iterator[Iterator[bytes]]:
+        async def start() -> Any:
+            client = await self._session.client()
+            if identity_of(await client.lstat(found.path)) != found.identity:
+                raise ItemChanged("it changed before it was read")
+            return await client.open(found.path, "rb")
+
+        try:
+            file = self._session.run(start())
+        except FileNotFoundError as error:
+            raise ItemChanged("it went away before it was read") from error
+        try:
+            yield self._chunks(file, found)
+        finally:
+            with contextlib.suppress(Unavailable, FileNotFoundError):
+                self._session.run(file.close())
+
+    def _chunks(self, file: Any, found: Remote) -> Iterator[bytes]:
+        received = 0
+        while chunk := self._session.run(file.read(CHUNK, received)):
+            received += len(chunk)
+            if received > found.identity[0]:
+                raise ItemChanged("it grew while it was read")
+            yield chunk
+        if received != found.identity[0]:
+            raise ItemChanged("it became shorter while it was read")
+
+
+@outbound(ComponentKind.SFTP)
+class SftpOutbound(Outbound):
+    """Settings: host, port, user, password, private_key, host_key, folder. A file appears whole, by a rename, as `<id>-<name>`."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._session = Session(setting)
+
+    def prepare(self) -> None:
+        pass
+
+    def begin(self, duty: Duty) -> None:
+        async def look() -> None:
+            client = await self._session.client()
+            await client.stat(self._session.folder)
+
+        try:
+            self._session.run(look())
+        except FileNotFoundError as error:
+            raise Unavailable(f"the folder {self._session.folder} is not on the server: create it, or correct the setting") from error
+
+    def deliver(self, item: Item, duty: Duty) -> None:
+        base = self._session.folder.encode().rstrip(b"/") + b"/"
+        part, target = base + b".baton-%s.part" % item.id.encode()[:64], base + target_name(item.id, item.name)
+        digest = hashlib.sha256()
+
+        async def create() -> Any:
+            return await (await self._session.client()).open(part, "wb")
+
+        async def commit() -> None:
+            client = await self._session.client()
+            try:
+                await client.posix_rename(part, target)
+            except asyncssh.SFTPOpUnsupported:
+                await client.rename(part, target)
+
+        try:
+            file = self._session.run(create())
+            sent = 0
+            with item.open() as chunks:
+                for chunk in chunks:
+                    for start in range(0, len(chunk), CHUNK):
+                        duty.check()
+                        piece = chunk[start : start + CHUNK]
+                        self._session.run(file.write(piece, sent))
+                        digest.update(piece)
+                        sent += len(piece)
+            self._session.run(file.close())
+            if item.sha256 is not None and digest.hexdigest() != item.sha256:
+                raise ItemError(f"its content does not match its header: sha256 {digest.hexdigest()}, expected {item.sha256}")
+            duty.check()
+            self._session.run(commit())
+        except FileNotFoundError as error:
+            raise Unavailable(f"the folder {self._session.folder} is not on the server: create it, or correct the setting") from error
+
+    def abort(self) -> None:
+        self._session.drop()

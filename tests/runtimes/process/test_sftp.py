@@ -1,0 +1,259 @@
+"""Inbound and outbound `sftp` against a real SSH server (asyncssh's own), in a thread of its own."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+import structlog
+
+from runtimes.process.connectors.base import ConfigError, Item, ItemChanged, Origin, Refusing, Setting, Unavailable
+from runtimes.process.connectors.sftp import SftpInbound, SftpOutbound
+from runtimes.process.permits import Duty, PermitEnded
+from runtimes.protocol import Component, ComponentKind
+from tests.runtimes.process.lab import free_port
+
+LATIN_1 = "bestelling-ü.xml".encode("latin-1")
+
+
+class Ssh(asyncssh.SSHServer):
+    def password_auth_supported(self) -> bool:
+        return True
+
+    def validate_password(self, username: str, password: str) -> bool:
+        return (username, password) == ("erp", "s3cret")
+
+
+class Server:
+    """Serves a folder by SFTP."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.port = root, free_port()
+        self.key = asyncssh.generate_private_key("ssh-ed25519")
+        self.client_key = asyncssh.generate_private_key("ssh-ed25519")
+        (root.parent / "authorized").write_bytes(self.client_key.export_public_key())
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.acceptor: Any = asyncio.run_coroutine_threadsafe(self._listen(), self.loop).result(10)
+
+    async def _listen(self) -> Any:
+        root = str(self.root)
+
+        def sftp(channel: Any) -> asyncssh.SFTPServer:
+            return asyncssh.SFTPServer(channel, chroot=root)
+
+        authorized = str(self.root.parent / "authorized")
+        return await asyncssh.create_server(
+            Ssh, "127.0.0.1", self.port, server_host_keys=[self.key], sftp_factory=sftp, authorized_client_keys=authorized
+        )
+
+    @property
+    def host_key(self) -> str:
+        return self.key.export_public_key().decode().strip()
+
+    def close(self) -> None:
+        async def end() -> None:
+            self.acceptor.close()
+            await self.acceptor.wait_closed()
+
+        asyncio.run_coroutine_threadsafe(end(), self.loop).result(10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(5)
+        self.loop.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "remote" / "box").mkdir(parents=True)
+    made = Server(tmp_path / "remote")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def connect(server: Server, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    made: list[Any] = []
+
+    def make(kind: type, **settings: str) -> Any:
+        given = {
+            "host": "127.0.0.1", "port": str(server.port), "user": "erp", "password": "s3cret", "host_key": server.host_key,
+            "folder": "/box", "poll_seconds": "0.1", **settings,
+        }  # fmt: skip
+        if kind is SftpOutbound:
+            del given["poll_seconds"]
+        component = Component(kind=ComponentKind.SFTP, settings=given)
+        side = "inbound" if kind is SftpInbound else "outbound"
+        log = structlog.get_logger()
+        made.append(kind(Setting("f", "erp-orders", component, side, "external01.erp", "external01", tmp_path / "data", log)))
+        made[-1].prepare()
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.abort()
+        loop = each._session._loop
+        if loop is not None:
+            time.sleep(0.05)
+            loop.call_soon_threadsafe(loop.stop)
+            deadline = time.monotonic() + 5
+            while loop.is_running() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            loop.close()
+
+
+def duty(clock: Callable[[], float] = lambda: 0.0) -> Duty:
+    return Duty("g", "orders", 5, 1.0, clock)
+
+
+def settled(source: SftpInbound) -> list[Item]:
+    """What the poll offers once everything was the same at two looks."""
+    source.poll(duty())
+    time.sleep(0.12)
+    return list(source.poll(duty()))
+
+
+def content(found: Item) -> bytes:
+    with found.open() as chunks:
+        return b"".join(chunks)
+
+
+def item(data: bytes, **more: Any) -> Item:
+    @contextmanager
+    def opened() -> Iterator[Iterator[bytes]]:
+        yield iter([data] if data else [])
+
+    return Item("m1", LATIN_1, len(data), Origin("erp-orders", "orders", 5, "external01"), opened, **more)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- inbound
+
+
+def test_files_are_taken_once_they_stand_still_and_leave_once_delivered(server: Server, connect: Callable[..., Any]) -> None:
+    box = server.root / "box"
+    data = os.urandom(700_000)
+    (box / os.fsdecode(LATIN_1)).write_bytes(data)
+    for name in (".hidden", "half.part", "half.tmp"):
+        (box / name).write_bytes(b"x")
+    (box / "folder").mkdir()
+    source = connect(SftpInbound)
+    assert source.poll(duty()) == []
+    (found,) = settled(source)
+    assert (found.name, content(found), found.origin.epoch) == (LATIN_1, data, 5)
+    (again,) = settled(connect(SftpInbound))
+    assert again.id == found.id, "another machine knows it by the same id"
+    source.remove(found, duty())
+    assert not (box / os.fsdecode(LATIN_1)).exists() and source.answered_at() > 0
+
+
+def test_a_file_that_changed_is_another_item_and_stays(server: Server, connect: Callable[..., Any]) -> None:
+    path = server.root / "box" / "order"
+    path.write_bytes(b"first")
+    source = connect(SftpInbound)
+    (found,) = settled(source)
+    path.write_bytes(b"second, longer")
+    with pytest.raises(ItemChanged):
+        content(found)
+    source.remove(found, duty())
+    assert path.read_bytes() == b"second, longer"
+    path.unlink()
+    with pytest.raises(ItemChanged, match="went away"):
+        content(found)
+
+
+def test_a_rejected_file_comes_to_the_machine_and_can_be_tried_again(server: Server, connect: Callable[..., Any]) -> None:
+    (server.root / "box" / "bad").write_bytes(b"<x/>")
+    source = connect(SftpInbound)
+    (found,) = settled(source)
+    source.reject(found, "it is bad", duty(), 3)
+    assert not (server.root / "box" / "bad").exists()
+    (kept,) = source.failures.listed()[1]
+    assert (kept.name, kept.reason, kept.item) == ("bad", "it is bad", found.id)
+    source.failures.retry(kept.key)
+    (again,) = source.poll(duty())
+    assert (again.id, content(again)) == (found.id, b"<x/>")
+
+
+def test_a_private_key_lets_in_too(server: Server, connect: Callable[..., Any]) -> None:
+    (server.root / "box" / "order").write_bytes(b"x")
+    private = server.client_key.export_private_key().decode()
+    assert len(settled(connect(SftpInbound, password="", private_key=private))) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        pytest.param({"password": "wrong"}, "does not let this user in", id="a wrong password"),
+        pytest.param({"host_key": "other"}, "shows another host key", id="another server in its place"),
+        pytest.param({"port": "1"}, "cannot be reached", id="nobody there"),
+        pytest.param({"folder": "/nowhere"}, "the folder /nowhere is not on the server", id="no such folder"),
+    ],
+)
+def test_a_server_that_is_not_as_expected_is_said_and_is_not_the_items_fault(
+    server: Server, connect: Callable[..., Any], given: dict[str, str], says: str
+) -> None:
+    if given.get("host_key"):
+        given = {"host_key": asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()}
+    with pytest.raises(Unavailable, match=says):
+        connect(SftpInbound, **given).poll(duty())
+    with pytest.raises(Unavailable, match=says):
+        connect(SftpOutbound, **given).begin(duty())
+
+
+def test_a_connection_that_broke_is_made_anew(server: Server, connect: Callable[..., Any]) -> None:
+    source = connect(SftpInbound)
+    source.poll(duty())
+    source.abort()
+    time.sleep(0.2)
+    (server.root / "box" / "order").write_bytes(b"x")
+    assert len(settled(source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        pytest.param({"host_key": ""}, "setting host_key .* is missing", id="nobody to trust"),
+        pytest.param({"host_key": "ssh-ed25519 nonsense"}, "setting host_key .* cannot be read", id="no key"),
+        pytest.param({"password": ""}, "setting password .* is missing, and so is private_key", id="no way in"),
+        pytest.param({"private_key": "nonsense"}, "setting private_key .* cannot be read", id="no private key"),
+        pytest.param({"port": "0"}, "setting port", id="no port"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(connect: Callable[..., Any], given: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        connect(SftpInbound, **given)
+
+
+# --------------------------------------------------------------------------------------------------------------------- outbound
+
+
+def test_an_item_appears_whole_and_a_second_time_changes_nothing(server: Server, connect: Callable[..., Any]) -> None:
+    target, data = connect(SftpOutbound), os.urandom(700_000)
+    target.begin(duty())
+    for _ in range(2):
+        target.deliver(item(data), duty())
+    assert [os.fsencode(path.name) for path in (server.root / "box").iterdir()] == [b"m1-" + LATIN_1]
+    assert next((server.root / "box").iterdir()).read_bytes() == data
+
+
+def test_an_ended_permit_leaves_nothing_that_a_reader_would_take(server: Server, connect: Callable[..., Any]) -> None:
+    target = connect(SftpOutbound)
+    target.begin(duty())
+    answers = iter([0.0, 2.0])
+    with pytest.raises(PermitEnded):
+        target.deliver(item(b"x"), duty(clock=lambda: next(answers)))
+    assert all(path.name.startswith(".baton-") for path in (server.root / "box").iterdir())
+
+
+def test_a_full_or_forbidden_folder_keeps_the_item(server: Server, connect: Callable[..., Any]) -> None:
+    target = connect(SftpOutbound)
+    target.begin(duty())
+    (server.root / "box" / os.fsdecode(b"m1-" + LATIN_1)).mkdir()
+    with pytest.raises(Refusing, match="refuses"):
+        target.deliver(item(b"x"), duty())
