@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.clock import HostClock, boot
+from tests.lab.clock import PRELOAD, HostClock, boot
 from tests.lab.faults import fault
+from tests.lab.host import ROOT
 from tests.lab.judge import PAGE, Emit, Page, Pages, Shown, Turn, Watch, late_emits
 
 
@@ -117,6 +118,20 @@ def test_a_hosts_own_clock_is_read_as_that_host_reads_it(tmp_path: Path) -> None
     assert abs(wall - time.time() - 3600) < 5
     assert abs(date - wall) < 1
     assert abs(its_boot - clock.shown(boot())) < 5
+
+
+def test_what_a_control_takes_out_is_out(tmp_path: Path) -> None:
+    """A negative control whose guard is still there would say that the judge is blind."""
+    program = (
+        "from runtimes.process.connectors import queue; from runtimes.process.permits import Duty, boot_clock; import time\n"
+        "print(sum('if epoch < mark' in text for text in queue.SCRIPTS), sum('if false then' in text for text in queue.SCRIPTS))\n"
+        "began = time.monotonic(); Duty('g', 'g', 1, boot_clock() + 60).check(); print(time.monotonic() - began)"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{PRELOAD}:{ROOT}", "LAB_REMOVE": "fence", "LAB_DAWDLE": "0.05"}
+    said = subprocess.run([sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
+    guarded, unguarded, seconds = said.split()
+    assert (int(guarded), int(unguarded) > 0) == (0, True)
+    assert float(seconds) >= 0.05
 
 
 def test_the_order_of_commits_is_the_kernels(tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ def _dawdle(permits: ModuleType) -> None:
 
 
 def _no_fence(queue: ModuleType) -> None:
-    changed = 0
-    for name, text in list(vars(queue).items()):
-        if isinstance(text, str) and "if epoch < mark then" in text:
-            setattr(queue, name, text.replace("if epoch < mark then", "if false then"))
-            changed += 1
-    if not changed:
+    def without(text: object) -> object:
+        return text.replace("if epoch < mark then", "if false then") if isinstance(text, str) else text
+
+    before = dict(vars(queue))
+    for name, value in before.items():
+        setattr(queue, name, tuple(map(without, value)) if isinstance(value, tuple) else without(value))
+    if before["_FENCE"] == queue._FENCE:
         raise RuntimeError("the lab no longer finds the fence that it is to remove")
 
 
