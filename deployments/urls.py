@@ -13,6 +13,7 @@ from deployments.views import (
     properties,
     property_grid,
     releases,
+    routers,
 )
 
 _environment = "projects/<slug:slug>/<slug:kind>/"
@@ -32,6 +33,8 @@ urlpatterns: list[URLPattern] = [
     path(_machine + "register/", machines.register_machine, name="machine-register"),
     path(_machine + "contact/", machines.machine_contact, name="machine-contact"),
     path(_machine + "restart/", machines.restart_runtimes, name="machine-restart"),
+    path(_machine + "rebuild-router/", routers.rebuild_router, name="router-rebuild"),
+    path(_machine + "rebuild-cluster/", routers.rebuild_cluster, name="cluster-rebuild"),
     path(_machine + "runtimes/<slug:connector>/preference/", machines.runtime_preference, name="runtime-preference"),
     path(_machine + "runtimes/<slug:connector>/flows/<slug:flow>/<slug:act>/", machines.flow_act, name="flow-act"),
     path(_machine + "runtimes/<slug:connector>/<slug:act>/", machines.runtime_act, name="runtime-act"),

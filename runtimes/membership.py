@@ -12,8 +12,10 @@ from typing import Any
 
 import msgspec
 from django.db import transaction
+from django.db.models import F
 from django.utils import timezone
 
+from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import DesignedMachine, Environment
 from runtimes import authority, fleet, protocol, reports, votes
 from runtimes.models import Machine, MembershipChange, MembershipStatus, Router, Runtime
@@ -26,6 +28,10 @@ ACTS = {
     Act.REMOVE: protocol.MemberAct.REMOVE,
     Act.UPDATE: protocol.MemberAct.UPDATE,
 }
+NO_MAJORITY = (
+    "No router reports that it knows a majority, and members are changed through one. Is the majority lost for good? "
+    "Then have the cluster built anew from a machine that is left (its page, Router, Rebuild cluster)."
+)
 Addresses = Mapping[str, tuple[str, int]]
 
 
@@ -84,6 +90,11 @@ def begin(environment: Environment, wished: Addresses, *, actor: str, now: datet
     return change
 
 
+def under_way(environment: Environment) -> MembershipChange | None:
+    """The change of the environment's routers that goes on now."""
+    return MembershipChange.objects.filter(environment=environment, status=MembershipStatus.RUNNING).first()
+
+
 def present(environment: Environment) -> dict[str, tuple[str, int]]:
     """The routers that are ordered to vote, with their addresses: the wish to change nothing but what is broken."""
     return {
@@ -96,6 +107,117 @@ def present(environment: Environment) -> dict[str, tuple[str, int]]:
 def refuse(change: MembershipChange, *, now: datetime) -> None:
     """Give the wish up: a person has to put something right first."""
     _end(change, MembershipStatus.REFUSED, now)
+
+
+@transaction.atomic
+def rebuild_router(machine: Machine, *, actor: str, now: datetime) -> MembershipChange:
+    """Remove the member of a router whose data are gone, and add the machine again; nothing else changes.
+
+    Raises:
+        NotAllowed: its data are not known to be gone, another change goes on, or no majority runs.
+    """
+    environment = machine.environment
+    router = next((router for router in fleet.routers_of(environment) if router.machine_id == machine.pk), None)
+    if router is None or not router.desired_running:
+        raise NotAllowed(f"No router was deployed to {machine.name}: deploy the environment.")
+    live = under_way(environment)
+    if live is not None:
+        raise NotAllowed(f"The routers of {environment.name} are being changed already ({live.actor}): {live.sentence}")
+    if machine.is_silent(now=now):
+        raise NotAllowed(f"{machine.name} is silent: start its agent first, or register the machine again.")
+    if not router.observed_outside:
+        raise NotAllowed(f"The router on {machine.name} has not lost its data: it is {router.observed_state}.")
+    wished = {**present(environment), machine.name: (router.desired_host, router.desired_port or 0)}
+    view = look(environment, wished, now=now)
+    if view.members is None:
+        raise NotAllowed(NO_MAJORITY)
+    return begin(environment, wished, actor=actor, now=now)
+
+
+# ------------------------------------------------------------------------------------------------------ the majority lost for good
+
+
+def why_not_rebuild(survivor: Machine, *, now: datetime) -> str:
+    """Why the cluster must not be built anew from this machine's data; empty when it may."""
+    environment = survivor.environment
+    routers = {router.machine_id: router for router in fleet.routers_of(environment)}
+    router, token = routers.get(survivor.pk), reports.cluster_token(environment)
+    if router is None or not router.cluster_known:
+        return f"The router on {survivor.name} never ran in this cluster: it has no data to build from."
+    if survivor.is_silent(now=now):
+        return f"{survivor.name} is silent: what it has cannot be known. Start its agent first."
+    if router.observed_outside:
+        return f"The router on {survivor.name} has no data of this cluster any more: {router.observed_reason}"
+    if router.survivor:
+        return f"The cluster is being built anew from {survivor.name} already."
+    running = [
+        other.machine.name
+        for other in routers.values()
+        if other.observed_state == protocol.RouterState.RUNNING and other.observed_token == token and not other.machine.is_silent(now=now)
+    ]
+    if running:
+        return (
+            f"{' and '.join(running)} still know a majority: nothing is lost. A router is replaced by a deployment (step Deploy routers)."
+        )
+    if router.observed_state != protocol.RouterState.NO_MAJORITY:
+        return f"The router on {survivor.name} is {router.observed_state}, and so it cannot be known whether the majority is lost."
+    return ""
+
+
+def lost_with(survivor: Machine) -> list[str]:
+    """What building anew from this machine means, one sentence each."""
+    environment = survivor.environment
+    others = sorted(router.machine.name for router in fleet.routers_of(environment) if router.machine_id != survivor.pk)
+    names = " and ".join(others) or "no other"
+    return [
+        f"{survivor.name} becomes the only router of a new cluster (generation {environment.generation + 1}), with the data it has.",
+        f"The routers on {names} are refused from then on, whenever they come back; their runtimes stay isolated until you deploy.",
+        "If they still run somewhere, out of the portal's sight, a runtime there may lead at the same time. Make sure that they are off.",
+        "What the lost majority decided last and this machine has not heard of is gone; members known as disabled stay disabled.",
+    ]
+
+
+@transaction.atomic
+def rebuild(survivor: Machine, *, confirm: str, actor: str, now: datetime) -> None:
+    """Build the cluster anew from one machine's data, because its majority is lost for good (docs/decisions/0031-rebuild-from-survivor.md).
+
+    A new generation: epochs grow, what was seen of the former cluster counts no more, its other members are refused until a deployment.
+
+    Args:
+        confirm: the environment's name, as the person typed it.
+
+    Raises:
+        Invalid: another name was typed.
+        NotAllowed: a majority runs, or this machine cannot be built from.
+    """
+    environment = survivor.environment
+    if confirm.strip() != environment.name:
+        raise Invalid(f"Type {environment.name} to build its cluster anew.", field="confirm")
+    reason = why_not_rebuild(survivor, now=now)
+    if reason:
+        raise NotAllowed(reason)
+    live = MembershipChange.objects.filter(environment=environment, status=MembershipStatus.RUNNING)
+    live.update(status=MembershipStatus.REPLACED, ended_at=now)
+    if not Environment.objects.filter(pk=environment.pk, generation=environment.generation).update(generation=F("generation") + 1):
+        raise Busy(f"Somebody else just built the cluster of {environment.name} anew.")
+    routers = fleet.routers_of(environment)
+    kept = next(router for router in routers if router.machine_id == survivor.pk)
+    url = votes.peer_url(kept.desired_host, kept.desired_port or 0)
+    # Nobody but the survivor may start empty, or under an id of the former cluster.
+    known = {"cluster_known": True, "desired_member_id": "", "desired_change": None, "desired_members": {survivor.name: url}}
+    Router.objects.filter(machine__environment=environment).update(**known, survivor=False)
+    Router.objects.filter(pk=kept.pk).update(survivor=True)
+    text = f"{actor} had the cluster built anew from {survivor.name}."
+    MembershipChange.objects.create(
+        environment=environment,
+        wished={survivor.name: [kept.desired_host, kept.desired_port]},
+        actor=actor,
+        touched=[survivor.name],
+        log=[{"at": now.isoformat(), "text": text}],
+        sentence=text,
+        created_at=now,
+    )
+    fleet.touch(*Machine.objects.filter(environment=environment))
 
 
 # ----------------------------------------------------------------------------------------------------------------------- steps
@@ -128,7 +250,10 @@ def _advance(change: MembershipChange, now: datetime) -> None:
     wished = {name: (str(host), int(port)) for name, (host, port) in change.wished.items()}
     view = look(change.environment, wished, now=now)
     if view.members is None:
-        _say(change, "No router that knows a majority reports: members are changed through one.", now, refused=True)
+        if any(router.survivor for router in view.routers.values()):
+            _say(change, "The cluster is being built anew from the survivor's data.", now)
+        else:
+            _say(change, NO_MAJORITY, now, refused=True)
         return
     _sync(view, wished)
     urls = {name: votes.peer_url(*address) for name, address in wished.items()}

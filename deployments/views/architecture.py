@@ -18,7 +18,7 @@ from portal.errors import NotAllowed, Stale
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Role
 from runtimes import architecture as architecture_acts
-from runtimes import profiles
+from runtimes import membership, profiles
 from runtimes.architecture import Change
 
 
@@ -41,6 +41,7 @@ def landscape_context(request: UserRequest, environment: Environment) -> dict[st
         "active": active,
         "editing": editing,
         "pending": architecture_acts.diff(environment) if editing or not boxes else [],
+        "change": membership.under_way(environment),
         "deployment": Deployment.objects.filter(environment=environment, status__in=LIVE).first(),
         "differing": sum(1 for box in boxes for runtime in box.runtimes if runtime.differs),
         "unregistered": [box.machine for box in boxes if not box.machine.has_agent],

@@ -11,11 +11,11 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from portal.api.fields import EnvironmentFilter, Gated, Nothing, signed_in
+from portal.api.fields import EnvironmentFilter, ExactInput, Gated, Nothing, signed_in
 from portal.models import Role
-from runtimes import fleet
+from runtimes import fleet, membership
 from runtimes.api.items import FailedItems
-from runtimes.models import Machine, Router, Runtime
+from runtimes.models import Machine, MembershipChange, Router, Runtime
 
 
 class RouterSerializer(serializers.ModelSerializer[Router]):
@@ -79,6 +79,21 @@ class RuntimeSerializer(serializers.ModelSerializer[Runtime]):
         )  # fmt: skip
 
 
+class RouterChangeSerializer(serializers.ModelSerializer[MembershipChange]):
+    """A change of the environment's routers: what goes on, or what it waits for; `refused`: a person has to put that right."""
+
+    project = serializers.CharField(source="environment.project.slug")
+    environment = serializers.CharField(source="environment.kind")
+
+    class Meta:
+        model = MembershipChange
+        fields = ("id", "project", "environment", "status", "sentence", "refused", "wished", "actor", "log", "created_at", "ended_at")
+
+
+class ConfirmInput(ExactInput):
+    confirm = serializers.CharField(help_text="The environment's name, for example Test")
+
+
 class MachineFilter(EnvironmentFilter):
     name = filters.CharFilter()
 
@@ -102,6 +117,31 @@ class MachineViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Mac
         """A one-time token with which an agent joins as this machine; shown once, ends earlier unused ones."""
         machine = self.row_for(request, Role.ADMINISTRATOR)
         return Response({"token": fleet.register(machine, by=signed_in(request))}, status=status.HTTP_201_CREATED)
+
+    @extend_schema(request=Nothing, responses={202: RouterChangeSerializer})
+    @action(detail=True, methods=["post"], url_path="rebuild-router")
+    def rebuild_router(self, request: Request, pk: str) -> Response:
+        """The router's data are gone: its member is removed and the machine added again. 409 when they are not, or without a majority."""
+        machine = self.row_for(request, Role.OPERATOR)
+        change = membership.rebuild_router(machine, actor=request.user.get_username(), now=timezone.now())
+        return Response(RouterChangeSerializer(change).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=ConfirmInput, responses={202: MachineSerializer})
+    @action(detail=True, methods=["post"], url_path="rebuild-cluster")
+    def rebuild_cluster(self, request: Request, pk: str) -> Response:
+        """The majority is lost for good: build the cluster anew from this machine's data. 409 while a majority runs."""
+        machine = self.row_for(request, Role.ADMINISTRATOR)
+        body = ConfirmInput(data=request.data)
+        body.is_valid(raise_exception=True)
+        membership.rebuild(machine, confirm=body.validated_data["confirm"], actor=request.user.get_username(), now=timezone.now())
+        return Response(MachineSerializer(self.get_object()).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(responses=RouterChangeSerializer(many=True))
+    @action(detail=True, url_path="router-changes")
+    def router_changes(self, request: Request, pk: str) -> Response:
+        """Changes of the routers of this machine's environment, newest first."""
+        changes: Any = self.get_object().environment.membership_changes.select_related("environment__project")
+        return self.get_paginated_response(RouterChangeSerializer(self.paginate_queryset(changes) or [], many=True).data)
 
 
 class RuntimeViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, FailedItems):

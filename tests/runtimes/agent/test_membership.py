@@ -10,9 +10,11 @@ import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone
 
-from runtimes import failover, fleet, membership
+from portal.errors import Invalid, NotAllowed
+from portal.models import DesignedMachine, Placement
+from runtimes import architecture, failover, fleet, membership
 from runtimes.agent.router import pick_port
-from runtimes.models import FailoverGroup, LeadershipChange, Machine, MembershipChange, Router, Runtime
+from runtimes.models import FailoverGroup, GroupMember, LeadershipChange, Machine, MembershipChange, Router, Runtime
 from runtimes.protocol import BundleContent, Component, ComponentKind, FlowSpec, GroupSpec, RequestStatus
 from tests.runtimes.agent.conftest import Host, LittlePortal, eventually
 from tests.runtimes.agent.test_with_portal import served  # noqa: F401 - a fixture
@@ -92,6 +94,9 @@ class Landscape:
 
     def all_run(self) -> bool:
         return {router.observed_state for router in self.routers().values()} == {"running"}
+
+    def member(self, machine: str) -> GroupMember:
+        return GroupMember.objects.get(group=self.group, runtime__machine__name=machine)
 
     def changes(self) -> int:
         return LeadershipChange.objects.filter(group=self.group).count()
@@ -205,3 +210,89 @@ def test_killed_agents_at_any_moment_do_not_stop_a_change(landscape: Landscape) 
     assert change.status == "succeeded", change.sentence
     assert len(seen) >= 3
     eventually(lambda: landscape.leader() == "external01")
+
+
+def power_off(landscape: Landscape, *names: str) -> None:
+    for name in names:
+        landscape.hosts[name].kill_agent()
+    for name in names:
+        landscape.end_all(name)
+
+
+def test_a_majority_lost_for_good_is_rebuilt_from_the_survivor(landscape: Landscape) -> None:
+    """Epochs grow, a disabled member stays disabled, and an old member that comes back is told, with the portal there or not."""
+    landscape.switch("external01")
+    wish = failover.disable(landscape.group, "external02", actor="operator", now=timezone.now())
+    eventually(lambda: wish.refresh_from_db() or wish.status == RequestStatus.SUCCEEDED)
+    eventually(lambda: landscape.member("external02").observed_disabled)
+    before = FailoverGroup.objects.get(pk=landscape.group.pk).epoch
+    survivor = landscape.machine("external01")
+    with pytest.raises(NotAllowed, match="still know a majority: nothing is lost"):
+        membership.rebuild(survivor, confirm="Test", actor="admin", now=timezone.now())
+
+    power_off(landscape, "external02", "core01")
+    eventually(lambda: landscape.routers()["external01"].observed_state == "no-majority")
+    eventually(lambda: landscape.member("external01").observed_status == "isolated")
+    eventually(lambda: not membership.why_not_rebuild(landscape.machine("external01"), now=timezone.now()), within=60)
+    with pytest.raises(Invalid, match="Type Test"):
+        membership.rebuild(survivor, confirm="test", actor="admin", now=timezone.now())
+    membership.rebuild(landscape.machine("external01"), confirm="Test", actor="admin", now=timezone.now())
+    change = landscape.ended(MembershipChange.objects.latest("created_at"))
+    assert change.status == "succeeded", change.sentence
+    eventually(lambda: landscape.leads() == "external01")
+    epoch = eventually(lambda: (now := FailoverGroup.objects.get(pk=landscape.group.pk).epoch) > 2 * 10**12 and now)
+    assert epoch > before
+    assert landscape.delivers()
+    assert [member["name"] for member in landscape.routers()["external01"].observed_members] == ["external01"]
+
+    # With the portal out of its reach an old member starts on its old data; the survivor tells it that it is no member any more.
+    old = landscape.hosts["external02"]
+    old.start("--portal", "http://127.0.0.1:9", standin=False)
+    member = old.home / "router" / "member.json"
+    eventually(lambda: '"removed":true' in member.read_text(), within=20)
+    old.kill_agent()
+    old.start("--portal", landscape.url, standin=False)
+    landscape.hosts["core01"].start("--portal", landscape.url, standin=False)
+    for name in ("external02", "core01"):
+        eventually(lambda name=name: landscape.routers()[name].observed_outside)
+        assert "which was built anew without it" in landscape.routers()[name].observed_reason
+    eventually(lambda: landscape.member("external02").observed_status in ("isolated", "disabled"))
+    assert landscape.leads() == "external01"
+
+    leads = landscape.changes()
+    change = membership.assign(landscape.environment, landscape.addresses, actor="deployment 3", now=timezone.now())
+    assert change is not None
+    landscape.ended(change, within=60)
+    assert change.status == "succeeded", change.sentence
+    eventually(landscape.all_run)
+    assert landscape.changes() == leads
+    eventually(lambda: landscape.member("external02").observed_status == "disabled")
+    assert landscape.member("external02").observed_disabled
+
+
+def test_a_machine_is_added_and_another_one_leaves(landscape: Landscape, developer: User) -> None:
+    """A third external machine makes the witness needless; then external02 is taken out of the design."""
+    landscape.switch("external01")
+    before = landscape.changes()
+    project = landscape.environment.project
+    designed = DesignedMachine.objects.create(project=project, name="external03", kind="external", router=True)
+    Placement.objects.create(machine=designed, connector=landscape.group.group.connector)
+    architecture.apply(landscape.environment, seen=None, by=developer)
+    landscape.join("external03")
+    change = landscape.change(external03=landscape.addresses["external03"])
+    assert change.status == "succeeded", change.sentence
+    assert {member["name"] for member in landscape.routers()["external01"].observed_members} == {"external01", "external02", "external03"}
+    assert landscape.routers()["core01"].desired_running is False
+
+    for runtime in Runtime.objects.filter(machine__name="external02"):
+        fleet.stop(runtime)
+    eventually(lambda: Runtime.objects.get(machine__name="external02").observed_state == "stopped")
+    DesignedMachine.objects.filter(project=project, name="external02").delete()
+    architecture.apply(landscape.environment, seen=None, by=developer)
+    change = landscape.change(external02=None)
+    assert change.status == "succeeded", change.sentence
+    assert not Machine.objects.filter(environment=landscape.environment, name="external02").exists()
+    assert {member["name"] for member in landscape.routers()["external01"].observed_members} == {"external01", "external03", "core01"}
+    assert landscape.leads() == "external01"
+    assert landscape.changes() == before
+    assert landscape.delivers()
