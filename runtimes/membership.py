@@ -179,7 +179,7 @@ def lost_with(survivor: Machine) -> list[str]:
 
 @transaction.atomic
 def rebuild(survivor: Machine, *, confirm: str, actor: str, now: datetime) -> None:
-    """Build the cluster anew from one machine's data, because its majority is lost for good (docs/decisions/0031-rebuild-from-survivor.md).
+    """Build the cluster anew from one machine's data, because its majority is lost for good (docs/decisions/0060-rebuild-from-survivor.md).
 
     A new generation: epochs grow, what was seen of the former cluster counts no more, its other members are refused until a deployment.
 

@@ -1,0 +1,331 @@
+"""What the portal orders while the routers of a running cluster change, from what they report; etcd is played by a list."""
+
+import itertools
+from datetime import datetime, timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from portal.errors import Invalid, NotAllowed
+from portal.models import Environment
+from runtimes import fleet, membership, protocol, reports
+from runtimes.models import FailoverGroup, GroupMember, Machine, MembershipChange, Router, Runtime
+from runtimes.protocol import ClusterMember, MemberAct, RouterReport, RouterState
+from tests.runtimes.conftest import NOW, said
+
+THREE = {"external01": ("10.0.0.1", 7400), "external02": ("10.0.0.2", 7400), "core01": ("10.0.0.3", 7400)}
+
+
+class Cluster:
+    """Agents and their etcd members: they take their orders and report, when they are told to."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.members: list[ClusterMember] = []
+        self.emptied: set[str] = set()
+        self.silent: set[str] = set()
+        self.without_majority = False
+        self.lazy = ""  # reports, and carries nothing
+        self.index = 100
+        self.numbers = itertools.count(1)
+        self.ids = itertools.count(0x10)
+        self.joined: dict[str, str] = {}  # machine -> id
+        self.runs: dict[str, str] = {}  # machine -> peer URL at which its member runs
+        self.made: list[tuple[str, str]] = []  # act, machine or URL
+        self.tried: set[str] = set()
+        self.now = NOW
+
+    def found(self) -> None:
+        for name, (host, port) in THREE.items():
+            self.joined[name] = f"{next(self.ids):x}"
+            self.runs[name] = f"https://{host}:{port}"
+            self.members.append(ClusterMember(id=self.joined[name], name=name, url=self.runs[name]))
+        self.round()
+
+    def round(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.now += timedelta(seconds=2)
+            for machine in Machine.objects.filter(environment=self.environment).exclude(name__in=self.silent).order_by("name"):
+                fleet.record_report(machine, said(next(self.numbers), router=self.report(machine)), now=self.now)
+            membership.advance(self.environment.pk, now=self.now)
+
+    def report(self, machine: Machine) -> RouterReport | None:
+        orders = fleet.orders_for(machine, now=self.now)
+        order, name = orders.router, machine.name
+        if order is None:
+            return None
+        change = orders.member_change
+        if change is not None and name != self.lazy and change.id not in self.tried and change.listed == self.members:
+            self.tried.add(change.id)
+            self.make(change)
+        if order.join_existing and self.joined.get(name) != order.member_id:
+            self.emptied.discard(name)
+            self.joined[name] = order.member_id
+        own = next((member for member in self.members if member.id == self.joined.get(name)), None)
+        token = reports.cluster_token(self.environment)
+        if name in self.emptied or own is None:
+            return RouterReport(state=RouterState.FAILED, reason="empty", outside=True, ordered_as=order.member_id)
+        self.runs[name] = order.members[name]
+        if self.without_majority:
+            return RouterReport(state=RouterState.NO_MAJORITY, member_id=own.id, cluster_token=token, ordered_as=order.member_id)
+        return RouterReport(
+            state=RouterState.STARTING if own.learner else RouterState.RUNNING,
+            cluster_id="c1",
+            member_id=own.id,
+            cluster_token=token,
+            address=self.runs[name],
+            learner=own.learner,
+            ordered_as=order.member_id,
+            members=[] if own.learner else self.members,
+            members_at=self.index,
+            change=change.id if change else "",
+        )
+
+    def make(self, change: protocol.MemberChange) -> None:
+        self.index += 1
+        by_id = {member.id: member for member in self.members}
+        name = by_id[change.member].name if change.member else change.url
+        self.made.append((change.act, name))
+        if change.act is MemberAct.ADD:
+            self.members = [*self.members, ClusterMember(id=f"{next(self.ids):x}", name="", url=change.url, learner=True)]
+            return
+        if change.act is MemberAct.REMOVE:
+            del by_id[change.member]
+        elif change.act is MemberAct.PROMOTE:
+            owner = next(name for name, member in self.joined.items() if member == change.member)
+            by_id[change.member] = ClusterMember(id=change.member, name=owner, url=by_id[change.member].url)
+        else:
+            by_id[change.member] = ClusterMember(id=change.member, name=name, url=change.url)
+        self.members = list(by_id.values())
+
+    def change(self) -> MembershipChange:
+        return MembershipChange.objects.latest("created_at")
+
+
+def routers(environment: Environment) -> dict[str, Router]:
+    return {router.machine.name: router for router in fleet.routers_of(environment)}
+
+
+@pytest.fixture
+def cluster(group: FailoverGroup) -> Cluster:
+    fleet.assign_routers(group.environment, THREE)
+    made = Cluster(group.environment)
+    made.found()
+    assert all(router.cluster_known for router in routers(group.environment).values())
+    return made
+
+
+def assign(cluster: Cluster, **moved: tuple[str, int]) -> MembershipChange | None:
+    return membership.assign(cluster.environment, {**THREE, **moved}, actor="deployment 2", now=cluster.now)
+
+
+def test_routers_that_run_as_wished_are_left_alone(cluster: Cluster) -> None:
+    assert assign(cluster) is None
+
+
+def test_a_router_without_its_data_is_removed_and_added_again(cluster: Cluster, operator: User) -> None:
+    former = cluster.joined["external02"]
+    cluster.emptied.add("external02")
+    cluster.round()
+    machine = Machine.objects.get(environment=cluster.environment, name="external02")
+    membership.rebuild_router(machine, actor="operator", now=cluster.now)
+    cluster.round(8)
+    assert cluster.change().status == "succeeded", cluster.change().sentence
+    assert [act for act, _ in cluster.made] == ["remove", "add", "promote"]
+    router = routers(cluster.environment)["external02"]
+    assert router.desired_member_id == cluster.joined["external02"] != former
+    assert router.cluster_known, "from now on an empty data directory is refused again"
+    order = fleet.orders_for(machine, now=cluster.now).router
+    assert order is not None and not order.join_existing and not order.may_start_empty
+    assert not any(router.desired_change for router in routers(cluster.environment).values())
+
+
+def test_what_lost_its_data_once_more_gets_another_id(cluster: Cluster) -> None:
+    cluster.emptied.add("external02")
+    cluster.round()
+    assign(cluster)
+    cluster.round(8)
+    second = cluster.joined["external02"]
+    cluster.emptied.add("external02")
+    cluster.round()
+    assign(cluster)
+    cluster.round(8)
+    assert cluster.change().status == "succeeded"
+    assert cluster.joined["external02"] != second
+
+
+def test_an_address_moves_after_the_machine_handed_over(cluster: Cluster) -> None:
+    change = assign(cluster, external01=("10.0.0.9", 7500))
+    assert change is not None
+    cluster.round(3)
+    change.refresh_from_db()
+    assert (change.hand_over, cluster.made) == ("external01", []), "nothing is touched before"
+    assert routers(cluster.environment)["external01"].desired_host == "10.0.0.1"
+    membership.handed_over(change, "external01", now=cluster.now)
+    cluster.round(4)
+    change.refresh_from_db()
+    assert change.status == "succeeded", change.sentence
+    assert cluster.made == [("update", "external01")]
+    assert cluster.runs["external01"] == "https://10.0.0.9:7500"
+    assert {router.desired_host for router in routers(cluster.environment).values()} == {"10.0.0.9", "10.0.0.2", "10.0.0.3"}
+
+
+def test_the_witness_moves_without_a_hand_over(cluster: Cluster) -> None:
+    assign(cluster, core01=("10.0.0.8", 7400))
+    cluster.round(4)
+    assert cluster.change().status == "succeeded"
+
+
+def test_nothing_is_changed_while_another_router_is_away(cluster: Cluster) -> None:
+    cluster.silent.add("external02")
+    cluster.now += timedelta(minutes=5)
+    cluster.round()
+    change = assign(cluster, core01=("10.0.0.8", 7400))
+    assert change is not None
+    cluster.round(3)
+    change.refresh_from_db()
+    assert change.refused
+    assert change.sentence.startswith("external02 must run before another router is changed")
+    assert cluster.made == []
+
+
+def test_a_machine_that_moved_already_is_found_at_its_new_address(cluster: Cluster) -> None:
+    cluster.silent.add("external02")
+    cluster.now += timedelta(minutes=5)
+    cluster.round()
+    assign(cluster, external02=("10.0.0.9", 7400))
+    cluster.round(2)
+    assert cluster.made == [("update", "external02")]
+    assert cluster.change().sentence.startswith("The members are as wished; external02 has yet to run")
+    cluster.silent.clear()
+    cluster.round(2)
+    assert cluster.change().status == "succeeded"
+
+
+def test_a_router_that_does_not_carry_a_change_is_passed_over(cluster: Cluster) -> None:
+    cluster.emptied.add("external02")
+    cluster.round()
+    assign(cluster)
+    (carrier,) = [name for name, router in routers(cluster.environment).items() if router.desired_change]
+    cluster.lazy = carrier
+    cluster.round(5)
+    assert cluster.made == [], "it has fifteen seconds, for each step"
+    cluster.round(30)
+    assert cluster.change().status == "succeeded"
+
+
+def test_a_newer_wish_replaces_the_former(cluster: Cluster) -> None:
+    first = assign(cluster, core01=("10.0.0.8", 7400))
+    second = assign(cluster, core01=("10.0.0.7", 7400))
+    assert first is not None and second is not None
+    first.refresh_from_db()
+    assert first.status == "replaced"
+    cluster.round(4)
+    assert cluster.runs["core01"] == "https://10.0.0.7:7400"
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        pytest.param(False, "has not lost its data", id="it runs"),
+        pytest.param(True, "No router reports that it knows a majority", id="no majority"),
+    ],
+)
+def test_a_router_is_not_rebuilt_in_vain(cluster: Cluster, lost: bool, said: str) -> None:
+    if lost:
+        cluster.emptied.add("external02")
+        cluster.without_majority = True
+    cluster.round()
+    with pytest.raises(NotAllowed, match=said):
+        machine = Machine.objects.get(environment=cluster.environment, name="external02")
+        membership.rebuild_router(machine, actor="operator", now=cluster.now)
+
+
+# --------------------------------------------------------------------------------------------------- the majority lost for good
+
+
+@pytest.fixture
+def survivor(cluster: Cluster) -> Machine:
+    """external01 is left without a majority, minutes after the others fell silent; external02 was disabled."""
+    GroupMember.objects.filter(runtime__machine__name="external02").update(observed_disabled=True)
+    cluster.silent |= {"external02", "core01"}
+    cluster.without_majority = True
+    cluster.now += timedelta(minutes=5)
+    cluster.round()
+    return Machine.objects.select_related("environment").get(environment=cluster.environment, name="external01")
+
+
+def test_a_survivor_gets_a_new_generation_and_what_must_stay_disabled(cluster: Cluster, survivor: Machine, erp02: Runtime) -> None:
+    membership.rebuild(survivor, confirm=" Test ", actor="admin", now=cluster.now)
+    order = fleet.orders_for(survivor, now=cluster.now)
+    assert order.router is not None
+    assert (order.generation, order.router.survivor, order.router.members) == (2, True, {"external01": "https://10.0.0.1:7400"})
+    assert list(order.router.disabled.values()) == [["external02.erp"]]
+    other = fleet.orders_for(Machine.objects.get(name="external02"), now=cluster.now).router
+    assert other is not None
+    assert not other.survivor and not other.may_start_empty and not other.join_existing
+    assert other.cluster_token == order.router.cluster_token != f"baton-{cluster.environment.cluster.hex}-1"
+
+
+def test_building_anew_asks_for_the_environments_name(cluster: Cluster, survivor: Machine) -> None:
+    with pytest.raises(Invalid, match="Type Test to build its cluster anew"):
+        membership.rebuild(survivor, confirm="external01", actor="admin", now=cluster.now)
+    survivor.environment.refresh_from_db()
+    assert survivor.environment.generation == 1
+
+
+def test_a_cluster_with_a_majority_is_not_built_anew(cluster: Cluster) -> None:
+    machine = Machine.objects.select_related("environment").get(environment=cluster.environment, name="external01")
+    with pytest.raises(NotAllowed, match="core01 and external01 and external02 still know a majority"):
+        membership.rebuild(machine, confirm="Test", actor="admin", now=cluster.now)
+
+
+def test_nothing_is_built_from_a_silent_or_emptied_machine(cluster: Cluster, survivor: Machine) -> None:
+    silent = Machine.objects.select_related("environment").get(environment=cluster.environment, name="external02")
+    with pytest.raises(NotAllowed, match="external02 is silent"):
+        membership.rebuild(silent, confirm="Test", actor="admin", now=cluster.now)
+    cluster.emptied.add("external01")
+    cluster.round()
+    with pytest.raises(NotAllowed, match="has no data of this cluster any more"):
+        membership.rebuild(survivor, confirm="Test", actor="admin", now=cluster.now)
+
+
+def test_building_anew_is_the_administrators(
+    cluster: Cluster, survivor: Machine, admin: User, operator: User, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_that_time() -> datetime:
+        return cluster.now
+
+    monkeypatch.setattr("django.utils.timezone.now", at_that_time)
+    page, api = "/projects/webshop/test/machines/external01/rebuild-cluster/", f"/api/v1/machines/{survivor.pk}/rebuild-cluster/"
+    client.force_login(operator)
+    assert client.get(page).status_code == 403
+    assert client.post(api, {"confirm": "Test"}).status_code == 403
+    client.force_login(admin)
+    assert b"becomes the only router of a new cluster (generation 2)" in client.get(page).content
+    assert b"Type Test to build" in client.post(page, {"confirm": "Prod"}).content
+    assert client.post(api, {"confirm": "Acceptance"}).status_code == 400
+    assert client.post(page, {"confirm": "Test"}).status_code == 302
+    assert Environment.objects.get(pk=survivor.environment_id).generation == 2
+    answer = client.post(api, {"confirm": "Test"})
+    assert answer.status_code == 409
+    assert "already" in answer.json()["detail"]
+
+
+def test_rebuilding_a_router_is_the_operators(
+    cluster: Cluster, operator: User, viewer: User, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django.utils.timezone.now", lambda: cluster.now)
+    cluster.emptied.add("external02")
+    cluster.round()
+    machine = Machine.objects.get(environment=cluster.environment, name="external02")
+    client.force_login(viewer)
+    assert client.post(f"/api/v1/machines/{machine.pk}/rebuild-router/").status_code == 403
+    client.force_login(operator)
+    assert b"Rebuild router" in client.get("/projects/webshop/test/machines/external02/").content
+    answer = client.post(f"/api/v1/machines/{machine.pk}/rebuild-router/")
+    assert (answer.status_code, answer.json()["status"]) == (202, "running")
+    assert b"Routers are being changed" in client.get("/projects/webshop/test/machines/external02/").content
+    assert client.get(f"/api/v1/machines/{machine.pk}/router-changes/").json()["results"][0]["actor"] == "operator"
+    assert b"are being changed already" in client.post("/projects/webshop/test/machines/external02/rebuild-router/").content
