@@ -262,9 +262,18 @@ class DeployRouters(Kind):
             return silence(machine, now)
         if machine.orders_taken < step.memory["orders"].get(machine.name, 0):
             return f"{machine.name} has not taken its orders yet."
-        if router.observed_state != RouterState.RUNNING:
-            return f"The {name} is {RouterState(router.observed_state).value}{_because(router.observed_reason)}"
-        return ""
+        if router.observed_state == RouterState.RUNNING:
+            return ""
+        said = f"The {name} is {RouterState(router.observed_state).value}{_because(router.observed_reason)}"
+        others = fleet.others_at(router) if router.observed_state == RouterState.FAILED else []
+        return " ".join([said, *(_same_address(router, other) for other in others)])
+
+
+def _same_address(router: Router, other: Router) -> str:
+    return (
+        f"{other.machine} of {other.machine.environment} is ordered to run at {router.desired_host}:{router.desired_port} too: "
+        f"if that is the same machine, give one of them another Failover port ({router.machine.name}.failover.port)."
+    )
 
 
 # -------------------------------------------------------------------------------------------------- runtimes: what they share

@@ -463,6 +463,14 @@ def routers_of(environment: Environment) -> list[Router]:
     return list(routers.select_related("machine__environment").order_by("machine__kind", "machine__name"))
 
 
+def others_at(router: Router) -> list[Router]:
+    """Routers of other environments that are ordered to run at the same address. In another network that may be right; on one machine
+    only one of them can have it."""
+    same = Router.objects.filter(desired_running=True, desired_host=router.desired_host, desired_port=router.desired_port)
+    others = same.exclude(machine__environment=router.machine.environment_id).select_related("machine__environment__project")
+    return list(others.order_by("machine__environment__project__slug", "machine__environment__position", "machine__name"))
+
+
 @transaction.atomic
 def assign_routers(environment: Environment, addresses: dict[str, tuple[str, int]]) -> None:
     """Order the environment's routers (and witness) to found one cluster. A running one is changed by `membership.assign`.

@@ -16,6 +16,8 @@ class Machines:
         self.silent: set[str] = set()
         self.failing: dict[str, str] = {}  # runtime key -> reason
         self.routers: dict[str, str] = {}  # machine -> why its router does not run
+        self.plays_etcd = False  # do its routers list their members, and carry changes of them
+        self.listed: dict[str, protocol.ClusterMember] = {}
         self.refusing: str = ""  # why hand-overs fail
         self.leaders: dict[str, str] = {}  # group id -> runtime key
         self.interrupted: list[str] = []  # runtimes that were stopped or changed while they led
@@ -43,6 +45,7 @@ class Machines:
         if orders.router is not None:
             reason = self.routers.get(machine.name, "")
             router = protocol.RouterReport(state=RouterState.FAILED if reason else RouterState.RUNNING, reason=reason, cluster_id="c1")
+            router = self._member(orders) if self.plays_etcd else router
         fleet.record_report(
             machine,
             protocol.Report(
@@ -56,6 +59,26 @@ class Machines:
                 outcomes=list(self._outcomes.values()),
             ),
             now=now,
+        )
+
+    def _member(self, orders: protocol.Orders) -> protocol.RouterReport:
+        """A router that runs as ordered; its etcd takes every change of an address at once."""
+        assert orders.router is not None
+        if not self.listed:
+            members = orders.router.members.items()
+            self.listed = {name: protocol.ClusterMember(id=name.encode().hex(), name=name, url=url) for name, url in members}
+        change = orders.member_change
+        if change is not None and change.listed == sorted(self.listed.values(), key=lambda member: member.id):
+            name = bytes.fromhex(change.member).decode()
+            self.listed[name] = protocol.ClusterMember(id=change.member, name=name, url=change.url)
+        return protocol.RouterReport(
+            state=RouterState.RUNNING,
+            cluster_id="c1",
+            member_id=orders.router.name.encode().hex(),
+            cluster_token=orders.router.cluster_token,
+            address=orders.router.members[orders.router.name],
+            members=sorted(self.listed.values(), key=lambda member: member.id),
+            members_at=self._sequence,
         )
 
     def _obey(self, order: protocol.RuntimeOrder) -> None:

@@ -1,12 +1,13 @@
 """What each kind of step orders, what it waits for, and what it says."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 
 from deployments import plans, rollout
-from deployments.models import Deployment, Release, RunStatus, Step, StepKind, StepRun
+from deployments.models import Deployment, Release, RunStatus, Step, StepKind, StepLog, StepRun
 from deployments.steps import Outcome, done, failed, running, together
 from portal import properties
 from portal.errors import Busy
@@ -141,6 +142,38 @@ def test_addresses_that_form_no_cluster_are_refused(fresh: Stage, value: str, se
     step = fresh.run(StepKind.DEPLOY_ROUTERS)
     assert step.status == RunStatus.FAILED
     assert step.reason.startswith(sentence)
+
+
+def test_the_same_address_in_two_environments_is_named_with_its_remedy(fresh: Stage) -> None:
+    acceptance = fresh.environment.project.environments.get(kind="acceptance")
+    machine = Machine.objects.create(environment=acceptance, name="external01", kind="external")
+    Router.objects.create(machine=machine, desired_running=True, desired_host="10.0.0.11", desired_port=2380)
+    fresh.machines.routers["external01"] = "10.0.0.11:2380 is already taken by another program"
+    reason = fresh.run(StepKind.DEPLOY_ROUTERS).reason
+    assert "Acceptance is ordered to run at 10.0.0.11:2380 too" in reason
+    assert "give one of them another Failover port (external01.failover.port)" in reason
+
+
+def test_a_change_of_a_running_cluster_is_followed_until_its_end(stage: Stage) -> None:
+    properties.set_value(stage.environment, "external01.failover.port", "2390", by=stage.person)
+    stage.machines.plays_etcd = True
+    step = stage.run(StepKind.DEPLOY_ROUTERS)
+    assert step.status == RunStatus.SUCCEEDED, step.reason
+    said = [line.text for line in StepLog.objects.filter(step=step)]
+    assert any("external01 moves from https://10.0.0.11:2380 to https://10.0.0.11:2390" in line for line in said)
+    assert stage.machines.handed_over[-1] == ("external02.erp", "deploy"), "external01 led, and hands over first"
+    assert Router.objects.get(machine__name="external01").desired_port == 2390
+
+
+def test_a_change_while_another_router_is_away_fails_with_the_reason(stage: Stage) -> None:
+    properties.set_value(stage.environment, "external01.failover.port", "2390", by=stage.person)
+    stage.machines.plays_etcd = True
+    stage.machines.silent.add("core01")
+    stage.engine.now += timedelta(minutes=5)
+    step = stage.run(StepKind.DEPLOY_ROUTERS)
+    assert step.status == RunStatus.FAILED, step.reason
+    assert step.reason.startswith("core01 must run before another router is changed")
+    assert Router.objects.get(machine__name="external01").desired_port == 2380
 
 
 def test_without_routers_there_is_nothing_to_do(fresh: Stage) -> None:
