@@ -18,6 +18,7 @@ from runtimes.models import (
     LeadershipEnd,
     Machine,
     MachineCertificate,
+    MembershipChange,
     Router,
     Runtime,
     RuntimeLog,
@@ -135,6 +136,14 @@ class CertificateAuthorityAdmin(ReadOnly):
     list_display = ("environment", "created_at", "revoked_number")
     list_select_related = ("environment__project",)
     exclude = ("encrypted_key",)
+
+
+@admin.register(MembershipChange)
+class MembershipChangeAdmin(ReadOnly):
+    list_display = ("environment", "actor", "status", "refused", "sentence", "created_at", "ended_at")
+    list_filter = ("status", "environment__kind", "environment__project")
+    search_fields = ("actor", "sentence")
+    list_select_related = ("environment__project",)
 
 
 @admin.register(MachineCertificate)

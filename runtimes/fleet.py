@@ -219,6 +219,7 @@ def _router_order(machine: Machine) -> protocol.RouterOrder | None:
         peer_port=router.desired_port,
         cluster_token=reports.cluster_token(machine.environment),
         members=router.desired_members,
+        gateways=router.desired_gateways,
         witness=machine.kind == MachineKind.CORE,
         member_id=router.desired_member_id,
         join_existing=bool(router.desired_member_id) and not router.cluster_known,
@@ -491,7 +492,14 @@ def assign_routers(environment: Environment, addresses: dict[str, tuple[str, int
         running = name in result.members or name in result.gateways
         host, port = addresses.get(name, ("", None))
         wish = (running, host.strip(), port, result.members) if running else (False, "", None, {})
-        order_router(router, desired_running=wish[0], desired_host=wish[1], desired_port=wish[2], desired_members=wish[3])
+        order_router(
+            router,
+            desired_running=wish[0],
+            desired_host=wish[1],
+            desired_port=wish[2],
+            desired_members=wish[3],
+            desired_gateways=bool(result.gateways) and name in result.members,
+        )
 
 
 def order_router(router: Router, **wish: Any) -> bool:

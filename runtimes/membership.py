@@ -5,7 +5,7 @@ what the routers report (`votes.next_change`), so that portal, worker and agents
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -65,7 +65,7 @@ def assign(environment: Environment, addresses: Addresses, *, actor: str, now: d
     fleet.refuse_unencrypted(environment, routers)
     result = fleet.electorate_of(environment, dict(addresses))
     wished = {name: (addresses[name][0].strip(), addresses[name][1]) for name in result.members}
-    _order_gateways(routers, result, addresses)
+    passing_on = {name: (addresses[name][0].strip(), addresses[name][1]) for name in result.gateways}
     view = look(environment, wished, now=now)
     if view.members is None:
         nothing = all(router.desired_members == result.members for router in routers if router.desired_running)
@@ -73,21 +73,29 @@ def assign(environment: Environment, addresses: Addresses, *, actor: str, now: d
         nothing = votes.next_change(view.listed, result.members, view.conditions).act is Act.NOTHING
     if nothing and not any(router.leaving for router in routers):
         if view.members is not None:
-            _sync(view, wished)
+            _sync(view, wished, passing_on)
         return None
-    return begin(environment, wished, actor=actor, now=now)
+    return begin(environment, wished, passing_on, actor=actor, now=now)
 
 
 @transaction.atomic
-def begin(environment: Environment, wished: Addresses, *, actor: str, now: datetime) -> MembershipChange:
-    """Wish that these routers vote, and take the first step."""
+def begin(environment: Environment, wished: Addresses, passing_on: Addresses, *, actor: str, now: datetime) -> MembershipChange:
+    """Wish that these routers vote, and those pass traffic on to them, and take the first step."""
     live = MembershipChange.objects.filter(environment=environment, status=MembershipStatus.RUNNING)
     live.update(status=MembershipStatus.REPLACED, ended_at=now)
     change = MembershipChange.objects.create(
-        environment=environment, wished={name: list(address) for name, address in wished.items()}, actor=actor, created_at=now
+        environment=environment, wished=_listed(wished), passing_on=_listed(passing_on), actor=actor, created_at=now
     )
     _advance(change, now)
     return change
+
+
+def _listed(addresses: Addresses) -> dict[str, list[str | int]]:
+    return {name: list(address) for name, address in addresses.items()}
+
+
+def _addresses(listed: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, int]]:
+    return {name: (str(host), int(port)) for name, (host, port) in listed.items()}
 
 
 def under_way(environment: Environment) -> MembershipChange | None:
@@ -95,13 +103,15 @@ def under_way(environment: Environment) -> MembershipChange | None:
     return MembershipChange.objects.filter(environment=environment, status=MembershipStatus.RUNNING).first()
 
 
-def present(environment: Environment) -> dict[str, tuple[str, int]]:
-    """The routers that are ordered to vote, with their addresses: the wish to change nothing but what is broken."""
-    return {
-        router.machine.name: (router.desired_host, router.desired_port)
-        for router in fleet.routers_of(environment)
-        if router.desired_running and router.desired_port and not router.leaving and router.machine.name in router.desired_members
-    }
+def present(environment: Environment) -> tuple[dict[str, tuple[str, int]], dict[str, tuple[str, int]]]:
+    """The routers that are ordered to vote, and those that pass traffic on: the wish to change nothing but what is broken."""
+    vote: dict[str, tuple[str, int]] = {}
+    pass_on: dict[str, tuple[str, int]] = {}
+    for router in fleet.routers_of(environment):
+        if router.desired_running and router.desired_port and not router.leaving:
+            kind = vote if router.machine.name in router.desired_members else pass_on
+            kind[router.machine.name] = (router.desired_host, router.desired_port)
+    return vote, pass_on
 
 
 def refuse(change: MembershipChange, *, now: datetime) -> None:
@@ -127,11 +137,12 @@ def rebuild_router(machine: Machine, *, actor: str, now: datetime) -> Membership
         raise NotAllowed(f"{machine.name} is silent: start its agent first, or register the machine again.")
     if not router.observed_outside:
         raise NotAllowed(f"The router on {machine.name} has not lost its data: it is {router.observed_state}.")
-    wished = {**present(environment), machine.name: (router.desired_host, router.desired_port or 0)}
+    wished, passing_on = present(environment)
+    wished[machine.name] = (router.desired_host, router.desired_port or 0)
     view = look(environment, wished, now=now)
     if view.members is None:
         raise NotAllowed(NO_MAJORITY)
-    return begin(environment, wished, actor=actor, now=now)
+    return begin(environment, wished, passing_on, actor=actor, now=now)
 
 
 # ------------------------------------------------------------------------------------------------------ the majority lost for good
@@ -247,7 +258,7 @@ def handed_over(change: MembershipChange, machine: str, *, now: datetime) -> Non
 
 
 def _advance(change: MembershipChange, now: datetime) -> None:
-    wished = {name: (str(host), int(port)) for name, (host, port) in change.wished.items()}
+    wished = _addresses(change.wished)
     view = look(change.environment, wished, now=now)
     if view.members is None:
         if any(router.survivor for router in view.routers.values()):
@@ -255,7 +266,7 @@ def _advance(change: MembershipChange, now: datetime) -> None:
         else:
             _say(change, NO_MAJORITY, now, refused=True)
         return
-    _sync(view, wished)
+    _sync(view, wished, _addresses(change.passing_on))
     urls = {name: votes.peer_url(*address) for name, address in wished.items()}
     step = votes.next_change(view.listed, urls, view.conditions)
     if step.act is Act.NOTHING:
@@ -357,25 +368,24 @@ def _withdraw(view: View) -> None:
         fleet.order_router(router, desired_change=None)
 
 
-def _sync(view: View, wished: Addresses) -> None:
-    """Every router is ordered what the cluster lists of it: its id, its address once the cluster knows it, and who the others are."""
-    assert view.members is not None
+def _sync(view: View, wished: Addresses, passing_on: Addresses) -> None:
+    """Every router is ordered what the cluster lists of it: its id, its address once the cluster knows it, and who the others are. One that
+    is not listed and not to come passes traffic on, or stops."""
     urls = {voter.machine or voter.id: voter.url for voter in view.listed}
     by_machine = {voter.machine: voter for voter in view.listed}
     for name, router in view.routers.items():
         voter = by_machine.get(name)
         if voter is not None:
             _sync_member(router, voter, urls, wished.get(name))
-        elif name not in wished and router.machine.name in router.desired_members:
-            fleet.order_router(
-                router,
-                desired_running=False,
-                desired_host="",
-                desired_port=None,
-                desired_members={},
-                desired_member_id="",
-                cluster_known=False,
-            )
+            fleet.order_router(router, desired_gateways=bool(passing_on))
+        elif name in passing_on:
+            host, port = passing_on[name]
+            voting = {voter.machine or voter.id: voter.url for voter in view.listed if not voter.learner}
+            wish = {"desired_running": True, "desired_host": host, "desired_port": port, "desired_members": voting}
+            fleet.order_router(router, **wish, desired_member_id="", cluster_known=False, desired_gateways=False)
+        elif name not in wished and (name in router.desired_members or (router.desired_running and not router.cluster_known)):
+            gone = {"desired_running": False, "desired_host": "", "desired_port": None, "desired_members": {}}
+            fleet.order_router(router, **gone, desired_member_id="", cluster_known=False, desired_gateways=False)
 
 
 def _sync_member(router: Router, voter: Voter, urls: dict[str, str], address: tuple[str, int] | None) -> None:
@@ -389,14 +399,6 @@ def _sync_member(router: Router, voter: Voter, urls: dict[str, str], address: tu
     if address is not None and votes.peer_url(*address) == voter.url:
         wish |= {"desired_host": address[0], "desired_port": address[1]}
     fleet.order_router(router, **wish)
-
-
-def _order_gateways(routers: list[Router], result: votes.Electorate, addresses: Addresses) -> None:
-    for router in routers:
-        name = router.machine.name
-        if name in result.gateways:
-            host, port = addresses[name]
-            fleet.order_router(router, desired_running=True, desired_host=host.strip(), desired_port=port, desired_members=result.members)
 
 
 # -------------------------------------------------------------------------------------------------------------------- looking

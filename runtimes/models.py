@@ -106,6 +106,7 @@ class Router(models.Model):
     desired_members = models.JSONField(default=dict, blank=True)  # member name -> peer URL, the same on all machines
     desired_member_id = models.CharField(max_length=32, blank=True)  # under which the running cluster added it; empty: a founding member
     cluster_known = models.BooleanField(default=False)  # that member once ran: an empty data directory is refused from then on
+    desired_gateways = models.BooleanField(default=False)  # routers without a vote reach it through the network
     desired_change = models.JSONField(null=True, blank=True)  # protocol.MemberChange that this router is to carry, as a dict
     survivor = models.BooleanField(default=False)  # the cluster of this generation is built anew from its data (until that is reported)
     leaving = models.BooleanField(default=False)  # the design has no router here any more: it goes when its member was removed
@@ -148,6 +149,7 @@ class MembershipChange(models.Model):
 
     environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="membership_changes")
     wished = models.JSONField()  # machine -> [Internal IP, Failover port] of every router that shall vote
+    passing_on = models.JSONField(default=dict, blank=True)  # the same, of those beyond the five that vote
     actor = models.CharField(max_length=150)
     status = models.CharField(max_length=12, choices=MembershipStatus.choices, default=MembershipStatus.RUNNING)
     sentence = models.TextField(blank=True)  # what goes on, or what it waits for

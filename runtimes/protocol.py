@@ -300,7 +300,8 @@ class MemberChange(Wire, frozen=True):
 
 
 class RouterOrder(Wire, frozen=True):
-    """One etcd member. `members` maps member name (the machine's) to its peer URL, this one included, identical on all machines."""
+    """One etcd member. `members` maps member name (the machine's) to its peer URL, identical on all machines; a machine that is not among
+    them only passes its runtimes' traffic on (`etcd gateway`)."""
 
     name: str
     peer_host: str
@@ -311,6 +312,7 @@ class RouterOrder(Wire, frozen=True):
     member_id: str = ""  # under which a running cluster has added it; empty: it founded the cluster
     join_existing: bool = False  # it was added and did not run since: it starts empty, once, and whatever data is here goes
     may_start_empty: bool = True  # False once the cluster is known: an empty data directory is refused
+    gateways: bool = False  # other machines reach this member through the network, at the port after its peer port, to pass traffic on
     survivor: bool = False  # the cluster of this token is to be built anew from this machine's data, whose majority is lost
     disabled: dict[str, list[str]] = {}  # survivor only: members (runtime keys) by group that stay disabled, whatever the data say
     heartbeat_ms: int = 50

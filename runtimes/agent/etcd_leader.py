@@ -18,7 +18,7 @@ import httpx
 import structlog
 
 from runtimes.agent.peers import addresses
-from runtimes.agent.router import RouterSupervisor
+from runtimes.agent.router import RouterSupervisor, passes_on
 from runtimes.process.etcd import Etcd, OutcomeUnknown, read_prefix, values_of
 from runtimes.process.records import LeaderRecord, parse
 from runtimes.process.tls import ClientTls
@@ -82,7 +82,7 @@ class EtcdLeader:
     async def run(self) -> None:
         while True:
             endpoint, order = self.router.endpoint, self.router.order
-            if endpoint is not None and order is not None and len(order.members) > 2:
+            if endpoint is not None and order is not None and len(order.members) > 2 and not passes_on(order):
                 client = Etcd(endpoint, self.files)
                 try:
                     if await self._leads(client):

@@ -82,5 +82,24 @@ async def _control(call: Call, key: str) -> tuple[ControlRecord, int]:
     return parse(ControlRecord, value) or ControlRecord(), int(rows[0]["mod_revision"])
 
 
+TURN_SECONDS = 15  # within which a router whose turn it is runs again, or the next one goes
+
+
+async def take_turn(call: Call, namespace: str, machine: str) -> bool:
+    """Routers that run well and must restart do so one after another. False: it is another one's turn. Raises: NotMade."""
+    lease = (await call("/v3/lease/grant", {"TTL": str(TURN_SECONDS)}))["ID"]
+    key = _b64(f"{namespace}restarting")
+    absent = {"key": key, "target": "VERSION", "result": "EQUAL", "version": "0"}
+    put = {"request_put": {"key": key, "value": _b64(machine), "lease": lease}}
+    return bool((await call("/v3/kv/txn", {"compare": [absent], "success": [put]})).get("succeeded"))
+
+
+async def give_turn(call: Call, namespace: str, machine: str) -> None:
+    """It runs again: the next one may go. Nothing when it was not its turn. Raises: NotMade."""
+    key = _b64(f"{namespace}restarting")
+    own = {"key": key, "target": "VALUE", "result": "EQUAL", "value": _b64(machine)}
+    await call("/v3/kv/txn", {"compare": [own], "success": [{"request_delete_range": {"key": key}}]})
+
+
 def _b64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()

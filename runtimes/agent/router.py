@@ -1,6 +1,7 @@
 """The machine's router: one etcd member, kept by a keeper like any other program (docs/failover.md, Parts)."""
 
 import asyncio
+import contextlib
 import random
 import shutil
 import socket
@@ -144,13 +145,14 @@ def command(
     """The etcd command line of one member. Peers and clients alike must show a certificate of the environment that is not revoked."""
     host = f"[{listen_host}]" if ":" in listen_host else listen_host
     client = f"https://127.0.0.1:{client_port}"
+    network = f",https://{host}:{order.peer_port + 1}" if order.gateways and not rebuilding else ""
     return [
         binary,
         f"--name={order.name}",
         f"--data-dir={data}",
         f"--listen-peer-urls=https://{host}:{order.peer_port}",
         f"--initial-advertise-peer-urls={order.members[order.name]}",
-        f"--listen-client-urls={client}",
+        f"--listen-client-urls={client}{network}",
         f"--advertise-client-urls={client}",
         "--initial-cluster=" + ",".join(f"{name}={url}" for name, url in sorted(order.members.items())),
         f"--initial-cluster-token={order.cluster_token}",
@@ -177,6 +179,17 @@ def command(
         "--log-level=info",
         *(["--force-new-cluster"] if rebuilding else []),
     ]
+
+
+def gateway_command(binary: str, order: RouterOrder, client_port: int) -> list[str]:
+    """A router without a vote: it passes its machine's traffic on to those that vote. TLS goes through; it holds no key."""
+    voters = [f"[{host}]:{port + 1}" if ":" in host else f"{host}:{port + 1}" for host, port in addresses(order).values()]
+    listen = f"--listen-addr=127.0.0.1:{client_port}"
+    return [binary, "gateway", "start", listen, f"--endpoints={','.join(voters)}", "--retry-delay=1s"]
+
+
+def passes_on(order: RouterOrder) -> bool:
+    return order.name not in order.members
 
 
 @dataclass(frozen=True)
@@ -325,7 +338,7 @@ class RouterSupervisor:
                 program.stop("no router is ordered here", STOP_SECONDS)
                 return None
             if launched is not None and self._outdated(launched, order):
-                return self._change(order)
+                return await self._change(launched.order, order)
             self.refused, self.outside = "", False
             await self._look(launched, order)
             if launched is not None and launched.rebuilding:
@@ -353,10 +366,10 @@ class RouterSupervisor:
     def _outdated(self, launched: RouterLaunch, order: RouterOrder) -> bool:
         if launched.rebuilding and self.member is not None and self.member.cluster_token == order.cluster_token:
             return True  # it was built anew, and now runs as any other
-        led = self.member is not None and (self.member.led or bool(self.member.joined))
+        led = self.member is not None and (self.member.led or bool(self.member.joined)) and not passes_on(order)
         return needs_restart(launched.order, order, led=led) or launched.authority != self.certificates.authority
 
-    def _change(self, order: RouterOrder) -> float | None:
+    async def _change(self, launched: RouterOrder, order: RouterOrder) -> float | None:
         """The order has changed under a running member: restart it when data and certificate allow, else leave it as it is and say so."""
         begin, because = may_start(order, self.member, data=self._has_data())
         if self.certificates.awaited(order.peer_host):
@@ -368,6 +381,12 @@ class RouterSupervisor:
         if begin is Begin.REFUSE or self.certificates.trouble():
             self.refused = because if begin is Begin.REFUSE else self.certificates.trouble()
             return RETRY_SECONDS
+        if begin is Begin.GO and waits_for_its_turn(launched, order) and self.health.state is RouterState.RUNNING:
+            try:
+                if not await members.take_turn(self._post, self.namespace, order.name):
+                    return LOOK_SECONDS
+            except (httpx.HTTPError, ValueError, KeyError, members.NotMade):
+                return LOOK_SECONDS
         log.info("router_restarts", text=f"The router is restarted: its order has changed ({because}).")
         self.program.stop("its order has changed", STOP_SECONDS)
         return None
@@ -382,12 +401,6 @@ class RouterSupervisor:
         if begin in (Begin.REFUSE, Begin.OUTSIDE):
             self._refuse(because, outside=begin is Begin.OUTSIDE)
             return
-        if order.name not in order.members:
-            self._refuse(
-                f"{order.name} is not among the cluster's voting members ({', '.join(sorted(order.members))}); "
-                "a router that only passes traffic on is not supported yet"
-            )
-            return
         uncertified = self.certificates.trouble()
         if uncertified:
             self._refuse(uncertified)
@@ -397,7 +410,8 @@ class RouterSupervisor:
         except OSError as error:
             self._refuse(f"{order.peer_host} cannot be resolved: {error}; correct the machine's Internal IP address")
             return
-        taken = linux.why_not_free(listen_host, order.peer_port)
+        ports = [] if passes_on(order) else [order.peer_port, order.peer_port + 1] if order.gateways else [order.peer_port]
+        taken = next((why for port in ports if (why := linux.why_not_free(listen_host, port))), "")
         if taken:
             self._refuse(taken)
             return
@@ -431,7 +445,8 @@ class RouterSupervisor:
             client_port = pick_port("127.0.0.1", avoid={self._port()})
         else:
             client_port = self._port()
-            self._remember_start(order, binary)
+            if not passes_on(order):
+                self._remember_start(order, binary)
         self.data.mkdir(mode=0o700, exist_ok=True)
         self.refused, self.outside, self.last_error = "", False, ""
         what = RouterLaunch(
@@ -442,15 +457,19 @@ class RouterSupervisor:
             authority=self.certificates.authority,
             rebuilding=rebuilding,
         )
-        argv = command(
-            binary.path,
-            order,
-            listen_host=listen_host,
-            client_port=client_port,
-            data=str(self.data),
-            tls=self.home.tls,
-            revoked=str(self.home.revoked),
-            rebuilding=rebuilding,
+        argv = (
+            gateway_command(binary.path, order, client_port)
+            if passes_on(order)
+            else command(
+                binary.path,
+                order,
+                listen_host=listen_host,
+                client_port=client_port,
+                data=str(self.data),
+                tls=self.home.tls,
+                revoked=str(self.home.revoked),
+                rebuilding=rebuilding,
+            )
         )
         log.info("router_starts", text=f"The router starts: etcd {binary.version} at {order.peer_host}:{order.peer_port}.")
         try:
@@ -498,6 +517,9 @@ class RouterSupervisor:
         self.asked = f"https://127.0.0.1:{port}"
         try:
             self.tls.refresh()
+            if passes_on(order):
+                self.health = await self._look_through()
+                return
             status = await self._post("/v3/maintenance/status", {})
             health = (await self.client.get(f"{self.asked}/health")).status_code == 200
             alarms = [] if health else await self._alarms()
@@ -519,6 +541,16 @@ class RouterSupervisor:
             self.program.forget_back_off()
             if was is not RouterState.RUNNING:
                 log.info("router_runs", text=f"The router runs and knows a majority (member {self.health.member_id}).")
+                with contextlib.suppress(httpx.HTTPError, ValueError, members.NotMade):
+                    await members.give_turn(self._post, self.namespace, order.name)
+
+    async def _look_through(self) -> Health:
+        """What a router without a vote reaches: whether one that votes gets an answer from a majority."""
+        answered = (await self.client.get(f"{self.asked}/health")).status_code == 200
+        if answered:
+            self.program.forget_back_off()
+            return Health(RouterState.RUNNING, "")
+        return Health(RouterState.NO_MAJORITY, "no voting router that it reaches gets an answer from a majority")
 
     async def _alarms(self) -> list[str]:
         found = await self._post("/v3/maintenance/alarm", {"action": "GET"})
@@ -658,6 +690,16 @@ def needs_restart(launched: RouterOrder, order: RouterOrder, *, led: bool) -> bo
         )
 
     return essence(launched) != essence(order)
+
+
+def waits_for_its_turn(launched: RouterOrder, order: RouterOrder) -> bool:
+    """Is this a restart that all routers are ordered at once, and that must not cost the majority. What concerns this router alone
+    (its address, its membership) the portal orders one router after another."""
+
+    def own(of: RouterOrder) -> tuple[object, ...]:
+        return of.cluster_token, of.member_id, of.members.get(of.name)
+
+    return len(order.members) > 1 and not passes_on(order) and own(launched) == own(order)
 
 
 async def resolve(host: str) -> str:

@@ -7,12 +7,24 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 
 from runtimes.agent.etcd_binary import NoEtcd, find_etcd, parse_version, why_refused
-from runtimes.agent.router import Begin, Health, Member, judge, may_start, needs_restart
-from runtimes.protocol import RouterOrder, RouterState
+from runtimes.agent.router import (
+    Begin,
+    Health,
+    Member,
+    gateway_command,
+    judge,
+    may_start,
+    needs_restart,
+    passes_on,
+    waits_for_its_turn,
+)
+from runtimes.process.tls import ClientTls
+from runtimes.protocol import RouterOrder, RouterState, TlsFiles
 from tests.runtimes.agent.conftest import Host, LittlePortal, cluster, content, erp, eventually, is_alive, listener
 
 
@@ -159,6 +171,29 @@ def test_when_a_running_router_has_to_restart(change: dict[str, object], led: bo
     assert needs_restart(ORDER, msgspec.structs.replace(ORDER, **change), led=led) is restarts
 
 
+def test_a_router_without_a_vote_passes_traffic_on_to_those_that_vote() -> None:
+    order = msgspec.structs.replace(ORDER, name="z", members={"a": "https://10.0.0.1:7000", "b": "https://[fd00::2]:7000"})
+    assert passes_on(order) and not passes_on(ORDER)
+    argv = gateway_command("etcd", order, 21_000)
+    assert argv[3:5] == ["--listen-addr=127.0.0.1:21000", "--endpoints=10.0.0.1:7001,[fd00::2]:7001"]
+
+
+@pytest.mark.parametrize(
+    ("change", "waits"),
+    [
+        pytest.param({"election_ms": 1000}, True, id="another profile"),
+        pytest.param({"gateways": True}, True, id="others pass traffic on"),
+        pytest.param({}, True, id="another authority"),
+        pytest.param({"members": MOVED}, False, id="its own address: ordered one router after another"),
+        pytest.param({"member_id": "f1"}, False, id="added under another id"),
+        pytest.param({"cluster_token": "t2"}, False, id="another cluster"),
+        pytest.param({"members": {"a": "https://10.0.0.1:7000"}}, False, id="the only router"),
+    ],
+)
+def test_which_restarts_wait_for_their_turn(change: dict[str, object], waits: bool) -> None:
+    assert waits_for_its_turn(ORDER, msgspec.structs.replace(ORDER, **change)) is waits
+
+
 WELL = {"header": {"cluster_id": "255", "member_id": "16"}, "leader": "16"}
 
 
@@ -232,6 +267,59 @@ def test_a_killed_etcd_comes_back_on_the_same_port_with_its_data(host: Host, por
     again = eventually(lambda: router if (router := portal.last("external01").router).state == "running" else None)
     assert (again.client_port, again.member_id) == (running.client_port, running.member_id)
     assert eventually(host.ready).pid == process
+
+
+@pytest.mark.journey
+def test_a_sixth_router_passes_traffic_on_and_the_others_restart_one_at_a_time(hosts: Callable[[str], Host], portal: LittlePortal) -> None:
+    """It comes to a cluster that runs: the voters must serve it through the network, and never two of them are away at once."""
+    names = ("core01", "external01", "external02")
+    orders = cluster(*names)
+    machines = {name: hosts(name) for name in names}
+    for name, machine in machines.items():
+        portal.order(name, router=orders[name])
+        machine.start()
+
+    def states() -> list[str]:
+        return [report.router.state if (report := portal.last(name)) and report.router else "" for name in names]
+
+    eventually(lambda: states() == ["running"] * 3, within=15)
+    passing = msgspec.structs.replace(orders["core01"], name="external06", peer_port=1)
+    portal.order("external06", router=passing, runtimes=[])
+    sixth = hosts("external06")
+    sixth.start()
+    eventually(lambda: portal.last("external06") and portal.last("external06").router is not None)
+    before = {name: serving(portal.last(name).router.client_port, machines[name]) for name in names}
+    assert all(before.values())
+    for name in names:
+        portal.order(name, router=msgspec.structs.replace(orders[name], gateways=True))
+    away = 0
+
+    def passes_on_now() -> bool:
+        nonlocal away
+        away = max(away, sum(not serving(portal.last(name).router.client_port, machines[name]) for name in names))
+        return bool((report := portal.last("external06").router) and report.state == "running")
+
+    eventually(passes_on_now, within=40)
+    networks = [orders[name].peer_port + 1 for name in names]
+    eventually(lambda: passes_on_now() and all(listens(port) for port in networks), within=40)
+    assert away <= 1
+    assert serving(portal.last("external06").router.client_port, sixth), "its own certificate goes through to the voters"
+    assert portal.last("external06").router.members == []
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def serving(port: int, machine: Host) -> bool:
+    """Does a machine's router answer from a majority, as its own runtimes ask it."""
+    tls = ClientTls(TlsFiles(authority=str(machine.home / "tls" / "authority.pem"), machine=str(machine.home / "tls" / "machine.pem")))
+    try:
+        tls.refresh()
+        return httpx.get(f"https://127.0.0.1:{port}/health", verify=tls.context, timeout=1, trust_env=False).status_code == 200
+    except (httpx.HTTPError, OSError):
+        return False
 
 
 def etcds() -> list[int]:
