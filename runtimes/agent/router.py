@@ -684,7 +684,7 @@ def needs_restart(launched: RouterOrder, order: RouterOrder, *, led: bool) -> bo
     the others' addresses."""
 
     def essence(of: RouterOrder) -> RouterOrder:
-        members = {name: url if name == of.name or not led else "" for name, url in of.members.items()}
+        members = {name: url for name, url in of.members.items() if name == of.name or not led}
         return msgspec.structs.replace(
             of, members=members, join_existing=False, may_start_empty=True, witness=False, survivor=False, disabled={}
         )

@@ -157,6 +157,8 @@ def test_when_a_router_may_use_its_data(order: dict[str, object], member: Member
     [
         pytest.param({"may_start_empty": False}, True, False, id="the cluster is known now"),
         pytest.param({"witness": True}, True, False, id="a mark for people"),
+        pytest.param({"members": ORDER.members | {"c": "https://10.0.0.8:1"}}, True, False, id="another one is added"),
+        pytest.param({"members": {"a": ORDER.members["a"]}}, True, False, id="another one was removed"),
         pytest.param({"survivor": True, "disabled": {"g": []}}, True, False, id="what counts before it starts only"),
         pytest.param({"member_id": "f1"}, True, True, id="added under another id"),
         pytest.param({"election_ms": 1000}, True, True, id="another profile"),
