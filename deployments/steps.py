@@ -33,8 +33,8 @@ from runtimes.protocol import RequestStatus, RouterState, RuntimeState, Status
 SETTLED = (Status.LEADER, Status.FOLLOWER, Status.DISABLED, Status.SINGLE_NODE)
 # A report that was under way when the order was taken may still tell of the failure before it.
 FAILURE_STANDS_AFTER = timedelta(seconds=2)
-# A router that was just restarted is away for a moment, and its report comes every 2 s.
-REFUSAL_STANDS_AFTER = timedelta(seconds=10)
+# A router that was just restarted is away for a moment, and its report comes every 2 s, or later where the machine is busy.
+REFUSAL_STANDS_AFTER = timedelta(seconds=20)
 _BY_PREFERENCE = (protocol.Preference.LEADER, protocol.Preference.BACKUP, protocol.Preference.NONE)
 
 Memory = MutableMapping[str, Any]

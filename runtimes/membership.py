@@ -109,8 +109,10 @@ def present(environment: Environment) -> tuple[dict[str, tuple[str, int]], dict[
     pass_on: dict[str, tuple[str, int]] = {}
     for router in fleet.routers_of(environment):
         if router.desired_running and router.desired_port and not router.leaving:
-            kind = vote if router.machine.name in router.desired_members else pass_on
-            kind[router.machine.name] = (router.desired_host, router.desired_port)
+            if router.machine.name in router.desired_members:
+                vote[router.machine.name] = (router.desired_host, router.desired_port)
+            elif not router.cluster_known:
+                pass_on[router.machine.name] = (router.desired_host, router.desired_port)
     return vote, pass_on
 
 
@@ -130,6 +132,8 @@ def rebuild_router(machine: Machine, *, actor: str, now: datetime) -> Membership
     router = next((router for router in fleet.routers_of(environment) if router.machine_id == machine.pk), None)
     if router is None or not router.desired_running:
         raise NotAllowed(f"No router was deployed to {machine.name}: deploy the environment.")
+    if machine.name not in router.desired_members:
+        raise NotAllowed(f"The router on {machine.name} is no member of this cluster: a deployment (step Deploy routers) takes it in.")
     live = under_way(environment)
     if live is not None:
         raise NotAllowed(f"The routers of {environment.name} are being changed already ({live.actor}): {live.sentence}")

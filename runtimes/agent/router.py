@@ -267,7 +267,7 @@ class RouterSupervisor:
     def take(self, order: RouterOrder | None, change: MemberChange | None = None, namespace: str = "") -> None:
         self.namespace = namespace
         if change is not None and change.id != self.changed_last[0]:
-            self.change, self.changed_last = change, (change.id, "not tried yet")
+            self.change, self.changed_last = change, (change.id, "")
             self.change_until = time.monotonic() + change.valid_seconds
             self.wake.set()
         if order == self.order:

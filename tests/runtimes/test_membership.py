@@ -268,6 +268,44 @@ def test_a_survivor_gets_a_new_generation_and_what_must_stay_disabled(cluster: C
     assert other.cluster_token == order.router.cluster_token != f"baton-{cluster.environment.cluster.hex}-1"
 
 
+def test_former_members_come_back_with_a_deployment_only(cluster: Cluster, survivor: Machine) -> None:
+    """One by one they would make two votes; the deployment brings both."""
+    membership.rebuild(survivor, confirm="Test", actor="admin", now=cluster.now)
+    cluster.members = [member for member in cluster.members if member.name == "external01"]
+    cluster.without_majority = False
+    cluster.silent.clear()
+    cluster.environment.refresh_from_db()
+    cluster.round(2)
+    assert cluster.change().status == "succeeded", cluster.change().sentence
+    other = Machine.objects.get(environment=cluster.environment, name="external02")
+    with pytest.raises(NotAllowed, match="external02 is no member of this cluster: a deployment"):
+        membership.rebuild_router(other, actor="operator", now=cluster.now)
+    assert membership.present(cluster.environment) == ({"external01": ("10.0.0.1", 7400)}, {})
+    assign(cluster)
+    cluster.round(14)
+    assert cluster.change().status == "succeeded", cluster.change().sentence
+    assert {member.name for member in cluster.members} == set(THREE)
+    assert [act for act, _ in cluster.made] == ["add", "promote"] * 2
+
+
+def test_beyond_five_the_others_pass_traffic_on(cluster: Cluster) -> None:
+    """The sixth external machine comes to five that vote; the witness leaves."""
+    for number in range(3, 7):
+        machine = Machine.objects.create(environment=cluster.environment, name=f"external0{number}", kind="external")
+        Router.objects.create(machine=machine)
+    more = {f"external0{number}": (f"10.0.0.1{number}", 7400) for number in range(3, 7)}
+    assign(cluster, **more)
+    cluster.round(30)
+    assert cluster.change().status == "succeeded", cluster.change().sentence
+    assert {member.name for member in cluster.members} == {f"external0{number}" for number in range(1, 6)}
+    sixth = fleet.orders_for(Machine.objects.get(name="external06"), now=cluster.now).router
+    assert sixth is not None
+    assert sixth.name not in sixth.members and set(sixth.members) == {member.name for member in cluster.members}
+    assert routers(cluster.environment)["external01"].desired_gateways
+    assert not routers(cluster.environment)["core01"].desired_running
+    assert membership.present(cluster.environment)[1] == {"external06": ("10.0.0.16", 7400)}
+
+
 def test_building_anew_asks_for_the_environments_name(cluster: Cluster, survivor: Machine) -> None:
     with pytest.raises(Invalid, match="Type Test to build its cluster anew"):
         membership.rebuild(survivor, confirm="external01", actor="admin", now=cluster.now)
