@@ -283,8 +283,16 @@ def _advance(change: MembershipChange, now: datetime) -> None:
             change.hand_over = step.machine
             MembershipChange.objects.filter(pk=change.pk).update(hand_over=step.machine)
         _say(change, f"{step.sentence} First it hands over what it leads.", now)
+    elif step.act is Act.ADD and not _forgotten(view.routers[step.machine], now):
+        _say(change, f"{step.machine} is added as soon as its agent reports that it has given up its former member.", now)
     else:
         _order(change, view, step, now)
+
+
+def _forgotten(router: Router, now: datetime) -> bool:
+    """Does the machine go by no member id. An etcd that is started to join takes the id that the cluster lists at its address: while a late
+    start under a former id is possible, no new one may stand there, or it would start empty twice."""
+    return not router.machine.is_silent(now=now) and router.desired_member_id == router.observed_ordered_as == ""
 
 
 def _said_by(view: View, name: str) -> str:
@@ -382,6 +390,8 @@ def _sync(view: View, wished: Addresses, passing_on: Addresses) -> None:
         if voter is not None:
             _sync_member(router, voter, urls, wished.get(name))
             fleet.order_router(router, desired_gateways=bool(passing_on))
+        elif name in wished and router.desired_member_id:  # it was removed: its agent forgets that id before it gets another one
+            fleet.order_router(router, desired_member_id="", cluster_known=True)
         elif name in passing_on:
             host, port = passing_on[name]
             voting = {voter.machine or voter.id: voter.url for voter in view.listed if not voter.learner}

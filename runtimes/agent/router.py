@@ -272,7 +272,7 @@ class RouterSupervisor:
             self.wake.set()
         if order == self.order:
             return
-        self.order = order
+        self.order, self.outside = order, False  # what was said under the former order says nothing of this one
         self.program.forget_back_off()
         if order is not None and (self.member is None or self.program.keeping is Keeping.GONE):
             self._remember_port()  # known before it runs, so that the runtimes need not start twice
@@ -439,6 +439,8 @@ class RouterSupervisor:
         return self.member.etcd_version if kept and self.member is not None else ""
 
     async def _launch(self, order: RouterOrder, binary: EtcdBinary, listen_host: str, *, rebuilding: bool) -> None:
+        if order != self.order:
+            return  # another order came meanwhile: this one may be about a member that the cluster has removed since
         self._remember_port()
         assert self.member is not None
         if rebuilding:  # out of the runtimes' reach, and remembered as what it is until it is done
@@ -524,6 +526,9 @@ class RouterSupervisor:
             health = (await self.client.get(f"{self.asked}/health")).status_code == 200
             alarms = [] if health else await self._alarms()
             self.health = judge(status, health, alarms, "")
+            if order.join_existing and self.health.member_id != order.member_id:
+                self._mistaken(self.health.member_id)
+                return
             if self.health.state is RouterState.RUNNING:
                 await self._list(int(status.get("raftAppliedIndex", status.get("raftIndex", 0))))
         except (httpx.HTTPError, OSError, ValueError, members.NotMade) as error:
@@ -543,6 +548,15 @@ class RouterSupervisor:
                 log.info("router_runs", text=f"The router runs and knows a majority (member {self.health.member_id}).")
                 with contextlib.suppress(httpx.HTTPError, ValueError, members.NotMade):
                     await members.give_turn(self._post, self.namespace, order.name)
+
+    def _mistaken(self, member_id: str) -> None:
+        """etcd takes the id that the cluster lists at its address, which is another one than ordered: that one was started here, and must
+        never start empty again."""
+        assert self.member is not None
+        log.error("router_mistaken", text=f"The router runs as member {member_id}, which is not the one that was ordered: it stops.")
+        self.member = msgspec.structs.replace(self.member, joined=member_id, removed=True)
+        self._save_member()
+        self.program.stop("it is another member than ordered", STOP_SECONDS)
 
     async def _look_through(self) -> Health:
         """What a router without a vote reaches: whether one that votes gets an answer from a majority."""
@@ -642,7 +656,6 @@ class RouterSupervisor:
     def report(self) -> RouterReport | None:
         if self.order is None and self.program.keeping is Keeping.GONE:
             return None
-        order = self.order
         launched: RouterLaunch | None = self.program.what(RouterLaunch)
         alive = self.program.keeping is Keeping.ALIVE
         state, reason = self.health.state, self.health.reason
@@ -667,12 +680,19 @@ class RouterSupervisor:
             cluster_token=launched.order.cluster_token if launched is not None and alive and not launched.rebuilding else "",
             learner=alive and self.health.learner,
             outside=self.outside,
-            ordered_as=order.member_id if order is not None else "",
+            ordered_as=self._ordered_as(),
             members=self.listed if alive and self.health.state is RouterState.RUNNING else [],
             members_at=self.listed_at,
             change=self.changed_last[0],
             change_error=self.changed_last[1],
         )
+
+    def _ordered_as(self) -> str:
+        """The member id that this machine goes by: of what runs or is being started, else of its order."""
+        launched: RouterLaunch | None = self.program.what(RouterLaunch)
+        if launched is not None and (self.program.keeping is not Keeping.GONE or self.program.launching):
+            return launched.order.member_id
+        return self.order.member_id if self.order is not None else ""
 
     async def close(self) -> None:
         await self.program.let_go()

@@ -150,6 +150,10 @@ def test_what_lost_its_data_once_more_gets_another_id(cluster: Cluster) -> None:
     cluster.emptied.add("external02")
     cluster.round()
     assign(cluster)
+    cluster.round(2)
+    order = fleet.orders_for(Machine.objects.get(name="external02"), now=cluster.now).router
+    assert (order.member_id if order else None) == "", "before another one is added it goes by none: a late start would take the new id"
+    assert [act for act, _ in cluster.made][-1] == "remove"
     cluster.round(8)
     assert cluster.change().status == "succeeded"
     assert cluster.joined["external02"] != second
