@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('runtimes', '0013_failed_items_are_asked_for'),
+        ('runtimes', '0016_alarms'),
     ]
 
     operations = [
