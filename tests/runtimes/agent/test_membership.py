@@ -230,6 +230,7 @@ def power_off(landscape: Landscape, *names: str) -> None:
         landscape.end_all(name)
 
 
+@pytest.mark.long
 def test_a_majority_lost_for_good_is_rebuilt_from_the_survivor(landscape: Landscape) -> None:
     """Epochs grow, a disabled member stays disabled, and an old member that comes back is told, with the portal there or not."""
     landscape.switch("external01")
