@@ -8,10 +8,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from django import forms
 from django.http import QueryDict
 
-from deployments import sheet
-from deployments.models import StepKind
+from deployments import plans, sheet
+from deployments.models import STEP_FIELDS, Condition, Step, StepKind
 from portal.errors import NotAllowed
-from portal.models import PROPERTY_KEY, Environment, Group, Placement, Property, PropertyKind
+from portal.models import PROPERTY_KEY, Environment, Flow, Group, Placement, Property, PropertyKind, Role
 from runtimes.models import Machine, Runtime
 
 Choices = list[tuple[str, str]]
@@ -36,8 +36,9 @@ class Styled(forms.Form):
 def show_refusal(form: forms.Form, refusal: NotAllowed) -> None:
     """Put an act's refusal where it belongs: at the field it names, else above the form; with its single findings."""
     name = refusal.field
-    if isinstance(form, StepForm) and name in ("machine", "connector") and "runtime" in PICKERS.get(form.cleaned_data["kind"], ()):
-        name = "runtime"  # one picker for both
+    if isinstance(form, StepForm) and name in ("machine", "connector"):
+        pickers = PICKERS.get(form.cleaned_data["kind"], ())
+        name = "runtime" if "runtime" in pickers else "target" if "target" in pickers else name  # one picker for both
     form.add_error(name if name in form.fields else None, [refusal.sentence, *refusal.reasons])
 
 
@@ -248,14 +249,29 @@ PICKERS: dict[str, tuple[str, ...]] = {
     StepKind.DEPLOY_MACHINE: ("machine",),
     **dict.fromkeys(RUNTIME_STEPS, ("runtime",)),
     **dict.fromkeys(GROUP_STEPS, ("runtime", "group")),
-    StepKind.MANUAL: ("instruction",),
+    StepKind.FLOW_START: ("runtime", "flow"),
+    StepKind.FLOW_STOP: ("runtime", "flow"),
+    StepKind.MANUAL: ("instruction", "confirm_role"),
+    StepKind.WAIT_HEALTHY: ("target",),
+    StepKind.RUN_COMMAND: ("machine", "command"),
+    StepKind.HTTP_CHECK: ("url", "expected_status"),
 }
+OPTIONAL = ("target", "confirm_role", "expected_status")
 WHAT_TO_PICK = {
     "machine": "Pick the machine.",
     "runtime": "Pick the runtime.",
     "group": "Pick the group.",
     "instruction": "Say what the person shall do.",
+    "flow": "Pick the flow.",
+    "command": "Say which command.",
+    "url": "Say which address.",
 }
+
+
+def _flows(environment: Environment) -> Choices:
+    """Ungrouped flows: the others run where their group leads. One query."""
+    rows = Flow.objects.filter(connector__project=environment.project, group=None).values_list("name", "connector__name")
+    return [(name, f"{name} ({', '.join(sorted(c for n, c in rows if n == name))})") for name in sorted({name for name, _ in rows})]
 
 
 def _targets(environment: Environment) -> tuple[Choices, Choices, Choices]:
@@ -286,7 +302,25 @@ class StepForm(Styled):
     machine = forms.ChoiceField(required=False)
     runtime = forms.ChoiceField(required=False)
     group = forms.ChoiceField(required=False)
+    flow = forms.ChoiceField(required=False)
+    target = forms.ChoiceField(required=False, label="Of", help_text="What has to be healthy.")
     instruction = forms.CharField(required=False, widget=forms.Textarea(attrs={"rows": 3}))
+    confirm_role = forms.ChoiceField(
+        required=False, label="Confirmed by", choices=[("", "Whoever may deploy here"), *((r.value, f"{r.label} or above") for r in Role)]
+    )
+    command = forms.CharField(
+        required=False, max_length=80, help_text="Its name in commands.toml in the agent's home on that machine: nothing else is ever run."
+    )
+    url = forms.CharField(
+        required=False, label="Address", max_length=500, help_text="http:// or https://; may hold ${placeholders}. Asked every 2 s."
+    )
+    expected_status = forms.IntegerField(required=False, label="Expected status", min_value=100, max_value=599, initial=200)
+    stage = forms.CharField(required=False, max_length=40, help_text="Neighbours with the same stage belong together.")
+    lane = forms.CharField(required=False, max_length=40, help_text="Lanes of one stage run side by side.")
+    condition = forms.ChoiceField(required=False, label="Runs", choices=Condition.choices, initial=Condition.ALWAYS)
+    retries = forms.IntegerField(
+        required=False, min_value=0, max_value=plans.MOST_RETRIES, initial=0, help_text="So often it is tried again by itself."
+    )
     timeout_seconds = forms.IntegerField(
         label="Time limit (seconds)",
         min_value=1,
@@ -299,17 +333,20 @@ class StepForm(Styled):
         super().__init__(*args, **kwargs)
         # A step keeps its kind: another kind is another step.
         self.fields["kind"].disabled = changes
-        for name, choices in zip(("machine", "runtime", "group"), _targets(environment), strict=True):
+        machines, runtimes, groups = _targets(environment)
+        everything: Choices = [("", "The whole environment"), *((f"{name}|", label) for name, label in machines), *runtimes]
+        named = {"machine": machines, "runtime": runtimes, "group": groups, "flow": _flows(environment), "target": everything}
+        for name, choices in named.items():
             field = self.fields[name]
             assert isinstance(field, forms.ChoiceField)
             current = str(self.initial.get(name) or "")
             gone: Choices = [(current, f"{current.replace('|', '.')} (gone)")] if current and current not in dict(choices) else []
-            field.choices = [("", "Pick one…"), *choices, *gone]
+            field.choices = [*choices, *gone] if name == "target" else [("", "Pick one…"), *choices, *gone]
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or {}
         for name in PICKERS.get(cleaned.get("kind", ""), ()):
-            if not cleaned.get(name) and name not in self.errors:
+            if not cleaned.get(name) and name not in self.errors and name not in OPTIONAL:
                 self.add_error(name, WHAT_TO_PICK[name])
         return cleaned
 
@@ -321,23 +358,24 @@ class StepForm(Styled):
     def step_fields(self) -> dict[str, str | int]:
         """What the acts of deployments.plans take; what the kind does not need is left empty."""
         needed: Sequence[str] = PICKERS.get(self.step_kind, ())
-        machine, _, connector = (self.cleaned_data["runtime"] if "runtime" in needed else "").partition("|")
+        given = self.cleaned_data
+        picker = "runtime" if "runtime" in needed else "target" if "target" in needed else ""
+        machine, _, connector = (given[picker] if picker else "").partition("|")
+        texts = {name: given[name] if name in needed else "" for name in ("group", "flow", "instruction", "confirm_role", "command", "url")}
         return {
-            "machine": self.cleaned_data["machine"] if "machine" in needed else machine,
+            **texts,
+            "machine": given["machine"] if "machine" in needed else machine,
             "connector": connector,
-            "group": self.cleaned_data["group"] if "group" in needed else "",
-            "instruction": self.cleaned_data["instruction"] if "instruction" in needed else "",
-            "timeout_seconds": self.cleaned_data["timeout_seconds"],
+            "expected_status": given["expected_status"] or 200,
+            "stage": given["stage"],
+            "lane": given["lane"],
+            "condition": given["condition"] or Condition.ALWAYS,
+            "retries": given["retries"] or 0,
+            "timeout_seconds": given["timeout_seconds"],
         }
 
 
-def step_initial(*, kind: str, machine: str, connector: str, group: str, instruction: str, timeout_seconds: int) -> dict[str, str | int]:
+def step_initial(step: Step) -> dict[str, Any]:
     """A stored step's fields as StepForm shows them."""
-    return {
-        "kind": kind,
-        "machine": machine,
-        "runtime": f"{machine}|{connector}" if connector else "",
-        "group": group,
-        "instruction": instruction,
-        "timeout_seconds": timeout_seconds,
-    }
+    pair = f"{step.machine}|{step.connector}" if step.machine else ""
+    return {name: getattr(step, name) for name in STEP_FIELDS} | {"runtime": pair if step.connector else "", "target": pair}

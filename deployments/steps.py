@@ -398,19 +398,20 @@ def sight_of(view: failover.Verdict, key: str) -> gates.Sight | None:
         group=view.group.name,
         leader=view.leader.member.runtime.key if view.leader else None,
         ready=ready,
-        lacking={seen.member.runtime.key: _why_not(view, seen) for seen in lacking},
-        hopeless=all(_brings_nobody(seen) for seen in lacking),
+        lacking={seen.member.runtime.key: why_not(view, seen) for seen in lacking},
+        hopeless=all(brings_nobody(seen) for seen in lacking),
     )
 
 
-def _why_not(view: failover.Verdict, seen: failover.MemberVerdict) -> str:
+def why_not(view: failover.Verdict, seen: failover.MemberVerdict) -> str:
+    """Why this member could not take over now, a sentence."""
     runtime = seen.member.runtime
     if not runtime.desired_running:
         return f"{runtime.key} was stopped by a person."
     return failover.obstacle(view, seen) or f"{seen.machine} is {failover.WORDS[seen.status]}."
 
 
-def _brings_nobody(seen: failover.MemberVerdict) -> bool:
+def brings_nobody(seen: failover.MemberVerdict) -> bool:
     """Waiting does not make this member ready."""
     runtime = seen.member.runtime
     return (
@@ -576,6 +577,18 @@ def _not_proven_stopped(runtime: Runtime, orders: int, now: datetime) -> str:
     return f"{runtime.key} is {state.value}{_because(runtime.observed_reason)}"
 
 
+def runs_as_ordered(runtime: Runtime, now: datetime) -> bool:
+    """Does it run what it is ordered to run, ready, by a fresh report."""
+    return (
+        runtime.desired_running
+        and not runtime.held
+        and runtime.desired_bundle_id == runtime.observed_digest
+        and runtime.observed_state == RuntimeState.READY
+        and runtime.observed_restarts >= runtime.desired_restarts
+        and not runtime.machine.is_silent(now=now)
+    )
+
+
 class DeployRuntime(OnRuntime):
     def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
         content = releases.bundle_for(step.deployment.release, runtime, frozen.values_of(step.deployment))
@@ -583,14 +596,7 @@ class DeployRuntime(OnRuntime):
         same = ordered is not None and moves.same_but_release(protocol.decode(protocol.BundleContent, bytes(ordered.content)), content)
         bundle = ordered if same and ordered is not None else fleet.store_bundle(runtime.environment, content)
         memory["digest"] = bundle.digest
-        memory["unchanged"] = (
-            runtime.desired_running
-            and not runtime.held
-            and runtime.desired_bundle_id == bundle.digest == runtime.observed_digest
-            and runtime.observed_state == RuntimeState.READY
-            and runtime.observed_restarts >= runtime.desired_restarts
-            and not runtime.machine.is_silent(now=now)
-        )
+        memory["unchanged"] = runtime.desired_bundle_id == bundle.digest and runs_as_ordered(runtime, now)
         if memory["unchanged"] and runtime.desired_release != step.deployment.release.number:
             fleet.assign(runtime, bundle, release=step.deployment.release.number)
         return not memory["unchanged"]

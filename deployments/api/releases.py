@@ -13,9 +13,10 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 from rest_framework.viewsets import GenericViewSet
 
-from deployments import releases, rollout, sides
+from deployments import preview, releases, rollout, sides
 from deployments.api.deployments import DeploymentSerializer
 from deployments.models import Activation, Release
+from deployments.preview import Preview
 from portal import access
 from portal.api.fields import EnvironmentChoice, signed_in
 from portal.errors import Invalid
@@ -93,6 +94,46 @@ class DifferenceSerializer(serializers.Serializer[Any]):
     sections = SectionSerializer(many=True)
 
 
+class HandOverSerializer(serializers.Serializer[Any]):
+    group = serializers.CharField()
+    before = serializers.CharField()
+    after = serializers.CharField()
+    cause = serializers.CharField()
+
+
+class ForeseenSerializer(serializers.Serializer[Any]):
+    """One step of the run to come."""
+
+    number = serializers.IntegerField()
+    kind = serializers.CharField()
+    title = serializers.CharField()
+    stage = serializers.CharField()
+    lane = serializers.CharField()
+    outcome = serializers.ChoiceField(choices=["runs", "skipped", "waits", "fails"])
+    sentence = serializers.CharField()
+    restarts = serializers.ListField(child=serializers.CharField(), help_text="Runtimes.")
+    hand_overs = HandOverSerializer(many=True)
+    without_standby = serializers.ListField(child=serializers.CharField(), help_text="Groups, while the step runs.")
+    interrupted = serializers.ListField(child=serializers.CharField(), help_text="Groups that nobody leads for a while.")
+    leaders = serializers.DictField(child=serializers.CharField(allow_null=True), help_text="Group to runtime, after the step.")
+    seconds = serializers.FloatField(allow_null=True, help_text="From history; null: there is none.")
+
+
+class PreviewSerializer(serializers.Serializer[Any]):
+    """The same shape as the run. After a step that would fail nothing is foreseen."""
+
+    steps = ForeseenSerializer(many=True)
+    obstacles = serializers.ListField(child=serializers.CharField())
+    missing = serializers.SerializerMethodField()
+    gaps = serializers.ListField(child=serializers.CharField())
+    leaders = serializers.DictField(child=serializers.CharField(allow_null=True), help_text="Group to runtime, before the first step.")
+    hand_overs = serializers.DictField(child=serializers.IntegerField(), help_text="How often each group changes its leader.")
+    seconds = serializers.FloatField(allow_null=True)
+
+    def get_missing(self, found: Preview) -> list[str]:
+        return [item.sentence for item in found.missing]
+
+
 class ReleaseFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter has no types
     project = filters.CharFilter(field_name="project__slug")
     number = filters.NumberFilter()
@@ -167,6 +208,21 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
             activation = releases.activate(release, environment, by=signed_in(request), now=now)
         activation.warnings = list(releases.warnings(release, environment))  # type: ignore[attr-defined]
         return Response(ActivationSerializer(activation).data)
+
+    @extend_schema(
+        responses=PreviewSerializer,
+        filters=False,
+        parameters=[OpenApiParameter("environment", enum=EnvironmentKind.values, required=True)],
+    )
+    @action(detail=True, pagination_class=None)
+    def preview(self, request: Request, pk: str) -> Response:
+        """What deploying this release by the environment's plan would do now, step by step: restarts, hand-overs, leaders, time."""
+        release = self.get_object()
+        asked = EnvironmentChoice(data=request.query_params)
+        asked.is_valid(raise_exception=True)
+        environment = access.get_environment(request.user, release.project.slug, asked.validated_data["environment"])
+        found = preview.preview(release, environment, now=timezone.now())
+        return Response(PreviewSerializer(found).data)
 
     @extend_schema(request=EnvironmentChoice, responses={202: DeploymentSerializer})
     @action(detail=True, methods=["post"], url_path="deployments")

@@ -6,11 +6,13 @@ from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
+from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
 from deployments import plans
 from deployments.forms import PICKERS, StepForm, show_refusal, step_initial
 from deployments.models import Plan, Step, StepKind
+from deployments.stages import stages_of
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -32,7 +34,8 @@ def _context(
         "others": copies,
         "may_copy_any": any(allowed for _, allowed in copies),
         "plan": plan,
-        "steps": list(plan.steps.all()),
+        "steps": (steps := list(plan.steps.all())),
+        "stages": stages_of(steps),
         "findings": plans.lint(plan),
         "said": said,
         "refusal": refusal,
@@ -74,14 +77,7 @@ def step_new(request: UserRequest, slug: str, kind: str) -> HttpResponse:
 def step_edit(request: UserRequest, slug: str, kind: str, pk: int) -> HttpResponse:
     environment = get_environment(request.user, slug, kind, to_edit=True)
     step = get_object_or_404(Step, plan__environment=environment, pk=pk)
-    initial = step_initial(
-        kind=step.kind,
-        machine=step.machine,
-        connector=step.connector,
-        group=step.group,
-        instruction=step.instruction,
-        timeout_seconds=step.timeout_seconds,
-    )
+    initial = step_initial(step)
     form = StepForm(request.POST or None, environment=environment, initial=initial, changes=True)
     if request.method == "POST" and form.is_valid():
         try:
@@ -136,17 +132,19 @@ def step_remove(request: UserRequest, slug: str, kind: str, pk: int) -> HttpResp
 
 @require_POST
 def plan_default(request: UserRequest, slug: str, kind: str) -> HttpResponse:
-    """Steps that exist are only replaced when the person said so."""
+    """The default or (`order` followers) the followers-first plan. Steps that exist are only replaced when the person said so."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
     if plans.plan_of(environment).steps.exists() and not request.POST.get("replace"):
         return _answer(
             request, environment, "", NotAllowed("The plan has steps already: confirm that the default plan shall replace them.")
         )
+    followers = request.POST.get("order") == "followers"
     try:
-        plan = plans.default_plan(environment)
+        plan = plans.followers_first_plan(environment, now=timezone.now()) if followers else plans.default_plan(environment)
     except NotAllowed as refusal:
         return _answer(request, environment, "", refusal)
-    return _answer(request, environment, f"The default plan has {plan.steps.count()} steps. Read them through before the next deployment.")
+    word = "followers-first" if followers else "default"
+    return _answer(request, environment, f"The {word} plan has {plan.steps.count()} steps. Read them through before the next deployment.")
 
 
 @require_POST

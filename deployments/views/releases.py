@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
-from deployments import plans, releases, rollout, sheet
+from deployments import plans, preview, releases, rollout, sheet
 from deployments.forms import ActivateForm, DeployForm, ReleaseForm, show_refusal
 from deployments.models import LIVE, Activation, ActivationStatus, Deployment, Release, RunStatus, StepKind
 from portal.access import get_environment, get_project, may, role_to_deploy
@@ -239,6 +239,7 @@ def _preflight(release: Release, environment: Environment) -> dict[str, Any]:
         "warnings": releases.warnings(release, environment),
         "steps": steps,
         "balances": any(step.kind == StepKind.BALANCE_FAILOVER for step in steps),
+        "run": preview.preview(release, environment, now=timezone.now()),
         "verdicts": verdicts(environment),
         "live": _live(environment),
         "active": releases.active(environment),

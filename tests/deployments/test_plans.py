@@ -2,12 +2,15 @@
 
 import pytest
 from django.contrib.auth.models import User
+from django.utils import timezone
 
 from deployments import plans
 from deployments.models import Plan, Step, StepKind
 from portal.errors import Invalid, NotAllowed
 from portal.models import Connector, Environment, System
 from runtimes.models import FailoverGroup, Machine, Router, Runtime
+from runtimes.protocol import Status
+from tests import factories
 from tests.deployments.test_releases import together
 
 RULE = "Balance failover comes last, after the deployment of all runtimes"
@@ -214,3 +217,58 @@ def test_people_editing_at_once_leave_a_dense_plan_with_balance_last(plan: Plan,
     )
     assert sorted(kinds(plan)) == ["alerting-off", "balance-failover", "deploy-routers", "deploy-runtime", "manual", "manual"]
     assert kinds(plan)[-1] == "balance-failover"
+
+
+def test_the_followers_first_plan_upgrades_the_follower_hands_over_and_then_the_former_leader(plan: Plan) -> None:
+    now = timezone.now()
+    group = FailoverGroup.objects.get()
+    factories.heard(group, "external01", Status.LEADER, at=now)
+    factories.heard(group, "external02", Status.FOLLOWER, at=now)
+    warehouse(plan.environment)
+    plans.followers_first_plan(plan.environment, now=now)
+    assert [(step.stage, step.lane, step.title) for step in plan.steps.all()] == [
+        ("", "", "Alerting off until the deployment ends"),
+        ("", "", "Deploy routers"),
+        ("Single runtimes", "core01", "Deploy runtime core01.warehouse"),
+        ("Followers", "erp", "Deploy runtime external02.erp"),
+        ("Followers", "erp", "Wait until healthy external02.erp"),
+        ("Hand over", "erp", "Start group on a runtime external02.erp erp-orders"),
+        ("Former leaders", "erp", "Deploy runtime external01.erp"),
+        ("Former leaders", "erp", "Wait until healthy external01.erp"),
+        ("", "", "Balance failover"),
+    ]
+    assert plans.lint(plan) == []
+
+
+def test_without_a_known_leader_there_is_no_follower_to_begin_with(plan: Plan) -> None:
+    with pytest.raises(NotAllowed, match="Nobody is known to lead erp-orders, so there is no follower to begin with"):
+        plans.followers_first_plan(plan.environment, now=timezone.now())
+
+
+def test_a_step_moved_into_a_stage_joins_it_and_members_in_two_lanes_are_warned_of(plan: Plan) -> None:
+    for position, lane in ((3, "a"), (4, "b")):
+        plans.change_step(at(plan, position), stage="Upgrade", lane=lane)
+    assert "in the lanes a and b: they wait for each other" in " ".join(plans.lint(plan))
+    plans.add_step(plan, StepKind.MANUAL, position=1, instruction="Call.")
+    plans.move_step(at(plan, 1), 4)
+    step = at(plan, 4)
+    assert (step.kind, step.stage, step.lane) == ("manual", "Upgrade", "a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "field"),
+    [
+        pytest.param(StepKind.RUN_COMMAND, {"machine": "external01", "command": "rm -rf /"}, "command", id="a command is a name"),
+        pytest.param(StepKind.HTTP_CHECK, {"url": "ftp://x"}, "url", id="an address of http"),
+        pytest.param(StepKind.HTTP_CHECK, {"url": "http://x", "expected_status": 99}, "expected_status", id="a status"),
+        pytest.param(StepKind.FLOW_STOP, {"machine": "external01", "connector": "erp", "flow": "erp-orders"}, "flow", id="a grouped flow"),
+        pytest.param(StepKind.MANUAL, {"instruction": "Call.", "confirm_role": "king"}, "confirm_role", id="a role"),
+        pytest.param(StepKind.WAIT_HEALTHY, {"machine": "core09"}, "machine", id="a machine"),
+        pytest.param(StepKind.ALERTING_OFF, {"condition": "never"}, "condition", id="a condition"),
+        pytest.param(StepKind.ALERTING_OFF, {"retries": 11}, "retries", id="too many retries"),
+    ],
+)
+def test_what_a_step_may_say(plan: Plan, kind: StepKind, fields: dict[str, str | int], field: str) -> None:
+    with pytest.raises(Invalid) as refusal:
+        plans.add_step(plan, kind, **fields)
+    assert refusal.value.field == field

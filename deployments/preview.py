@@ -1,0 +1,464 @@
+"""What deploying a release by the plan would do, in the same shape as the run: per step what restarts and why, who leads afterwards, which
+groups are without a standby meanwhile, and how long it takes, from history.
+
+`foresee` is pure: a function of the plan, what the release changes, and the state of the environment as last heard. It asks the same gates
+as the engine. `preview` reads that state and calls it.
+"""
+
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal
+
+from deployments import gates, moves, plans, releases, rollout, steps
+from deployments.models import Release, RunStatus, StepFields, StepKind, StepRun
+from deployments.stages import Stage, stages_of
+from portal.errors import NotAllowed
+from portal.models import Environment, Property
+from portal.properties import Missing
+from runtimes import failover, protocol
+from runtimes.models import FailoverGroup, Machine, Runtime
+from runtimes.protocol import Preference, RuntimeState, Status
+
+Outcome = Literal["runs", "skipped", "waits", "fails"]
+HISTORY = 200  # newest steps that ended well, of an environment
+_ORDER = [Preference.LEADER, Preference.BACKUP, Preference.NONE]
+
+
+# ------------------------------------------------------------------------------------------------------- what is known before
+
+
+@dataclass(frozen=True)
+class RuntimeSight:
+    """A runtime as last heard, and what the release gives it."""
+
+    key: str
+    machine: str
+    connector: str
+    running: bool = True  # wished
+    deployed: bool = True
+    unchanged: bool = False  # already runs what the release gives it
+    why: str = ""  # why it changes, a sentence
+    refusal: str = ""  # why it cannot be deployed: a missing value, say
+    forced: bool = False  # its connector's members stop before any starts anew: nobody can take over
+    silent: bool = False
+
+
+@dataclass(frozen=True)
+class MemberSight:
+    preference: str
+    able: bool  # leads, or could take over now
+    lacking: str = ""
+    disabled: bool = False
+    hopeless: bool = False
+
+
+@dataclass(frozen=True)
+class GroupSight:
+    name: str
+    leader: str | None
+    members: Mapping[str, MemberSight]  # by runtime key
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    runtimes: Mapping[str, RuntimeSight]
+    groups: Sequence[GroupSight]
+    seconds: Mapping[tuple[str, str], float]  # (kind, target) and (kind, "") -> median of how long it took
+
+
+# ----------------------------------------------------------------------------------------------------------- what is foreseen
+
+
+@dataclass(frozen=True)
+class HandOver:
+    group: str
+    before: str
+    after: str
+    cause: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.group} is handed over from {self.before} to {self.after}."
+
+
+@dataclass
+class Foreseen:
+    """One step of the run to come."""
+
+    number: int
+    kind: str
+    title: str
+    stage: str
+    lane: str
+    outcome: Outcome = "runs"
+    sentence: str = ""
+    restarts: list[str] = field(default_factory=list)  # runtime keys
+    hand_overs: list[HandOver] = field(default_factory=list)
+    without_standby: list[str] = field(default_factory=list)  # groups, while the step runs
+    interrupted: list[str] = field(default_factory=list)  # groups that nobody leads for a while
+    leaders: dict[str, str | None] = field(default_factory=dict)  # after the step
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Preview:
+    steps: Sequence[Foreseen]
+    obstacles: Sequence[str]
+    missing: Sequence[Missing]
+    gaps: Sequence[str]
+    leaders: Mapping[str, str | None]  # before the first step
+    seconds: float | None  # of the whole, lanes side by side; None: no history
+
+    @property
+    def stages(self) -> list[Stage[Foreseen]]:
+        return stages_of(self.steps)
+
+    @property
+    def hand_overs(self) -> dict[str, int]:
+        """How often each group changes its leader."""
+        counts: dict[str, int] = {}
+        for step in self.steps:
+            for one in step.hand_overs:
+                counts[one.group] = counts.get(one.group, 0) + 1
+        return counts
+
+
+# ------------------------------------------------------------------------------------------------------------------- foresee
+
+
+def foresee(recipe: Sequence[StepFields], seen: Snapshot, *, leaving_out: Collection[str] = ()) -> list[Foreseen]:
+    """The run to come, step by step, in the order of the plan; of lanes side by side nobody can say who is first. Pure."""
+    world = _World(seen, leaving_out)
+    found = []
+    for number, step in enumerate(recipe, start=1):
+        one = Foreseen(number, step.kind, step.title, step.stage, step.lane)
+        target = f"{step.machine}.{step.connector}" if step.connector else step.machine
+        one.seconds = seen.seconds.get((step.kind, target), seen.seconds.get((step.kind, "")))
+        world.take(step, one)
+        if one.outcome == "skipped":
+            one.seconds = 0.0
+        one.leaders = {group.name: group.leader for group in world.groups.values()}
+        found.append(one)
+        if one.outcome == "fails":
+            break  # nothing is known of what people decide then
+    return found
+
+
+class _World:
+    """The environment as it becomes, step by step."""
+
+    def __init__(self, seen: Snapshot, leaving_out: Collection[str]) -> None:
+        self.runtimes = dict(seen.runtimes)
+        self.groups = {group.name: group for group in seen.groups}
+        self.out = set(leaving_out)
+        self.changed: set[str] = set()
+
+    # ---- one step
+
+    def take(self, step: StepFields, told: Foreseen) -> None:
+        kind = StepKind(step.kind)
+        if step.machine in self.out:
+            told.outcome, told.sentence = "skipped", f"{step.machine} is left out."
+            return
+        if step.condition == "changed" and not self._changed(step):
+            told.outcome, told.sentence = "skipped", "This deployment changes nothing there before."
+            return
+        if kind in moves.DEPLOYS or kind in plans.RUNTIME_KINDS:
+            self._on_runtimes(kind, step, told)
+        elif kind in plans.GROUP_KINDS:
+            self._on_group(kind, step, told)
+        elif kind == StepKind.BALANCE_FAILOVER:
+            self._balance(told)
+        elif kind == StepKind.MANUAL:
+            told.outcome, told.sentence = "waits", step.instruction
+
+    def _changed(self, step: StepFields) -> bool:
+        if not step.machine:
+            return bool(self.changed)
+        own, prefix = f"{step.machine}.{step.connector}", f"{step.machine}."
+        return any(key == own or (not step.connector and key.startswith(prefix)) for key in self.changed)
+
+    def _targets(self, step: StepFields) -> list[RuntimeSight]:
+        mine = [row for row in self.runtimes.values() if row.machine == step.machine]
+        return sorted((row for row in mine if step.connector in ("", row.connector)), key=lambda row: row.connector)
+
+    def _on_runtimes(self, kind: StepKind, step: StepFields, told: Foreseen) -> None:
+        rows = self._targets(step)
+        sentences, skipped = [], 0
+        for row in rows:
+            outcome, sentence = self._on_runtime(kind, row, told)
+            sentences.append(sentence)
+            skipped += outcome == "skipped"
+            if outcome == "fails":
+                told.outcome, told.sentence = "fails", sentence
+                return
+        told.sentence = " ".join(filter(None, sentences))
+        if not rows:
+            told.outcome, told.sentence = "fails", f"{told.title}: there is no such runtime."
+        elif skipped == len(rows):
+            told.outcome = "skipped" if kind in moves.DEPLOYS else "runs"
+
+    def _on_runtime(self, kind: StepKind, row: RuntimeSight, told: Foreseen) -> tuple[Outcome, str]:
+        if row.refusal and kind in moves.DEPLOYS:
+            return "fails", row.refusal
+        if kind in moves.DEPLOYS and row.unchanged and row.running:
+            return "skipped", f"{row.key} already runs this bundle: not restarted."
+        if kind not in moves.DEPLOYS and not row.deployed:
+            return "fails", f"Nothing was deployed to {row.key} yet: deploy it first."
+        if kind == StepKind.START_RUNTIME:
+            if not row.running:
+                told.restarts.append(row.key)
+                self._comes_up(row)
+            return "runs", ""
+        if kind == StepKind.STOP_RUNTIME and not row.running:
+            return "runs", f"{row.key} is stopped already."
+        if row.silent:
+            return "fails", f"{row.machine} is not heard from."
+        if not row.forced and (refusal := self._give_up(row.key, told, stops=kind == StepKind.STOP_RUNTIME)):
+            return "fails", refusal
+        self._goes_down(row, told)
+        if kind == StepKind.STOP_RUNTIME:
+            return "runs", ""
+        told.restarts.append(row.key)
+        self._comes_up(row)
+        if kind in moves.DEPLOYS:
+            self.changed.add(row.key)
+        return "runs", row.why if kind in moves.DEPLOYS else ""
+
+    # ---- leadership
+
+    def _sights(self, key: str) -> list[gates.Sight]:
+        found = []
+        for group in self.groups.values():
+            own = group.members.get(key)
+            if own is None or own.disabled or len(group.members) < 2:
+                continue
+            others = {other: member for other, member in group.members.items() if other != key}
+            ready = self._ready(group, but=key)
+            found.append(
+                gates.Sight(
+                    group=group.name,
+                    leader=group.leader,
+                    ready=ready,
+                    lacking={other: member.lacking or f"{other} leads." for other, member in others.items() if other not in ready},
+                    hopeless=all(member.hopeless for other, member in others.items() if other not in ready),
+                )
+            )
+        return found
+
+    def _ready(self, group: GroupSight, *, but: str) -> list[str]:
+        able = [key for key, member in group.members.items() if key not in (but, group.leader) and member.able]
+        return sorted(able, key=lambda key: (_ORDER.index(Preference(group.members[key].preference)), key))
+
+    def _give_up(self, key: str, told: Foreseen, *, stops: bool) -> str:
+        """Hand over what it leads; why it must not be touched, or empty."""
+        gate = gates.touch(key, self._sights(key), stops=stops, touched=())
+        if not gate.open:
+            return gate.sentence
+        for group in list(self.groups.values()):
+            if group.leader == key and len(group.members) > 1:
+                self._lead(group, self._ready(group, but=key)[0], "deploy", told)
+        return ""
+
+    def _lead(self, group: GroupSight, key: str, cause: str, told: Foreseen) -> None:
+        if group.leader is not None and group.leader != key:
+            told.hand_overs.append(HandOver(group.name, group.leader, key, cause))
+        self.groups[group.name] = replace(group, leader=key)
+
+    def _goes_down(self, row: RuntimeSight, told: Foreseen) -> None:
+        for group in list(self.groups.values()):
+            own = group.members.get(row.key)
+            if own is None or len(group.members) < 2:
+                continue
+            down = replace(own, able=False, lacking=f"{row.key} is stopped.", hopeless=True)
+            left = replace(group, members={**group.members, row.key: down}, leader=None if group.leader == row.key else group.leader)
+            self.groups[group.name] = left
+            if group.leader == row.key:
+                told.interrupted.append(group.name)
+            elif left.leader is not None and own.able and not self._ready(left, but=left.leader):
+                told.without_standby.append(group.name)
+        self.runtimes[row.key] = replace(row, running=False)
+
+    def _comes_up(self, row: RuntimeSight) -> None:
+        for group in list(self.groups.values()):
+            own = group.members.get(row.key)
+            if own is None or own.disabled:
+                continue
+            up = replace(own, able=True, lacking="", hopeless=False)
+            leader = group.leader if group.leader is not None else row.key
+            self.groups[group.name] = replace(group, members={**group.members, row.key: up}, leader=leader)
+        self.runtimes[row.key] = replace(row, running=True, deployed=True, unchanged=True)
+
+    def _on_group(self, kind: StepKind, step: StepFields, told: Foreseen) -> None:
+        key, group = f"{step.machine}.{step.connector}", self.groups.get(step.group)
+        if group is None or key not in group.members:
+            told.outcome, told.sentence = "fails", f"{key} has no group {step.group} in what is deployed then."
+            return
+        if kind == StepKind.GROUP_START:
+            if group.leader == key:
+                told.sentence = f"{key} leads {group.name} already."
+            elif group.members[key].able:
+                self._lead(group, key, "switch", told)
+            else:
+                told.outcome, told.sentence = "fails", group.members[key].lacking or f"{key} is not ready to take over {group.name}."
+        elif group.leader == key:
+            ready = self._ready(group, but=key)
+            if ready:
+                self._lead(group, ready[0], "switch", told)
+            else:
+                told.outcome, told.sentence = "fails", f"No follower is ready to take over {group.name}."
+
+    def _balance(self, told: Foreseen) -> None:
+        sentences = []
+        for group in sorted(self.groups.values(), key=lambda one: one.name):
+            here = {key: member for key, member in group.members.items() if self.runtimes[key].machine not in self.out}
+            wished = next((key for key, member in here.items() if member.preference == Preference.LEADER), None)
+            if wished is None or len(group.members) < 2:
+                continue
+            if not here[wished].able:
+                told.outcome = "fails"
+                sentences.append(f"{wished} is preferred for {group.name} but not ready: {here[wished].lacking}")
+            else:
+                self._lead(group, wished, "balance", told)
+        told.sentence = " ".join(sentences)
+
+
+# ------------------------------------------------------------------------------------------------------------------- preview
+
+
+def preview(release: Release, environment: Environment, *, now: datetime, leaving_out: Collection[str] = ()) -> Preview:
+    """What deploying this release by the environment's plan would do now."""
+    recipe: list[StepFields] = list(plans.plan_of(environment).steps.all())
+    seen = look(release, environment, recipe, now=now)
+    found = foresee(recipe, seen, leaving_out=leaving_out)
+    return Preview(
+        steps=found,
+        obstacles=rollout.obstacles(release, environment, now=now, leaving_out=leaving_out),
+        missing=releases.missing(release, environment),
+        gaps=[gap.sentence for gap in moves.foreseen(release, environment, recipe)],
+        leaders={group.name: group.leader for group in seen.groups},
+        seconds=_whole(found),
+    )
+
+
+def _whole(found: Sequence[Foreseen]) -> float | None:
+    """Stages one after another, of each the longest lane; what waits for a person is not counted."""
+    timed = [step for step in found if step.seconds is not None]
+    if not timed:
+        return None
+    return sum(max(sum(step.seconds or 0.0 for step in lane.steps) for lane in stage.lanes) for stage in stages_of(found))
+
+
+def look(release: Release, environment: Environment, recipe: Sequence[StepFields], *, now: datetime) -> Snapshot:
+    """What is known before the run."""
+    rows = list(Runtime.objects.filter(environment=environment).select_related("machine", "connector", "environment", "desired_bundle"))
+    values = list(Property.objects.filter(environment=environment))
+    forced = _forced(release, environment, rows)
+    runtimes = {row.key: _runtime(release, row, values, row.key in forced, now) for row in rows}
+    return Snapshot(runtimes, _groups(release, environment, rows, now), _history(environment))
+
+
+def _forced(release: Release, environment: Environment, rows: Iterable[Runtime]) -> set[str]:
+    """Runtimes whose present groups must not run beside what comes: all of the connector's stop before any starts."""
+    routers = Machine.objects.filter(environment=environment, router__isnull=False).exists()
+    by_connector: dict[str, list[Runtime]] = {}
+    for row in rows:
+        by_connector.setdefault(row.connector.name, []).append(row)
+    found = set()
+    for connector, members in by_connector.items():
+        comes = moves.promised(release, connector, len(members), routers=routers)
+        if comes is not None:
+            found |= {row.key for row, _ in moves.clashes(members, comes)}
+    return found
+
+
+def _runtime(release: Release, row: Runtime, values: list[Property], forced: bool, now: datetime) -> RuntimeSight:
+    unchanged, why, refusal = False, "", ""
+    try:
+        content = releases.bundle_for(release, row, values)
+    except NotAllowed as no:
+        refusal = no.sentence
+    else:
+        unchanged, why = _difference(row, content, now)
+    return RuntimeSight(
+        key=row.key,
+        machine=row.machine.name,
+        connector=row.connector.name,
+        running=row.desired_running and not row.held and row.observed_state == RuntimeState.READY,
+        deployed=row.desired_bundle_id is not None,
+        unchanged=unchanged,
+        why=why,
+        refusal=refusal,
+        forced=forced,
+        silent=row.machine.is_silent(now=now),
+    )
+
+
+def _difference(row: Runtime, content: protocol.BundleContent, now: datetime) -> tuple[bool, str]:
+    """(already runs it, else why it changes): what steps.DeployRuntime decides from."""
+    if row.desired_bundle is None:
+        return False, f"{row.key} gets its first bundle."
+    former = protocol.decode(protocol.BundleContent, bytes(row.desired_bundle.content))
+    if moves.same_but_release(former, content):
+        if steps.runs_as_ordered(row, now):
+            return True, ""
+        return False, f"{row.key} does not run what it is ordered to run: it is {RuntimeState(row.observed_state).value}."
+    old, new = {flow.id: flow for flow in former.flows}, {flow.id: flow for flow in content.flows}
+    clauses = [f"flow {new[key].name} {new[key].version} is new" for key in new if key not in old]
+    clauses += [f"flow {old[key].name} is gone" for key in old if key not in new]
+    for key in new.keys() & old.keys():
+        if new[key].version != old[key].version:
+            clauses.append(f"flow {new[key].name} {old[key].version} → {new[key].version}")
+        elif new[key] != old[key]:
+            clauses.append(f"flow {new[key].name} gets other values")
+    if former.groups != content.groups:
+        clauses.append("its groups change")
+    return False, f"{row.key}: {', '.join(sorted(clauses)) or 'its settings change'}."
+
+
+def _groups(release: Release, environment: Environment, rows: Sequence[Runtime], now: datetime) -> list[GroupSight]:
+    """The failover groups that the release has, as they are now; those that come with it have no leader yet."""
+    routers = Machine.objects.filter(environment=environment, router__isnull=False).exists()
+    designed = {item["name"]: item for item in release.content["connectors"]}
+    present = FailoverGroup.objects.filter(environment=environment, failover=True).select_related("group")
+    known = {group.group.key: group for group in present.prefetch_related(failover.with_members())}
+    found = []
+    for item in release.content["groups"]:
+        members = [row for row in rows if row.connector.name == item["connector"]]
+        if item["connector"] not in designed or not moves.fails_over(designed[item["connector"]], len(members), routers=routers):
+            continue
+        group = known.get(item["id"])
+        view = failover.verdict(group, now=now) if group is not None else None
+        seen = {said.member.runtime.key: said for said in view.members} if view is not None else {}
+        leader = view.leader.member.runtime.key if view is not None and view.leader is not None else None
+        found.append(GroupSight(item["name"], leader, {row.key: _member(row, view, seen.get(row.key)) for row in members}))
+    return found
+
+
+def _member(row: Runtime, view: failover.Verdict | None, said: failover.MemberVerdict | None) -> MemberSight:
+    if view is None or said is None:
+        return MemberSight(row.preference, able=False, lacking=f"{row.key} does not run this group yet.", hopeless=True)
+    leads = said is view.leader
+    obstacle = "" if leads else failover.obstacle(view, said)
+    able = leads or (said.status == Status.FOLLOWER and not obstacle)
+    return MemberSight(
+        row.preference,
+        able=able,
+        lacking="" if able else steps.why_not(view, said),
+        disabled=said.status == Status.DISABLED,
+        hopeless=not able and steps.brings_nobody(said),
+    )
+
+
+def _history(environment: Environment) -> dict[tuple[str, str], float]:
+    """Medians of how long steps took here that ended well."""
+    done = StepRun.objects.filter(deployment__environment=environment, status=RunStatus.SUCCEEDED)
+    taken: dict[tuple[str, str], list[float]] = {}
+    rows = done.exclude(kind=StepKind.MANUAL).order_by("-id")
+    for kind, machine, connector, begun, ended in rows.values_list("kind", "machine", "connector", "started_at", "ended_at")[:HISTORY]:
+        target = f"{machine}.{connector}" if connector else machine
+        for key in {(kind, target), (kind, "")} if begun and ended else ():
+            taken.setdefault(key, []).append((ended - begun).total_seconds())
+    return {key: statistics.median(times) for key, times in taken.items()}

@@ -1,0 +1,170 @@
+"""What the preview says is what the run does, step by step, with machines that obey and report."""
+
+from collections.abc import Callable
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from deployments import plans, preview, releases, rollout
+from deployments.models import Deployment, Release, RunStatus, StepKind
+from deployments.preview import Preview
+from portal import properties
+from portal.models import Environment
+from runtimes import failover, fleet
+from runtimes.models import FailoverGroup, Runtime
+from runtimes.protocol import Preference
+from tests.deployments.conftest import Engine
+from tests.deployments.test_decisions import Upgrade, runtime, upgrade
+
+__all__ = ["upgrade"]
+STATUS = {"runs": RunStatus.SUCCEEDED, "skipped": RunStatus.SKIPPED, "fails": RunStatus.FAILED, "waits": RunStatus.WAITING}
+
+
+def compare(upgrade: Upgrade, foreseen: Preview, run: Deployment) -> None:
+    """Run it and hold every step against what was said of it."""
+    machines, engine = upgrade.engine.machines, upgrade.engine
+    names = {group.group.key: group.name for group in FailoverGroup.objects.select_related("group")}
+    for told in foreseen.steps:
+        ran = {row.key: (row.observed_digest, row.observed_restarts) for row in Runtime.objects.select_related("machine", "connector")}
+        machines.handed_over.clear()
+        machines.interrupted.clear()
+        before = dict(machines.leaders)
+        for _ in range(60):
+            step = run.steps.get(number=told.number)
+            if step.status not in (RunStatus.PENDING, RunStatus.RUNNING):
+                break
+            rollout.tick(step.pk, now=engine.now)
+            engine.pass_time(2)
+        names |= {group.group.key: group.name for group in FailoverGroup.objects.select_related("group")}
+        where = f"step {told.number}, {told.title}: {step.reason}"
+        assert step.status in (STATUS[told.outcome], RunStatus.TIMED_OUT if told.outcome == "fails" else None), where
+        changed = [
+            row.key
+            for row in Runtime.objects.select_related("machine", "connector")
+            if (row.observed_digest, row.observed_restarts) != ran[row.key] and row.observed_digest
+        ]
+        assert sorted(changed) == sorted(told.restarts), where
+        assert [(key, cause) for key, cause in machines.handed_over] == [(one.after, one.cause) for one in told.hand_overs], where
+        assert {names[key]: leader for key, leader in machines.leaders.items()} == {
+            name: leader for name, leader in told.leaders.items() if leader
+        }, where
+        assert sorted({names[key] for key in before if before[key] in machines.interrupted}) == sorted(told.interrupted), where
+        if told.outcome == "fails":
+            break
+
+
+def everyday(upgrade: Upgrade) -> Release:
+    return upgrade.release(1)
+
+
+def unchanged(upgrade: Upgrade) -> Release:
+    made = releases.build(upgrade.environment.project, name="The same", by=upgrade.person)
+    releases.activate(made, upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
+    return made
+
+
+def one_value(upgrade: Upgrade) -> Release:
+    properties.set_value(upgrade.environment, "erp.outbox", "/srv/other", machine="external02", by=upgrade.person)
+    return Release.objects.get()
+
+
+def followers_first(upgrade: Upgrade) -> Release:
+    plans.followers_first_plan(upgrade.environment, now=upgrade.engine.now)
+    return upgrade.release(1)
+
+
+def other_preference(upgrade: Upgrade) -> Release:
+    failover.prefer(runtime("external02"), Preference.LEADER)
+    return upgrade.release(1)
+
+
+def follower_stopped(upgrade: Upgrade) -> Release:
+    fleet.stop(runtime("external02"))
+    upgrade.engine.pass_time(1)
+    return upgrade.release(1)
+
+
+def all_kinds(upgrade: Upgrade) -> Release:
+    plan, two = plans.plan_of(upgrade.environment), {"machine": "external02", "connector": "erp"}
+    plan.steps.all().delete()
+    plans.add_step(plan, StepKind.RESTART_RUNTIME, machine="external01", connector="erp")
+    plans.add_step(plan, StepKind.STOP_RUNTIME, machine="external01", connector="erp")
+    plans.add_step(plan, StepKind.START_RUNTIME, machine="external01", connector="erp")
+    plans.add_step(plan, StepKind.GROUP_STOP, **two, group="erp-orders")
+    plans.add_step(plan, StepKind.GROUP_START, **two, group="erp-orders")
+    plans.add_step(plan, StepKind.RESTART_RUNTIME, **two, condition="changed")
+    plans.add_step(plan, StepKind.DEPLOY_MACHINE, machine="external02")
+    plans.add_step(plan, StepKind.RESTART_RUNTIME, **two, condition="changed")
+    plans.add_step(plan, StepKind.WAIT_HEALTHY)
+    plans.add_step(plan, StepKind.MANUAL, instruction="Look.")
+    return upgrade.release(1)
+
+
+def last_member(upgrade: Upgrade) -> Release:
+    plan = plans.plan_of(upgrade.environment)
+    plan.steps.all().delete()
+    for machine in ("external01", "external02"):
+        plans.add_step(plan, StepKind.STOP_RUNTIME, machine=machine, connector="erp", timeout_seconds=20)
+    return upgrade.release(1)
+
+
+SCENES: list[Callable[[Upgrade], Release]] = [
+    everyday, unchanged, one_value, followers_first, other_preference, follower_stopped, all_kinds, last_member,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+def test_the_run_does_what_the_preview_said(upgrade: Upgrade, scene: Callable[[Upgrade], Release]) -> None:
+    release = scene(upgrade)
+    foreseen = preview.preview(release, upgrade.environment, now=upgrade.engine.now)
+    assert foreseen.obstacles == [], foreseen.obstacles
+    run = rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
+    assert len(foreseen.steps) == run.steps.count() or foreseen.steps[-1].outcome == "fails"
+    compare(upgrade, foreseen, run)
+
+
+def test_a_first_deployment_is_foreseen_too(active: Release, filled: Environment, engine: Engine, developer: User) -> None:
+    failover.prefer(runtime("external02"), Preference.LEADER)
+    foreseen = preview.preview(active, filled, now=engine.now)
+    assert [step.outcome for step in foreseen.steps] == ["runs"] * 5
+    assert [step.leaders["erp-orders"] for step in foreseen.steps] == [
+        None, None, "external01.erp", "external01.erp", "external02.erp",
+    ]  # fmt: skip
+    assert foreseen.seconds is None
+    run = engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
+    assert (run.status, engine.machines.handed_over) == (RunStatus.SUCCEEDED, [("external02.erp", "balance")])
+    after = preview.preview(active, filled, now=engine.now)
+    assert after.seconds is not None and after.hand_overs == {}
+    assert [step.outcome for step in after.steps] == ["runs", "runs", "skipped", "skipped", "runs"]
+
+
+def test_the_preview_says_why_a_runtime_changes_and_when_there_is_no_standby(upgrade: Upgrade) -> None:
+    foreseen = preview.preview(everyday(upgrade), upgrade.environment, now=upgrade.engine.now)
+    first, second = foreseen.steps[2], foreseen.steps[3]
+    assert first.sentence == "external01.erp: flow orders-1 1.0.0 → 1.1.0."
+    assert [one.sentence for one in first.hand_overs] == ["erp-orders is handed over from external01.erp to external02.erp."]
+    assert (first.without_standby, second.without_standby) == (["erp-orders"], ["erp-orders"])
+    assert foreseen.hand_overs == {"erp-orders": 2}
+
+
+def test_a_missing_value_stops_the_preview_where_it_would_stop_the_run(upgrade: Upgrade) -> None:
+    release = everyday(upgrade)
+    properties.remove_value(upgrade.environment, "erp.outbox")
+    foreseen = preview.preview(release, upgrade.environment, now=upgrade.engine.now)
+    assert foreseen.missing and foreseen.steps[-1].outcome == "fails"
+    assert "needs a value for erp.outbox" in foreseen.steps[-1].sentence
+
+
+def test_the_preview_has_a_page_and_an_api(client: Client, upgrade: Upgrade, viewer: User, stranger: User) -> None:
+    release = everyday(upgrade)
+    client.force_login(upgrade.person)
+    html = client.get(f"/projects/webshop/test/releases/{release.number}/deploy/").content.decode()
+    assert "erp-orders: 2 hand-overs" in html and "erp-orders is without a standby meanwhile." in html
+    client.force_login(viewer)
+    told = client.get(f"/api/v1/releases/{release.pk}/preview/?environment=test").json()
+    assert [step["restarts"] for step in told["steps"]] == [[], [], ["external01.erp"], ["external02.erp"], []]
+    assert told["hand_overs"] == {"erp-orders": 2}
+    assert client.get(f"/api/v1/releases/{release.pk}/preview/").status_code == 400
+    client.force_login(stranger)
+    assert client.get(f"/api/v1/releases/{release.pk}/preview/?environment=test").status_code == 404
