@@ -459,6 +459,7 @@ def _history(environment: Environment) -> dict[tuple[str, str], float]:
     rows = done.exclude(kind=StepKind.MANUAL).order_by("-id")
     for kind, machine, connector, begun, ended in rows.values_list("kind", "machine", "connector", "started_at", "ended_at")[:HISTORY]:
         target = f"{machine}.{connector}" if connector else machine
-        for key in {(kind, target), (kind, "")} if begun and ended else ():
-            taken.setdefault(key, []).append((ended - begun).total_seconds())
+        if begun and ended:
+            for key in {(kind, target), (kind, "")}:
+                taken.setdefault(key, []).append((ended - begun).total_seconds())
     return {key: statistics.median(times) for key, times in taken.items()}

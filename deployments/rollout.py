@@ -276,6 +276,7 @@ def _conclude(step: StepRun, kind: steps.Kind, outcome: Outcome, now: datetime) 
     if status == RunStatus.RUNNING and step.deadline_at is not None and now >= step.deadline_at:
         status = RunStatus.TIMED_OUT
         sentence = f"{kind.overdue(step)} within {step.timeout_seconds} s: {sentence}"
+        kind.abandon(step, now)
     ended = None if status in LIVE else now
     step.memory.pop("stumbles", None)
     StepRun.objects.filter(pk=step.pk, status=RunStatus.RUNNING).update(
@@ -420,6 +421,8 @@ def cancel(deployment: Deployment, *, by: AbstractBaseUser, now: datetime) -> No
             current = next_step(deployment)
             if current is not None:
                 steps.note(current, sentence, now)
+            for step in StepRun.objects.filter(deployment=deployment, status=RunStatus.RUNNING):
+                steps.KINDS[StepKind(step.kind)].abandon(step, now)
             StepRun.objects.filter(deployment=deployment, status__in=LIVE).update(status=RunStatus.CANCELLED, reason=sentence, ended_at=now)
     deployment.refresh_from_db()
     if deployment.status != RunStatus.CANCELLED:

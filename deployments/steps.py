@@ -15,10 +15,12 @@ from deployments import frozen, gates, masking, moves, releases
 from deployments.models import DONE, Deployment, Exclusion, RunStatus, StepKind, StepLog, StepRun
 from portal import properties
 from portal.errors import Busy, NotAllowed, NotReady, Stale
-from runtimes import balancing, failover, fleet, membership, profiles, protocol
+from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol
 from runtimes.models import (
+    LIVE_COMMANDS,
     LIVE_REQUESTS,
     Bundle,
+    CommandRun,
     FailoverGroup,
     GroupMember,
     GroupRequest,
@@ -28,7 +30,7 @@ from runtimes.models import (
     Router,
     Runtime,
 )
-from runtimes.protocol import RequestStatus, RouterState, RuntimeState, Status
+from runtimes.protocol import CommandStatus, RequestStatus, RouterState, RuntimeState, Status
 
 SETTLED = (Status.LEADER, Status.FOLLOWER, Status.DISABLED, Status.SINGLE_NODE)
 # A report that was under way when the order was taken may still tell of the failure before it.
@@ -88,6 +90,9 @@ class Kind:
     def check(self, step: StepRun, now: datetime) -> Outcome:
         """How far it is."""
         raise NotImplementedError
+
+    def abandon(self, step: StepRun, now: datetime) -> None:
+        """Nobody looks at the step any more, for its time is over or the deployment was cancelled: take back what would still run."""
 
     def overdue(self, step: StepRun) -> str:
         """What did not happen in time; the engine adds "within 120 s: " and the reason of the last look."""
@@ -818,7 +823,7 @@ class WaitHealthy(Kind):
         if lacking:
             return running(" ".join(dict.fromkeys(lacking)))
         names = " and ".join(row.key for row in runtimes) if len(runtimes) <= 3 else f"All {len(runtimes)} runtimes"
-        return done(f"{names} healthy." if len(runtimes) > 3 else f"{names or 'Nothing that runs'} is healthy.")
+        return done(f"{names} {'is' if len(runtimes) == 1 else 'are'} healthy." if runtimes else "Nothing is to run here.")
 
     def overdue(self, step: StepRun) -> str:
         return "Not everything was healthy"
@@ -828,6 +833,45 @@ class WaitHealthy(Kind):
         if step.machine:
             rows = rows.filter(machine__name=step.machine)
         return rows.filter(connector__name=step.connector) if step.connector else rows
+
+
+class RunCommand(Kind):
+    """A command of the machine's own list, run once by its agent; its output comes into the log line by line."""
+
+    def begin(self, step: StepRun, now: datetime) -> None:
+        machine = Machine.objects.filter(environment=step.deployment.environment, name=step.machine).first()
+        if machine is None:
+            raise NotAllowed(f"{step.machine} is no machine on {step.deployment.environment.name} any more: the architecture was changed.")
+        run = commands.ask(machine, step.command, timeout_seconds=step.timeout_seconds, actor=actor(step), now=now)
+        step.memory["command"] = str(run.pk)
+
+    def check(self, step: StepRun, now: datetime) -> Outcome:
+        run = CommandRun.objects.select_related("machine").filter(pk=step.memory["command"]).first()
+        if run is None:
+            return failed(f"{step.machine} was removed while {step.command} was to be run.")
+        told = step.memory.get("lines", 0)
+        for line in run.output[told : told + LINES_AT_ONCE]:
+            note(step, line, now, machine=step.machine)
+        step.memory["lines"] = told = min(len(run.output), told + LINES_AT_ONCE)
+        if told < len(run.output):
+            return running(f"{step.command} says more than is written down yet.")
+        if run.status == CommandStatus.SUCCEEDED:
+            return done(f"{step.command} on {step.machine} ended with exit status 0.")
+        if run.status not in LIVE_COMMANDS:
+            return failed(f"{step.command} on {step.machine}{_because(run.reason)}")
+        if run.machine.is_silent(now=now):
+            return running(silence(run.machine, now))
+        return running(f"{step.command} {'runs' if run.status == CommandStatus.RUNNING else 'has yet to be taken'} on {step.machine}.")
+
+    def abandon(self, step: StepRun, now: datetime) -> None:
+        if "command" in step.memory:
+            commands.take_back(step.memory["command"], now=now)
+
+    def overdue(self, step: StepRun) -> str:
+        return f"{step.command} on {step.machine} did not end"
+
+
+LINES_AT_ONCE = 200  # of a command's output, in one look
 
 
 def _not_probed(step_id: int, attempt: int) -> None:
@@ -939,6 +983,7 @@ KINDS: Mapping[StepKind, Kind] = {
     StepKind.FLOW_STOP: FlowStop(),
     StepKind.MANUAL: Manual(),
     StepKind.WAIT_HEALTHY: WaitHealthy(),
+    StepKind.RUN_COMMAND: RunCommand(),
     StepKind.HTTP_CHECK: HttpCheck(),
     StepKind.BALANCE_FAILOVER: BalanceFailover(),
 }

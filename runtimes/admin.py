@@ -10,6 +10,7 @@ from runtimes.models import (
     Alarm,
     Bundle,
     CertificateAuthority,
+    CommandRun,
     FailoverGroup,
     GroupMember,
     GroupRequest,
@@ -163,3 +164,11 @@ class BundleAdmin(ReadOnly):
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).defer("content")
+
+
+@admin.register(CommandRun)
+class CommandRunAdmin(ReadOnly):
+    list_display = ("machine", "name", "actor", "status", "exit_status", "reason", "created_at", "ended_at")
+    list_filter = ("status", "machine__environment__kind")
+    list_select_related = ("machine",)
+    exclude = ("output",)

@@ -22,8 +22,10 @@ from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Group, MachineKind
 from runtimes import authority, protocol, reports, votes, wakeup
 from runtimes.models import (
+    LIVE_COMMANDS,
     LIVE_REQUESTS,
     Bundle,
+    CommandRun,
     FailoverGroup,
     GroupMember,
     GroupRequest,
@@ -143,7 +145,7 @@ def record_report(machine: Machine, report: protocol.Report, *, now: datetime) -
         news = reports.store(machine, report, now=now)
         if news is None:
             return False
-        if news.cluster_became_known:  # from now on an empty data directory is refused
+        if news.cluster_became_known or news.command_ended:  # an empty data directory is refused now; or an order is done with
             touch(machine)
         transaction.on_commit(lambda: _tell(machine))
     return True
@@ -205,6 +207,7 @@ def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
         runtimes=[_runtime_order(runtime, groups[runtime.pk]) for runtime in runtimes],
         requests=[_request_order(request, now) for request in requests],
         inquiries=[_inquiry(inquiry) for inquiry in inquiries],
+        commands=_command_orders(machine),
     )
 
 
@@ -271,6 +274,11 @@ def _inquiry(inquiry: ItemInquiry) -> protocol.Inquiry:
         keys=inquiry.keys,
         actor=inquiry.actor,
     )
+
+
+def _command_orders(machine: Machine) -> list[protocol.CommandOrder]:
+    rows = CommandRun.objects.filter(machine=machine, status__in=LIVE_COMMANDS).order_by("created_at").defer("output")
+    return [protocol.CommandOrder(id=str(row.pk), name=row.name, timeout_seconds=row.timeout_seconds) for row in rows]
 
 
 def _request_order(request: GroupRequest, now: datetime) -> protocol.GroupRequest:

@@ -272,6 +272,31 @@ class Runtime(models.Model):
         return protocol.runtime_key(self.machine.name, self.connector.name)
 
 
+class CommandRun(models.Model):
+    """A command of a machine's own list, to be run once by its agent. Written by runtimes.commands and reports only."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    machine = models.ForeignKey(Machine, on_delete=models.CASCADE, related_name="commands")
+    name = models.CharField(max_length=80)
+    actor = models.CharField(max_length=150)  # "deployment 12"
+    timeout_seconds = models.PositiveIntegerField()
+    status = models.CharField(max_length=12, choices=choices(protocol.CommandStatus), default=protocol.CommandStatus.PENDING)
+    exit_status = models.IntegerField(null=True, blank=True)
+    reason = models.TextField(blank=True)
+    output = models.JSONField(default=list, blank=True)  # lines
+    created_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.machine}"
+
+
+LIVE_COMMANDS = (protocol.CommandStatus.PENDING, protocol.CommandStatus.RUNNING)
+
+
 # ------------------------------------------------------------------------------------------------------------------ groups
 
 

@@ -127,6 +127,16 @@ class RequestStatus(StrEnum):
     EXPIRED = "expired"
 
 
+class CommandStatus(StrEnum):
+    """The life of one command on a machine."""
+
+    PENDING = "pending"  # no agent has taken it yet
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"  # exit status 0
+    FAILED = "failed"  # another one, timed out, not on the machine's list, or unknown: see the reason
+    CANCELLED = "cancelled"  # only the portal says this: the order was taken back
+
+
 class ComponentKind(StrEnum):
     FILE = "file"
     QUEUE = "queue"
@@ -366,6 +376,15 @@ class InquiryAnswer(Wire, frozen=True):
     size: int = 0  # view: bytes of the whole item
 
 
+class CommandOrder(Wire, frozen=True):
+    """Run once the command that the machine's own list (commands.toml in the agent's home) has under this name. An order that is gone
+    from the orders ends the command."""
+
+    id: str
+    name: str
+    timeout_seconds: float
+
+
 class Orders(Wire, frozen=True):
     version: int  # grows with every change for this machine
     namespace: str  # etcd key prefix of the environment: "/baton/<id>/"
@@ -377,6 +396,7 @@ class Orders(Wire, frozen=True):
     runtimes: list[RuntimeOrder] = []
     requests: list[GroupRequest] = []
     inquiries: list[Inquiry] = []
+    commands: list[CommandOrder] = []
 
 
 class RouterReport(Wire, frozen=True):
@@ -476,6 +496,17 @@ class RequestOutcome(Wire, frozen=True):
     reason: str = ""
 
 
+class CommandReport(Wire, frozen=True):
+    """Repeated until the order is gone; `lines` of its output are repeated until acknowledged."""
+
+    id: str
+    status: CommandStatus
+    exit_status: int | None = None
+    reason: str = ""
+    first: int = 0  # index of the first of `lines` within the whole output
+    lines: list[str] = []
+
+
 class LeadershipEvent(Wire, frozen=True):
     """Written by the new leader when its inbounds are On. Unique by (group, epoch)."""
 
@@ -528,6 +559,7 @@ class Report(Wire, frozen=True):
     at_boot: float | None = None  # the same on CLOCK_BOOTTIME of `boot_id`
     logs: list[LogLine] = []
     answers: list[InquiryAnswer] = []  # repeated until acknowledged
+    commands: list[CommandReport] = []
     suggested_address: str = ""
     suggested_port: int | None = None
 

@@ -16,7 +16,9 @@ from portal.models import Environment
 from runtimes import history, protocol
 from runtimes.clocks import Clock
 from runtimes.models import (
+    LIVE_COMMANDS,
     LIVE_REQUESTS,
+    CommandRun,
     FailoverGroup,
     GroupMember,
     GroupRequest,
@@ -35,6 +37,7 @@ REQUEST_RUNNING_SECONDS = protocol.Timing().drain + 10.0
 
 LOG_LINES_PER_REPORT = 500  # the newest; an agent that says more loses the rest
 LOG_TEXT_LENGTH = 4000
+COMMAND_LINES = 20_000  # of one command's output
 
 ITEMS_PER_ANSWER = 200
 CONTENT_LIMIT = 256 * 1024  # bytes of a failed item that an agent may send
@@ -70,6 +73,7 @@ MEMBER_FACTS = [
 @dataclass(frozen=True)
 class News:
     cluster_became_known: bool
+    command_ended: bool = False
 
 
 def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News | None:
@@ -95,8 +99,9 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
         history.note_reboot(machine, since=heard_before)
     _store_outcomes(machine, report.outcomes, now)
     _store_answers(machine, report.answers, now)
+    ended = _store_commands(machine, report.commands, now)
     _store_logs(machine, runtimes, report.logs, clock)
-    return News(cluster_became_known=known)
+    return News(cluster_became_known=known, command_ended=ended)
 
 
 def cluster_token(environment: Environment) -> str:
@@ -281,6 +286,28 @@ def _store_answers(machine: Machine, answers: list[protocol.InquiryAnswer], now:
             content=content[:CONTENT_LIMIT],
             size=max(answer.size, 0),
         )
+
+
+def _store_commands(machine: Machine, reports: Sequence[protocol.CommandReport], now: datetime) -> bool:
+    """Lines may come twice and are kept once; an end is told once. True: an order is done with."""
+    if not reports:
+        return False
+    ended = False
+    rows = {str(row.pk): row for row in CommandRun.objects.filter(machine=machine, status__in=LIVE_COMMANDS)}
+    for told in reports:
+        row = rows.get(told.id)
+        if row is None or told.first > len(row.output):
+            continue
+        done = told.status in (protocol.CommandStatus.SUCCEEDED, protocol.CommandStatus.FAILED)
+        ended = ended or done
+        CommandRun.objects.filter(pk=row.pk, status__in=LIVE_COMMANDS).update(
+            status=told.status if done else protocol.CommandStatus.RUNNING,
+            exit_status=told.exit_status,
+            reason=told.reason,
+            output=[*row.output[: told.first], *told.lines][:COMMAND_LINES],
+            ended_at=now if done else None,
+        )
+    return ended
 
 
 def _store_logs(machine: Machine, runtimes: dict[str, Runtime], lines: list[protocol.LogLine], clock: Clock) -> None:

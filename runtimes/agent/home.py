@@ -6,6 +6,8 @@ joining.json           the secret of a join under way
 orders.json            the last orders: what to bring back after a reboot, with or without the portal
 requests.json          wishes for groups already handled
 spool.json             events and outcomes the portal has not stored yet
+commands.toml          what a deployment may run here: the administrator's own list
+commands.json          commands already begun
 bundles/<digest>.json  verified bundles
 runtimes/<key>/        one folder per runtime: keeper, config, permit page, log, data/
 tls/                   machine.pem (private key and certificate), authority.pem, revoked.crl: for router and runtimes

@@ -12,6 +12,7 @@ from runtimes.agent import linux
 from runtimes.agent.carrier import Carrier, NotPlaced
 from runtimes.agent.certificate import Certificates
 from runtimes.agent.client import LONGEST_WAIT, NotKnown, NotTaken, Portal, PortalAway, own_address
+from runtimes.agent.commands import Commands
 from runtimes.agent.decide import Keeping, retry_delay
 from runtimes.agent.etcd_leader import EtcdLeader
 from runtimes.agent.home import Home, Identity
@@ -50,6 +51,7 @@ class Agent:
         self.etcd_leader = EtcdLeader(self.router, home.tls, lambda: self.orders.namespace if self.orders is not None else "")
         self.carrier = Carrier(home, self.spool, self._place, self.changed.set)
         self.clerk = Clerk(self._where, self.changed.set)
+        self.commands = Commands(home, self.changed.set, identity.machine)
         self.runtimes: dict[str, RuntimeSupervisor] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.orders: Orders | None = None
@@ -110,6 +112,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         await asyncio.gather(*(runtime.close() for runtime in self.runtimes.values()), return_exceptions=True)
+        await self.commands.close()
         await self.router.close()
         await self.portal.close()
 
@@ -142,6 +145,7 @@ class Agent:
         self.router.take(orders.router, orders.member_change, orders.namespace)
         self.peers.take(orders.router)
         self.carrier.take(orders.requests)
+        self.commands.take(orders.commands)
         self._hand_out()
         self.clerk.take(orders.inquiries)
         self.home.forget_bundles_except({digest for runtime in self.runtimes.values() for digest in runtime.digests()})
@@ -236,6 +240,7 @@ class Agent:
             at_boot=linux.boot_seconds(),
             logs=self.logs.take(),
             answers=list(self.clerk.answers),
+            commands=self.commands.report(),
             suggested_address=self.suggested_address,
             suggested_port=self.suggested_port,
         )
@@ -266,6 +271,7 @@ class Agent:
                 self.spool.stored(report)
                 self.logs.stored()
                 self.clerk.stored(report.answers)
+                self.commands.stored(report.commands)
             self.take_orders(answer.orders, asked_at)
 
     async def _listen_for_ever(self) -> None:

@@ -2,6 +2,8 @@
 
 from datetime import datetime
 
+import msgspec
+
 from portal.models import Environment
 from runtimes import fleet, protocol
 from runtimes.models import Machine
@@ -22,6 +24,7 @@ class Machines:
         self.leaders: dict[str, str] = {}  # group id -> runtime key
         self.interrupted: list[str] = []  # runtimes that were stopped or changed while they led
         self.handed_over: list[tuple[str, str]] = []  # runtime key, cause
+        self.commands: dict[str, protocol.CommandReport] = {}  # name -> what becomes of it
         self.together: set[frozenset[str]] = set()  # digests that ran at one instant
         self._epochs: dict[str, int] = {}
         self._runs: dict[str, tuple[str, int]] = {}  # runtime key -> digest and restarts of its process
@@ -57,6 +60,11 @@ class Machines:
                 router=router,
                 runtimes=[self._runtime(runtime, now) for runtime in orders.runtimes],
                 outcomes=list(self._outcomes.values()),
+                commands=[
+                    msgspec.structs.replace(self.commands[order.name], id=order.id)
+                    for order in orders.commands
+                    if order.name in self.commands
+                ],
             ),
             now=now,
         )

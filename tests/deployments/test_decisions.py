@@ -6,14 +6,14 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from deployments import decisions, plans, releases, returning, rollout
+from deployments import decisions, plans, releases, returning, rollout, steps
 from deployments.models import Choice, Decision, Deployment, Exclusion, Release, RunStatus, StepKind, StepLog
 from portal import properties
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Flow, FlowVersion
 from runtimes import failover, fleet
-from runtimes.models import Runtime
-from runtimes.protocol import Preference
+from runtimes.models import CommandRun, Runtime
+from runtimes.protocol import CommandReport, CommandStatus, Preference
 from tests.deployments.conftest import Engine, save_version
 
 
@@ -389,3 +389,75 @@ def test_the_engine_waits_for_a_follower_that_is_on_its_way(upgrade: Upgrade) ->
     upgrade.engine.pass_time(1)
     assert upgrade.engine.run(run).status == RunStatus.SUCCEEDED
     assert step.started_at and upgrade.engine.now - step.started_at < timedelta(minutes=2)
+
+
+# ------------------------------------------------------------------------------------------------------------- other kinds of step
+
+
+def only(upgrade: Upgrade, kind: StepKind, **fields: str | int) -> Deployment:
+    """A deployment of one step."""
+    plan = plans.plan_of(upgrade.environment)
+    plan.steps.all().delete()
+    plans.add_step(plan, kind, **fields)
+    return upgrade.begin(Release.objects.get(number=1))
+
+
+def test_a_command_runs_on_its_machine_and_its_output_comes_into_the_log(upgrade: Upgrade) -> None:
+    upgrade.engine.machines.commands["flush"] = CommandReport(id="", status=CommandStatus.SUCCEEDED, exit_status=0, lines=["one", "two"])
+    run = upgrade.engine.run(only(upgrade, StepKind.RUN_COMMAND, machine="external01", command="flush"))
+    assert (run.status, run.steps.get().reason) == (RunStatus.SUCCEEDED, "flush on external01 ended with exit status 0.")
+    assert [line.text for line in StepLog.objects.filter(deployment=run, machine="external01")][-3:-1] == ["one", "two"]
+
+
+def test_a_command_that_is_not_listed_fails_with_the_machines_reason(upgrade: Upgrade) -> None:
+    upgrade.engine.machines.commands["flush"] = CommandReport(id="", status=CommandStatus.FAILED, reason="flush is not on the list")
+    run = upgrade.engine.run(only(upgrade, StepKind.RUN_COMMAND, machine="external01", command="flush"))
+    assert (run.status, run.steps.get().reason) == (RunStatus.FAILED, "flush on external01: flush is not on the list.")
+
+
+@pytest.mark.parametrize("end", ["cancel", "time-out"])
+def test_a_command_nobody_waits_for_any_more_is_taken_back(upgrade: Upgrade, end: str) -> None:
+    run = only(upgrade, StepKind.RUN_COMMAND, machine="external01", command="slow", timeout_seconds=5)
+    upgrade.engine.tick(run)
+    machine = runtime("external01").machine
+    assert [order.name for order in fleet.orders_for(machine, now=upgrade.engine.now).commands] == ["slow"]
+    if end == "cancel":
+        rollout.cancel(run, by=upgrade.person, now=upgrade.engine.now)
+    else:
+        upgrade.engine.run(run, every=3)
+        assert run.steps.get().reason == "slow on external01 did not end within 5 s: slow has yet to be taken on external01."
+    assert fleet.orders_for(machine, now=upgrade.engine.now).commands == []
+    assert CommandRun.objects.get().status == CommandStatus.CANCELLED
+
+
+def test_an_address_is_asked_until_it_answers_as_expected(upgrade: Upgrade, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(steps, "probe", lambda step, attempt: asked.append(step))
+    run = only(upgrade, StepKind.HTTP_CHECK, url="http://127.0.0.1:9/health", expected_status=204)
+    engine = upgrade.engine
+    engine.tick(run)
+    step = run.steps.get()
+    assert (asked, step.reason) == ([step.pk], "http://127.0.0.1:9/health is asked.")
+    rollout.record_answer(step.pk, 1, status=None, reason="no answer within 3 s", now=engine.now)
+    engine.now += timedelta(seconds=1)
+    engine.tick(run)
+    assert len(asked) == 1 and run.steps.get().reason.endswith("did not answer: no answer within 3 s; 204 is expected.")
+    engine.now += timedelta(seconds=1)
+    engine.tick(run)
+    assert len(asked) == 2
+    rollout.record_answer(step.pk, 1, status=204, reason="", now=engine.now)
+    engine.tick(run)
+    run.refresh_from_db()
+    assert (run.status, run.steps.get().reason) == (RunStatus.SUCCEEDED, "http://127.0.0.1:9/health answered 204.")
+
+
+def test_waiting_until_healthy_waits_for_every_runtime_and_group(upgrade: Upgrade) -> None:
+    run = only(upgrade, StepKind.WAIT_HEALTHY)
+    upgrade.engine.machines.silent.add("external02")
+    upgrade.engine.pass_time(20)
+    upgrade.engine.tick(run)
+    assert "external02 has not been heard from for 20 s." in run.steps.get().reason
+    upgrade.engine.machines.silent.clear()
+    upgrade.engine.pass_time(1)
+    assert upgrade.engine.run(run).status == RunStatus.SUCCEEDED
+    assert run.steps.get().reason == "external01.erp and external02.erp are healthy."
