@@ -14,7 +14,7 @@ TRIALS ?= 20
 STORAGE ?= disk,ram
 LOAD ?=
 
-.PHONY: help run test test-long check lab lab-rows bench-failover bench-properties lock format clean
+.PHONY: help run test test-long check lab lab-rows bench-failover bench-properties bench-rollout lock format clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ lab: $(VENV)/.dev  ## random faults on three hosts in network namespaces (root):
 lab-rows: $(VENV)/.dev  ## every row of the table "Who leads when links are cut", on the same three hosts
 	@.ci/system-packages
 	$(PY) -m pytest -q -m "lab and not long" tests/lab
+
+bench-rollout: $(VENV)/.dev  ## what the deployment engine costs per step: 200 steps over 40 light machines, against a bare Celery round trip
+	@$(PY) -m benchmarks.rollout
 
 bench-failover: $(VENV)/.dev  ## how long a group stands still, per kind of fault (root): PROFILE=lan TRIALS=20 STORAGE=disk,ram; LOAD=3600 counts false takeovers
 	@.ci/system-packages

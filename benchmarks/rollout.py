@@ -1,0 +1,323 @@
+"""`make bench-rollout`: what the deployment engine costs per step, against a bare Celery round trip on the same broker.
+
+Real portal (uvicorn), worker, beat and Valkey, each a process of its own; 40 light agents (benchmarks/light.py) speak the agents' real
+protocol over HTTP. One plan of 200 steps (Deploy runtime, one after another) over 40 machines. Of each step are measured
+
+    engine     from the end of the step before to this one's begin (ended, sent, taken by a worker, claimed), and
+               from the moment its machine sent the report that proves it to its end (stored, sent, taken, proven)
+    machine    from its begin to that report: orders written, the agent woken, its long poll answered
+
+The ratio is the engine's part (median) over the bare round trip (median). Then a machine stays silent for ten seconds while its step
+waits: how much of that time the worker is busy.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKERS = 4
+
+
+@contextlib.contextmanager
+def stack(home: Path) -> Iterator[str]:
+    """Valkey, portal, worker and beat over a fresh BATON_HOME; yields the portal's address."""
+    from portal import broker
+
+    password, valkey_port = secrets.token_hex(8), _free_port()
+    configuration = broker.configure(home / "valkey", port=valkey_port, password=password)
+    os.environ |= {
+        "BATON_HOME": str(home),
+        "REDIS_URL": f"redis://:{password}@127.0.0.1:{valkey_port}/0",
+        "BATON_ALLOWED_HOSTS": "127.0.0.1",
+        "DJANGO_SETTINGS_MODULE": "portal.settings",
+    }
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(1024)
+    children: list[subprocess.Popen[bytes]] = []
+    output = (home / "output.log").open("ab")
+
+    def start(*command: str, **more: Any) -> None:
+        children.append(subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, **more))
+
+    try:
+        start(str(broker.find().path), str(configuration))
+        _until(lambda: _reachable(valkey_port), "the broker answers")
+        subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, check=True, stdout=output, stderr=output)
+        start(sys.executable, "-m", "portal.serve", str(listening.fileno()), pass_fds=[listening.fileno()])
+        celery = (sys.executable, "-m", "celery", "-A", "portal")
+        more = ("--without-gossip", "--without-mingle", "--loglevel", "WARNING", "--include", "benchmarks.echo")
+        start(*celery, "worker", "--pool", "threads", "--concurrency", str(WORKERS), *more)
+        start(*celery, "beat", "--pidfile", "", "--loglevel", "WARNING")
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        for child in reversed(children):
+            child.send_signal(signal.SIGTERM)
+        for child in reversed(children):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(8)
+            child.kill()
+            child.wait()
+        output.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _reachable(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _until(look: Any, what: str, within: float = 60) -> Any:
+    end = time.monotonic() + within
+    while not (answer := look()):
+        if time.monotonic() > end:
+            raise SystemExit(f"not within {within:g} s: {what}")
+        time.sleep(0.02)
+    return answer
+
+
+class Landscape:
+    """Machines, connectors without failover and one runtime of each on every machine, in an environment of their own."""
+
+    def __init__(self, machines: int, connectors: int) -> None:
+        from django.contrib.auth.models import User
+
+        from portal.models import Connector, Environment, EnvironmentKind, Flow, FlowVersion, MachineKind, Project, System, Team
+        from runtimes.models import Machine, Runtime
+
+        self.person = User.objects.create(username=f"bench-{uuid.uuid4().hex[:6]}")
+        team = Team.objects.create(name=f"Bench {uuid.uuid4().hex[:6]}", slug=uuid.uuid4().hex[:12])
+        self.project = Project.objects.create(team=team, name="Bench", slug=f"bench-{uuid.uuid4().hex[:6]}")
+        self.environment = Environment.objects.create(project=self.project, kind=EnvironmentKind.TEST)
+        self.flows = []
+        made = [
+            Machine.objects.create(environment=self.environment, name=f"machine{number:02}", kind=MachineKind.EXTERNAL)
+            for number in range(1, machines + 1)
+        ]
+        for number in range(1, connectors + 1):
+            system = System.objects.create(project=self.project, name=f"System {number}", slug=f"system{number}")
+            connector = Connector.objects.create(project=self.project, system=system, name=f"connector{number}")
+            flow = Flow.objects.create(
+                connector=connector, name=f"flow{number}", inbound_kind="file", inbound_settings={"folder": "/srv/in"},
+                outbound_kind="log", outbound_settings={},
+            )  # fmt: skip
+            FlowVersion.objects.create(flow=flow, major=1, minor=0, patch=0, definition=flow.definition())
+            self.flows.append(flow)
+            Runtime.objects.bulk_create(Runtime(environment=self.environment, machine=one, connector=connector) for one in made)
+        self.machines = made
+
+    def tokens(self) -> dict[str, str]:
+        from runtimes import fleet
+
+        return {machine.name: fleet.register(machine, by=self.person) for machine in self.machines}
+
+    def release(self, minor: int) -> Any:
+        """A release that changes every runtime, active."""
+        from django.utils import timezone
+
+        from deployments import releases
+        from portal.models import FlowVersion
+
+        for flow in self.flows:
+            definition = flow.definition() | {"inbound": {"kind": "file", "settings": {"folder": f"/srv/in{minor}"}}}
+            FlowVersion.objects.create(flow=flow, major=1, minor=minor, patch=0, definition=definition)
+        made = releases.build(self.project, name=f"Release {minor}", by=self.person)
+        releases.activate(made, self.environment, by=self.person, now=timezone.now())
+        return made
+
+    def plan(self, steps: int) -> None:
+        from deployments import plans
+        from deployments.models import Step, StepKind
+        from runtimes.models import Runtime
+
+        plan = plans.plan_of(self.environment)
+        rows = Runtime.objects.filter(environment=self.environment).select_related("machine", "connector")
+        rows = rows.order_by("connector__name", "machine__name")[:steps]
+        Step.objects.filter(plan=plan).delete()
+        Step.objects.bulk_create(
+            Step(plan=plan, position=number, kind=StepKind.DEPLOY_RUNTIME, machine=row.machine.name, connector=row.connector.name)
+            for number, row in enumerate(rows, start=1)
+        )
+
+    def deploy(self, release: Any) -> Any:
+        from django.utils import timezone
+
+        from deployments import rollout
+
+        return rollout.prepare(release, on=self.environment, by=self.person, now=timezone.now())
+
+    def reporting(self) -> int:
+        from django.utils import timezone
+
+        return sum(
+            not machine.is_silent(now=timezone.now()) for machine in type(self.machines[0]).objects.filter(environment=self.environment)
+        )
+
+
+class Fleet:
+    """Light agents of a landscape, on a thread of their own."""
+
+    def __init__(self, portal: str, tokens: dict[str, str]) -> None:
+        from benchmarks.light import LightAgent
+
+        self.agents = {name: LightAgent(portal, name, token) for name, token in tokens.items()}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        with contextlib.suppress(asyncio.CancelledError, RuntimeError):
+            self._loop.run_until_complete(self._run())
+
+    async def _run(self) -> None:
+        import httpx
+
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(limits=limits, trust_env=False, timeout=30) as client:
+            await asyncio.gather(*(agent.run(client) for agent in self.agents.values()))
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
+        self._thread.join(5)
+
+
+def bare_round_trip(trials: int) -> list[float]:
+    """Seconds from sending a task that does nothing to its answer."""
+    from benchmarks import echo
+
+    client, took = echo.client(), []
+    for number in range(trials + 20):
+        key = f"bench:echo:{number}"
+        begun = time.perf_counter()
+        echo.echo.delay(key)
+        if client.blpop([key], timeout=10) is None:
+            raise SystemExit("The worker does not answer.")
+        if number >= 20:  # the first ones open connections
+            took.append(time.perf_counter() - begun)
+        time.sleep(0.005)
+    return took
+
+
+def ended(deployment: Any, within: float) -> Any:
+    from deployments.models import LIVE
+
+    def look() -> bool:
+        deployment.refresh_from_db()
+        return deployment.status not in LIVE
+
+    _until(look, "the deployment ends", within)
+    return deployment
+
+
+def parts(deployment: Any, fleet: Fleet) -> dict[str, list[float]]:
+    """Seconds of each step: the engine's and the machine's part, and the whole from the end of the step before to its own end."""
+    found: dict[str, list[float]] = {"engine": [], "machine": [], "whole": [], "between": []}
+    before = None
+    for step in deployment.steps.all():
+        (told,) = step.memory["runtimes"].values()
+        sent = fleet.agents[step.machine].reported[f"{step.machine}.{step.connector} {told['digest']}"]
+        begun, end = step.started_at.timestamp(), step.ended_at.timestamp()
+        if before is not None:
+            found["between"].append(begun - before)
+            found["engine"].append((begun - before) + max(0.0, end - sent))
+            found["machine"].append(sent - begun)
+            found["whole"].append(end - before)
+        before = end
+    return found
+
+
+def line(name: str, seconds: list[float]) -> str:
+    ordered = sorted(seconds)
+    p50, p95, p99 = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000 for share in (0.5, 0.95, 0.99))
+    return f"{name:<34} {len(ordered):>5} {p50:>9.2f} {p95:>9.2f} {p99:>9.2f}"
+
+
+def busy_while_waiting(landscape: Landscape, fleet: Fleet, seconds: float) -> str:
+    from benchmarks import echo
+    from deployments.models import RunStatus
+
+    landscape.plan(1)
+    silent = landscape.machines[0].name
+    fleet.agents[silent].paused = True
+    time.sleep(1)
+    deployment = landscape.deploy(landscape.release(90))
+    _until(lambda: deployment.steps.filter(status=RunStatus.RUNNING).exists(), "the step waits")
+    client = echo.client()
+    before, counted, begun = float(client.get(echo.BUSY) or 0), int(client.get(echo.COUNT) or 0), time.monotonic()
+    time.sleep(seconds)
+    busy = float(client.get(echo.BUSY) or 0) - before
+    tasks, wall = int(client.get(echo.COUNT) or 0) - counted, time.monotonic() - begun
+    longest = max((score for _, score in client.zrange(echo.LONGEST, 0, -1, withscores=True)), default=0.0)
+    fleet.agents[silent].paused = False
+    status = ended(deployment, 60).status
+    return (
+        f"while a step waited {wall:.1f} s for a silent machine: {tasks} looks of {busy / max(tasks, 1) * 1000:.1f} ms, "
+        f"the worker's {WORKERS} threads busy {busy / (wall * WORKERS):.2%} of the time "
+        f"(longest task of the whole run {longest * 1000:.0f} ms); then it {status}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.rollout", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--machines", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=300, help="of the bare round trip")
+    parser.add_argument("--aim", type=float, default=5.0, help="the ratio to stay below; above it the exit status is 1")
+    options = parser.parse_args()
+    connectors = -(-options.steps // options.machines)
+    with tempfile.TemporaryDirectory(prefix="baton-bench-") as folder, stack(Path(folder)) as portal:
+        import django
+
+        django.setup()
+        bare = bare_round_trip(options.trials)
+        landscape = Landscape(options.machines, connectors)
+        fleet = Fleet(portal, landscape.tokens())
+        _until(lambda: landscape.reporting() == options.machines, "all machines report")
+        landscape.plan(options.steps)
+        release = landscape.release(1)
+        begun = time.monotonic()
+        deployment = ended(landscape.deploy(release), 600)
+        wall = time.monotonic() - begun
+        found = parts(deployment, fleet)
+        loaded = bare_round_trip(options.trials)  # with 40 machines reporting, as during the run
+        print(f"{options.steps} steps over {options.machines} machines: {deployment.status} in {wall:.1f} s", flush=True)
+        print(f"{'milliseconds':<34} {'n':>5} {'p50':>9} {'p95':>9} {'p99':>9}")
+        print(line("bare Celery round trip, idle", bare))
+        print(line("bare Celery round trip, reporting", loaded))
+        print(line("engine, per step", found["engine"]))
+        print(line("  of it between two steps", found["between"]))
+        print(line("machine, per step", found["machine"]))
+        print(line("whole step", found["whole"]))
+        ratio = statistics.median(found["engine"]) / statistics.median(loaded)
+        print(f"engine per step / bare round trip: {ratio:.2f} (idle: {statistics.median(found['engine']) / statistics.median(bare):.2f})")
+        print(busy_while_waiting(landscape, fleet, 10), flush=True)
+        fleet.stop()
+    return 0 if deployment.status == "succeeded" and ratio <= options.aim else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
