@@ -254,6 +254,41 @@ def line(name: str, seconds: list[float]) -> str:
     return f"{name:<34} {len(ordered):>5} {p50:>9.2f} {p95:>9.2f} {p99:>9.2f}"
 
 
+def mend_and_resume(landscape: Landscape, fleet: Fleet, number: int) -> bool:
+    """The step of that number fails; its runtime is mended and the deployment resumed. True: the steps before were not touched."""
+    from django.utils import timezone
+
+    from deployments import decisions
+    from deployments.models import Choice
+    from deployments.plans import plan_of
+
+    target = plan_of(landscape.environment).steps.get(position=number)
+    agent = fleet.agents[target.machine]
+    agent.failing[f"{target.machine}.{target.connector}"] = "no memory"
+    deployment = ended(landscape.deploy(landscape.release(50)), 600)
+    step = deployment.steps.get(number=number)
+    print(f"step {number} of {deployment.steps.count()}: {step.status}: {step.reason}")
+
+    def facts() -> list[tuple[Any, ...]]:
+        fields = ("number", "status", "attempt", "reason", "started_at", "ended_at", "memory")
+        return list(deployment.steps.filter(number__lt=number).values_list(*fields))
+
+    before, at = facts(), deployment.status
+    agent.failing.clear()
+    decisions.decide(deployment, Choice.RETRY, by=landscape.person, now=timezone.now())
+    ended(deployment, 600)
+    step.refresh_from_db()
+    untouched, kept = facts() == before, step.attempts.count()
+    log = list(deployment.log.values_list("number", flat=True))
+    whole = log == list(range(1, deployment.log_lines + 1))
+    print(
+        f"mended and resumed: {at}, then {deployment.status}; steps 1-{number - 1} {'untouched' if untouched else 'TOUCHED'}, "
+        f"step {number} in attempt {step.attempt} ({kept} kept), log of {len(log)} lines {'without a gap' if whole else 'WITH GAPS'}",
+        flush=True,
+    )
+    return untouched and whole and (at, deployment.status, step.attempt, kept) == ("failed", "succeeded", 2, 1)
+
+
 def busy_while_waiting(landscape: Landscape, fleet: Fleet, seconds: float) -> str:
     from benchmarks import echo
     from deployments.models import RunStatus
@@ -286,6 +321,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--machines", type=int, default=40)
     parser.add_argument("--trials", type=int, default=300, help="of the bare round trip")
+    parser.add_argument("--fail-at", type=int, default=0, help="instead: this step fails, is mended, and the deployment is resumed")
     parser.add_argument("--aim", type=float, default=5.0, help="the ratio to stay below; above it the exit status is 1")
     options = parser.parse_args()
     connectors = -(-options.steps // options.machines)
@@ -293,11 +329,15 @@ def main() -> int:
         import django
 
         django.setup()
-        bare = bare_round_trip(options.trials)
+        bare = bare_round_trip(options.trials) if not options.fail_at else []
         landscape = Landscape(options.machines, connectors)
         fleet = Fleet(portal, landscape.tokens())
         _until(lambda: landscape.reporting() == options.machines, "all machines report")
         landscape.plan(options.steps)
+        if options.fail_at:
+            good = mend_and_resume(landscape, fleet, options.fail_at)
+            fleet.stop()
+            return 0 if good else 1
         release = landscape.release(1)
         begun = time.monotonic()
         deployment = ended(landscape.deploy(release), 600)

@@ -1,0 +1,122 @@
+"""A followers-first upgrade of the demonstration while files keep coming: nothing is lost, and each group stands still once, briefly.
+(`make test-long`)"""
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests import PATIENCE
+from tests.journeys.baton import Baton, until
+from tests.journeys.test_regrouping import Drops, Pages
+
+pytestmark = [pytest.mark.journey, pytest.mark.long]
+
+GROUPS = {"erp-orders": ("erp", "external01", "external02"), "tills-sales": ("tills", "external02", "external01")}  # preferred, backup
+LONGEST_GAP_SECONDS = 0.2
+
+
+@pytest.fixture(scope="module")
+def baton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Baton]:
+    home = tmp_path_factory.mktemp("followers") / "home"
+    home.mkdir()
+    running = Baton(home)
+    running.start()
+    try:
+        running.wait_ready(within=90)
+        yield running
+    finally:
+        running.end()
+
+
+class SystemDrops(Drops):
+    """Files of one system, twenty a second."""
+
+    def __init__(self, baton: Baton, word: str, system: str) -> None:
+        super().__init__(baton, word)
+        self.system = system
+
+    def run(self) -> None:
+        while not self.ended.wait(0.05):
+            name = f"{self.word}-{len(self.digests)}"
+            self.digests.append(self.baton.drop(name.encode(), name, system=self.system))
+
+
+def changes(baton: Baton, group: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = baton.api.get(f"groups/{baton.group(group)['id']}/changes/").json()["results"]
+    return found
+
+
+def followers_first(baton: Baton) -> list[str]:
+    """Make the plan from who leads now; the titles of its steps."""
+    pages = Pages(baton)
+    try:
+        page = pages.client.get("projects/webshop/test/plan/")
+        token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
+        assert token is not None
+        answer = pages.client.post(
+            "projects/webshop/test/plan/default/",
+            data={"csrfmiddlewaretoken": token[1], "order": "followers", "replace": "yes"},
+            headers={"Referer": str(page.url)},
+        )
+        assert "The followers-first plan has" in answer.text, answer.text[-3000:]
+        for connector, flow in (("erp", "erp-orders"), ("tills", "tills-sales")):
+            pages.fill(f"projects/webshop/create/flows/{connector}/{flow}/version/", bump="minor", description="upgraded")
+    finally:
+        pages.client.close()
+    return re.findall(r"<strong>([^<]+)</strong>", answer.text)
+
+
+def upgrade(baton: Baton, name: str) -> dict[str, dict[str, Any]]:
+    """Upgrade followers first under load; what was foreseen, and per group what happened."""
+    before = {group: len(changes(baton, group)) for group in GROUPS}
+    followers_first(baton)
+    made = baton.post("releases/", project="webshop", name=name).json()
+    assert baton.post(f"releases/{made['id']}/activate/", environment="test").status_code in (200, 201, 202)
+    foreseen = baton.api.get(f"releases/{made['id']}/preview/", params={"environment": "test"}).json()
+    assert foreseen["obstacles"] == [], foreseen
+    with SystemDrops(baton, f"{name}-order", "erp") as orders, SystemDrops(baton, f"{name}-sale", "tills") as sales:
+        time.sleep(1)
+        deployment = baton.deploy()
+        assert deployment["status"] == "succeeded", [(step["title"], step["reason"]) for step in deployment["steps"]]
+        time.sleep(1)
+    digests = [*orders.digests, *sales.digests]
+
+    def missing() -> set[str]:
+        return set(digests) - {line["sha256"] for line in baton.receipts()}
+
+    until(lambda: not missing(), 30, "every file arrived")
+    told = {}
+    for group in GROUPS:
+        new = changes(baton, group)[: len(changes(baton, group)) - before[group]]
+        told[group] = {
+            "foreseen": foreseen["hand_overs"].get(group, 0),
+            "gaps": [one["gap_seconds"] for one in new],
+            "causes": [one["cause"] for one in new],
+        }
+        print(f"{name}, {group}: {len(digests)} files in all, none lost; hand-overs {told[group]}", flush=True)
+    steps = {step["title"]: step for step in deployment["steps"]}
+    assert {item["state"] for item in steps["Balance failover"]["evidence"]} == {"done"}
+    return told
+
+
+def test_after_a_failover_the_upgrade_hands_each_group_over_once(baton: Baton) -> None:
+    for group, (_, _, backup) in GROUPS.items():
+        answer = baton.post(f"groups/{baton.group(group)['id']}/switch/", candidate=backup)
+        assert answer.status_code in (200, 202), answer.text
+    for group, (_, preferred, backup) in GROUPS.items():
+        until(lambda group=group, wish=(backup, preferred): baton.settled(group) == wish, 20, f"{backup} leads {group}")  # type: ignore[misc]
+    for group, told in upgrade(baton, "once").items():
+        assert told["foreseen"] == len(told["gaps"]) == 1, (group, told)
+        assert all(gap is not None and gap <= LONGEST_GAP_SECONDS * PATIENCE for gap in told["gaps"]), (group, told)
+    for group, (_, preferred, backup) in GROUPS.items():
+        assert baton.settled(group) == (preferred, backup)
+
+
+def test_from_the_preferred_machines_balance_brings_each_group_back_by_a_second_hand_over(baton: Baton) -> None:
+    for group, told in upgrade(baton, "there and back").items():
+        assert told["foreseen"] == len(told["gaps"]) == 2, (group, told)
+        assert all(gap is not None and gap <= LONGEST_GAP_SECONDS * PATIENCE for gap in told["gaps"]), (group, told)
+        assert sorted(told["causes"]) == ["balance", "switch"], (group, told)
