@@ -60,7 +60,7 @@ def balance(
         return waits(unproven) if unproven else done(f"{why}: {group.name if away else 'it'} stays where it is, on {where}.")
     if hopeless := _hopeless(found, preferred, step_began_at, now):
         return failed(hopeless)
-    if found.leader is not preferred and (who := _switched_by(group, preferred, step_began_at)):
+    if found.leader is not preferred and (who := _switched_by(group, preferred, actor, step_began_at)):
         return failed(f"{who}; Balance does not undo that. Resume the step to bring {group.name} to {preferred.machine}.")
     if found.leader is preferred:
         unproven = _unproven(found, preferred, release)
@@ -81,17 +81,19 @@ def _hopeless(found: Verdict, preferred: MemberVerdict, step_began_at: datetime,
     return ""
 
 
-def _switched_by(group: FailoverGroup, preferred: MemberVerdict, since: datetime) -> str:
-    """Who moved the group elsewhere after the step began, by the portal or on a machine; empty when nobody did."""
+def _switched_by(group: FailoverGroup, preferred: MemberVerdict, balancer: str, since: datetime) -> str:
+    """Who else moved the group elsewhere after the step began, by the portal or on a machine; empty when nobody did."""
     asked = (
         GroupRequest.objects.filter(group=group, kind=RequestKind.SWITCH, cause=Cause.SWITCH, created_at__gte=since)
         .filter(status__in=(*LIVE_REQUESTS, RequestStatus.SUCCEEDED))
+        .exclude(actor=balancer)
         .first()
     )
     if asked is not None and asked.machine != preferred.machine:
         return f"{asked.actor} moved {group.name} {'to ' + asked.machine if asked.machine else 'away'} after this step began"
     change = LeadershipChange.objects.filter(group=group).first()
     on_a_machine = asked is None and change is not None and change.cause == Cause.SWITCH and change.heard_at >= since
+    on_a_machine = on_a_machine and change is not None and change.actor != balancer
     if change is not None and on_a_machine and change.runtime != preferred.member.runtime.key:
         return f"{change.actor or 'Somebody'} moved {group.name} to {change.runtime} after this step began"
     return ""
