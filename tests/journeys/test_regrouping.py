@@ -23,7 +23,7 @@ def baton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Baton]:
     running = Baton(home)
     running.start()
     try:
-        running.wait_ready(within=90)
+        running.wait_ready(within=300)
         yield running
     finally:
         running.end()
