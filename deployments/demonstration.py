@@ -174,6 +174,7 @@ def _fill_in(test: Environment, place: Place, *, by: User) -> None:
     for machine, port in place.failover_ports.items():
         address_key, port_key = properties.failover_keys(machine)
         values |= {address_key: "127.0.0.1", port_key: str(port)}  # all three machines are this host, on purpose
+    properties.mark_one_host(test, True, by=by)
     for key, value in values.items():
         properties.set_value(test, key, value, by=by)
     properties.set_value(test, "queues.url", place.queues_url, secret=True, by=by)

@@ -81,6 +81,11 @@ def settings_of(machine: Machine, values: Sequence[Property]) -> list[Setting]:
     ]
 
 
+def suggested(machine: Machine, values: Sequence[Property]) -> dict[str, str]:
+    """What the agent measured for settings that have no value yet, by key."""
+    return {setting.key: setting.suggestion for setting in settings_of(machine, values) if not setting.value and setting.suggestion}
+
+
 def reach(routers: Iterable[Router], *, now: datetime) -> list[Reach]:
     """Everything the environment's machines say of each other."""
     found = []

@@ -181,7 +181,7 @@ class DeployRouters(Kind):
             for machine in machines
             for use, value in zip(properties.router_uses(machine.name), found[machine.name], strict=True)
             if value is None
-        ] or properties.address_conflicts(found)
+        ] or properties.address_conflicts(found, one_host=environment.one_host)
         if reasons:
             raise NotAllowed(" ".join(reasons), reasons=reasons)
         for sentence in fleet.shared_addresses(environment, found):

@@ -51,6 +51,9 @@ urlpatterns: list[URLPattern] = [
     path(_environment + "properties/key/", property_grid.key_page, name="property-key"),
     path(_environment + "properties/type/", property_grid.declare_type, name="property-type"),
     path(_environment + "properties/history/", property_grid.history, name="property-history"),
+    path(_environment + "properties/fill/", property_grid.fill, name="property-fill"),
+    path(_environment + "one-host/", property_grid.one_host, name="one-host"),
+    path(_machine + "suggestion/", property_grid.accept_suggestion, name="machine-suggestion"),
     path(_environment + "properties/undo/", property_grid.undo, name="property-undo"),
     # Deploy › Plan
     path(_environment + "plan/", plans.plan_page, name="plan"),

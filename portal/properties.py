@@ -144,12 +144,15 @@ def failover_address(machine: str, values: Iterable[Property]) -> tuple[str | No
     return known.get(keys[0]) or None, known.get(keys[1]) or None
 
 
-def address_conflicts(addresses: Mapping[str, tuple[str | None, str | None]]) -> list[str]:
+def address_conflicts(addresses: Mapping[str, tuple[str | None, str | None]], *, one_host: bool) -> list[str]:
     """Why these routers (machine -> Internal IP, Failover port) could not form one cluster, one sentence each; empty when they could.
 
-    Loopback is right only when every machine uses it, as in a demonstration on one host: otherwise each side would find only itself.
+    Loopback, or one address for several machines, is right only with the explicit mark that all stand on one host, as in a demonstration,
+    and loopback then only when every machine uses it: otherwise each side would find only itself.
     """
-    findings = []
+    findings = [] if one_host else _apart(addresses)
+    if findings:
+        return findings
     filled = {machine: address for machine, (address, _) in addresses.items() if address}
     local = sorted(machine for machine, address in filled.items() if is_loopback(address))
     if local and len(local) < len(filled):
@@ -162,6 +165,53 @@ def address_conflicts(addresses: Mapping[str, tuple[str | None, str | None]]) ->
         if other != machine:
             findings.append(_duplicate_refusal(machine, other, address, port))
     return findings
+
+
+def _apart(addresses: Mapping[str, tuple[str | None, str | None]]) -> list[str]:
+    """What machines on hosts of their own cannot have, one sentence each."""
+    findings = []
+    seen: dict[str, str] = {}
+    for machine, (address, _) in sorted(addresses.items()):
+        if not address:
+            continue
+        if is_loopback(address):
+            findings.append(_apart_loopback(machine, address))
+            continue
+        other = seen.setdefault(_same_address(address), machine)
+        if other != machine:
+            findings.append(_apart_duplicate(machine, other, address))
+    return findings
+
+
+_ON_ONE_HOST = "If all machines stand on one host on purpose (a demonstration), mark that on the machine's tab Failover first."
+
+
+def _apart_loopback(machine: str, address: str) -> str:
+    return (
+        f"{address} is reachable only from {machine} itself, and the other machines have to reach it: "
+        f"fill in its address in their network. {_ON_ONE_HOST}"
+    )
+
+
+def _apart_duplicate(machine: str, other: str, address: str) -> str:
+    return f"{other} already uses {address} ({failover_keys(other)[0]}): give {machine} its own address. {_ON_ONE_HOST}"
+
+
+def mark_one_host(environment: Environment, one_host: bool, *, by: Any) -> None:
+    """Say that all machines of the environment stand on one host on purpose, or take that back.
+
+    Raises:
+        NotAllowed: taking it back while machines have loopback addresses or share one; one reason each.
+    """
+    with transaction.atomic():
+        if not one_host:
+            rows = list(Property.objects.filter(environment=environment, key__endswith=_ADDRESS_SUFFIX))
+            machines = {row.key.removesuffix(_ADDRESS_SUFFIX) for row in rows}
+            findings = _apart({name: failover_address(name, rows) for name in machines})
+            if findings:
+                raise NotAllowed(f"The addresses say otherwise. {' '.join(findings)}", reasons=findings)
+        Environment.objects.filter(pk=environment.pk).update(one_host=one_host)
+        environment.one_host = one_host
 
 
 def _loopback_refusal(machine: str, address: str, others: list[str]) -> str:
@@ -634,6 +684,12 @@ def _clash(item: Planned, addresses: Mapping[str, tuple[str | None, str | None]]
     is_port, value = item.edit.key.endswith(_PORT_SUFFIX), item.value or ""
     owner = item.edit.key.removesuffix(_PORT_SUFFIX if is_port else _ADDRESS_SUFFIX)
     mine, port = addresses[owner]
+    if not item.edit.environment.one_host and not is_port:
+        if is_loopback(value):
+            return Invalid(_apart_loopback(owner, value), field="value")
+        for other, (address, _) in sorted(addresses.items()):
+            if other != owner and address and _same_address(address) == _same_address(value):
+                return Invalid(_apart_duplicate(owner, other, value), field="value")
     others = sorted(name for name, (address, _) in addresses.items() if name != owner and address and not is_loopback(address))
     if not is_port and is_loopback(value) and others:
         return Invalid(_loopback_refusal(owner, value, others), field="value")

@@ -113,6 +113,7 @@ def failover_tab(request: UserRequest, box: MachineBox) -> dict[str, Any]:
     reach = machines.reach(routers, now=timezone.now())
     return {
         "settings": machines.settings_of(box.machine, values),
+        "suggested": machines.suggested(box.machine, values),
         "preferring": machines.preferring(box, siblings.select_related("machine", "connector")),
         "seen_by": [entry for entry in reach if entry.peer.machine == box.machine.name and entry.said_by.pk != box.machine.pk],
         "preferences": [("leader", "Leader"), ("backup", "Backup"), ("none", "None")],

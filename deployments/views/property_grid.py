@@ -7,17 +7,20 @@ from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.http import Http404, HttpResponse
+from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils.http import urlencode
 from django.views.decorators.http import require_GET, require_POST
 
-from deployments import grid, sheet
+from deployments import grid, machines, releases, sheet
 from deployments.forms import BulkForm, CellForm, PasteForm, TypeForm, show_refusal
+from deployments.models import Release
 from portal import access, properties, property_imports, vault
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Project, Property, PropertyChange, PropertyType, Role
+from runtimes.models import Machine
 
 HISTORY_PER_PAGE = 100
 
@@ -241,3 +244,49 @@ def undo(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     count = sum(item.verb != "none" for item in done)
     messages.success(request, f"Undone: {count} value{'s are' if count != 1 else ' is'} what {'they were' if count != 1 else 'it was'}.")
     return redirect(request, reverse("property-history", args=[slug, kind]))
+
+
+@require_POST
+def fill(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """Repair on the spot: a missing value, filled in where it is missed, for everything in the environment."""
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    release = get_object_or_404(Release, project=environment.project, number=request.POST.get("release") or 0)
+    key = request.POST.get("fill", "")
+    value = next((text for text in request.POST.getlist(f"value:{key}") if text), "")
+    context = _context(request, environment) | {"release": release, "filled_in": True}
+    try:
+        properties.set_value(environment, key, value, by=request.user)
+    except NotAllowed as refusal:
+        context["refusal_of_fill"] = refusal
+    return render(request, "deployments/_missing.html", context | {"missing": releases.missing(release, environment)})
+
+
+# ------------------------------------------------------------------------------------------------------- addresses of routers
+
+
+def _failover_tab(environment: Environment, machine: str) -> str:
+    return reverse("machine", args=[environment.project.slug, environment.kind, machine]) + "?tab=failover"
+
+
+@require_POST
+def one_host(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """All machines of the environment stand on one host on purpose, or no longer."""
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    marked = request.POST.get("one_host") == "yes"
+    properties.mark_one_host(environment, marked, by=request.user)
+    messages.success(request, f"All machines of {environment.name} {'stand on one host' if marked else 'stand on hosts of their own'}.")
+    return redirect(request, _failover_tab(environment, request.POST.get("machine", "")))
+
+
+@require_POST
+def accept_suggestion(request: UserRequest, slug: str, kind: str, name: str) -> HttpResponse:
+    """Take the address and the free port that the machine's agent measured, where no value stands yet."""
+    environment = get_environment(request.user, slug, kind, to_edit=True)
+    machine = get_object_or_404(Machine, environment=environment, name=name)
+    wished = machines.suggested(machine, list(Property.objects.filter(environment=environment, key__contains=".failover.")))
+    if not wished:
+        raise NotAllowed(f"The agent of {name} suggests nothing that is not filled in already.")
+    properties.set_values([properties.Edit(environment, key, value) for key, value in wished.items()], by=request.user, cause="suggested")
+    said = " and ".join(f"{key} = {value}" for key, value in wished.items())
+    messages.success(request, f"Filled in as the agent measured: {said}. It works from the next deployment on.")
+    return redirect(request, _failover_tab(environment, name))

@@ -4,8 +4,16 @@ from django.urls import path
 from rest_framework.routers import SimpleRouter
 
 from portal.api.properties import PropertyViewSet
+from portal.api.property_acts import OneHost, PropertyChangeViewSet, PropertyEdits, PropertyUndo
 from portal.api.property_types import PropertyTypes
 
 router = SimpleRouter()
 router.register("properties", PropertyViewSet, basename="api-property")
-urlpatterns = [path("property-types/", PropertyTypes.as_view(), name="api-property-types"), *router.urls]
+router.register("property-changes", PropertyChangeViewSet, basename="api-property-change")
+urlpatterns = [
+    path("property-edits/", PropertyEdits.as_view(), name="api-property-edits"),
+    path("property-undo/", PropertyUndo.as_view(), name="api-property-undo"),
+    path("one-host/", OneHost.as_view(), name="api-one-host"),
+    path("property-types/", PropertyTypes.as_view(), name="api-property-types"),
+    *router.urls,
+]

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from deployments.models import Activation, Deployment, Release, StepRun
 from portal import properties
-from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement, Project
+from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement, Project, Property
 from runtimes import fleet, protocol
 from runtimes.models import Bundle, FailoverGroup, GroupMember, JoinToken, LeadershipChange, Machine, Router, Runtime, RuntimeLog
 from tests import factories
@@ -426,3 +426,27 @@ def test_an_old_agent_does_not_count_as_contact_of_a_new_one(client: Client, adm
     client.force_login(admin)
     text = client.post(f"{TEST}machines/external01/register/").content.decode()
     assert "Waiting for the first contact" in text, "the agent that reports now joined before the token was made"
+
+
+def test_what_the_agent_measured_is_taken_with_one_click(
+    client: Client, developer: User, test_environment: Environment, group: FailoverGroup
+) -> None:
+    Machine.objects.filter(name="external01").update(suggested_address="10.0.0.11", suggested_port=2380)
+    client.force_login(developer)
+    page = "/projects/webshop/test/machines/external01/"
+    assert "Take what the agent suggests (10.0.0.11, 2380)" in client.get(f"{page}?tab=failover").content.decode()
+    assert client.post(f"{page}suggestion/").status_code == 302
+    assert properties.failover_address("external01", Property.objects.all()) == ("10.0.0.11", "2380")
+    assert "Take what the agent suggests" not in client.get(f"{page}?tab=failover").content.decode()
+
+
+def test_one_host_is_marked_on_purpose(
+    client: Client, viewer: User, developer: User, test_environment: Environment, group: FailoverGroup
+) -> None:
+    client.force_login(viewer)
+    assert client.post("/projects/webshop/test/one-host/", {"one_host": "yes", "machine": "external01"}).status_code == 403
+    client.force_login(developer)
+    client.post("/projects/webshop/test/one-host/", {"one_host": "yes", "machine": "external01"})
+    test_environment.refresh_from_db()
+    assert test_environment.one_host
+    assert "stand on one host on purpose" in client.get("/projects/webshop/test/machines/external01/?tab=failover").content.decode()

@@ -184,3 +184,19 @@ def test_a_long_grid_needs_no_more_queries_than_a_short_one(
         html = client.get(f"{GRID}?by={by}").content.decode()
     assert html.count("<tr data-key") == 50
     assert len(html) < 120_000
+
+
+def test_a_missing_value_is_filled_in_where_it_is_missed(
+    client: Client, developer: User, viewer: User, release: Release, filled: Environment
+) -> None:
+    properties.remove_value(filled, "erp.outbox", by=developer)
+    client.force_login(developer)
+    page = client.get(f"/projects/webshop/releases/{release.number}/?environment=test&tab=preflight").content.decode()
+    assert 'name="value:erp.outbox"' in page
+    data = {"release": release.number, "fill": "erp.outbox", "value:erp.outbox": ["", "relative"]}
+    assert "is no absolute path" in client.post(f"{BASE}/fill/", data).content.decode()
+    data["value:erp.outbox"] = ["", "/srv/out"]
+    assert "No value is missing any more" in client.post(f"{BASE}/fill/", data).content.decode()
+    assert Property.objects.get(key="erp.outbox").value == "/srv/out"
+    client.force_login(viewer)
+    assert client.post(f"{BASE}/fill/", data).status_code == 403

@@ -5,7 +5,7 @@ from django.contrib.auth.models import User
 from pytest_django import DjangoAssertNumQueries
 
 from portal import properties
-from portal.errors import Invalid
+from portal.errors import Invalid, NotAllowed
 from portal.models import Connector, Environment, Flow, FlowVersion, Property
 from portal.placeholders import check_placeholders, placeholders
 
@@ -118,6 +118,7 @@ def test_a_wrong_port_is_refused(test_environment: Environment, developer: User,
 
 
 def test_the_same_address_and_port_for_another_machine_is_refused(test_environment: Environment, developer: User) -> None:
+    properties.mark_one_host(test_environment, True, by=developer)
     for machine in ("external01", "external02"):
         properties.set_value(test_environment, f"{machine}.failover.internal-ip", "127.0.0.1", by=developer)
     properties.set_value(test_environment, "external01.failover.port", "2380", by=developer)
@@ -145,13 +146,15 @@ def test_one_environment_does_not_hinder_another(test_environment: Environment, 
 
 
 @pytest.mark.parametrize("loopback", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_loopback_beside_a_real_address_is_refused(test_environment: Environment, developer: User, loopback: str) -> None:
+def test_loopback_beside_a_real_address_is_refused_also_on_one_host(test_environment: Environment, developer: User, loopback: str) -> None:
+    properties.mark_one_host(test_environment, True, by=developer)
     properties.set_value(test_environment, "external01.failover.internal-ip", "10.0.0.11", by=developer)
     with pytest.raises(Invalid, match="reachable only from external02 itself, but external01 uses another network"):
         properties.set_value(test_environment, "external02.failover.internal-ip", loopback, by=developer)
 
 
 def test_the_way_from_loopback_to_real_addresses_is_open(test_environment: Environment, developer: User) -> None:
+    properties.mark_one_host(test_environment, True, by=developer)
     for machine in ("external01", "external02", "core01"):
         properties.set_value(test_environment, f"{machine}.failover.internal-ip", "127.0.0.1", by=developer)
     for number, machine in enumerate(("external01", "external02", "core01")):
@@ -159,8 +162,13 @@ def test_the_way_from_loopback_to_real_addresses_is_open(test_environment: Envir
 
 
 def test_what_slipped_in_is_found_before_routers_are_deployed() -> None:
-    assert properties.address_conflicts({"a": ("127.0.0.1", "1"), "b": ("127.0.0.1", "2"), "c": ("localhost", None)}) == []
-    mixed, double = properties.address_conflicts({"a": ("127.0.0.1", "1"), "b": ("10.0.0.1", "7"), "c": ("10.0.0.1", "7")})
+    local = {"a": ("127.0.0.1", "1"), "b": ("127.0.0.1", "2"), "c": ("localhost", None)}
+    assert properties.address_conflicts(local, one_host=True) == []
+    assert len(properties.address_conflicts(local, one_host=False)) == 3
+    assert properties.address_conflicts({"a": ("10.0.0.1", "1"), "b": ("10.0.0.2", "1")}, one_host=False) == []
+    (shared,) = properties.address_conflicts({"a": ("10.0.0.1", "1"), "b": ("10.0.0.1", "2")}, one_host=False)
+    assert shared.startswith("a already uses 10.0.0.1 (a.failover.internal-ip): give b its own address.")
+    mixed, double = properties.address_conflicts({"a": ("127.0.0.1", "1"), "b": ("10.0.0.1", "7"), "c": ("10.0.0.1", "7")}, one_host=True)
     assert mixed.startswith("127.0.0.1 is reachable only from a itself, but b, c use another network")
     assert double.startswith("b already uses 10.0.0.1:7")
 
@@ -195,3 +203,26 @@ def test_a_key_of_the_last_saved_version_is_expected_though_the_flow_moved_on(
     assert {"erp.outbox", "folder-2"} <= keys
     assert "folder-0" not in keys
     assert properties.unused(test_environment) == {"folder-0"}
+
+
+@pytest.mark.parametrize("loopback", ["127.0.0.1", "::1", "localhost"])
+def test_loopback_is_refused_unless_all_machines_stand_on_one_host_on_purpose(
+    test_environment: Environment, developer: User, loopback: str
+) -> None:
+    with pytest.raises(Invalid, match=r"reachable only from external01 itself.* mark that on the machine.s tab Failover first"):
+        properties.set_value(test_environment, "external01.failover.internal-ip", loopback, by=developer)
+    properties.mark_one_host(test_environment, True, by=developer)
+    properties.set_value(test_environment, "external01.failover.internal-ip", loopback, by=developer)
+
+
+def test_two_machines_share_an_address_only_on_one_host(test_environment: Environment, developer: User) -> None:
+    properties.set_value(test_environment, "external01.failover.internal-ip", "10.0.0.11", by=developer)
+    properties.set_value(test_environment, "external01.failover.internal-ip", "10.0.0.11", by=developer)  # itself
+    with pytest.raises(Invalid, match=r"external01 already uses 10\.0\.0\.11"):
+        properties.set_value(test_environment, "external02.failover.internal-ip", "10.0.0.11", by=developer)
+    properties.mark_one_host(test_environment, True, by=developer)
+    properties.set_value(test_environment, "external02.failover.internal-ip", "10.0.0.11", by=developer)
+    with pytest.raises(NotAllowed, match="The addresses say otherwise"):
+        properties.mark_one_host(test_environment, False, by=developer)
+    properties.set_value(test_environment, "external02.failover.internal-ip", "10.0.0.12", by=developer)
+    properties.mark_one_host(test_environment, False, by=developer)

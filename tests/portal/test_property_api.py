@@ -1,0 +1,68 @@
+"""Values over the API: many at once, history, undo, types and the mark of one host."""
+
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.test import Client
+
+from portal import properties
+from portal.models import Environment, Property
+
+JSON = {"content_type": "application/json"}
+
+
+def put(client: Client, path: str, **body: Any) -> Any:
+    return client.put(f"/api/v1/{path}/", body, **JSON)
+
+
+def post(client: Client, path: str, **body: Any) -> Any:
+    return client.post(f"/api/v1/{path}/", body, **JSON)
+
+
+def test_many_values_are_planned_then_set_all_or_none(client: Client, developer: User, test_environment: Environment) -> None:
+    client.force_login(developer)
+    edits = [{"environment": "test", "key": "a", "value": "1"}, {"environment": "test", "key": "external01.failover.port", "value": "x"}]
+    planned = post(client, "property-edits", project="webshop", edits=edits).json()
+    assert [(item["key"], item["verb"]) for item in planned] == [("a", "add"), ("external01.failover.port", "refused")]
+    assert "is no port" in planned[1]["reason"]
+    assert post(client, "property-edits", project="webshop", edits=edits, apply=True).status_code == 400
+    assert not Property.objects.exists()
+    edits[1]["value"] = "2380"
+    assert post(client, "property-edits", project="webshop", edits=edits, apply=True).status_code == 200
+    assert Property.objects.count() == 2
+    foreign = [{"environment": "production", "key": "a", "value": "1"}]
+    assert post(client, "property-edits", project="webshop", edits=foreign, apply=True).status_code == 403
+
+
+def test_history_and_undo(client: Client, developer: User, test_environment: Environment) -> None:
+    client.force_login(developer)
+    properties.set_value(test_environment, "p", "hunter2", secret=True, by=developer)
+    properties.set_value(test_environment, "a", "1", by=developer)
+    told = client.get("/api/v1/property-changes/?project=webshop&environment=test")
+    assert [(item["key"], item["by"], item["after"]) for item in told.json()["results"]] == [
+        ("a", "developer", "1"),
+        ("p", "developer", ""),
+    ]
+    assert b"hunter2" not in told.content
+    assert post(client, "property-undo", project="webshop", environment="test").json()[0]["verb"] == "delete"
+    assert not Property.objects.filter(key="a").exists()
+
+
+def test_types_are_declared(client: Client, developer: User, viewer: User, test_environment: Environment) -> None:
+    properties.set_value(test_environment, "retries", "often", by=developer)
+    client.force_login(developer)
+    refused = put(client, "property-types", project="webshop", key="retries", type="number")
+    assert (refused.status_code, refused.json()["reasons"]) == (400, ['Test, global: "often" is no whole number.'])
+    assert put(client, "property-types", project="webshop", key="retries", type="text").json()["declared"]
+    assert client.get("/api/v1/property-types/?project=webshop").json()[0]["type"] == "text"
+    client.force_login(viewer)
+    assert put(client, "property-types", project="webshop", key="retries", type="number").status_code == 403
+
+
+def test_one_host_is_marked(client: Client, developer: User, test_environment: Environment) -> None:
+    client.force_login(developer)
+    body = {"project": "webshop", "environment": "test", "key": "external01.failover.internal-ip", "value": "127.0.0.1"}
+    assert post(client, "properties", **body).status_code == 400
+    assert put(client, "one-host", project="webshop", environment="test", one_host=True).status_code == 200
+    assert post(client, "properties", **body).status_code == 201
+    assert put(client, "one-host", project="webshop", environment="test", one_host=False).status_code == 409
