@@ -5,7 +5,25 @@ from typing import Any
 from django.contrib import admin
 from django.http import HttpRequest
 
-from deployments.models import Activation, Decision, Deployment, Exclusion, FrozenValues, Plan, Release, Step, StepAttempt, StepLog, StepRun
+from deployments.models import (
+    Activation,
+    ApprovalRequest,
+    Decision,
+    Deployment,
+    EnvironmentRules,
+    Exclusion,
+    FrozenValues,
+    Plan,
+    Release,
+    ReleaseRemoval,
+    RetentionRule,
+    RuleChange,
+    RuleOverride,
+    Step,
+    StepAttempt,
+    StepLog,
+    StepRun,
+)
 from portal.admin_site import ReadOnly, TabularInline
 
 
@@ -28,15 +46,55 @@ class ReleaseAdmin(ReadOnly):
     list_select_related = ("project", "created_by")
 
 
+@admin.register(RetentionRule)
+class RetentionRuleAdmin(ReadOnly):
+    list_display = ("project", "enabled", "keep_last", "keep_days", "updated_at", "updated_by")
+    list_select_related = ("project", "updated_by")
+
+
+@admin.register(ReleaseRemoval)
+class ReleaseRemovalAdmin(ReadOnly):
+    list_display = ("number", "name", "project", "deployments", "at", "by")
+    list_filter = ("project",)
+    list_select_related = ("project", "by")
+
+
 @admin.register(Activation)
 class ActivationAdmin(ReadOnly):
-    list_display = ("release", "environment", "status", "due_at", "activated_at", "created_by", "reason")
+    list_display = ("release", "environment", "status", "due_at", "deploys", "activated_at", "created_by", "reason")
     list_filter = ("status", "environment__kind", "environment__project")
     list_select_related = ("release", "environment__project", "created_by")
 
 
 class StepInline(ReadOnlyInline):
     model = Step
+
+
+@admin.register(EnvironmentRules)
+class EnvironmentRulesAdmin(ReadOnly):
+    list_display = ("environment", "in_order", "approvals", "approval_days", "time_zone", "expires_after_minutes", "updated_at")
+    list_select_related = ("environment__project",)
+
+
+@admin.register(RuleChange)
+class RuleChangeAdmin(ReadOnly):
+    list_display = ("at", "environment", "by", "sentence")
+    list_filter = ("environment__kind", "environment__project")
+    list_select_related = ("environment__project", "by")
+
+
+@admin.register(RuleOverride)
+class RuleOverrideAdmin(ReadOnly):
+    list_display = ("at", "environment", "release", "act", "by", "reason")
+    list_filter = ("environment__kind", "environment__project")
+    list_select_related = ("environment__project", "release", "by")
+
+
+@admin.register(ApprovalRequest)
+class ApprovalRequestAdmin(ReadOnly):
+    list_display = ("environment", "release", "status", "created_by", "created_at", "expires_at", "reason")
+    list_filter = ("status", "environment__kind", "environment__project")
+    list_select_related = ("environment__project", "release", "created_by")
 
 
 @admin.register(Plan)

@@ -14,7 +14,7 @@ from datetime import datetime
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
 
-from deployments import releases, rollout, steps
+from deployments import rollback, rollout, steps
 from deployments.models import BROKEN, DONE, LIVE, Choice, Decision, Deployment, Exclusion, Release, RunStatus, StepKind, StepRun
 from portal.errors import Invalid, NotAllowed
 from runtimes.models import Machine, Runtime
@@ -122,15 +122,9 @@ def _offline(deployment: Deployment, broken: list[StepRun], now: datetime) -> li
 
 
 def former_release(deployment: Deployment) -> Release | None:
-    """What ran before: the newest other release that was deployed here successfully."""
-    former = (
-        Deployment.objects.filter(environment=deployment.environment, status=RunStatus.SUCCEEDED, pk__lt=deployment.pk)
-        .exclude(release=deployment.release)
-        .select_related("release")
-        .order_by("-pk")
-        .first()
-    )
-    return former.release if former else None
+    """What a roll back would bring (deployments/rollback.py)."""
+    found = rollback.target(deployment.environment)
+    return found.back_to.release if found else None
 
 
 def _newer(deployment: Deployment) -> str:
@@ -241,6 +235,5 @@ def _roll_back(deployment: Deployment, step: StepRun, offer: Offer, by: Abstract
     former = former_release(deployment)
     assert former is not None  # the offer said so
     _end(deployment, f"Rolled back to release {former.number} by {by.get_username()}{': ' + reason if reason else '.'}", now)
-    releases.activate(former, deployment.environment, by=by, now=now)
     away = [row.name for row in Machine.objects.filter(environment=deployment.environment) if row.joined_at and row.is_silent(now=now)]
-    return rollout.prepare(former, on=deployment.environment, by=by, now=now, leaving_out=away)
+    return rollback.start(deployment.environment, by=by, now=now, override=reason, leaving_out=away)

@@ -1,15 +1,14 @@
 """Forms of properties, releases and plans: they validate shape and never write. What the product refuses, its acts refuse."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django import forms
 from django.http import QueryDict
 
 from deployments import plans, sheet
 from deployments.models import STEP_FIELDS, Condition, Step, StepKind
+from deployments.promotion import LONGEST_REASON
 from portal.errors import NotAllowed
 from portal.models import PROPERTY_KEY, Environment, Flow, Group, Placement, Property, PropertyKind, Role
 from runtimes.models import Machine, Runtime
@@ -180,50 +179,24 @@ class ReleaseForm(Styled):
     note = forms.CharField(required=False, widget=forms.Textarea(attrs={"rows": 3}), help_text="What changed, and why.")
 
 
-class ActivateForm(Styled):
-    """Now, or at a time of the person's own time zone; `due_at` comes out in UTC."""
+class OverrideField(forms.CharField):
+    """Why the rules are set aside; empty: they are not."""
 
-    when = forms.ChoiceField(choices=[("now", "Now"), ("at", "At a time")], initial="now", widget=forms.RadioSelect)
-    at = forms.DateTimeField(
-        required=False,
-        label="Date and time",
-        input_formats=["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"],
-        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}),
-    )
-    zone = forms.CharField(label="Time zone", initial="UTC", max_length=60, required=False)
-
-    def clean_zone(self) -> ZoneInfo:
-        name = self.cleaned_data["zone"] or "UTC"
-        try:
-            return ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise forms.ValidationError(f"There is no time zone {name}; say for instance Europe/Amsterdam or UTC.") from error
-
-    def clean(self) -> dict[str, Any]:
-        cleaned: dict[str, Any] = super().clean() or {}
-        if cleaned.get("when") != "at":
-            return cleaned
-        if not cleaned.get("at"):
-            if "at" not in self.errors:
-                self.add_error("at", "Say when.")
-        elif zone := cleaned.get("zone"):
-            wall = cleaned["at"].replace(tzinfo=None)
-            due = wall.replace(tzinfo=zone).astimezone(UTC)
-            if due.astimezone(zone).replace(tzinfo=None) != wall:
-                self.add_error("at", f"{wall:%H:%M} does not exist on that day in {zone.key}: the clocks are set forward.")
-            cleaned["due_at"] = due
-        return cleaned
-
-    @property
-    def due_at(self) -> datetime | None:
-        """The moment in UTC; None: now."""
-        return self.cleaned_data.get("due_at")
+    def __init__(self) -> None:
+        super().__init__(
+            required=False,
+            max_length=LONGEST_REASON,
+            label="Reason to override",
+            help_text="Kept with your name. Leave it empty to stay within the rules.",
+            widget=forms.Textarea(attrs={"rows": 2}),
+        )
 
 
 class DeployForm(Styled):
     """On Production the name of the project is typed, so that nobody deploys there by accident."""
 
     confirm = forms.CharField(required=False)
+    override = OverrideField()
 
     def __init__(self, *args: Any, environment: Environment, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

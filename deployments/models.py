@@ -1,5 +1,6 @@
 """Which version, in which order, how far: releases, activations, plans, deployments and their steps."""
 
+from datetime import datetime, timedelta
 from typing import ClassVar
 
 from django.conf import settings
@@ -45,6 +46,8 @@ class ActivationStatus(models.TextChoices):
     REPLACED = "replaced", "Replaced"  # was active
     CANCELLED = "cancelled", "Cancelled"
     FAILED = "failed", "Failed"  # due, but not allowed: see the reason
+    HELD = "held", "Held"  # paused with a reason; a person resumes, reschedules or cancels it
+    EXPIRED = "expired", "Expired"  # came too late to be carried out
 
 
 class Activation(models.Model):
@@ -55,7 +58,11 @@ class Activation(models.Model):
     status = models.CharField(max_length=12, choices=ActivationStatus.choices)
     due_at = models.DateTimeField(null=True, blank=True)  # None: at once
     activated_at = models.DateTimeField(null=True, blank=True)
-    reason = models.TextField(blank=True)
+    expires_after_minutes = models.PositiveIntegerField(null=True, blank=True)  # later than this it is not carried out; None: however late
+    deploys = models.BooleanField(default=False)  # deploy as soon as it is activated
+    override = models.TextField(blank=True)  # why the rules of the environment are set aside, given when it was scheduled
+    deployment = models.ForeignKey("Deployment", on_delete=models.SET_NULL, null=True, blank=True, related_name="+")  # that it began
+    reason = models.TextField(blank=True)  # why it waits, is held, expired, failed or was cancelled
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
 
@@ -67,6 +74,189 @@ class Activation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.release} on {self.environment}: {self.status}"
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """From then on it is not carried out any more; None: however late, or not scheduled."""
+        if self.due_at is None or self.expires_after_minutes is None:
+            return None
+        return self.due_at + timedelta(minutes=self.expires_after_minutes)
+
+
+class RetentionRule(models.Model):
+    """Which releases of a project may go by themselves (deployments/retention.py). No row: none."""
+
+    project = models.OneToOneField(Project, on_delete=models.CASCADE, related_name="retention")
+    enabled = models.BooleanField(default=False)
+    keep_last = models.PositiveIntegerField(default=20)  # the newest so many stay
+    keep_days = models.PositiveIntegerField(default=90)  # those younger than so many days stay
+    updated_at = models.DateTimeField(auto_now=True)
+    updated_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+
+    def __str__(self) -> str:
+        return f"retention of {self.project}"
+
+
+class ReleaseRemoval(models.Model):
+    """A release that the retention rule removed, with its deployments. Never changed; its number is not given again."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="removals")
+    number = models.PositiveIntegerField()
+    name = models.CharField(max_length=80)
+    digest = models.CharField(max_length=64)
+    deployments = models.PositiveIntegerField(default=0)  # how many went with it
+    at = models.DateTimeField()
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")  # None: the clock
+
+    class Meta:
+        ordering: ClassVar = ["-number"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["project", "number"], name="one_removal_per_number")]
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.name}"
+
+
+# ------------------------------------------------------------------------------------------------------ rules of an environment
+
+
+class EnvironmentRules(models.Model):
+    """What an environment asks before a release is activated or deployed there. Written by deployments.promotion; no row: the defaults."""
+
+    environment = models.OneToOneField(Environment, on_delete=models.CASCADE, related_name="rules")
+    in_order = models.BooleanField(default=True)  # only after a successful deployment in the environment before
+    approvals = models.PositiveSmallIntegerField(default=0)  # people, not the requester
+    approval_days = models.PositiveSmallIntegerField(default=14)  # an approval request ends after so many days
+    time_zone = models.CharField(max_length=60, default="UTC")  # in which its times are entered, shown and its windows open
+    expires_after_minutes = models.PositiveIntegerField(default=60)  # a scheduled activation that is later than this is not carried out
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        verbose_name_plural = "environment rules"
+
+    def __str__(self) -> str:
+        return f"rules of {self.environment}"
+
+
+class DeploymentWindow(models.Model):
+    """When releases may be activated and deployed, in the environment's time zone. Without any: always. Closing at or before opening
+    means the next day."""
+
+    environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="windows")
+    days = models.CharField(max_length=7)  # digits of weekdays on which it opens, 0 Monday to 6 Sunday
+    opens = models.TimeField()
+    closes = models.TimeField()
+
+    class Meta:
+        ordering: ClassVar = ["environment", "days", "opens"]
+
+    def __str__(self) -> str:
+        return f"{self.days} {self.opens:%H:%M}–{self.closes:%H:%M}"
+
+
+class DeploymentFreeze(models.Model):
+    """A time in which nothing is activated or deployed."""
+
+    environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="freezes")
+    starts_at = models.DateTimeField()
+    ends_at = models.DateTimeField()
+    reason = models.CharField(max_length=200)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+
+    class Meta:
+        ordering: ClassVar = ["starts_at"]
+        constraints: ClassVar = [models.CheckConstraint(condition=Q(ends_at__gt=models.F("starts_at")), name="freeze_ends_after_it_starts")]
+
+    def __str__(self) -> str:
+        return f"{self.environment} frozen: {self.reason}"
+
+
+class RuleChange(models.Model):
+    """Who changed the rules of an environment, when, and how. Never changed."""
+
+    environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="rule_changes")
+    at = models.DateTimeField()
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+    sentence = models.TextField()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+class RuleOverride(models.Model):
+    """An act that the rules forbade and a person did all the same: which rules, why. Never changed."""
+
+    environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="overrides")
+    release = models.ForeignKey(Release, on_delete=models.CASCADE, related_name="overrides")
+    act = models.CharField(max_length=40)  # "activate", "deploy", "activate at 2027-01-04 02:00 UTC"
+    rules = models.JSONField(default=list)  # the sentences that forbade it
+    reason = models.TextField()
+    at = models.DateTimeField()
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.act} {self.release} on {self.environment}: {self.reason}"
+
+
+class ApprovalStatus(models.TextChoices):
+    OPEN = "open", "Open"
+    REJECTED = "rejected", "Rejected"
+    WITHDRAWN = "withdrawn", "Withdrawn"
+    ENDED = "ended", "Ended"  # values changed, or too old: see the reason
+
+
+class ApprovalRequest(models.Model):
+    """A wish to take one release to one environment with the property values of that moment; other values need another request."""
+
+    environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="approval_requests")
+    release = models.ForeignKey(Release, on_delete=models.CASCADE, related_name="approval_requests")
+    status = models.CharField(max_length=12, choices=ApprovalStatus.choices, default=ApprovalStatus.OPEN)
+    note = models.TextField(blank=True)
+    values_digest = models.CharField(max_length=64)
+    values = models.JSONField()  # as FrozenValues.values: to name what changed
+    reason = models.TextField(blank=True)  # why it is no longer open
+    created_at = models.DateTimeField()
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["environment", "release"], condition=Q(status="open"), name="one_open_approval_request_per_release"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"approval of {self.release} on {self.environment}: {self.status}"
+
+
+class Approval(models.Model):
+    """One person's yes. Withdrawn ones are kept."""
+
+    request = models.ForeignKey(ApprovalRequest, on_delete=models.CASCADE, related_name="approvals")
+    person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    comment = models.TextField(blank=True)
+    at = models.DateTimeField()
+    withdrawn_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["request", "person"], condition=Q(withdrawn_at=None), name="one_standing_approval_per_person")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.person} approved {self.request}"
+
+
+# ---------------------------------------------------------------------------------------------------------- plans and deployments
 
 
 class StepKind(models.TextChoices):
@@ -183,6 +373,7 @@ class Deployment(models.Model):
     )  # a machine left out
     log_lines = models.PositiveIntegerField(default=0)  # how many lines its log has: they are numbered 1 to this, without a gap
     alerting_off = models.BooleanField(default=False)  # set by its step, ends with the deployment
+    rollback_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, blank=True, related_name="rolled_back_by")
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
     started_at = models.DateTimeField(null=True, blank=True)

@@ -1,8 +1,8 @@
-"""Releases: build, activate now or at a time; and the bundle a runtime gets from one."""
+"""Releases: build, activate; and the bundle a runtime gets from one."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +10,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
 from django.db.models import Max, OuterRef, Subquery
 
-from deployments import moves, plans
+from deployments import moves, plans, promotion
 from deployments.models import Activation, ActivationStatus, Plan, Release
 from portal import properties
 from portal.errors import Busy, Invalid, NotAllowed
@@ -254,7 +254,8 @@ def active(environment: Environment) -> Release | None:
     return Release.objects.filter(activations__environment=environment, activations__status=ActivationStatus.ACTIVE).first()
 
 
-def _refuse(release: Release, environment: Environment) -> None:
+def refuse_incomplete(release: Release, environment: Environment) -> None:
+    """Raises Invalid for a release of another project, NotAllowed with one reason per missing property."""
     if release.project_id != environment.project_id:
         raise Invalid(f"Release {release.number} belongs to another project.", field="release")
     reasons = [item.sentence for item in missing(release, environment)]
@@ -266,78 +267,30 @@ def _refuse(release: Release, environment: Environment) -> None:
         )
 
 
-def activate(release: Release, environment: Environment, *, by: AbstractBaseUser | None, now: datetime) -> Activation:
-    """Choose the release for the environment. Raises NotAllowed with one reason per missing property.
+def activate(
+    release: Release,
+    environment: Environment,
+    *,
+    by: AbstractBaseUser | None,
+    now: datetime,
+    override: str = "",
+    returning: bool = False,
+) -> Activation:
+    """Choose the release for the environment. Raises NotAllowed with one reason per missing property or rule that forbids it; `override`
+    is the reason of a person who may set rules aside, `returning` says that it is a roll back (deployments/promotion.py).
 
     The release that is active already stays so: nothing is written.
     """
-    _refuse(release, environment)
+    refuse_incomplete(release, environment)
     for _ in range(ATTEMPTS):
         mine = {"environment": environment, "status": ActivationStatus.ACTIVE}
         if present := Activation.objects.filter(**mine, release=release).first():
             return present
         try:
             with transaction.atomic():
+                promotion.admit(release, environment, act="activate", by=by, at=now, override=override, returning=returning)
                 Activation.objects.filter(**mine).update(status=ActivationStatus.REPLACED)
                 return Activation.objects.create(**mine, release=release, activated_at=now, created_by_id=by.pk if by else None)
         except IntegrityError:  # somebody activated between the two statements: theirs is replaced in turn
             continue
     raise Busy(f"Others are activating releases on {environment.name} at this moment: try again.")
-
-
-def schedule(release: Release, environment: Environment, *, due_at: datetime, by: AbstractBaseUser, now: datetime) -> Activation:
-    """Activate later, by Celery beat. Raises Invalid when `due_at` is not in the future."""
-    if release.project_id != environment.project_id:
-        raise Invalid(f"Release {release.number} belongs to another project.", field="release")
-    if due_at <= now:
-        raise Invalid("Choose a time in the future, or activate now.", field="due_at")
-    return Activation.objects.create(
-        environment=environment, release=release, status=ActivationStatus.SCHEDULED, due_at=due_at, created_by_id=by.pk
-    )
-
-
-def cancel_schedule(activation: Activation, *, by: AbstractBaseUser) -> None:
-    """Take back a scheduled activation; doing so twice succeeds. Raises NotAllowed when it was carried out before."""
-    scheduled = Activation.objects.filter(pk=activation.pk, status=ActivationStatus.SCHEDULED)
-    if not scheduled.update(status=ActivationStatus.CANCELLED, reason=f"Cancelled by {by.get_username()}."):
-        activation.refresh_from_db()
-        if activation.status != ActivationStatus.CANCELLED:
-            raise NotAllowed(f"This activation is {activation.status} already: it can no longer be cancelled.")
-    activation.refresh_from_db()
-
-
-def due(now: datetime) -> Sequence[int]:
-    """Ids of scheduled activations whose time has come, the oldest first."""
-    scheduled = Activation.objects.filter(status=ActivationStatus.SCHEDULED, due_at__lte=now)
-    return list(scheduled.order_by("due_at", "pk").values_list("pk", flat=True))
-
-
-class _Handled(Exception):  # noqa: N818 - not an error: another worker was first
-    pass
-
-
-def activate_due(activation_id: int, *, now: datetime) -> str:
-    """Carry out one scheduled activation, exactly once however often it is called. Returns a sentence."""
-    activation = Activation.objects.select_related("release", "environment").filter(pk=activation_id).first()
-    if activation is None:
-        return f"Activation {activation_id} is gone."
-    release, environment = activation.release, activation.environment
-    mine = Activation.objects.filter(pk=activation_id, status=ActivationStatus.SCHEDULED, due_at__lte=now)
-    try:
-        _refuse(release, environment)
-    except NotAllowed as refusal:
-        if not mine.update(status=ActivationStatus.FAILED, reason=refusal.sentence):
-            return f"Activation {activation_id} was handled already, or is not due."
-        return f"Release {release.number} was not activated on {environment.name}: {refusal.sentence}"
-    for _ in range(ATTEMPTS):
-        try:
-            with transaction.atomic():
-                Activation.objects.filter(environment=environment, status=ActivationStatus.ACTIVE).update(status=ActivationStatus.REPLACED)
-                if not mine.update(status=ActivationStatus.ACTIVE, activated_at=now):
-                    raise _Handled
-        except IntegrityError:
-            continue
-        except _Handled:
-            return f"Activation {activation_id} was handled already, or is not due."
-        return f"Release {release.number} is active on {environment.name}."
-    return f"Activation {activation_id} waits: others are activating releases on {environment.name} at this moment."

@@ -41,8 +41,16 @@ def catch_up(exclusion: Exclusion, *, now: datetime) -> str:
     ):
         return f"{name} is caught up by another worker."
     try:
-        made = rollout.begin(deployment.release, [*missed, *balance], on=environment, by=exclusion.by, now=now, completes=deployment)
-    except NotAllowed as refusal:  # somebody deployed in the same instant: look again later
+        made = rollout.begin(
+            deployment.release,
+            [*missed, *balance],
+            on=environment,
+            by=exclusion.by,
+            now=now,
+            completes=deployment,
+            rules=("approvals", "window"),
+        )
+    except NotAllowed as refusal:  # somebody deployed in the same instant, or the environment is frozen: look again later
         Exclusion.objects.filter(pk=exclusion.pk).update(ended_at=None, ended_because="")
         return refusal.sentence
     Exclusion.objects.filter(pk=exclusion.pk).update(caught_up_by=made)

@@ -21,7 +21,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import DatabaseError, IntegrityError, transaction
 from django.db.models import F, Q, Subquery
 
-from deployments import frozen, moves, plans, releases, stages, steps
+from deployments import frozen, moves, plans, promotion, releases, stages, steps
 from deployments.models import (
     BROKEN,
     DONE,
@@ -117,17 +117,34 @@ def not_offline(machine: Machine | None, name: str, now: datetime) -> str:
 
 
 def prepare(
-    release: Release, *, on: Environment, by: AbstractBaseUser | None, now: datetime, leaving_out: Collection[str] = ()
+    release: Release,
+    *,
+    on: Environment,
+    by: AbstractBaseUser | None,
+    now: datetime,
+    leaving_out: Collection[str] = (),
+    override: str = "",
+    rollback_of: Deployment | None = None,
 ) -> Deployment:
     """Copy the plan into a deployment and send its first steps. Raises NotAllowed with `reasons`, or Busy (one live each).
 
     `leaving_out`: names of offline machines; their steps are skipped, and they get the release by themselves when they return.
+    `override` is the reason of a person who may set the environment's rules aside; `rollback_of` the deployment that is rolled back.
     """
     refuse_while_deploying(on)
     reasons = obstacles(release, on, now=now, leaving_out=leaving_out)
     if reasons:
         raise NotAllowed(f"Release {release.number} cannot be deployed on {on.name}. {' '.join(reasons)}", reasons=reasons)
-    return begin(release, list(plans.plan_of(on).steps.all()), on=on, by=by, now=now, leaving_out=leaving_out)
+    return begin(
+        release,
+        list(plans.plan_of(on).steps.all()),
+        on=on,
+        by=by,
+        now=now,
+        leaving_out=leaving_out,
+        override=override,
+        rollback_of=rollback_of,
+    )
 
 
 def begin(
@@ -139,13 +156,21 @@ def begin(
     now: datetime,
     leaving_out: Collection[str] = (),
     completes: Deployment | None = None,
+    override: str = "",
+    rollback_of: Deployment | None = None,
+    rules: Sequence[promotion.Rule] = promotion.RULES,
 ) -> Deployment:
-    """A deployment of these steps, which the caller has checked. Raises Busy: one live each."""
+    """A deployment of these steps, which the caller has checked. Raises Busy (one live each), or NotAllowed when the environment's rules
+    forbid it."""
     try:
         with transaction.atomic():
             who = by.pk if by else None
-            deployment = Deployment.objects.create(environment=on, release=release, created_by_id=who, completes=completes)
+            deployment = Deployment.objects.create(
+                environment=on, release=release, created_by_id=who, completes=completes, rollback_of=rollback_of
+            )
             frozen.freeze(deployment, by=by, now=now)
+            # After the values are frozen: one that changes in this instant ends the approval instead of slipping through.
+            promotion.admit(release, on, act="deploy", by=by, at=now, override=override, returning=rollback_of is not None, rules=rules)
             runs = [
                 StepRun(deployment=deployment, number=number, stage_number=stage, **{name: getattr(step, name) for name in STEP_FIELDS})
                 for number, (step, stage) in enumerate(zip(recipe, stages.stage_numbers(recipe), strict=True), start=1)
@@ -481,6 +506,9 @@ def resume(deployment: Deployment, *, by: AbstractBaseUser, now: datetime) -> No
         for step in broken:
             steps.note(step, f"Resumed by {by.get_username()}, attempt {step.attempt + 1}.", now)
         _freeze_anew(deployment, broken[0], by, now)
+        # What was mended may be a value: whoever approved must have seen it. Windows do not hold up what is half done already.
+        returning = deployment.rollback_of_id is not None
+        promotion.admit(deployment.release, deployment.environment, act="resume", by=by, at=now, returning=returning, rules=("approvals",))
         for step in broken:
             try_again(step, now)
         settle(deployment, now)

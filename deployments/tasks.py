@@ -8,7 +8,7 @@ from django.db import transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from deployments import releases, returning, rollout
+from deployments import retention, returning, rollout, schedules
 from deployments.models import RunStatus, StepKind, StepRun
 from portal import properties
 from portal.models import Property
@@ -89,8 +89,20 @@ def send_probe(step_id: int, attempt: int) -> None:
 def activate_due_releases() -> str:
     """By beat: scheduled activations whose time has come enter by the same door as the button."""
     now = timezone.now()
-    sentences = [releases.activate_due(activation_id, now=now) for activation_id in releases.due(now)]
+    sentences = []
+    for activation_id in schedules.due(now):
+        try:
+            sentences.append(schedules.activate_due(activation_id, now=now))
+        except Exception:  # one that stumbles, for whatever reason, holds up no other; the next look tries it again
+            logger.exception("Activation %s stumbled.", activation_id)
+            sentences.append(f"Activation {activation_id} stumbled: it is tried again.")
     return " ".join(sentences) or "No activation is due."
+
+
+@shared_task
+def forget_old_releases() -> str:
+    """By beat: the retention rules of all projects that switched theirs on."""
+    return retention.sweep(now=timezone.now())
 
 
 @shared_task

@@ -13,7 +13,10 @@ from deployments.views import (
     properties,
     property_grid,
     releases,
+    retention,
     routers,
+    rules,
+    schedules,
 )
 
 _environment = "projects/<slug:slug>/<slug:kind>/"
@@ -70,7 +73,19 @@ urlpatterns: list[URLPattern] = [
     path(_environment + "releases/compare/", comparison.release_compare, name="release-compare"),
     path(_environment + "releases/<int:number>/activate/", releases.release_activate, name="release-activate"),
     path(_environment + "releases/<int:number>/deploy/", releases.release_deploy, name="release-deploy"),
-    path(_environment + "activations/<int:pk>/cancel/", releases.activation_cancel, name="activation-cancel"),
+    path(_environment + "releases/retention/", retention.release_retention, name="release-retention"),
+    path(_environment + "releases/rollback/", schedules.release_rollback, name="release-rollback"),
+    path(_environment + "releases/<int:number>/approval/", rules.approval_request, name="approval-request"),
+    path(_environment + "approvals/<int:pk>/<slug:act>/", rules.approval_act, name="approval-act"),
+    # Deploy › Releases › Schedule
+    path(_environment + "schedule/", schedules.schedule_page, name="schedule"),
+    path(_environment + "activations/<int:pk>/reschedule/", schedules.activation_reschedule, name="activation-reschedule"),
+    path(_environment + "activations/<int:pk>/<slug:act>/", schedules.activation_act, name="activation-act"),
+    # Deploy › Rules
+    path(_environment + "rules/", rules.environment_rules, name="environment-rules"),
+    path(_environment + "rules/move/", rules.environment_move, name="environment-move"),
+    path(_environment + "rules/freezes/new/", rules.freeze_new, name="freeze-new"),
+    path(_environment + "rules/freezes/<int:pk>/lift/", rules.freeze_lift, name="freeze-lift"),
     # Deploy › Deployments
     path(_environment + "deployments/", deployments.deployment_list, name="deployments"),
     path(_environment + "deployments/<int:pk>/", deployments.deployment_page, name="deployment"),

@@ -146,6 +146,7 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": 5.0,
         "options": {"expires": 5.0},
     },
+    "forget-old-releases": {"task": "deployments.tasks.forget_old_releases", "schedule": 3600.0, "options": {"expires": 3600.0}},
     "expire-requests": {"task": "runtimes.tasks.expire_requests", "schedule": 5.0, "options": {"expires": 5.0}},
     "return-leaderships": {"task": "runtimes.tasks.return_leaderships", "schedule": 2.0, "options": {"expires": 2.0}},
     "watch-alarms": {"task": "runtimes.tasks.watch_alarms", "schedule": 2.0, "options": {"expires": 2.0}},
@@ -214,6 +215,7 @@ SPECTACULAR_SETTINGS = {
         "FailbackPolicy": "runtimes.models.FailbackPolicy",
         "RunStatus": "deployments.models.RunStatus",
         "ActivationStatus": "deployments.models.ActivationStatus",
+        "ApprovalStatus": "deployments.models.ApprovalStatus",
     },
 }
 

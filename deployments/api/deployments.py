@@ -9,12 +9,15 @@ from django.utils import timezone
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
 from rest_framework import mixins, serializers, status
 from rest_framework.decorators import action
+from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from deployments import decisions, logs, rollout
+from deployments import decisions, logs, promotion, rollback, rollout
 from deployments.models import Choice, Decision, Deployment, Exclusion, FrozenValues, StepAttempt, StepKind, StepRun
+from portal import access
 from portal.api.fields import EnvironmentFilter, ExactInput, Gated, Nothing, signed_in
+from portal.models import EnvironmentKind
 
 
 class StepAttemptSerializer(serializers.ModelSerializer[StepAttempt]):
@@ -126,12 +129,13 @@ class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
     completes = serializers.IntegerField(source="completes_id", allow_null=True)
     decisions = DecisionSerializer(many=True)
     exclusions = ExclusionSerializer(many=True)
+    rollback_of = serializers.IntegerField(source="rollback_of_id", allow_null=True)
     steps = StepRunSerializer(many=True)
 
     class Meta:
         model = Deployment
         fields = (
-            "id", "project", "environment", "release", "release_number", "status", "completes",
+            "id", "project", "environment", "release", "release_number", "status", "completes", "rollback_of",
             "created_at", "created_by", "started_at", "ended_at", "values_digest", "decisions", "exclusions", "steps",
         )  # fmt: skip
 
@@ -139,6 +143,22 @@ class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
         """SHA-256 over the property values it froze; equal values give an equal digest."""
         kept = list(deployment.frozen.all())
         return kept[0].digest if kept else None
+
+
+class RollBackInput(ExactInput):
+    project = serializers.SlugField()
+    environment = serializers.ChoiceField(choices=EnvironmentKind.choices)
+    back_to = serializers.IntegerField(required=False, help_text="The deployment to go back to, as looked up: 412 when another ran since.")
+    override = serializers.CharField(default="", allow_blank=True, max_length=promotion.LONGEST_REASON)
+
+
+class RollBackSerializer(serializers.Serializer[Any]):
+    """Where a roll back would lead."""
+
+    back_to = serializers.IntegerField(source="back_to.pk", help_text="The deployment that ran with success.")
+    release = serializers.IntegerField(source="back_to.release_id")
+    release_number = serializers.IntegerField(source="back_to.release.number")
+    undone = serializers.IntegerField(source="undone.pk", help_text="The newest deployment, which is rolled back.")
 
 
 class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Deployment]):
@@ -238,6 +258,31 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
         place = {"step": piece.place.step, "machines": piece.place.machines_text}
         answer = {"lines": piece.lines, "next": urlencode({**kept, **place}), "complete": piece.complete, "ended": ended and piece.complete}
         return Response(LogSerializer(answer).data)
+
+    @extend_schema(
+        methods=["get"],
+        parameters=[OpenApiParameter("project", str, required=True), OpenApiParameter("environment", str, required=True)],
+        responses=RollBackSerializer,
+    )
+    @extend_schema(methods=["post"], request=RollBackInput, responses={202: DeploymentSerializer})
+    @action(detail=False, methods=["get", "post"], url_path="rollback")
+    def roll_back(self, request: Request) -> Response:
+        """GET: where a roll back of the environment would lead (404: nowhere). POST: do it; what is scheduled there is held."""
+        if request.method == "GET":
+            asked = request.query_params
+            environment = access.get_environment(request.user, asked.get("project", ""), asked.get("environment", ""))
+            target = rollback.target(environment)
+            if target is None:
+                raise NotFound(f"There is nothing to roll back to on {environment.name}: no earlier release ran there with success.")
+            return Response(RollBackSerializer(target).data)
+        body = RollBackInput(data=request.data)
+        body.is_valid(raise_exception=True)
+        given = body.validated_data
+        environment = access.get_environment(request.user, given["project"], given["environment"], to_edit=True)
+        begun = rollback.start(
+            environment, expected=given.get("back_to"), by=signed_in(request), now=timezone.now(), override=given["override"]
+        )
+        return Response(DeploymentSerializer(begun).data, status=status.HTTP_202_ACCEPTED)
 
     def _answer(self) -> Response:
         return Response(DeploymentSerializer(self.get_object()).data, status=status.HTTP_202_ACCEPTED)

@@ -13,9 +13,11 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 from rest_framework.viewsets import GenericViewSet
 
-from deployments import preview, releases, rollout, sides
+from deployments import preview, promotion, releases, rollout, schedules, sides
+from deployments.api.activations import ActivationSerializer
 from deployments.api.deployments import DeploymentSerializer
-from deployments.models import Activation, Release
+from deployments.api.moments import ZonedDateTimeField, due_moment
+from deployments.models import Release
 from deployments.preview import Preview
 from portal import access
 from portal.api.fields import EnvironmentChoice, signed_in
@@ -50,18 +52,21 @@ class ReleaseInput(serializers.Serializer[Any]):
     note = serializers.CharField(default="", allow_blank=True)
 
 
-class ActivateInput(EnvironmentChoice):
-    due_at = serializers.DateTimeField(required=False, allow_null=True, default=None, help_text="Left out: now. RFC 3339.")
+class DeployInput(EnvironmentChoice):
+    override = serializers.CharField(
+        default="",
+        allow_blank=True,
+        max_length=promotion.LONGEST_REASON,
+        help_text="Why the environment's rules (order, windows, freezes; never approvals) are set aside: operators only, kept.",
+    )
 
 
-class ActivationSerializer(serializers.ModelSerializer[Activation]):
-    release = serializers.IntegerField(source="release_id")
-    environment = serializers.CharField(source="environment.kind")
-    warnings = serializers.ListField(child=serializers.CharField(), default=list)
-
-    class Meta:
-        model = Activation
-        fields = ("id", "release", "environment", "status", "due_at", "activated_at", "reason", "warnings")
+class ActivateInput(DeployInput):
+    due_at = ZonedDateTimeField(required=False, allow_null=True, default=None)
+    deploys = serializers.BooleanField(default=False, help_text="With `due_at`: deploy as soon as it is activated.")
+    expires_after_minutes = serializers.IntegerField(
+        required=False, allow_null=True, min_value=1, help_text="With `due_at`: left out, as the environment's rules say; null, never."
+    )
 
 
 class LineSerializer(serializers.Serializer[Any]):
@@ -196,16 +201,26 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
     @extend_schema(request=ActivateInput, responses=ActivationSerializer)
     @action(detail=True, methods=["post"])
     def activate(self, request: Request, pk: str) -> Response:
-        """Choose the release for an environment, now or at `due_at`; 409 with one reason per missing property."""
+        """Choose the release for an environment, now or at `due_at`; 409 with one reason per missing property or rule."""
         release = self.get_object()
         body = ActivateInput(data=request.data)
         body.is_valid(raise_exception=True)
-        environment = access.get_environment(request.user, release.project.slug, body.validated_data["environment"], to_edit=True)
-        due_at, now = body.validated_data["due_at"], timezone.now()
+        given = body.validated_data
+        environment = access.get_environment(request.user, release.project.slug, given["environment"], to_edit=True)
+        due_at, now = given["due_at"], timezone.now()
         if due_at:
-            activation = releases.schedule(release, environment, due_at=due_at, by=signed_in(request), now=now)
+            activation = schedules.schedule(
+                release,
+                environment,
+                due_at=due_moment(due_at, environment),
+                by=signed_in(request),
+                now=now,
+                deploys=given["deploys"],
+                expires_after_minutes=given.get("expires_after_minutes", schedules.DEFAULT),
+                override=given["override"],
+            )
         else:
-            activation = releases.activate(release, environment, by=signed_in(request), now=now)
+            activation = releases.activate(release, environment, by=signed_in(request), now=now, override=given["override"])
         activation.warnings = list(releases.warnings(release, environment))  # type: ignore[attr-defined]
         return Response(ActivationSerializer(activation).data)
 
@@ -224,15 +239,17 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         found = preview.preview(release, environment, now=timezone.now())
         return Response(PreviewSerializer(found).data)
 
-    @extend_schema(request=EnvironmentChoice, responses={202: DeploymentSerializer})
+    @extend_schema(request=DeployInput, responses={202: DeploymentSerializer})
     @action(detail=True, methods=["post"], url_path="deployments")
     def deploy(self, request: Request, pk: str) -> Response:
         """Run the environment's plan from this release; 202 with Location."""
         release = self.get_object()
-        body = EnvironmentChoice(data=request.data)
+        body = DeployInput(data=request.data)
         body.is_valid(raise_exception=True)
         kind = EnvironmentKind(body.validated_data["environment"])
         environment = access.get_environment(request.user, release.project.slug, kind, to_edit=True)
-        deployment = rollout.prepare(release, on=environment, by=signed_in(request), now=timezone.now())
+        deployment = rollout.prepare(
+            release, on=environment, by=signed_in(request), now=timezone.now(), override=body.validated_data["override"]
+        )
         location = reverse("api-deployment-detail", args=[deployment.pk], request=request)
         return Response(DeploymentSerializer(deployment).data, status=status.HTTP_202_ACCEPTED, headers={"Location": location})

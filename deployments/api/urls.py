@@ -1,17 +1,27 @@
 """The part of /api/v1/ that deployments owns."""
 
-from django.urls import path
+from django.urls import URLPattern, URLResolver, path
 from rest_framework.routers import SimpleRouter
 
+from deployments.api.activations import ActivationViewSet
 from deployments.api.deployments import DeploymentViewSet
 from deployments.api.projects import ProjectExport, ProjectImport
 from deployments.api.releases import ReleaseViewSet
+from deployments.api.retention import RetentionView
+from deployments.api.rules import ApprovalRequestViewSet, FreezesView, FreezeView, RulesView
 
 router = SimpleRouter()
 router.register("releases", ReleaseViewSet, basename="api-release")
 router.register("deployments", DeploymentViewSet, basename="api-deployment")
-urlpatterns = [
+router.register("activations", ActivationViewSet, basename="api-activation")
+router.register("approvals", ApprovalRequestViewSet, basename="api-approval")
+_environment = "projects/<slug:slug>/environments/<slug:kind>/"
+urlpatterns: list[URLPattern | URLResolver] = [
     path("projects/<slug:slug>/export/", ProjectExport.as_view(), name="api-project-export"),
     path("projects/<slug:slug>/import/", ProjectImport.as_view(), name="api-project-import"),
     *router.urls,
+    path("projects/<slug:slug>/retention/", RetentionView.as_view(), name="api-retention"),
+    path(_environment + "rules/", RulesView.as_view(), name="api-rules"),
+    path(_environment + "freezes/", FreezesView.as_view(), name="api-freezes"),
+    path(_environment + "freezes/<int:pk>/", FreezeView.as_view(), name="api-freeze"),
 ]

@@ -11,11 +11,12 @@ from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils import timezone
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET
 
-from deployments import plans, preview, releases, rollout, sheet
-from deployments.forms import ActivateForm, DeployForm, ReleaseForm, show_refusal
-from deployments.models import LIVE, Activation, ActivationStatus, Deployment, Release, RunStatus, StepKind
+from deployments import approvals, plans, preview, promotion, releases, rollout, schedules, sheet, windows
+from deployments.forms import DeployForm, ReleaseForm, show_refusal
+from deployments.models import LIVE, Activation, ActivationStatus, ApprovalRequest, Deployment, Release, RunStatus, StepKind
+from deployments.rule_forms import ActivateForm
 from portal.access import get_environment, get_project, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -25,7 +26,13 @@ from runtimes import failover
 from runtimes.models import FailoverGroup
 
 RELEASES_PER_PAGE = 50
-TABS = {"contents": "Contents", "properties": "Properties", "preflight": "Preflight", "deployments": "Deployments"}
+TABS = {
+    "contents": "Contents",
+    "promotion": "Promotion",
+    "properties": "Properties",
+    "preflight": "Preflight",
+    "deployments": "Deployments",
+}
 
 
 # -------------------------------------------------------------------------------------------------------------------- list
@@ -44,7 +51,7 @@ class Pill:
 def _pills(project: Project) -> dict[int, list[Pill]]:
     """By release id, in the order of promotion. Two queries."""
     found: dict[int, dict[int, Pill]] = defaultdict(dict)
-    chosen = Activation.objects.filter(release__project=project, status__in=(ActivationStatus.ACTIVE, ActivationStatus.SCHEDULED))
+    chosen = Activation.objects.filter(release__project=project, status__in=(ActivationStatus.ACTIVE, *schedules.WAITING))
     for activation in chosen.select_related("environment__project", "created_by").order_by("due_at"):
         pill = found[activation.release_id].setdefault(activation.environment_id, Pill(activation.environment))
         if activation.status == ActivationStatus.ACTIVE:
@@ -100,7 +107,7 @@ def _failed_activations(environment: Environment) -> list[Activation]:
     for activation in recent:
         if activation.status in (ActivationStatus.ACTIVE, ActivationStatus.REPLACED):
             break
-        if activation.status == ActivationStatus.FAILED:
+        if activation.status in (ActivationStatus.FAILED, ActivationStatus.EXPIRED):
             failed.append(activation)
     return failed
 
@@ -154,51 +161,70 @@ def _release(environment: Environment, number: int) -> Release:
     return get_object_or_404(Release.objects.select_related("project", "created_by"), project=environment.project, number=number)
 
 
+def rule_findings(request: UserRequest, release: Release, environment: Environment, *, returning: bool = False) -> dict[str, Any]:
+    """What the environment's rules forbid now, and whether this person may set it aside."""
+    found = promotion.findings(release, environment, at=timezone.now(), returning=returning)
+    may_override = may(request.user, environment.project.team_id, promotion.MAY_OVERRIDE)
+    return {
+        "rule_findings": found,
+        "may_override": may_override,
+        "can_override": bool(found) and may_override and all(finding.overridable for finding in found),
+    }
+
+
 def release_activate(request: UserRequest, slug: str, kind: str, number: int) -> HttpResponse:
     """Choose the release for the environment, now or at a time. Activating changes no machine."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
     release = _release(environment, number)
-    form, now = ActivateForm(request.POST or None), timezone.now()
+    rules = promotion.rules_of(environment)
+    calendar = promotion.calendar_of(environment, rules)
+    initial = {"when": "now", "expires_after_minutes": rules.expires_after_minutes}
+    form = ActivateForm(request.POST or None, initial=initial, zone=calendar.zone)
     if request.method == "POST" and form.is_valid():
         try:
             said = _activate(request, form, release, environment)
         except NotAllowed as refusal:
-            # The missing values are listed below, each linked to its cell: they are not said twice.
-            sentence = (
-                f"Release {number} cannot be activated on {environment.name} while values are missing."
-                if refusal.reasons
-                else refusal.sentence
-            )
-            form.add_error("at" if refusal.field == "due_at" else None, sentence)
+            # Missing values and rules are listed below, each with its link: they are not said twice.
+            sentence = refusal.sentence
+            if releases.missing(release, environment):
+                sentence = f"Release {number} cannot be activated on {environment.name} while values are missing."
+            form.add_error("at" if form.due_at else refusal.field if refusal.field in form.fields else None, sentence)
         else:
             messages.success(request, said)
             return redirect(request, _address(release, environment))
-    context = _rights(request, environment) | {
-        "release": release,
-        "form": form,
-        "missing": releases.missing(release, environment),
-        "warnings": releases.warnings(release, environment),
-        "active": releases.active(environment),
-        "now": now,
-    }
+    context = (
+        _rights(request, environment)
+        | rule_findings(request, release, environment)
+        | {
+            "release": release,
+            "form": form,
+            "missing": releases.missing(release, environment),
+            "warnings": releases.warnings(release, environment),
+            "active": releases.active(environment),
+            "calendar": calendar,
+            "zone": calendar.zone.key,
+        }
+    )
     return dialog(request, "deployments/release_activate.html", context, back=_address(release, environment))
 
 
 def _activate(request: UserRequest, form: ActivateForm, release: Release, environment: Environment) -> str:
+    given, now = form.cleaned_data, timezone.now()
     if form.due_at:
-        releases.schedule(release, environment, due_at=form.due_at, by=request.user, now=timezone.now())
-        return f"Release {release.number} will be activated on {environment.name} at {form.due_at:%Y-%m-%d %H:%M} UTC."
-    releases.activate(release, environment, by=request.user, now=timezone.now())
+        schedules.schedule(
+            release,
+            environment,
+            due_at=form.due_at,
+            by=request.user,
+            now=now,
+            deploys=given["deploys"],
+            expires_after_minutes=given["expires_after_minutes"],
+            override=given["override"],
+        )
+        what = "activated and deployed" if given["deploys"] else "activated"
+        return f"Release {release.number} will be {what} on {environment.name} on {windows.in_zone(form.due_at, form.zone)}."
+    releases.activate(release, environment, by=request.user, now=now, override=given["override"])
     return f"Release {release.number} is active on {environment.name}. Deploy it to change the machines."
-
-
-@require_POST
-def activation_cancel(request: UserRequest, slug: str, kind: str, pk: int) -> HttpResponse:
-    environment = get_environment(request.user, slug, kind, to_edit=True)
-    activation = get_object_or_404(Activation.objects.select_related("release"), environment=environment, pk=pk)
-    releases.cancel_schedule(activation, by=request.user)
-    messages.success(request, f"Release {activation.release.number} will not be activated on {environment.name}.")
-    return redirect(request, "releases", slug, kind)
 
 
 # ------------------------------------------------------------------------------------------------------------------ deploy
@@ -218,16 +244,19 @@ def release_deploy(request: UserRequest, slug: str, kind: str, number: int) -> H
     form = DeployForm(request.POST if request.method == "POST" else None, environment=environment)
     if request.method == "POST" and form.is_valid():
         try:
-            deployment = rollout.prepare(release, on=environment, by=request.user, now=timezone.now())
+            deployment = rollout.prepare(
+                release, on=environment, by=request.user, now=timezone.now(), override=form.cleaned_data["override"]
+            )
         except NotAllowed as refusal:
             form.add_error(None, refusal.sentence)
         else:
             return redirect(request, deployment)
-    context = _rights(request, environment) | _preflight(release, environment) | {"release": release, "form": form}
+    context = _rights(request, environment) | preflight(release, environment) | {"release": release, "form": form}
+    context |= rule_findings(request, release, environment)
     return dialog(request, "deployments/release_deploy.html", context, back=_address(release, environment))
 
 
-def _preflight(release: Release, environment: Environment) -> dict[str, Any]:
+def preflight(release: Release, environment: Environment) -> dict[str, Any]:
     """Steps, findings and leaders. Obstacles that only repeat a missing property are left to the list of missing properties, whose
     entries are linked to their cell."""
     missing = releases.missing(release, environment)
@@ -274,8 +303,60 @@ def release_page(request: UserRequest, slug: str, number: int) -> HttpResponse:
         "is_deployed": deployed is not None and deployed.release_id == release.pk,
         "deployed": deployed,
     }
-    context |= _tab(tab, release, environment)
+    context |= {"stops": promotion_stops(request, release, environments)} if tab == "promotion" else _tab(tab, release, environment)
+    if tab == "preflight":
+        context |= rule_findings(request, release, environment)
     return render(request, "deployments/release.html", context)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One environment on a release's way through them."""
+
+    environment: Environment
+    deployed: Deployment | None  # the last success of this release there
+    active: bool
+    needed: int
+    state: approvals.State
+    asked: ApprovalRequest | None  # the open request that still holds
+    findings: list[promotion.Finding]
+    may_edit: bool
+    may_approve: bool
+    may_withdraw: bool
+
+    @property
+    def approved(self) -> bool:
+        return not self.state.lacking(self.needed)
+
+
+def promotion_stops(request: UserRequest, release: Release, environments: list[Environment]) -> list[Stop]:
+    """Where the release is on its way, and what each environment asks. A fixed number of queries per environment."""
+    now, person = timezone.now(), request.user
+    found = []
+    for environment in environments:
+        rules = promotion.rules_of(environment)
+        state = approvals.state(release, environment, now=now)
+        asked = approvals.open_request(release, environment) if state.requested else None
+        mine = asked is not None and asked.created_by_id == person.pk
+        said_yes = asked is not None and any(row.person_id == person.pk and not row.withdrawn_at for row in asked.approvals.all())
+        may_edit = may(person, environment.project.team_id, role_to_deploy(environment))
+        success = Deployment.objects.filter(environment=environment, release=release, status=RunStatus.SUCCEEDED)
+        active = releases.active(environment)
+        found.append(
+            Stop(
+                environment=environment,
+                deployed=success.select_related("environment__project").first(),
+                active=active is not None and active.pk == release.pk,
+                needed=rules.approvals,
+                state=state,
+                asked=asked,
+                findings=promotion.findings(release, environment, at=now),
+                may_edit=may_edit,
+                may_approve=may_edit and not mine and not said_yes,
+                may_withdraw=mine or said_yes,
+            )
+        )
+    return found
 
 
 def _last_deployed(environment: Environment) -> Deployment | None:
@@ -289,7 +370,7 @@ def _tab(tab: str, release: Release, environment: Environment) -> dict[str, Any]
     if tab == "properties":
         return {"resolved": resolved(release, environment), "missing": releases.missing(release, environment)}
     if tab == "preflight":
-        return _preflight(release, environment)
+        return preflight(release, environment)
     runs = Deployment.objects.filter(release=release).select_related("environment__project", "created_by")
     return {"deployments": runs[:100]}
 

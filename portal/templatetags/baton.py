@@ -69,6 +69,7 @@ STATUSES = {
     "scheduled": Look("Scheduled", "calendar-time", "blue"),
     "active": Look("Active", "flag-check", "green"),
     "replaced": Look("Replaced", "history", "gray"),
+    "held": Look("Held", "player-pause", "orange"),
     # agents
     "joined": Look("Connected", "plug-connected", "green"),
     "silent": Look("Silent", "wifi-off", "red"),

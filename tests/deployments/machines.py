@@ -25,6 +25,7 @@ class Machines:
         self.interrupted: list[str] = []  # runtimes that were stopped or changed while they led
         self.handed_over: list[tuple[str, str]] = []  # runtime key, cause
         self.commands: dict[str, protocol.CommandReport] = {}  # name -> what becomes of it
+        self.started: list[str] = []  # runtime keys, each time a process began
         self.together: set[frozenset[str]] = set()  # digests that ran at one instant
         self._epochs: dict[str, int] = {}
         self._runs: dict[str, tuple[str, int]] = {}  # runtime key -> digest and restarts of its process
@@ -101,6 +102,7 @@ class Machines:
         self._runs.pop(order.key, None)
         if wished is not None:
             self._runs[order.key] = wished
+            self.started.append(order.key)
         self.together.add(frozenset(digest for digest, _ in self._runs.values()))
 
     def _carry(self, request: protocol.GroupRequest, machine: str) -> None:

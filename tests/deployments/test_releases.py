@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
@@ -209,8 +208,6 @@ def test_a_release_of_another_project_is_refused(release: Release, developer: Us
     other = factories.project(release.project.team, "depot").environments.get(kind="test")
     with pytest.raises(Invalid, match="another project"):
         releases.activate(release, other, by=developer, now=timezone.now())
-    with pytest.raises(Invalid, match="another project"):
-        releases.schedule(release, other, due_at=timezone.now() + timedelta(hours=1), by=developer, now=timezone.now())
 
 
 @pytest.mark.django_db(transaction=True)
@@ -220,69 +217,6 @@ def test_of_two_activations_at_once_exactly_one_stays_active(release: Release, f
     results = together(*[lambda chosen=chosen: releases.activate(chosen, filled, by=developer, now=now) for chosen in (release, *others)])
     assert all(isinstance(item, Activation) for item in results)
     assert Activation.objects.filter(status=ActivationStatus.ACTIVE).count() == 1
-
-
-# ----------------------------------------------------------------------------------------------------------------- schedules
-
-
-def test_a_schedule_lies_in_the_future(release: Release, filled: Environment, developer: User) -> None:
-    now = timezone.now()
-    with pytest.raises(Invalid, match="Choose a time in the future") as refusal:
-        releases.schedule(release, filled, due_at=now, by=developer, now=now)
-    assert refusal.value.field == "due_at"
-
-
-def test_a_due_activation_is_carried_out_once(release: Release, filled: Environment, developer: User) -> None:
-    now = timezone.now()
-    planned = releases.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
-    assert list(releases.due(now)) == []
-    assert releases.activate_due(planned.pk, now=now) == f"Activation {planned.pk} was handled already, or is not due."
-    assert releases.active(filled) is None
-    later = now + timedelta(minutes=5)
-    assert list(releases.due(later)) == [planned.pk]
-    assert releases.activate_due(planned.pk, now=later) == "Release 1 is active on Test."
-    assert releases.activate_due(planned.pk, now=later) == f"Activation {planned.pk} was handled already, or is not due."
-    assert releases.active(filled) == release
-    assert list(releases.due(later)) == []
-
-
-def test_a_due_activation_that_is_not_allowed_fails_with_its_reason(release: Release, filled: Environment, developer: User) -> None:
-    now = timezone.now()
-    planned = releases.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
-    properties.remove_value(filled, "erp.outbox")
-    assert "was not activated on Test: 2 property values are missing" in releases.activate_due(planned.pk, now=now + timedelta(hours=1))
-    planned.refresh_from_db()
-    assert planned.status == ActivationStatus.FAILED
-    assert "external01.erp needs a value for erp.outbox" in planned.reason
-
-
-def test_a_cancelled_schedule_is_never_carried_out(release: Release, filled: Environment, developer: User) -> None:
-    now = timezone.now()
-    planned = releases.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
-    releases.cancel_schedule(planned, by=developer)
-    releases.cancel_schedule(planned, by=developer)
-    assert planned.reason == "Cancelled by developer."
-    releases.activate_due(planned.pk, now=now + timedelta(hours=1))
-    assert releases.active(filled) is None
-
-
-def test_a_schedule_that_was_carried_out_can_not_be_cancelled(release: Release, filled: Environment, developer: User) -> None:
-    now = timezone.now()
-    planned = releases.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
-    releases.activate_due(planned.pk, now=now + timedelta(hours=1))
-    with pytest.raises(NotAllowed, match="active already"):
-        releases.cancel_schedule(planned, by=developer)
-
-
-@pytest.mark.django_db(transaction=True)
-def test_two_workers_carry_out_a_due_activation_once(release: Release, filled: Environment, developer: User) -> None:
-    now = timezone.now()
-    planned = releases.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
-    later = now + timedelta(hours=1)
-    results = together(*[lambda: releases.activate_due(planned.pk, now=later)] * 4)
-    assert sorted(map(str, results)) == [f"Activation {planned.pk} was handled already, or is not due."] * 3 + [
-        "Release 1 is active on Test."
-    ]
 
 
 def test_warnings_do_not_forbid(release: Release, filled: Environment, group: FailoverGroup, developer: User) -> None:

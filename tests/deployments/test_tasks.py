@@ -8,7 +8,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 from pytest_django import DjangoCaptureOnCommitCallbacks
 
-from deployments import plans, releases, rollout, tasks
+from deployments import plans, releases, rollout, schedules, tasks
 from deployments.models import Release, RunStatus, StepKind, StepRun
 from portal.models import Environment
 from tests.deployments.conftest import Engine
@@ -72,7 +72,7 @@ def test_due_releases_are_activated_by_beat(release: Release, filled: Environmen
     plans.plan_of(filled)
     assert tasks.activate_due_releases() == "No activation is due."
     past = timezone.now() - timedelta(hours=1)
-    releases.schedule(release, filled, due_at=past + timedelta(minutes=1), by=developer, now=past)
+    schedules.schedule(release, filled, due_at=past + timedelta(minutes=1), by=developer, now=past)
     assert tasks.activate_due_releases() == "Release 1 is active on Test."
     assert releases.active(filled) == release
     assert tasks.activate_due_releases() == "No activation is due."

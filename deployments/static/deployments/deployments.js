@@ -61,10 +61,6 @@
   document.addEventListener("change", (event) => { if (event.target.id === "id_kind") pick(document); });
 
   // --------------------------------------------------------------------------------------------------------- activation
-  const zone = (root) => root.querySelectorAll?.("[data-local-zone]").forEach((field) => {
-    field.value = Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC";
-    field.removeAttribute("data-local-zone");
-  });
   // Who fills in a time means "at a time".
   document.addEventListener("input", (event) => {
     const part = event.target.closest?.("[data-picks]");
@@ -102,7 +98,7 @@
     document.getElementById("follow").checked = log.scrollHeight - log.scrollTop - log.clientHeight < 24;
   }, true);
 
-  const prepare = (root) => { pick(root); zone(root); clocks(root); };
+  const prepare = (root) => { pick(root); clocks(root); };
   document.addEventListener("htmx:afterSettle", () => { prepare(document); follow(); });
   prepare(document);
   follow();

@@ -1,0 +1,164 @@
+"""Approvals: N people say yes to one release on one environment, with the property values of the moment it was asked for."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.contrib.auth.models import AbstractBaseUser
+from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
+
+from deployments import frozen
+from deployments.models import Approval, ApprovalRequest, ApprovalStatus, EnvironmentRules, Release
+from portal.access import role_to_deploy
+from portal.errors import Busy, Invalid, NotAllowed, Stale
+from portal.models import Environment, Membership, Role
+
+
+@dataclass(frozen=True)
+class State:
+    """How far the approval of a release on an environment is."""
+
+    requested: bool = False
+    requester: str = ""
+    approvers: Sequence[str] = ()  # who still may approve there, without the requester
+    ended: str = ""  # a sentence: why there is no open request any more
+
+    def lacking(self, needed: int) -> str:
+        """Why `needed` approvals are not there, with the remedy; empty when they are. Pure."""
+        if not self.requested:
+            people = "1 person other than the requester" if needed == 1 else f"{needed} people other than the requester"
+            return f"{self.ended} Request approval; {people} must approve it.".strip()
+        if len(self.approvers) < needed:
+            so_far = f" ({', '.join(self.approvers)})" if self.approvers else ""
+            return f"{len(self.approvers)} of {needed} people approved{so_far}; {self.requester or 'the requester'} does not count."
+        return ""
+
+
+def counted(approvals: Sequence[tuple[int, str]], *, requester: int | None, entitled: Collection[int]) -> list[str]:
+    """Names whose approval counts: each person once, never the requester, only who may still deploy there. Pure."""
+    return list(dict.fromkeys(name for person, name in approvals if person != requester and person in entitled))
+
+
+def why_ended(request: ApprovalRequest, *, digest: str, changed: Sequence[str], now: datetime) -> str:
+    """Why the request no longer holds; empty while it does. Pure."""
+    if digest != request.values_digest:
+        return f"Property values changed since approval was requested ({', '.join(changed)}), so it ended."
+    if now >= request.expires_at:
+        return f"The approval request ended on {request.expires_at:%Y-%m-%d %H:%M} UTC: it was open for its full time."
+    return ""
+
+
+def open_request(release: Release, environment: Environment) -> ApprovalRequest | None:
+    found = ApprovalRequest.objects.filter(release=release, environment=environment, status=ApprovalStatus.OPEN)
+    return found.select_related("created_by").prefetch_related("approvals__person").first()
+
+
+def state(release: Release, environment: Environment, *, now: datetime) -> State:
+    """As it is at this moment, changed values and removed rights counted in."""
+    request = open_request(release, environment)
+    if request is None:
+        last = ApprovalRequest.objects.filter(release=release, environment=environment).first()
+        return State(ended=last.reason if last else "")
+    if ended := _ended(request, release, environment, now):
+        return State(ended=ended)
+    standing = [(row.person_id, row.person.username) for row in request.approvals.all() if row.withdrawn_at is None]
+    roles = Role.at_least(role_to_deploy(environment))
+    members = Membership.objects.filter(team=environment.project.team_id, role__in=roles)
+    names = counted(standing, requester=request.created_by_id, entitled=set(members.values_list("user_id", flat=True)))
+    return State(requested=True, requester=request.created_by.get_username() if request.created_by else "", approvers=names)
+
+
+def _ended(request: ApprovalRequest, release: Release, environment: Environment, now: datetime) -> str:
+    present = frozen.present(release, environment)
+    return why_ended(request, digest=frozen.digest_of(present), changed=frozen.changed_keys(request.values, present), now=now)
+
+
+# --------------------------------------------------------------------------------------------------------------------- acts
+
+
+def request(release: Release, environment: Environment, *, note: str = "", by: AbstractBaseUser, now: datetime) -> ApprovalRequest:
+    """Ask for approval with the values of now; an open request that no longer holds is ended first.
+
+    Raises:
+        Busy: an open request for the release stands.
+        Invalid: the release belongs to another project.
+    """
+    if release.project_id != environment.project_id:
+        raise Invalid(f"Release {release.number} belongs to another project.", field="release")
+    rules = EnvironmentRules.objects.filter(environment=environment).first() or EnvironmentRules(environment=environment)
+    values = frozen.present(release, environment)
+    end_what_no_longer_holds(release, environment, now=now)
+    try:
+        with transaction.atomic():
+            return ApprovalRequest.objects.create(
+                environment=environment,
+                release=release,
+                note=note.strip(),
+                values_digest=frozen.digest_of(values),
+                values=values,
+                created_at=now,
+                created_by_id=by.pk,
+                expires_at=now + timedelta(days=rules.approval_days),
+            )
+    except IntegrityError:
+        raise Busy(
+            f"Approval of release {release.number} on {environment.name} is requested already: withdraw that request first."
+        ) from None
+
+
+def end_what_no_longer_holds(release: Release, environment: Environment, *, now: datetime) -> None:
+    """An open request whose values changed, or that is too old, is closed with its reason."""
+    present = open_request(release, environment)
+    if present is not None and (reason := _ended(present, release, environment, now)):
+        _open(present).update(status=ApprovalStatus.ENDED, reason=reason)
+
+
+def _open(asked: ApprovalRequest) -> QuerySet[ApprovalRequest]:
+    return ApprovalRequest.objects.filter(pk=asked.pk, status=ApprovalStatus.OPEN)
+
+
+def _refuse_closed(asked: ApprovalRequest, now: datetime) -> None:
+    asked.refresh_from_db()
+    if asked.status == ApprovalStatus.OPEN and (reason := _ended(asked, asked.release, asked.environment, now)):
+        raise Stale(f"{reason} Request approval again.")
+    if asked.status != ApprovalStatus.OPEN:
+        raise NotAllowed(f"This approval request is {asked.get_status_display().lower()}. {asked.reason}".strip())
+
+
+def approve(asked: ApprovalRequest, *, comment: str = "", by: AbstractBaseUser, now: datetime) -> Approval:
+    """Say yes; doing so twice succeeds. Raises NotAllowed for the requester and for a request that is no longer open."""
+    if asked.created_by_id == by.pk:
+        raise NotAllowed(f"{by.get_username()} requested this approval: somebody else must approve it.")
+    with transaction.atomic():
+        # Held until the end: of an approval and a rejection at once, one sees the other.
+        _open(asked).update(status=ApprovalStatus.OPEN)
+        _refuse_closed(asked, now)
+        standing = Approval.objects.filter(request=asked, person_id=by.pk, withdrawn_at=None).first()
+        return standing or Approval.objects.create(request=asked, person_id=by.pk, comment=comment.strip(), at=now)
+
+
+def withdraw(asked: ApprovalRequest, *, by: AbstractBaseUser, now: datetime) -> str:
+    """The requester takes the request back; anybody else his own approval. Doing so twice succeeds. Returns a sentence."""
+    if asked.created_by_id == by.pk:
+        closed = _open(asked).update(status=ApprovalStatus.WITHDRAWN, reason=f"Withdrawn by {by.get_username()}.")
+        asked.refresh_from_db()
+        if not closed and asked.status != ApprovalStatus.WITHDRAWN:
+            raise NotAllowed(f"This approval request is {asked.get_status_display().lower()} already.")
+        return "The request is withdrawn."
+    mine = Approval.objects.filter(request=asked, person_id=by.pk)
+    if not mine.filter(withdrawn_at=None).update(withdrawn_at=now) and not mine.exists():
+        raise NotAllowed(f"{by.get_username()} has not approved this: there is nothing to withdraw.")
+    return "Your approval is withdrawn."
+
+
+def reject(asked: ApprovalRequest, *, comment: str, by: AbstractBaseUser, now: datetime) -> None:
+    """Say no, with the reason; the request is closed. Raises Invalid without a comment, NotAllowed when it is no longer open."""
+    if not comment.strip():
+        raise Invalid("Say why: the requester reads it.", field="comment")
+    if asked.created_by_id == by.pk:
+        raise NotAllowed("Withdraw your own request instead of rejecting it.")
+    reason = f"Rejected by {by.get_username()}: {comment.strip()}"
+    if not _open(asked).update(status=ApprovalStatus.REJECTED, reason=reason):
+        _refuse_closed(asked, now)
+    asked.refresh_from_db()

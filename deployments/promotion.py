@@ -1,0 +1,288 @@
+"""What an environment asks before a release may be activated or deployed there: the order of promotion, approvals, windows and freezes.
+
+`forbids` is pure; `findings` reads what it needs; `admit` is the one gate that every act goes through, whoever or whatever acts:
+releases.activate, rollout.prepare, rollout.resume and the scheduled activations.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, time
+from typing import Any, Literal
+
+from django.contrib.auth.models import AbstractBaseUser
+from django.db import transaction
+from django.utils import timezone
+
+from deployments import approvals, windows
+from deployments.models import (
+    Deployment,
+    DeploymentFreeze,
+    DeploymentWindow,
+    EnvironmentRules,
+    Release,
+    RuleChange,
+    RuleOverride,
+    RunStatus,
+)
+from portal.access import may
+from portal.errors import Invalid, NotAllowed
+from portal.models import Environment, Role
+
+Rule = Literal["order", "approvals", "window"]
+RULES: Sequence[Rule] = ("order", "approvals", "window")
+MAY_OVERRIDE = Role.OPERATOR
+MAY_FREEZE = Role.OPERATOR
+MAY_SET_RULES = Role.ADMINISTRATOR
+LONGEST_REASON = 500
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that forbids an act now."""
+
+    rule: Rule
+    sentence: str
+    next_at: datetime | None = None  # of a window: when it opens
+
+    @property
+    def overridable(self) -> bool:
+        """Order, windows and freezes; approvals never, or one person could do alone what asks for several."""
+        return self.rule != "approvals"
+
+
+# -------------------------------------------------------------------------------------------------------------------- rules
+
+
+def rules_of(environment: Environment) -> EnvironmentRules:
+    """The environment's rules; the defaults where nobody set any (then without a primary key)."""
+    return EnvironmentRules.objects.filter(environment=environment).first() or EnvironmentRules(environment=environment)
+
+
+def calendar_of(environment: Environment, rules: EnvironmentRules | None = None) -> windows.Calendar:
+    rules = rules or rules_of(environment)
+    return windows.Calendar(
+        zone=windows.zone_of(rules.time_zone),
+        windows=[
+            windows.Window(frozenset(int(day) for day in row.days), row.opens, row.closes)
+            for row in DeploymentWindow.objects.filter(environment=environment)
+        ],
+        freezes=[
+            windows.Freeze(row.starts_at, row.ends_at, row.reason) for row in DeploymentFreeze.objects.filter(environment=environment)
+        ],
+    )
+
+
+def environment_before(environment: Environment) -> Environment | None:
+    """The one that a release passes first."""
+    earlier = Environment.objects.filter(project=environment.project_id, position__lt=environment.position)
+    return earlier.order_by("-position").first()
+
+
+def environment_after(environment: Environment) -> Environment | None:
+    later = Environment.objects.filter(project=environment.project_id, position__gt=environment.position)
+    return later.order_by("position").first()
+
+
+def succeeded(release: Release, environment: Environment) -> bool:
+    """Was the release once deployed there with success."""
+    return Deployment.objects.filter(environment=environment, release=release, status=RunStatus.SUCCEEDED).exists()
+
+
+def forbids(
+    release: int,
+    environment: str,
+    *,
+    in_order: bool,
+    before: str | None,
+    passed_before: bool,
+    needed: int,
+    approval: approvals.State,
+    calendar: windows.Calendar,
+    at: datetime,
+) -> list[Finding]:
+    """Every rule that forbids release number `release` on the environment at that moment. Pure."""
+    found = []
+    if in_order and before is not None and not passed_before:
+        found.append(
+            Finding(
+                "order",
+                f"Release {release} was not yet deployed with success on {before}: deploy it there first, "
+                f"for releases reach {environment} after {before}.",
+            )
+        )
+    if needed and (reason := approval.lacking(needed)):
+        found.append(Finding("approvals", f"Release {release} lacks approval on {environment}: {reason}"))
+    verdict = windows.verdict(calendar, at)
+    if not verdict.open:
+        when = windows.in_zone(at, calendar.zone)
+        found.append(Finding("window", f"{environment} may not be changed on {when}. {verdict.sentence}", verdict.next_at))
+    return found
+
+
+def findings(release: Release, environment: Environment, *, at: datetime, returning: bool = False) -> list[Finding]:
+    """What forbids activating or deploying the release there at that moment. `returning`: it is a roll back, to a release that
+    succeeded there before, which needs no new approval."""
+    rules = rules_of(environment)
+    before = environment_before(environment) if rules.in_order else None
+    needed = 0 if returning else rules.approvals
+    return forbids(
+        release.number,
+        environment.name,
+        in_order=rules.in_order,
+        before=before.name if before else None,
+        passed_before=before is None or returning or succeeded(release, before),
+        needed=needed,
+        approval=approvals.state(release, environment, now=at) if needed else approvals.State(),
+        calendar=calendar_of(environment, rules),
+        at=at,
+    )
+
+
+def admit(
+    release: Release,
+    environment: Environment,
+    *,
+    act: str,
+    by: AbstractBaseUser | None,
+    at: datetime,
+    override: str = "",
+    returning: bool = False,
+    rules: Sequence[Rule] = RULES,
+) -> None:
+    """Let the act pass, or refuse it. With `override` a person who may do so sets the rules aside, and that is kept with the reason.
+
+    Raises:
+        NotAllowed: with one reason per rule; an approval that lacks can never be overridden.
+    """
+    found = [finding for finding in findings(release, environment, at=at, returning=returning) if finding.rule in rules]
+    if not found:
+        return
+    reasons = [finding.sentence for finding in found]
+    reason = override.strip()
+    if not reason or not all(finding.overridable for finding in found):
+        tail = "" if reason or not any(finding.overridable for finding in found) else _REMEDY
+        raise NotAllowed(" ".join([*reasons, tail]).strip(), reasons=reasons)
+    if len(reason) > LONGEST_REASON:
+        raise Invalid(f"The reason is too long: use at most {LONGEST_REASON} characters.", field="override")
+    if by is None or not may(by, environment.project.team_id, MAY_OVERRIDE):
+        raise NotAllowed(f"Overriding the rules of {environment.name} needs the role {MAY_OVERRIDE.label.lower()}.", field="override")
+    RuleOverride.objects.create(
+        environment=environment, release=release, act=act, rules=reasons, reason=reason, at=timezone.now(), by_id=by.pk
+    )
+
+
+_REMEDY = "An operator or administrator can override this with a reason."
+
+
+# ----------------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True)
+class WindowInput:
+    days: str  # digits, 0 Monday to 6 Sunday
+    opens: time
+    closes: time
+
+
+def set_rules(
+    environment: Environment, *, by: AbstractBaseUser, now: datetime, windows_: Sequence[WindowInput] | None = None, **changes: Any
+) -> EnvironmentRules:
+    """Change the rules (in_order, approvals, approval_days, time_zone, expires_after_minutes; `windows_` replaces all windows).
+
+    What changed is kept with who and when. Raises Invalid naming the field.
+    """
+    if "time_zone" in changes:
+        windows.zone_of(changes["time_zone"])
+    for name, (least, most) in _LIMITS.items():
+        if name in changes and not least <= changes[name] <= most:
+            raise Invalid(f"Say a number from {least} to {most}.", field=name)
+    with transaction.atomic():
+        rules, _ = EnvironmentRules.objects.get_or_create(environment=environment)
+        said = [
+            f"{_NAMES[name]}: {_said(getattr(rules, name))} → {_said(value)}."
+            for name, value in changes.items()
+            if getattr(rules, name) != value
+        ]
+        for name, value in changes.items():
+            setattr(rules, name, value)
+        rules.save()
+        if windows_ is not None:
+            said += _replace_windows(environment, windows_)
+        if said:
+            RuleChange.objects.create(environment=environment, at=now, by_id=by.pk, sentence=" ".join(said))
+    return rules
+
+
+_NAMES = {
+    "in_order": "In order",
+    "approvals": "Approvals needed",
+    "approval_days": "Days an approval request stays open",
+    "time_zone": "Time zone",
+    "expires_after_minutes": "Minutes until a late activation expires",
+}
+_LIMITS: Mapping[str, tuple[int, int]] = {"approvals": (0, 20), "approval_days": (1, 365), "expires_after_minutes": (1, 7 * 24 * 60)}
+
+
+def _said(value: Any) -> str:
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _replace_windows(environment: Environment, wanted: Sequence[WindowInput]) -> list[str]:
+    for window in wanted:
+        if not window.days or set(window.days) - set("0123456"):
+            raise Invalid("Choose at least one day of the week.", field="windows")
+    present = DeploymentWindow.objects.filter(environment=environment)
+    before = {(row.days, row.opens, row.closes) for row in present}
+    after = {("".join(sorted(set(window.days))), window.opens, window.closes) for window in wanted}
+    if before == after:
+        return []
+    present.delete()
+    DeploymentWindow.objects.bulk_create(
+        DeploymentWindow(environment=environment, days=days, opens=opens, closes=closes) for days, opens, closes in sorted(after)
+    )
+    words = [windows.Window(frozenset(map(int, days)), opens, closes).words for days, opens, closes in sorted(after)]
+    return [f"Deployment windows: {', '.join(words) or 'none, always open'}."]
+
+
+def freeze(
+    environment: Environment, *, starts_at: datetime, ends_at: datetime, reason: str, by: AbstractBaseUser, now: datetime
+) -> DeploymentFreeze:
+    """Forbid activating and deploying for a time. Raises Invalid."""
+    if not reason.strip():
+        raise Invalid("Say why: whoever is refused reads it.", field="reason")
+    if ends_at <= starts_at:
+        raise Invalid("A freeze ends after it starts.", field="ends_at")
+    if ends_at <= now:
+        raise Invalid("This freeze would be over already.", field="ends_at")
+    zone = windows.zone_of(rules_of(environment).time_zone)
+    with transaction.atomic():
+        made = DeploymentFreeze.objects.create(
+            environment=environment, starts_at=starts_at, ends_at=ends_at, reason=reason.strip(), created_by_id=by.pk
+        )
+        sentence = f"Frozen from {windows.in_zone(starts_at, zone)} until {windows.in_zone(ends_at, zone)}: {reason.strip()}"
+        RuleChange.objects.create(environment=environment, at=now, by_id=by.pk, sentence=sentence)
+    return made
+
+
+def lift(made: DeploymentFreeze, *, by: AbstractBaseUser, now: datetime) -> None:
+    """End or take back a freeze; doing so twice succeeds."""
+    with transaction.atomic():
+        if DeploymentFreeze.objects.filter(pk=made.pk).delete()[0]:
+            RuleChange.objects.create(environment=made.environment, at=now, by_id=by.pk, sentence=f"Freeze lifted: {made.reason}")
+
+
+def move(environment: Environment, *, earlier: bool, by: AbstractBaseUser, now: datetime) -> None:
+    """One place earlier or later in the order of promotion; at the end nothing happens."""
+    neighbour = environment_before(environment) if earlier else environment_after(environment)
+    if neighbour is None:
+        return
+    with transaction.atomic():
+        Environment.objects.filter(pk=environment.pk).update(position=neighbour.position)
+        Environment.objects.filter(pk=neighbour.pk).update(position=environment.position)
+        RuleChange.objects.create(
+            environment=environment,
+            at=now,
+            by_id=by.pk,
+            sentence=f"{environment.name} comes {'before' if earlier else 'after'} {neighbour.name} in the order of promotion.",
+        )
+    environment.refresh_from_db(fields=["position"])

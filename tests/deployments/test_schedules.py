@@ -1,0 +1,453 @@
+"""Scheduled activations and rolling back: what a look at a due row decides, as a table; carried out once; held, expired, rescheduled."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.utils import timezone
+
+from deployments import approvals, promotion, releases, rollback, rollout, schedules
+from deployments.models import Activation, ActivationStatus, Deployment, Release, RuleOverride, RunStatus
+from deployments.promotion import Finding
+from deployments.rollback import Run
+from portal import properties
+from portal.errors import Busy, Invalid, NotAllowed, Stale
+from portal.models import Environment, Flow, Membership, Role
+from tests import factories
+from tests.deployments.conftest import Engine, save_version
+from tests.deployments.test_releases import together
+
+DUE = datetime(2026, 11, 23, 2, tzinfo=UTC)
+WINDOW = Finding("window", "Test is frozen.")
+ORDER = Finding("order", "Not yet in Test.")
+APPROVALS = Finding("approvals", "Nobody approved.")
+
+
+# ---------------------------------------------------------------------------------------------------------------- decisions
+
+
+@dataclass(frozen=True)
+class Look:
+    late: timedelta = timedelta(seconds=5)
+    expires: timedelta | None = timedelta(hours=1)
+    entitled: bool = True
+    lacking: str = ""
+    findings: tuple[Finding, ...] = ()
+    override: bool = False
+    busy: str = ""
+
+
+@pytest.mark.parametrize(
+    ("look", "do", "says"),
+    [
+        pytest.param(Look(), "activate", "", id="due"),
+        pytest.param(Look(late=timedelta(seconds=-1)), "wait", "not due", id="a second early"),
+        pytest.param(Look(late=timedelta(hours=1) - timedelta(seconds=1)), "activate", "", id="late, not too late"),
+        pytest.param(Look(late=timedelta(hours=1)), "expire", "60 minutes after its time and expires after 60 minutes", id="too late"),
+        pytest.param(Look(late=timedelta(hours=7)), "expire", "7 h after its time", id="the portal was off from 02:00 to 09:00"),
+        pytest.param(Look(late=timedelta(hours=7), expires=None), "activate", "", id="told to, however late"),
+        pytest.param(Look(late=timedelta(hours=7), lacking="A value is missing."), "expire", "", id="too late counts first"),
+        pytest.param(Look(entitled=False), "fail", "may no longer deploy here", id="whoever scheduled it left"),
+        pytest.param(Look(lacking="A value is missing."), "fail", "A value is missing.", id="a value is missing"),
+        pytest.param(Look(findings=(WINDOW,)), "hold", "Resume or reschedule it", id="frozen since"),
+        pytest.param(Look(findings=(WINDOW,), override=True), "activate", "", id="frozen, and set aside"),
+        pytest.param(Look(findings=(ORDER, WINDOW)), "fail", "Not yet in Test.", id="order does not heal by waiting"),
+        pytest.param(Look(findings=(ORDER,), override=True), "activate", "", id="order, set aside"),
+        pytest.param(Look(findings=(APPROVALS,), override=True), "fail", "Nobody approved.", id="approvals are never set aside"),
+        pytest.param(Look(busy="Deployment 7 is under way."), "wait", "Deployment 7", id="another deployment runs"),
+        pytest.param(Look(busy="Deployment 7 is under way.", late=timedelta(hours=2)), "expire", "", id="it ran too long"),
+    ],
+)
+def test_a_look_at_a_scheduled_activation(look: Look, do: str, says: str) -> None:
+    found = schedules.decide(
+        due_at=DUE, expires_at=None if look.expires is None else DUE + look.expires, now=DUE + look.late, entitled=look.entitled,
+        lacking=look.lacking, findings=look.findings, override=look.override, busy=look.busy,
+    )  # fmt: skip
+    assert found.do == do and says in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("runs", "back_to"),
+    [
+        pytest.param([], None, id="nothing ran"),
+        pytest.param([(1, True)], None, id="the first release"),
+        pytest.param([(1, True), (1, True)], None, id="the same again"),
+        pytest.param([(1, True), (2, True)], 1, id="the one before"),
+        pytest.param([(1, True), (2, False)], 1, id="the second failed"),
+        pytest.param([(1, False), (2, True)], None, id="the first never succeeded"),
+        pytest.param([(1, True), (2, True), (2, False)], 1, id="a second attempt of the second failed"),
+        pytest.param([(1, True), (2, True), (3, True)], 2, id="three"),
+        pytest.param([(1, True), (2, True), (3, False), (2, True, "back")], 1, id="back once, then further back"),
+        pytest.param([(1, True), (2, True), (3, True), (2, True, "back")], 1, id="never forward again to what was rolled back"),
+        pytest.param([(1, True), (2, True), (1, True, "back")], None, id="back to the first: nothing before it"),
+        pytest.param([(1, True), (2, True), (1, True, "back"), (3, True)], 1, id="and on from there"),
+        pytest.param([(1, True), (2, True), (1, False, "back")], 2, id="a roll back that failed: what stood still stands"),
+    ],
+)
+def test_where_a_roll_back_leads(runs: list[tuple[int, bool]], back_to: int | None) -> None:
+    given = [Run(pk, run[0], run[1], rollback=len(run) > 2) for pk, run in enumerate(runs, start=1)]
+    chosen = rollback.choose(given)
+    assert (chosen.release if chosen else None) == back_to
+
+
+# ----------------------------------------------------------------------------------------------------------------- schedules
+
+
+def test_a_schedule_lies_in_the_future(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    with pytest.raises(Invalid, match="Choose a time in the future") as refusal:
+        schedules.schedule(release, filled, due_at=now, by=developer, now=now)
+    assert refusal.value.field == "due_at"
+
+
+def test_a_due_activation_is_carried_out_once(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    assert list(schedules.due(now)) == []
+    assert schedules.activate_due(planned.pk, now=now) == f"Activation {planned.pk} was handled already, or is not due."
+    assert releases.active(filled) is None
+    later = now + timedelta(minutes=5)
+    assert list(schedules.due(later)) == [planned.pk]
+    assert schedules.activate_due(planned.pk, now=later) == "Release 1 is active on Test."
+    assert schedules.activate_due(planned.pk, now=later) == f"Activation {planned.pk} was handled already, or is not due."
+    assert releases.active(filled) == release
+    assert list(schedules.due(later)) == []
+
+
+def test_a_due_activation_that_is_not_allowed_fails_with_its_reason(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    properties.remove_value(filled, "erp.outbox")
+    assert "was not activated on Test: 2 property values are missing" in schedules.activate_due(planned.pk, now=now + timedelta(hours=1))
+    planned.refresh_from_db()
+    assert planned.status == ActivationStatus.FAILED
+    assert "external01.erp needs a value for erp.outbox" in planned.reason
+
+
+def test_a_cancelled_schedule_is_never_carried_out(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    schedules.cancel(planned, by=developer)
+    schedules.cancel(planned, by=developer)
+    assert planned.reason == "Cancelled by developer."
+    schedules.activate_due(planned.pk, now=now + timedelta(hours=1))
+    assert releases.active(filled) is None
+
+
+def test_a_schedule_that_was_carried_out_can_not_be_cancelled(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    schedules.activate_due(planned.pk, now=now + timedelta(hours=1))
+    with pytest.raises(NotAllowed, match="active already"):
+        schedules.cancel(planned, by=developer)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_workers_carry_out_a_due_activation_once(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    later = now + timedelta(hours=1)
+    results = together(*[lambda: schedules.activate_due(planned.pk, now=later)] * 4)
+    assert sorted(map(str, results)) == [f"Activation {planned.pk} was handled already, or is not due."] * 3 + [
+        "Release 1 is active on Test."
+    ]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_deploying_after_activation_happens_once_too(active: Release, engine: Engine, filled: Environment, developer: User) -> None:
+    planned = schedules.schedule(active, filled, due_at=engine.now + timedelta(minutes=1), by=developer, now=engine.now, deploys=True)
+    later = engine.now + timedelta(minutes=2)
+    engine.machines.report(later)
+    together(*[lambda: schedules.activate_due(planned.pk, now=later)] * 4)
+    planned.refresh_from_db()
+    assert planned.status == ActivationStatus.ACTIVE
+    assert planned.deployment == Deployment.objects.get()
+
+
+# --------------------------------------------------------------------------------------------------- late, held, rescheduled
+
+
+def test_what_came_too_late_is_not_carried_out_and_says_so(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=1), by=developer, now=now)
+    assert planned.expires_after_minutes == 60
+    said = schedules.activate_due(planned.pk, now=now + timedelta(hours=7))
+    assert "7 h" not in said and "6 h 59 min after its time and expires after 60 minutes. Schedule it again." in said
+    planned.refresh_from_db()
+    assert planned.status == ActivationStatus.EXPIRED and releases.active(filled) is None
+
+
+def test_what_never_expires_is_carried_out_however_late(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    due_at = now + timedelta(minutes=1)
+    planned = schedules.schedule(release, filled, due_at=due_at, by=developer, now=now, expires_after_minutes=None)
+    assert schedules.activate_due(planned.pk, now=now + timedelta(days=3)) == "Release 1 is active on Test."
+
+
+def test_a_time_inside_a_freeze_is_refused_with_the_next_allowed_one(
+    release: Release, filled: Environment, developer: User, operator: User, admin: User
+) -> None:
+    now = timezone.now()
+    freeze = {"starts_at": now + timedelta(hours=1), "ends_at": now + timedelta(hours=3)}
+    promotion.freeze(filled, **freeze, reason="Stocktaking", by=admin, now=now)
+    due_at = now + timedelta(hours=2)
+    with pytest.raises(NotAllowed, match=r"It is frozen until .*: Stocktaking\. Next allowed: ") as refusal:
+        schedules.schedule(release, filled, due_at=due_at, by=developer, now=now)
+    assert f"{freeze['ends_at']:%H:%M}" in refusal.value.sentence
+    with pytest.raises(NotAllowed, match="needs the role operator"):
+        schedules.schedule(release, filled, due_at=due_at, by=developer, now=now, override="Please.")
+    planned = schedules.schedule(release, filled, due_at=due_at, by=operator, now=now, override="Agreed.")
+    assert schedules.activate_due(planned.pk, now=due_at) == "Release 1 is active on Test."
+    assert [row.act.split(" at ")[0] for row in RuleOverride.objects.order_by("pk")] == ["schedule", "activate"]
+
+
+def test_a_freeze_that_came_in_between_holds_it_for_a_person(release: Release, filled: Environment, developer: User, admin: User) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(hours=2), by=developer, now=now)
+    promotion.freeze(filled, starts_at=now, ends_at=now + timedelta(hours=3), reason="Incident", by=admin, now=now)
+    assert "Incident" in schedules.activate_due(planned.pk, now=now + timedelta(hours=2))
+    planned.refresh_from_db()
+    assert planned.status == ActivationStatus.HELD and "Resume or reschedule it then." in planned.reason
+    assert schedules.due(now + timedelta(hours=9)) == []
+    with pytest.raises(NotAllowed, match="has passed: reschedule it"):
+        schedules.resume(planned, by=developer, now=now + timedelta(hours=3))
+    schedules.reschedule(planned, due_at=now + timedelta(hours=4), by=developer, now=now + timedelta(hours=3))
+    assert planned.status == ActivationStatus.SCHEDULED and planned.reason == ""
+    assert schedules.activate_due(planned.pk, now=now + timedelta(hours=4)) == "Release 1 is active on Test."
+
+
+def test_holding_and_resuming(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    schedules.hold(planned, reason="Waiting for the shop.", by=developer)
+    schedules.hold(planned, reason="", by=developer)
+    assert planned.reason == "Held by developer: Waiting for the shop."
+    assert schedules.activate_due(planned.pk, now=now + timedelta(minutes=6)).endswith("handled already, or is not due.")
+    schedules.resume(planned, by=developer, now=now + timedelta(minutes=7))
+    schedules.resume(planned, by=developer, now=now + timedelta(minutes=7))
+    assert schedules.activate_due(planned.pk, now=now + timedelta(minutes=7)) == "Release 1 is active on Test."
+    for act in (lambda: schedules.hold(planned, reason="", by=developer), lambda: schedules.resume(planned, by=developer, now=now)):
+        with pytest.raises(NotAllowed, match="active already"):
+            act()
+
+
+def test_a_rescheduled_one_is_not_carried_out_at_its_former_time(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    schedules.reschedule(planned, due_at=now + timedelta(hours=5), by=developer, now=now)
+    assert schedules.due(now + timedelta(minutes=6)) == []
+    with pytest.raises(Invalid, match="in the future"):
+        schedules.reschedule(planned, due_at=now, by=developer, now=now)
+
+
+def test_whoever_lost_the_role_no_longer_deploys_by_the_clock(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
+    Membership.objects.filter(user=developer).update(role=Role.VIEWER)
+    assert "may no longer deploy here" in schedules.activate_due(planned.pk, now=now + timedelta(minutes=5))
+
+
+def test_approvals_bind_the_clock_too(release: Release, filled: Environment, developer: User, operator: User, admin: User) -> None:
+    now = timezone.now()
+    promotion.set_rules(filled, approvals=1, by=admin, now=now)
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=5), by=operator, now=now, override="I insist.")
+    assert "lacks approval on Test" in schedules.activate_due(planned.pk, now=now + timedelta(minutes=5))
+    again = schedules.schedule(release, filled, due_at=now + timedelta(minutes=15), by=operator, now=now)
+    approvals.approve(approvals.request(release, filled, by=developer, now=now), by=operator, now=now)
+    assert schedules.activate_due(again.pk, now=now + timedelta(minutes=15)) == "Release 1 is active on Test."
+
+
+def test_it_waits_for_a_deployment_under_way_and_then_deploys(
+    active: Release, engine: Engine, filled: Environment, developer: User
+) -> None:
+    running = rollout.prepare(active, on=filled, by=developer, now=engine.now)
+    planned = schedules.schedule(active, filled, due_at=engine.now + timedelta(seconds=1), by=developer, now=engine.now, deploys=True)
+    engine.pass_time(2)
+    assert "waits: Deployment" in schedules.activate_due(planned.pk, now=engine.now)
+    planned.refresh_from_db()
+    assert planned.status == ActivationStatus.SCHEDULED and "is under way" in planned.reason
+    engine.run(running)
+    assert "and deployment" in schedules.activate_due(planned.pk, now=engine.now)
+    planned.refresh_from_db()
+    assert planned.deployment is not None and planned.deployment != running
+    assert engine.run(planned.deployment).status == RunStatus.SUCCEEDED
+
+
+def test_what_cannot_be_deployed_is_not_activated_either(
+    active: Release, engine: Engine, filled: Environment, developer: User, flow: Flow
+) -> None:
+    save_version(flow, 1)
+    second = releases.build(active.project, name="Second", by=developer)
+    planned = schedules.schedule(second, filled, due_at=engine.now + timedelta(seconds=1), by=developer, now=engine.now, deploys=True)
+    engine.machines.silent = {"external01", "external02", "core01"}
+    said = schedules.activate_due(planned.pk, now=engine.now + timedelta(minutes=1))
+    assert "has not been heard from" in said
+    assert releases.active(filled) == active and not Deployment.objects.exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------- roll back
+
+
+@pytest.fixture
+def second(active: Release, engine: Engine, filled: Environment, developer: User, flow: Flow) -> Release:
+    """Release 2, deployed with success after release 1."""
+    engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
+    save_version(flow, 1)
+    made = releases.build(active.project, name="Second", by=developer)
+    releases.activate(made, filled, by=developer, now=engine.now)
+    engine.run(rollout.prepare(made, on=filled, by=developer, now=engine.now))
+    return made
+
+
+def test_rolling_back_deploys_the_earlier_release_and_holds_the_clock(
+    active: Release, second: Release, engine: Engine, filled: Environment, developer: User
+) -> None:
+    planned = schedules.schedule(second, filled, due_at=engine.now + timedelta(hours=1), by=developer, now=engine.now, deploys=True)
+    target = rollback.target(filled)
+    assert target is not None and target.back_to.release == active and target.undone.release == second
+    begun = rollback.start(filled, expected=target.back_to.pk, by=developer, now=engine.now)
+    assert begun.rollback_of == target.undone and releases.active(filled) == active
+    planned.refresh_from_db()
+    assert planned.status == ActivationStatus.HELD
+    assert planned.reason.startswith(f"Held because deployment {begun.pk} rolls back to release 1, by developer")
+    with pytest.raises(Busy, match="is under way"):
+        rollback.start(filled, by=developer, now=engine.now)
+    assert engine.run(begun).status == RunStatus.SUCCEEDED
+    assert rollback.target(filled) is None
+    schedules.resume(planned, by=developer, now=engine.now)
+    assert planned.status == ActivationStatus.SCHEDULED
+
+
+def test_a_roll_back_that_is_refused_changes_nothing(
+    active: Release, second: Release, engine: Engine, filled: Environment, developer: User, admin: User, operator: User
+) -> None:
+    planned = schedules.schedule(second, filled, due_at=engine.now + timedelta(hours=1), by=developer, now=engine.now)
+    with pytest.raises(Stale, match="Another deployment ran on Test since you looked"):
+        rollback.start(filled, expected=999, by=developer, now=engine.now)
+    promotion.freeze(filled, starts_at=engine.now, ends_at=engine.now + timedelta(days=1), reason="Audit", by=admin, now=engine.now)
+    with pytest.raises(NotAllowed, match="Audit"):
+        rollback.start(filled, by=developer, now=engine.now)
+    planned.refresh_from_db()
+    assert releases.active(filled) == second and planned.status == ActivationStatus.SCHEDULED
+    rollback.start(filled, by=operator, now=engine.now, override="Orders are lost.")
+    assert {row.act for row in RuleOverride.objects.all()} == {"activate", "deploy"}
+
+
+def test_what_ran_here_with_success_needs_no_new_approval_to_come_back(
+    active: Release, second: Release, engine: Engine, filled: Environment, developer: User, admin: User
+) -> None:
+    promotion.set_rules(filled, approvals=2, by=admin, now=engine.now)
+    with pytest.raises(NotAllowed, match="lacks approval"):
+        releases.activate(active, filled, by=developer, now=engine.now)
+    assert rollback.start(filled, by=developer, now=engine.now).release == active
+
+
+def test_nothing_to_roll_back_to(active: Release, engine: Engine, filled: Environment, developer: User) -> None:
+    with pytest.raises(NotAllowed, match="There is nothing to roll back to on Test"):
+        rollback.start(filled, by=developer, now=engine.now)
+
+
+# --------------------------------------------------------------------------------------------------------- pages and the API
+
+SCHEDULE = "/projects/webshop/test/schedule/"
+
+
+def test_the_schedule_page_holds_resumes_reschedules_and_cancels(
+    client: Client, developer: User, release: Release, filled: Environment, admin: User
+) -> None:
+    promotion.set_rules(filled, time_zone="Europe/Amsterdam", by=admin, now=timezone.now())
+    now = timezone.now()
+    due_at = datetime(2098, 7, 1, 10, tzinfo=UTC)
+    planned = schedules.schedule(release, filled, due_at=due_at, by=developer, now=now, deploys=True)
+    client.force_login(developer)
+    html = client.get(SCHEDULE).content.decode()
+    assert "Tue 1 Jul 2098 12:00 Europe/Amsterdam" in html and "then deploy" in html
+    act = f"/projects/webshop/test/activations/{planned.pk}/"
+    client.post(f"{act}hold/")
+    assert "Held by developer" in client.get(SCHEDULE).content.decode()
+    client.post(f"{act}resume/")
+    assert client.post(f"{act}reschedule/", {"at": "2098-07-02T12:00"}).status_code == 302
+    planned.refresh_from_db()
+    assert planned.due_at == due_at + timedelta(days=1)
+    client.post(f"{act}cancel/")
+    html = client.get(SCHEDULE).content.decode()
+    assert "Nothing is scheduled" in html and "Cancelled by developer." in html
+
+
+def test_the_page_rolls_back_after_a_look_at_what_it_changes(
+    client: Client, operator: User, active: Release, second: Release, filled: Environment, settings: Any
+) -> None:
+    settings.AGENT_SILENT_AFTER_SECONDS = 600.0  # by the clock of the wall, on a slow machine
+    client.force_login(operator)
+    page = "/projects/webshop/test/releases/rollback/"
+    html = client.get(page).content.decode()
+    assert "Roll back Test to release 1" in html and "version: 1.1.0" in html and "This forbids it now" not in html
+    target = rollback.target(filled)
+    assert target is not None
+    answer = client.post(page, {"back_to": target.back_to.pk})
+    assert answer.status_code == 302 and Deployment.objects.latest("pk").rollback_of == target.undone
+    html = client.get(answer.url).content.decode()
+    assert "Rollback of" in html and f"deployment {target.undone.pk}</a>" in html
+    assert f"rollback of {target.undone.pk}" in client.get("/projects/webshop/test/deployments/").content.decode()
+
+
+def test_a_viewer_sees_the_schedule_and_changes_nothing(
+    client: Client, viewer: User, developer: User, release: Release, filled: Environment
+) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(hours=1), by=developer, now=now)
+    client.force_login(viewer)
+    assert "Reschedule" not in client.get(SCHEDULE).content.decode()
+    assert client.post(f"/projects/webshop/test/activations/{planned.pk}/cancel/").status_code == 403
+    assert client.post("/projects/webshop/test/releases/rollback/").status_code == 403
+
+
+def test_the_api_schedules_holds_and_rolls_back(
+    client: Client, operator: User, active: Release, second: Release, engine: Engine, filled: Environment, settings: Any
+) -> None:
+    settings.AGENT_SILENT_AFTER_SECONDS = 600.0  # by the clock of the wall, on a slow machine
+    client.force_login(operator)
+    body = {"environment": "test", "due_at": "2098-01-01T02:00:00", "deploys": True, "expires_after_minutes": None}
+    made = client.post(f"/api/v1/releases/{second.pk}/activate/", body, content_type="application/json").json()
+    assert (made["status"], made["due_at"], made["expires_at"], made["deploys"]) == ("scheduled", "2098-01-01T02:00:00Z", None, True)
+    one = f"/api/v1/activations/{made['id']}/"
+    assert client.post(f"{one}hold/", {"reason": "later"}, content_type="application/json").json()["status"] == "held"
+    assert client.post(f"{one}resume/").json()["status"] == "scheduled"
+    moved = client.post(f"{one}reschedule/", {"due_at": "2098-01-02T02:00:00+01:00"}, content_type="application/json").json()
+    assert moved["due_at"] == "2098-01-02T01:00:00Z"
+    assert [row["id"] for row in client.get("/api/v1/activations/", {"status": "scheduled"}).json()["results"]] == [made["id"]]
+    where = client.get("/api/v1/deployments/rollback/", {"project": "webshop", "environment": "test"}).json()
+    assert where["release_number"] == 1
+    body = {"project": "webshop", "environment": "test", "back_to": where["back_to"]}
+    begun = client.post("/api/v1/deployments/rollback/", body, content_type="application/json")
+    assert begun.status_code == 202 and begun.json()["rollback_of"] == where["undone"]
+    assert client.get(one).json()["status"] == "held"
+    assert client.post(f"{one}cancel/").json()["status"] == "cancelled"
+
+
+def test_the_api_refuses_a_local_time_that_is_no_moment(
+    client: Client, operator: User, release: Release, filled: Environment, admin: User
+) -> None:
+    promotion.set_rules(filled, time_zone="Europe/Amsterdam", by=admin, now=timezone.now())
+    client.force_login(operator)
+    body = {"environment": "test", "due_at": "2098-03-30T02:30:00"}
+    answer = client.post(f"/api/v1/releases/{release.pk}/activate/", body, content_type="application/json")
+    assert answer.status_code == 400 and "does not exist" in answer.json()["detail"]
+
+
+def test_a_stranger_finds_no_activation(client: Client, stranger: User, developer: User, release: Release, filled: Environment) -> None:
+    now = timezone.now()
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(hours=1), by=developer, now=now)
+    client.force_login(stranger)
+    assert client.get(f"/api/v1/activations/{planned.pk}/").status_code == 404
+    assert client.post(f"/api/v1/activations/{planned.pk}/cancel/").status_code == 404
+    assert Activation.objects.get().status == ActivationStatus.SCHEDULED
+
+
+def test_a_release_of_another_project_is_not_scheduled(release: Release, developer: User) -> None:
+    other = factories.project(release.project.team, "depot").environments.get(kind="test")
+    with pytest.raises(Invalid, match="another project"):
+        schedules.schedule(release, other, due_at=timezone.now() + timedelta(hours=1), by=developer, now=timezone.now())
