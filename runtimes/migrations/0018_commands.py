@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('runtimes', '0016_alarms'),
+        ('runtimes', '0017_routers_without_a_vote'),
     ]
 
     operations = [
