@@ -133,7 +133,7 @@ def test_a_router_without_an_address_names_its_keys(fresh: Stage, monkeypatch: p
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        pytest.param("10.0.0.11", "external01 already uses 10.0.0.11:2380", id="a duplicate"),
+        pytest.param("10.0.0.11", "external01 already uses 10.0.0.11", id="a duplicate"),
         pytest.param("127.0.0.1", "127.0.0.1 is reachable only from external02 itself", id="loopback beside real addresses"),
     ],
 )
