@@ -43,7 +43,6 @@ def stack(home: Path) -> Iterator[str]:
     os.environ |= {
         "BATON_HOME": str(home),
         "REDIS_URL": f"redis://:{password}@127.0.0.1:{valkey_port}/0",
-        "BATON_ALLOWED_HOSTS": "127.0.0.1",
         "DJANGO_SETTINGS_MODULE": "portal.settings",
     }
     listening = socket.socket()
