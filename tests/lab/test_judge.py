@@ -8,6 +8,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,9 +68,9 @@ def test_a_disabled_member_that_is_on_is_seen(tmp_path: Path) -> None:
     assert pages.disabled_led
 
 
-def shown(status: str, state: str, age: float, machine: str = "external01") -> dict[str, str]:
-    at = datetime.fromtimestamp(time.time() - age, UTC).isoformat()
-    return {"machine": machine, "status": status, "state": state, "last_report_at": at}
+def shown(status: str, state: str, age: float, machine: str = "external01") -> dict[str, Any]:
+    """A member as the API shows it, reported `age` seconds before."""
+    return {"machine": machine, "status": status, "state": state, "age": age}
 
 
 ON_ALL_THE_TIME, ON_UNTIL_A_MINUTE_AGO, NEVER_ON = [(-100.0, True)], [(-100.0, True), (-60.0, False)], list[tuple[float, bool]]()
@@ -88,12 +89,13 @@ ON_ALL_THE_TIME, ON_UNTIL_A_MINUTE_AGO, NEVER_ON = [(-100.0, True)], [(-100.0, T
         pytest.param(NEVER_ON, [shown("single-node", "on", 1)], 0, id="a single node has no permit page that could say"),
     ],
 )
-def test_what_the_portal_shows_is_compared_with_what_was(turns: list[tuple[float, bool]], members: list[dict[str, str]], lies: int) -> None:
+def test_what_the_portal_shows_is_compared_with_what_was(turns: list[tuple[float, bool]], members: list[dict[str, Any]], lies: int) -> None:
     pages = Pages([], lambda host, connector: True)
     now = boot()
     pages.turns["erp"] = [Turn(now + at, on, "external01") for at, on in turns]
     judge = Shown(lambda: None, pages, {"erp-orders": "erp"})
-    judge.compare({"name": "erp-orders", "epoch": 5, "members": members}, now, now, boot() - time.time())
+    reported = [{**member, "last_report_at": datetime.fromtimestamp(time.time() - member["age"], UTC).isoformat()} for member in members]
+    judge.compare({"name": "erp-orders", "epoch": 5, "members": reported}, now, now, boot() - time.time())
     assert len(judge.lies) == lies, judge.lies
 
 

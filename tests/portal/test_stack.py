@@ -1,6 +1,7 @@
 """The parts of the stack runner that need no stack: ports, the lock, children, the broker's configuration, health."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -284,9 +285,9 @@ def test_anyone_may_ask_whether_the_process_answers(client: Client) -> None:
 @pytest.mark.parametrize(
     ("beat_age", "status", "reason"),
     [
-        pytest.param(None, 503, "Worker and beat have not answered yet.", id="never heard"),
+        pytest.param(None, 503, r"Worker and beat have not answered yet\.", id="never heard"),
         pytest.param(3, 200, None, id="fresh"),
-        pytest.param(12, 503, "Worker or beat are silent for 12 s.", id="silent"),
+        pytest.param(12, 503, r"Worker or beat are silent for 1\d s\.", id="silent"),
     ],
 )
 @pytest.mark.django_db
@@ -298,7 +299,9 @@ def test_readyz_tells_whether_work_can_be_done(
         Heartbeat.objects.create(name="beat", at=timezone.now() - timedelta(seconds=beat_age))
     answer = client.get("/readyz")
     assert answer.status_code == status
-    assert answer.json()["reasons"] == ([reason] if reason else [])
+    said = answer.json()["reasons"]
+    assert len(said) == (reason is not None)
+    assert reason is None or re.fullmatch(reason, said[0])
 
 
 @pytest.mark.django_db
