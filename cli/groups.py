@@ -15,6 +15,7 @@ app = typer.Typer(help="Failover groups: who leads, switch, disable, enable.", n
 
 ENDED = ("succeeded", "failed", "expired")
 WAIT_SECONDS = 60.0
+REPORT_SECONDS = 5.0
 
 GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="Its name or id")]
 MachineArgument = Annotated[str, typer.Argument(metavar="MACHINE", help="The member's machine, such as external01")]
@@ -153,15 +154,25 @@ def _act(group: str, act: str, body: dict[str, Any], environment: str, project: 
     if json:
         show.document(wish)
     elif wish["status"] == "succeeded":
-        now = ask.get(f"groups/{found['id']}/")
-        leader = now["leader"]
-        show.note(f"{act.capitalize()} of {found['name']} is done: {leader['machine'] if leader else 'nobody'} leads.")
+        leader = _leader(ask, found["id"], body.get("candidate", ""))
+        show.note(f"{act.capitalize()} of {found['name']} is done: {f'{leader} leads' if leader else 'the portal sees no leader yet'}.")
     elif not wait:
         show.note(f"{act.capitalize()} of {found['name']} was asked for (request {wish['request']}).")
     else:
         show.refusal(f"{act} of {found['name']}: {wish['reason'] or wish['status']}", [])
     if wait and wish["status"] != "succeeded":
         raise typer.Exit(1)
+
+
+def _leader(ask: Portal, group_id: str, wanted: str) -> str:
+    """The machine that is reported as leader; what was asked for is done a moment before the report of it comes. Empty: none."""
+    deadline = time.monotonic() + REPORT_SECONDS
+    while True:
+        leader = ask.get(f"groups/{group_id}/")["leader"]
+        found = str(leader["machine"]) if leader else ""
+        if (found and wanted in ("", found)) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.2)
 
 
 def _ended(ask: Portal, group_id: str, wish: dict[str, Any]) -> dict[str, Any]:
