@@ -193,7 +193,7 @@ def test_a_leader_asked_to_stop_hands_over_and_ends_its_session(landscape: Lands
     first.command(ProcessCommand(stop=True))
     until(second.leads, 3, "the other leads")
     assert first.process.wait(5) == 0
-    assert second.events[-1].cause == Cause.RELEASE
+    until(lambda: second.events and second.events[-1].cause == Cause.RELEASE, 3, "the new leader says why it leads")
     assert landscape.cluster.read("sessions/external01.erp") is None
     second.process.terminate()
     assert second.process.wait(5) == 0
