@@ -116,6 +116,11 @@ class Preview:
         return stages_of(self.steps)
 
     @property
+    def stops_at(self) -> "Foreseen | None":
+        """The step at which the run would fail as things are now."""
+        return next((step for step in self.steps if step.outcome == "fails"), None)
+
+    @property
     def hand_overs(self) -> dict[str, int]:
         """How often each group changes its leader."""
         counts: dict[str, int] = {}

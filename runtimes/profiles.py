@@ -38,7 +38,7 @@ def name_of(ttl: float) -> str:
 
 def expected(ttl: float) -> str:
     """How long a group stands still under a profile, in words."""
-    return f"about {ttl:g} s after a power-off or a hang, at most {CRASH_SECONDS:g} s after a crash"
+    return f"about {ttl:g} s after a power-off or a hang, about {CRASH_SECONDS:g} s after a crash"
 
 
 @dataclass(frozen=True)
