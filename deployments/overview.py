@@ -11,7 +11,7 @@ from django.db.models import Count, F, Max, Q, Window
 from django.db.models.functions import RowNumber
 
 from deployments.landscape import active_releases
-from deployments.models import DONE, LIVE, Activation, ActivationStatus, Deployment, Release
+from deployments.models import BROKEN, DONE, LIVE, Activation, ActivationStatus, Deployment, Release, RunStatus
 from portal.models import Environment, Project
 from runtimes import boards
 from runtimes.boards import Board
@@ -47,6 +47,11 @@ class Place:
     @property
     def is_live(self) -> bool:
         return self.last is not None and self.last.status in LIVE
+
+    @property
+    def undecided(self) -> Deployment | None:
+        """The newest deployment, when it stands still until a person decides or confirms."""
+        return self.last if self.last is not None and self.last.status in (*BROKEN, RunStatus.WAITING) else None
 
     @property
     def behind(self) -> bool:
@@ -86,7 +91,7 @@ class Glance:
 
     @property
     def troubles(self) -> int:
-        return sum(len(place.troubled) + len(place.silent) for place in self.places)
+        return sum(len(place.troubled) + len(place.silent) + (place.undecided is not None) for place in self.places)
 
     @property
     def exceptions(self) -> bool:
