@@ -2,7 +2,6 @@
 
 import json as jsons
 import time
-from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
@@ -237,5 +236,5 @@ def _line(step: dict[str, Any], of: int) -> Text:
 def _took(row: dict[str, Any]) -> str:
     if not row["started_at"] or not row["ended_at"]:
         return "–"
-    began, ended = (datetime.fromisoformat(row[name].replace("Z", "+00:00")) for name in ("started_at", "ended_at"))
+    began, ended = (show.instant(row[name]) for name in ("started_at", "ended_at"))
     return show.seconds((ended - began).total_seconds())

@@ -1,6 +1,5 @@
 """`baton releases …` and `baton compare`."""
 
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -64,7 +63,7 @@ def activate(
     body: dict[str, Any] = {"environment": kind}
     if at:
         try:
-            body["due_at"] = datetime.fromisoformat(at.replace("Z", "+00:00")).astimezone().isoformat()
+            body["due_at"] = show.instant(at).astimezone().isoformat()
         except ValueError:
             raise Usage(f"--at {at} is no moment: say it as 2026-12-01T02:00 or 2026-12-01T02:00:00Z.") from None
     answer = ask.post(f"releases/{chosen['id']}/activate/", body)

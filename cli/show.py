@@ -54,11 +54,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) 
         line(empty)
 
 
+def instant(text: str) -> datetime:
+    """An RFC 3339 moment of the API; raises ValueError for anything else."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
 def moment(text: str | None) -> str:
     """An RFC 3339 moment in this terminal's time zone."""
     if not text:
         return "–"
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return instant(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def seconds(number: float | None) -> str:
@@ -70,7 +75,7 @@ def seconds(number: float | None) -> str:
 def age(text: str | None) -> str:
     if not text:
         return "never"
-    return f"{seconds(max(0.0, (datetime.now(UTC) - datetime.fromisoformat(text.replace('Z', '+00:00'))).total_seconds()))} ago"
+    return f"{seconds(max(0.0, (datetime.now(UTC) - instant(text)).total_seconds()))} ago"
 
 
 def note(sentence: str) -> None:
