@@ -88,6 +88,41 @@ _SFTP = [
     ),
     Setting("folder", "Folder on the server", "An absolute path, or one below where the user arrives."),
 ]
+_NO_YES = (("no", "No"), ("yes", "Yes"))
+_AMQP = [
+    Setting("host", "Broker", "Name or address.", default="${rabbitmq.host}", kind=PropertyKind.HOST),
+    Setting("port", "Port", "Empty: 5672, with TLS 5671.", required=False, least=1, most=65535, kind=PropertyKind.PORT),
+    Setting("virtual_host", "Virtual host", "Empty: /", required=False),
+    Setting("user", "User", "Who signs in. RabbitMQ lets its guest in from its own machine only.", default="${rabbitmq.user}"),
+    Setting("password", "Password", "A placeholder of a secret.", default="${rabbitmq.password}", kind=PropertyKind.SECRET),
+    Setting(
+        "tls",
+        "TLS",
+        "The broker's certificate is always verified. Without, the password is readable on the way.",
+        choices=_NO_YES,
+        default="no",
+    ),
+    Setting(
+        "ca_file",
+        "Authority's certificate",
+        "Only with TLS: a file in PEM on the machine. Empty: the authorities that the machine trusts.",
+        required=False,
+        kind=PropertyKind.FILE,
+    ),
+    Setting(
+        "certificate_file", "Own certificate", "Only where the broker asks for one: a file in PEM.", required=False, kind=PropertyKind.FILE
+    ),
+    Setting("key_file", "Its key", "A file in PEM, without a passphrase.", required=False, kind=PropertyKind.FILE),
+    Setting(
+        "heartbeat_seconds",
+        "Heartbeat (seconds)",
+        "After two of them the broker notices a machine without power, and gives back what it held. From 2 to 300. Empty: 10.",
+        required=False,
+        least=2,
+        most=300,
+    ),
+    Setting("timeout_seconds", "Time-out (seconds)", "From 0.1 to 60. Empty: 10.", required=False, least=0.1, most=60),
+]
 _KINDS_OF_TEXT = (("text", "Text"), ("json", "JSON"), ("xml", "XML"))
 _TRANSFORM = [
     Setting(
@@ -238,6 +273,46 @@ INBOUNDS: dict[str, list[Setting]] = {
         ),
         *_KEPT,
     ],
+    InboundKind.AMQP: [
+        *_AMQP,
+        Setting("queue", "Queue", "Name of the queue that is consumed."),
+        Setting(
+            "declare",
+            "Declare the queue",
+            "A declared queue is durable.",
+            default="no",
+            choices=(("no", "No: it must be there"), ("classic", "As a classic queue"), ("quorum", "As a quorum queue")),
+        ),
+        Setting("exchange", "Bind it to exchange", "Empty: its bindings are left as they are.", required=False),
+        Setting("routing_key", "Binding key", "Only with an exchange.", required=False),
+        Setting(
+            "prefetch",
+            "Prefetch",
+            "How many messages are held unacknowledged at a time. From 1 to 1000. Empty: 10.",
+            required=False,
+            least=1,
+            most=1000,
+        ),
+        Setting(
+            "exclusive",
+            "Only consumer",
+            "Yes: the broker refuses every other consumer of this queue, a new leader too until it has noticed the end of the former one.",
+            default="no",
+            choices=_NO_YES,
+        ),
+        Setting(
+            "without_id",
+            "Messages without a message-id",
+            "The property message-id is the item's id. Without it nothing tells two equal messages from one that came twice.",
+            default="each",
+            choices=(
+                ("each", "Each delivery gets a new id"),
+                ("content", "Content and properties make it: equal messages count as one"),
+                ("refuse", "They are failed items"),
+            ),
+        ),
+        *_KEPT,
+    ],
     InboundKind.TIMER: [
         Setting("schedule", "Schedule", "Five fields: minute, hour, day, month, weekday; as 30 2 * * mon-fri.", kind=PropertyKind.CRON),
         Setting("time_zone", "Time zone", "As Europe/Amsterdam. Empty: UTC.", required=False),
@@ -272,6 +347,25 @@ OUTBOUNDS: dict[str, list[Setting]] = {
         *_HTTP,
     ],
     OutboundKind.SFTP: [*_SFTP],
+    OutboundKind.AMQP: [
+        *_AMQP,
+        Setting("exchange", "Exchange", "Empty: the default one, where the routing key names a queue.", required=False),
+        Setting("routing_key", "Routing key", "Empty only with an exchange that needs none (fanout).", required=False),
+        Setting(
+            "declare",
+            "Declare",
+            "What is declared is durable. A message that no queue takes is never lost: it stays in its source.",
+            default="no",
+            choices=(
+                ("no", "Nothing: it must be there"),
+                ("queue", "The queue named by the routing key"),
+                ("direct", "A direct exchange"),
+                ("topic", "A topic exchange"),
+                ("fanout", "A fanout exchange"),
+            ),
+        ),
+        Setting("content_type", "Content type", "Empty: what the source said, or application/octet-stream.", required=False),
+    ],
     OutboundKind.SQL: [
         Setting(
             "url",

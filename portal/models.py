@@ -249,6 +249,7 @@ class InboundKind(models.TextChoices):
     COMMAND = "command", "Command: any program runs while this runtime leads"
     HTTP = "http", "HTTP: a URL is polled"
     SFTP = "sftp", "SFTP: a folder of an SSH server is polled"
+    AMQP = "amqp", "AMQP: messages of a RabbitMQ queue are consumed"
     TIMER = "timer", "Timer: an item at each instant of a schedule"
 
 
@@ -258,6 +259,7 @@ class OutboundKind(models.TextChoices):
     LOG = "log", "Log: written to the runtime's log"
     HTTP = "http", "HTTP: each item is a request"
     SFTP = "sftp", "SFTP: written into a folder of an SSH server"
+    AMQP = "amqp", "AMQP: published to a RabbitMQ exchange or queue"
     SQL = "sql", "SQL: one statement per item, fenced by the database"
 
 

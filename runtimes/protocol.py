@@ -146,6 +146,7 @@ class ComponentKind(StrEnum):
     HTTP = "http"
     TIMER = "timer"
     SFTP = "sftp"
+    AMQP = "amqp"
 
 
 class ItemAct(StrEnum):

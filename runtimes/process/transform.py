@@ -74,6 +74,7 @@ class Transform:
             "group": item.origin.group,
             "epoch": item.origin.epoch,
             "machine": item.origin.machine,
+            "properties": dict(item.properties),
         }
         if self._process is None:
             self._start()

@@ -66,6 +66,7 @@ def facts_of(item: Item, reason: str, tries: int) -> dict[str, Any]:
         "at": now_text(),
         "epoch": item.origin.epoch,
         "machine": item.origin.machine,
+        "properties": dict(item.properties),
     }
 
 
@@ -228,8 +229,9 @@ class ErrorFolder:
                 facts = json.loads(file.read())
             size = os.stat(path).st_size  # noqa: PTH116
             origin = Origin(self._setting.flow, duty.group_name, duty.epoch, self._setting.machine)
-            return Item(str(facts["id"]), os.fsencode(str(facts["name"])), size, origin, partial(_opened, path), Again(path))
-        except (OSError, ValueError, KeyError):
+            opened, properties = partial(_opened, path), dict(facts.get("properties", {}))
+            return Item(str(facts["id"]), os.fsencode(str(facts["name"])), size, origin, opened, Again(path), properties=properties)
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _put_back(self, item: Item, handle: Again, reason: str, tries: int) -> None:

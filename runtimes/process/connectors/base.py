@@ -4,7 +4,7 @@ All their methods but `abort` run in the flow's own worker thread and may block;
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +67,7 @@ class Item:
     open: Callable[[], AbstractContextManager[Iterator[bytes]]] = field(repr=False)
     handle: Any = field(repr=False, default=None)  # the inbound's own
     sha256: str | None = None  # when the source vouches for it
+    properties: Mapping[str, str] = field(default_factory=dict)  # what else the source says of it, for a template
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ comparison and never moves the mark.
 """
 
 import hashlib
+import json
 import os
 import time
 import uuid
@@ -269,6 +270,8 @@ class QueueOutbound(Outbound):
         origin = item.origin
         fields: list[Any] = ["id", item.id, "name", item.name, "size", size, "sha256", digest.hexdigest(), "upload", keys[1]]
         fields += ["flow", os.fsencode(origin.flow), "group", os.fsencode(origin.group), "epoch", origin.epoch, "machine", origin.machine]
+        if item.properties:
+            fields += ["properties", json.dumps(dict(item.properties))]
         if duty.group is not None and duty.epoch == 0:
             fields += ["unfenced", "1"]
         return [duty.epoch, count, *fields]
@@ -355,6 +358,14 @@ def fields_of(flat: Any) -> dict[bytes, bytes]:
 
 def _whole(text: bytes | None) -> int:
     return int(text) if text and text.isdigit() else 0
+
+
+def _properties(text: bytes) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _entry(key: str) -> str:
@@ -469,7 +480,8 @@ class QueueInbound(Inbound):
         opener = partial(self._open, upload, numbers[b"size"], trouble)
         identity = text(b"id") or entry.decode()
         name = fields.get(b"name", b"")
-        return Item(identity, name, numbers[b"size"], origin, opener, (entry, upload), text(b"sha256") or None)
+        properties = _properties(fields.get(b"properties", b"{}"))
+        return Item(identity, name, numbers[b"size"], origin, opener, (entry, upload), text(b"sha256") or None, properties)
 
     @contextmanager
     def _open(self, upload: bytes, size: int, trouble: str) -> Iterator[Iterator[bytes]]:

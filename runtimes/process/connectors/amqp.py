@@ -1,0 +1,606 @@
+"""Inbound and outbound `amqp`: AMQP 0-9-1, as RabbitMQ speaks it.
+
+One connection per inbound, held only while this runtime leads, and one per outbound, made with its first leadership; its name tells the
+broker's people who it is. A thread per connection answers heartbeats while the flow's worker is busy elsewhere. A connection that had any
+error is never used again.
+
+Headers of what is published: Baton-Flow, Baton-Machine, Baton-Group, Baton-Epoch, Baton-Item-Name, Baton-Unfenced; the message id is the
+property message-id. A broker compares no epochs: who consumes can, by Baton-Epoch.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import socket
+import ssl
+import struct
+import threading
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote, unquote_to_bytes
+
+import amqp
+
+from runtimes.process.connectors.aside import ErrorFolder
+from runtimes.process.connectors.base import (
+    Inbound,
+    Item,
+    ItemError,
+    Origin,
+    Outbound,
+    Refusing,
+    Setting,
+    Unavailable,
+    inbound,
+    outbound,
+)
+from runtimes.process.permits import Duty
+from runtimes.protocol import ComponentKind
+
+HEARTBEAT_SECONDS, TIMEOUT_SECONDS = 10.0, 10.0
+CONNECT_SECONDS = 4.0  # less than the drain limit: nothing can cut an attempt to connect
+CLOSE_SECONDS = 1.0  # a farewell; the broker gives back what was not acknowledged also without it
+PREFETCH = 10
+SETTLED = 10_000  # ids of acknowledged messages that this process knows again
+CONTENT_LIMIT = 64 * 1024 * 1024  # bytes of one message, which is held in memory; brokers have limits of their own
+TRIES = 4  # of one publication that the broker refuses, before the item waits in its source
+BACKOFF_SECONDS, BACKOFF_LIMIT = 0.2, 2.0
+PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@=+-]{0,99}")  # a message-id that can stand in a file name or header as it is
+SUFFIXES = {"application/json": "json", "application/xml": "xml", "text/xml": "xml", "text/csv": "csv", "text/plain": "txt"}
+
+# What the library raises for a connection that broke, or that `abort` cut under it.
+ERRORS = (amqp.AMQPError, OSError, AttributeError, KeyError, TypeError, ValueError, struct.error)
+T = TypeVar("T")
+
+
+class Session:
+    """One connection with one channel, made when it is needed. Calls are the worker's, `keep` the heartbeat's, `abort` anyone's."""
+
+    def __init__(self, setting: Setting, on_open: Callable[[Any], None]) -> None:
+        self._setting = setting
+        self._on_open = on_open  # what makes the channel ready
+        host, tls = setting.text("host"), setting.choice("tls", ("no", "yes")) == "yes"
+        port = int(setting.number("port", 5671 if tls else 5672, 1, 65535))
+        self.where = f"{host}:{port}"
+        self.timeout = setting.number("timeout_seconds", TIMEOUT_SECONDS, 0.1, 60.0)
+        self._heartbeat = int(setting.number("heartbeat_seconds", HEARTBEAT_SECONDS, 2, 300))
+        self._options: dict[str, Any] = {
+            "host": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            "userid": setting.text("user"),
+            "password": setting.text("password"),
+            "login_method": "PLAIN",
+            "virtual_host": setting.text("virtual_host", "/"),
+            "ssl": _tls(setting, host) if tls else False,
+            "connect_timeout": min(self.timeout, CONNECT_SECONDS),
+            "heartbeat": self._heartbeat,
+            "client_properties": {"connection_name": f"baton {setting.key} {setting.flow} {setting.side}"},
+            "socket_settings": {socket.TCP_USER_TIMEOUT: int(self.timeout * 1000)},
+            "on_blocked": self._on_blocked,
+            "on_unblocked": self._on_unblocked,
+        }
+        self._lock = threading.RLock()  # around every use of the connection
+        self._connection: Any = None
+        self._channel: Any = None
+        self._socket: socket.socket | None = None
+        self._cutter: socket.socket | None = None  # a second handle of its socket: shutting it ends whatever waits on the first
+        self._ended = threading.Event()
+        self._blocked = False
+        self.number = 0  # of this connection: delivery tags of another one mean nothing
+        self.heard = 0.0  # wall clock: when the broker last said anything
+        self._received = 0
+
+    @property
+    def heartbeat(self) -> float:
+        return float(self._heartbeat)
+
+    @property
+    def opened(self) -> bool:
+        return self._connection is not None
+
+    def call(self, act: Callable[[Any], T]) -> T:
+        """Use the channel, on a new connection where there is none. Raises Unavailable, Refusing."""
+        with self._lock:
+            try:
+                if self._connection is None:
+                    self._connect()
+                made = act(self._channel)
+                self._hear()
+                return made
+            except ERRORS as error:
+                self.drop()
+                self._told(error)
+
+    def drain(self, seconds: float) -> bool:
+        """Read one method, waiting for it for at most so long; False: nothing came. Inside `call` only."""
+        try:
+            self._connection.drain_events(timeout=seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def tick(self) -> None:
+        """Answer heartbeats, and find out that none come. Inside `call` only."""
+        self._connection.heartbeat_tick()
+
+    def refuse_blocked(self) -> None:
+        """Raises Unavailable while the broker takes nothing from publishers."""
+        if self._blocked:
+            raise Unavailable(f"the broker at {self.where} takes nothing now: it is short of memory or disk space (connection.blocked)")
+
+    def aside(self, act: Callable[[Any], T]) -> T | None:
+        """Ask something on a channel of its own; None: not connected, or busy. Raises Unavailable, Refusing."""
+        if not self._lock.acquire(timeout=CLOSE_SECONDS):
+            return None
+        try:
+            if self._connection is None:
+                return None
+            try:
+                channel = self._connection.channel()
+                made = act(channel)
+                channel.close()
+                return made
+            except ERRORS as error:
+                self.drop()
+                self._told(error)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Say farewell and end the connection: the broker gives back what was not acknowledged. Takes CLOSE_SECONDS at most."""
+        with self._lock:
+            if self._connection is None:
+                return
+            with contextlib.suppress(*ERRORS):
+                self._connection.sock.settimeout(CLOSE_SECONDS)
+                self._connection.close()
+            self.drop()
+
+    def abort(self) -> None:
+        """Cut the connection at once, whoever uses it; never blocks."""
+        cutter = self._cutter
+        if cutter is not None:
+            with contextlib.suppress(OSError):
+                cutter.shutdown(socket.SHUT_RDWR)
+
+    def drop(self) -> None:
+        """Never use this connection again."""
+        with self._lock:
+            self._ended.set()
+            self.abort()
+            connection, self._connection, self._channel = self._connection, None, None
+            cutter, self._cutter = self._cutter, None
+            for each in (cutter, self._socket):
+                if each is not None:
+                    each.close()
+            if connection is not None:
+                with contextlib.suppress(*ERRORS):
+                    connection.collect()
+
+    def _connect(self) -> None:
+        connection: Any = amqp.Connection(**self._options)
+        self._blocked = False
+        try:
+            connection.connect()
+        except ERRORS:
+            with contextlib.suppress(*ERRORS):
+                connection.collect()
+            raise
+        self._connection, self._socket = connection, connection.sock
+        self._cutter = socket.socket(fileno=os.dup(connection.sock.fileno()))
+        connection.sock.settimeout(self.timeout)  # of every single read and write that says nothing else
+        self._received = 0
+        self.number += 1
+        self._channel = connection.channel()
+        self._channel.auto_decode = False  # bytes stay bytes, whatever their encoding is said to be
+        self._ended = threading.Event()
+        self._on_open(self._channel)
+        threading.Thread(target=self._keep, args=(connection, self._ended), name=f"heartbeat {self.where}", daemon=True).start()
+
+    def _keep(self, connection: Any, ended: threading.Event) -> None:
+        """Answer heartbeats, and read what the broker says, while the worker is busy with an item or has none."""
+        while not ended.wait(min(connection.heartbeat or self._heartbeat, self._heartbeat) / 4):
+            with self._lock:
+                if self._connection is not connection:
+                    return
+                try:
+                    while self.drain(0.001):
+                        pass
+                    self._hear()
+                    self.tick()
+                except ERRORS as error:
+                    self.drop()
+                    self._setting.log.warning(f"the connection to {self.where} broke: {_words(error)}")
+
+    def _hear(self) -> None:
+        if self._connection is not None and self._connection.bytes_recv != self._received:
+            self._received = self._connection.bytes_recv
+            self.heard = time.time()
+
+    def _on_blocked(self, reason: str) -> None:
+        self._blocked = True
+
+    def _on_unblocked(self) -> None:
+        self._blocked = False
+
+    def _told(self, error: Exception) -> NoReturn:
+        """Raises Unavailable or Refusing in this project's words."""
+        words, vhost = _words(error), self._options["virtual_host"]
+        where = f"the broker at {self.where}"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise Unavailable(
+                f"{where} shows a certificate that is not trusted: {error.verify_message}; correct ca_file or host"
+            ) from error
+        if isinstance(error, ssl.SSLError):
+            raise Unavailable(f"{where} does not speak TLS as expected: {words}; check port and tls") from error
+        if isinstance(error, TimeoutError):
+            raise Unavailable(f"{where} did not answer within {self.timeout:g} s") from error
+        if isinstance(error, amqp.AMQPError):
+            if error.reply_code == 403 and "Login was refused" in words:
+                raise Unavailable(f"{where} does not let this user in: {words}; correct user and password") from error
+            if error.reply_code in (403, 405) and "exclusive" in words:
+                raise Refusing(f"{where} refuses: {words}; another consumer has it, or the broker has not noticed its end yet") from error
+            if error.reply_code == 403:
+                raise Refusing(f"{where} refuses: {words}; give this user the permission on virtual host {vhost}") from error
+            if error.reply_code == 404:
+                raise Refusing(f"{where} refuses: {words}; create it there, or let this flow declare it") from error
+            if error.reply_code == 530:
+                raise Unavailable(f"{where} refuses: {words}; correct virtual_host, or give this user access to it") from error
+            if error.reply_code == 406 and "message size" in words:
+                raise ItemError(f"{where} refuses it: {words}") from error
+            if error.reply_code == 406 and "inequivalent" in words:
+                raise Refusing(f"{where} refuses: {words}; it exists otherwise: set that this flow does not declare it") from error
+            raise Unavailable(f"the connection to {self.where} broke: {words}") from error
+        raise Unavailable(f"{where} cannot be reached: {words}") from error
+
+
+def _words(error: Exception) -> str:
+    text = error.reply_text if isinstance(error, amqp.AMQPError) else str(error)
+    return " ".join(str(text or type(error).__name__).split())[:300]
+
+
+def _tls(setting: Setting, host: str) -> dict[str, Any]:
+    """Options of the library for TLS: the broker's certificate is always verified. Raises ConfigError."""
+    files = {name: setting.text(name, "\n").strip() for name in ("ca_file", "certificate_file", "key_file")}
+    try:
+        context = ssl.create_default_context(cafile=files["ca_file"] or None)
+    except (OSError, ssl.SSLError) as error:
+        raise setting.error("ca_file", f"cannot be read: {error}", "name a file of certificates in PEM") from error
+    if bool(files["certificate_file"]) != bool(files["key_file"]):
+        lacking = "key_file" if files["certificate_file"] else "certificate_file"
+        raise setting.error(lacking, "is missing", "give the certificate and its key, or neither")
+    if files["certificate_file"]:
+        try:
+            context.load_cert_chain(files["certificate_file"], files["key_file"])
+        except (OSError, ssl.SSLError) as error:
+            raise setting.error("certificate_file", f"cannot be used with key_file: {error}", "name both files in PEM") from error
+    return {
+        "cert_reqs": ssl.CERT_REQUIRED,
+        "ca_certs": files["ca_file"] or None,
+        "certfile": files["certificate_file"] or None,
+        "keyfile": files["key_file"] or None,
+        "server_hostname": host,
+        "tls_minimum_version": ssl.TLSVersion.TLSv1_2,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------- inbound
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Handle of a message: its connection, its tag there, and whether its publisher gave it an id."""
+
+    connection: int
+    tag: int
+    known: bool
+
+
+@inbound(ComponentKind.AMQP)
+class AmqpInbound(Inbound):
+    """Settings: host, port, tls, ca_file, certificate_file, key_file, virtual_host, user, password, heartbeat_seconds, timeout_seconds;
+    queue, declare, exchange, routing_key, prefetch, exclusive, without_id.
+
+    Messages are acknowledged once they were delivered or moved aside. Those held besides go back to the queue with the leadership.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._queue = setting.text("queue")
+        self._declare = setting.choice("declare", ("no", "classic", "quorum"))
+        self._exchange = setting.text("exchange", "\n").strip()
+        self._key = setting.text("routing_key", "\n").strip()
+        self._prefetch = int(setting.number("prefetch", PREFETCH, 1, 1000))
+        self._exclusive = setting.choice("exclusive", ("no", "yes")) == "yes"
+        self._without_id = setting.choice("without_id", ("each", "content", "refuse"))
+        self._session = Session(setting, self._consume)
+        self.failures: ErrorFolder = ErrorFolder(setting.data / "errors" / setting.flow_id, setting)
+        self._arrived: deque[Any] = deque()
+        self._cancelled = False
+        self._waiting: dict[int, Item] = {}  # by delivery tag: held, not yet acknowledged
+        self._settled: OrderedDict[str, None] = OrderedDict()  # message ids of what was acknowledged here: the broker may not know
+
+    def prepare(self) -> None:
+        self.failures.prepare()
+
+    def begin(self, duty: Duty) -> None:
+        self._session.close()
+        duty.check_take()
+        self._session.call(lambda _: None)
+
+    def poll(self, duty: Duty) -> Sequence[Item]:
+        duty.check_take()
+        self._session.call(self._read)
+        while self._arrived:
+            self._keep(self._arrived.popleft(), duty)
+        return [*self.failures.offered(duty), *self._waiting.values()]
+
+    def remove(self, item: Item, duty: Duty) -> None:
+        if not self.failures.delivered(item):
+            self._acknowledge(item)
+
+    def reject(self, item: Item, reason: str, duty: Duty, tries: int) -> None:
+        self.failures.put(item, reason, tries)
+        if isinstance(item.handle, Delivery):
+            self._acknowledge(item)
+
+    def wait_seconds(self) -> float:
+        return 0.02
+
+    def interval_seconds(self) -> float:
+        return self._session.heartbeat
+
+    def answered_at(self) -> float:
+        return self._session.heard
+
+    def abort(self) -> None:
+        self._session.abort()
+
+    def stop(self, duty: Duty) -> None:
+        """Give back what is held: the broker puts it where it was in the queue, for the next leader."""
+        self._session.close()
+        self._waiting.clear()
+        self._arrived.clear()
+
+    def depth(self) -> tuple[int | None, int | None]:
+        ready = self._session.aside(lambda channel: channel.queue_declare(self._queue, passive=True).message_count)
+        return ready, None if ready is None else len(self._waiting)
+
+    def _consume(self, channel: Any) -> None:
+        """Make a new connection's channel ready: from here on the broker sends."""
+        self._waiting.clear()  # of an earlier connection: the broker sends them again
+        self._arrived.clear()
+        self._cancelled = False
+        if self._declare == "no":
+            channel.queue_declare(self._queue, passive=True)
+        else:
+            channel.queue_declare(self._queue, durable=True, auto_delete=False, arguments={"x-queue-type": self._declare})
+        if self._exchange:
+            channel.queue_bind(self._queue, self._exchange, self._key)
+        channel.basic_qos(0, self._prefetch, False)
+        channel.basic_consume(self._queue, exclusive=self._exclusive, callback=self._arrived.append, on_cancel=self._on_cancel)
+
+    def _on_cancel(self, tag: str) -> None:
+        self._cancelled = True
+
+    def _read(self, channel: Any) -> None:
+        """What the broker has sent by now."""
+        while len(self._arrived) < self._prefetch and self._session.drain(0.002):
+            pass
+        if self._cancelled:
+            raise amqp.NotFound(f"the queue {self._queue} was deleted or moved: the broker ended this consumer", reply_code=404)
+
+    def _acknowledge(self, item: Item) -> None:
+        """Raises Unavailable: then the broker sends it again, and it is known by its id."""
+        handle: Delivery = item.handle
+        if handle.known:
+            self._settled[item.id] = None
+            while len(self._settled) > SETTLED:
+                self._settled.popitem(last=False)
+        if handle.connection != self._session.number or not self._session.opened:
+            return  # of a connection that ended: its message comes again
+        self._waiting.pop(handle.tag, None)
+        self._session.call(lambda channel: channel.basic_ack(handle.tag))
+
+    def _keep(self, message: Any, duty: Duty) -> None:
+        """Hold a message that has arrived, unless it was done here before and only its acknowledgement was lost."""
+        item = self._item(message, duty)
+        if message.delivery_info["redelivered"]:
+            if item.handle.known and item.id in self._settled:
+                self._setting.log.info(f"item {item.id} came again and had been delivered: it is acknowledged again", item=item.id)
+                self._acknowledge(item)
+                return
+            self._setting.log.info(f"item {item.id} was sent before, and may have been delivered then (redelivered)", item=item.id)
+        self._waiting[item.handle.tag] = item
+
+    def _item(self, message: Any, duty: Duty) -> Item:
+        info, properties = message.delivery_info, message.properties
+        body: bytes = message.body if isinstance(message.body, bytes) else str(message.body or "").encode()
+        headers: Mapping[str, Any] = properties.get("application_headers") or {}
+        facts = _facts(info, properties, headers)
+        own = str(properties.get("message_id") or "")
+        trouble = ""
+        if own:
+            key = own if PLAIN_ID.fullmatch(own) else hashlib.sha256(own.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        elif self._without_id == "content":
+            told = "\0".join(f"{name}={facts[name]}" for name in sorted(facts) if name != "redelivered")
+            key = hashlib.sha256(f"{self._setting.flow_id}\0{told}\0".encode("utf-8", "surrogateescape") + body).hexdigest()[:32]
+        else:
+            key = uuid.uuid4().hex
+            if self._without_id == "refuse":
+                trouble = "it has no message-id: let its publisher set one, or choose another way for messages without"
+        name = _name(headers, f"{self._setting.flow}-{key[:32]}", str(properties.get("content_type") or ""))
+        origin = Origin(self._setting.flow, duty.group_name, duty.epoch, self._setting.machine)
+        handle = Delivery(self._session.number, info["delivery_tag"], bool(own))
+        return Item(key, name, len(body), origin, partial(_opened, body, trouble), handle, properties=facts)
+
+
+def _facts(info: Mapping[str, Any], properties: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, str]:
+    """What a template finds as item.properties, as text."""
+    facts = {name: str(info[name]) for name in ("exchange", "routing_key")}
+    facts["redelivered"] = "yes" if info["redelivered"] else "no"
+    for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "type", "timestamp", "app_id"):
+        if properties.get(name) not in (None, ""):
+            facts[name] = str(properties[name])
+    told = {name: value for name, value in headers.items() if isinstance(value, str | int | float | bool) and not name.startswith("x-")}
+    return facts | {f"header.{name}": str(value) for name, value in told.items()}
+
+
+def _name(headers: Mapping[str, Any], made: str, content_type: str) -> bytes:
+    """As a Baton elsewhere named it, or by its content."""
+    given = headers.get("Baton-Item-Name")
+    if isinstance(given, str) and given:
+        return unquote_to_bytes(given)
+    return f"{made}.{SUFFIXES.get(content_type.partition(';')[0].strip().lower(), 'bin')}".encode()
+
+
+@contextmanager
+def _opened(body: bytes, trouble: str) -> Iterator[Iterator[bytes]]:
+    if trouble:
+        raise ItemError(trouble)
+    yield iter([body] if body else [])
+
+
+# --------------------------------------------------------------------------------------------------------------------- outbound
+
+
+@outbound(ComponentKind.AMQP)
+class AmqpOutbound(Outbound):
+    """Settings: the connection's as above; exchange, routing_key, declare, content_type. Every message is persistent and mandatory, and
+    delivered when the broker has confirmed it."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._exchange = setting.text("exchange", "\n").strip()
+        self._key = setting.text("routing_key", "\n").strip()
+        self._declare = setting.choice("declare", ("no", "queue", "direct", "topic", "fanout"))
+        self._type = setting.text("content_type", "\n").strip()
+        if not self._exchange and not self._key:
+            raise setting.error("routing_key", "is missing, and so is exchange", "name a queue as routing key, or an exchange")
+        if self._declare == "queue" and self._exchange:
+            raise setting.error("declare", "is queue, but an exchange is set", "leave exchange empty, or declare an exchange")
+        if self._declare not in ("no", "queue") and not self._exchange:
+            raise setting.error("exchange", f"is missing, though a {self._declare} exchange is to be declared", "name the exchange")
+        self._session = Session(setting, self._ready)
+        self._sent = 0  # messages on this channel: the broker counts like this
+        self._numbers: dict[str, int] = {}  # those without an answer, by message id
+        self._answers: dict[str, bool] = {}  # confirmed or refused
+        self._returned: dict[str, str] = {}  # unroutable, with the broker's word
+
+    def prepare(self) -> None:
+        pass
+
+    def begin(self, duty: Duty) -> None:
+        if self._numbers or self._answers:
+            self._session.close()  # what an earlier leadership left unanswered goes out again
+        duty.check()
+        self._session.call(lambda _: None)
+
+    def deliver(self, item: Item, duty: Duty) -> None:
+        if item.size > CONTENT_LIMIT:
+            raise ItemError(f"it has {item.size} bytes: a message takes at most {CONTENT_LIMIT}")
+        with item.open() as chunks:
+            body = b"".join(chunks)
+        if item.sha256 is not None and hashlib.sha256(body).hexdigest() != item.sha256:
+            raise ItemError(f"its content does not match its header: expected sha256 {item.sha256}")
+        properties = self._properties(item, duty)
+        message = amqp.Message(body, **properties)
+        wait = BACKOFF_SECONDS
+        for number in range(1, TRIES + 1):
+            if self._session.call(partial(self._publish, key=properties["message_id"], message=message, duty=duty)):
+                return
+            if number == TRIES or not duty.taking:
+                raise Refusing(f"the broker at {self._session.where} does not take it for {self._target} (nack): is a queue full?")
+            until = time.monotonic() + wait
+            while time.monotonic() < until:
+                duty.check()
+                time.sleep(0.02)
+            wait = min(wait * 2, BACKOFF_LIMIT)
+
+    def abort(self) -> None:
+        self._session.abort()
+
+    @property
+    def _target(self) -> str:
+        return f"exchange {self._exchange}, routing key {self._key or '(none)'}" if self._exchange else f"queue {self._key}"
+
+    def _ready(self, channel: Any) -> None:
+        """Make a new connection's channel ready."""
+        self._sent = 0
+        for each in (self._numbers, self._answers, self._returned):
+            each.clear()
+        if self._declare == "queue":
+            channel.queue_declare(self._key, durable=True, auto_delete=False)
+        elif self._declare != "no":
+            channel.exchange_declare(self._exchange, self._declare, durable=True, auto_delete=False)
+        elif self._exchange:
+            channel.exchange_declare(self._exchange, "", passive=True)
+        else:
+            channel.queue_declare(self._key, passive=True)
+        channel.events["basic_ack"].add(partial(self._on_answer, True))
+        channel.events["basic_nack"].add(partial(self._on_answer, False))
+        channel.events["basic_return"].add(self._on_return)
+        channel.confirm_select()
+
+    def _publish(self, channel: Any, key: str, message: Any, duty: Duty) -> bool:
+        """Confirmed, or refused. One that this connection sent before and that has no answer yet is waited for, not sent twice.
+
+        Raises Unavailable, Refusing, PermitEnded, and what the library raises.
+        """
+        if key not in self._numbers and key not in self._answers:
+            self._session.refuse_blocked()
+            self._sent += 1
+            self._numbers[key] = self._sent
+            duty.check()
+            channel.basic_publish(message, self._exchange, self._key, mandatory=True, timeout=self._session.timeout)
+        until = time.monotonic() + self._session.timeout
+        while key not in self._answers:
+            self._session.drain(0.1)
+            self._session.tick()
+            if key not in self._answers:
+                self._session.refuse_blocked()
+                if time.monotonic() >= until:
+                    raise Unavailable(f"the broker at {self._session.where} did not confirm within {self._session.timeout:g} s")
+        confirmed, returned = self._answers.pop(key), self._returned.pop(key, "")
+        if returned:
+            raise Refusing(f"the broker at {self._session.where} has nowhere to put it ({returned}): bind a queue for {self._target}")
+        return confirmed
+
+    def _on_answer(self, confirmed: bool, last: int, multiple: bool) -> None:
+        for key, number in list(self._numbers.items()):
+            if number == last or (multiple and number < last):
+                del self._numbers[key]
+                self._answers[key] = confirmed
+
+    def _on_return(self, error: Exception, exchange: str, routing_key: str, message: Any) -> None:
+        self._returned[str(message.properties.get("message_id", ""))] = _words(error)
+
+    def _properties(self, item: Item, duty: Duty) -> dict[str, Any]:
+        headers: dict[str, Any] = {
+            "Baton-Flow": quote(item.origin.flow),
+            "Baton-Machine": quote(item.origin.machine),
+            "Baton-Group": quote(duty.group or ""),
+            "Baton-Epoch": duty.epoch,
+            "Baton-Item-Name": quote(item.name[:1000]),
+        }
+        if duty.group is not None and duty.epoch == 0:
+            headers["Baton-Unfenced"] = True
+        return {
+            "message_id": _short(item.id),
+            "delivery_mode": 2,
+            "content_type": _short(self._type or item.properties.get("content_type", "application/octet-stream")),
+            "timestamp": int(time.time()),
+            "app_id": "baton",
+            "application_headers": headers,
+        }
+
+
+def _short(text: str) -> str:
+    """As a property takes it: at most 255 bytes of UTF-8."""
+    data = text.encode("utf-8", "replace")
+    return data.decode() if len(data) <= 255 else hashlib.sha256(data).hexdigest()
