@@ -102,6 +102,8 @@ _AMQP = [
         choices=_NO_YES,
         default="no",
     ),
+]
+_AMQP_MORE = [
     Setting(
         "ca_file",
         "Authority's certificate",
@@ -311,6 +313,7 @@ INBOUNDS: dict[str, list[Setting]] = {
                 ("refuse", "They are failed items"),
             ),
         ),
+        *_AMQP_MORE,
         *_KEPT,
     ],
     InboundKind.TIMER: [
@@ -365,6 +368,7 @@ OUTBOUNDS: dict[str, list[Setting]] = {
             ),
         ),
         Setting("content_type", "Content type", "Empty: what the source said, or application/octet-stream.", required=False),
+        *_AMQP_MORE,
     ],
     OutboundKind.SQL: [
         Setting(
