@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from deployments import plans, releases, rollout
 from deployments.models import BROKEN, LIVE, Deployment, RunStatus, StepRun
-from portal import creation, design, properties, readiness
+from portal import creation, design, properties, readiness, router_addresses
 from portal.errors import NotAllowed
 from portal.models import Connector, Environment, EnvironmentKind, Flow, MachineKind, Membership, Project, Property, Role, Team
 from runtimes import architecture, failover, fleet
@@ -172,9 +172,9 @@ def _fill_in(test: Environment, place: Place, *, by: User) -> None:
         "queues.prefix": place.queues_prefix,
     }
     for machine, port in place.failover_ports.items():
-        address_key, port_key = properties.failover_keys(machine)
+        address_key, port_key = router_addresses.failover_keys(machine)
         values |= {address_key: "127.0.0.1", port_key: str(port)}  # all three machines are this host, on purpose
-    properties.mark_one_host(test, True, by=by)
+    router_addresses.mark_one_host(test, True, by=by)
     for key, value in values.items():
         properties.set_value(test, key, value, by=by)
     properties.set_value(test, "queues.url", place.queues_url, secret=True, by=by)

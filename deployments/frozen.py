@@ -16,7 +16,7 @@ from django.utils.crypto import salted_hmac
 
 from deployments.comparison import Value
 from deployments.models import Deployment, FrozenValues, Release
-from portal import properties
+from portal import property_uses
 from portal.errors import NotAllowed
 from portal.models import Environment, Property
 from runtimes.models import Router, Runtime
@@ -27,12 +27,12 @@ Scoped = tuple[str, str, str]  # key, machine, connector
 def keys_of(release: Release) -> set[str]:
     """Every key that the release's flows and routers name."""
     content = release.content
-    found = {use.key for flow in content["flows"] for use in properties.uses(flow["name"], flow)}
+    found = {use.key for flow in content["flows"] for use in property_uses.uses(flow["name"], flow)}
     return found | _keys_of_routers(machine["name"] for machine in content["machines"] if machine["router"])
 
 
 def _keys_of_routers(machines: Iterable[str]) -> set[str]:
-    return {use.key for machine in machines for use in properties.router_uses(machine)}
+    return {use.key for machine in machines for use in property_uses.router_uses(machine)}
 
 
 def present(release: Release, environment: Environment) -> list[dict[str, Any]]:

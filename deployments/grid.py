@@ -9,7 +9,7 @@ from django.core.paginator import Page, Paginator
 
 from deployments import sheet
 from deployments.sheet import Need, Scope, candidates, scope_name
-from portal import properties
+from portal import properties, router_addresses
 from portal.models import DesignedMachine, Environment, Placement, Property
 from portal.properties import Expectation
 
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def is_failover(self) -> bool:
-        return properties.is_failover_key(self.key)
+        return router_addresses.is_failover_key(self.key)
 
     @property
     def secret(self) -> bool:

@@ -7,7 +7,7 @@ from datetime import datetime
 import msgspec
 
 from deployments.landscape import MachineBox, Part, RuntimeBox
-from portal import properties
+from portal import router_addresses
 from portal.models import Property
 from runtimes import boards, protocol
 from runtimes.models import Machine, Router, Runtime
@@ -72,8 +72,8 @@ class FlowLine:
 
 def settings_of(machine: Machine, values: Sequence[Property]) -> list[Setting]:
     """Internal IP address and Failover port: placeholder and value."""
-    address_key, port_key = properties.failover_keys(machine.name)
-    address, port = properties.failover_address(machine.name, values)
+    address_key, port_key = router_addresses.failover_keys(machine.name)
+    address, port = router_addresses.failover_address(machine.name, values)
     port_suggested = str(machine.suggested_port) if machine.suggested_port else ""
     return [
         Setting("Internal IP address", address_key, address, machine.suggested_address),

@@ -16,7 +16,7 @@ from deployments.models import Release, RunStatus, StepFields, StepKind, StepRun
 from deployments.stages import Stage, stages_of
 from portal.errors import NotAllowed
 from portal.models import Environment, Property
-from portal.properties import Missing
+from portal.property_values import Missing
 from runtimes import failover, protocol
 from runtimes.models import FailoverGroup, Machine, Runtime
 from runtimes.protocol import Preference, RuntimeState, Status

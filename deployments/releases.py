@@ -12,10 +12,10 @@ from django.db.models import Max, OuterRef, Subquery
 
 from deployments import moves, plans, promotion
 from deployments.models import Activation, ActivationStatus, Plan, Release
-from portal import properties
+from portal import property_uses, property_values
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import Connector, DesignedMachine, Environment, FlowVersion, Group, Project, Property
-from portal.properties import Missing
+from portal.property_values import Missing
 from runtimes import protocol
 from runtimes.models import Machine, Router, Runtime
 
@@ -141,15 +141,17 @@ def _places(release: Release, environment: Environment) -> tuple[list[tuple[str,
 
 def missing(release: Release, environment: Environment) -> list[Missing]:
     """Every placeholder without a value, per runtime and router, for this release on this environment; fixed number of queries."""
-    filled = properties.filled(environment)
+    filled = property_values.filled(environment)
     runtimes, routers = _places(release, environment)
-    used: dict[str, list[properties.Use]] = {}
+    used: dict[str, list[property_uses.Use]] = {}
     for flow in release.content["flows"]:
-        used.setdefault(flow["connector"], []).extend(properties.uses(flow["name"], flow))
+        used.setdefault(flow["connector"], []).extend(property_uses.uses(flow["name"], flow))
     found = []
     for machine, kind in routers:
-        name = properties.router_name(machine, kind)
-        found += [Missing(use.key, name, use.used_by) for use in properties.router_uses(machine) if filled.lacks_address(use.key, machine)]
+        name = property_uses.router_name(machine, kind)
+        found += [
+            Missing(use.key, name, use.used_by) for use in property_uses.router_uses(machine) if filled.lacks_address(use.key, machine)
+        ]
     for machine, connector in runtimes:
         key = protocol.runtime_key(machine, connector)
         for use in used.get(connector, ()):
@@ -201,14 +203,14 @@ def bundle_for(release: Release, runtime: Runtime, values: Iterable[Property]) -
     secrets: set[str] = set()
 
     def component(flow: dict[str, Any], side: str) -> protocol.Component:
-        resolved = properties.resolve(flow[side]["settings"], rows, machine=machine, connector=connector)
+        resolved = property_values.resolve(flow[side]["settings"], rows, machine=machine, connector=connector)
         secrets.update(resolved.secrets)
         return protocol.Component(kind=protocol.ComponentKind(flow[side]["kind"]), settings=resolved.settings)
 
-    known = properties.winners(rows, machine=machine, connector=connector)
+    known = property_values.winners(rows, machine=machine, connector=connector)
     mine = [flow for flow in content["flows"] if flow["connector"] == connector]
     for flow in mine:
-        lacking += [Missing(use.key, runtime.key, use.used_by) for use in properties.uses(flow["name"], flow) if use.key not in known]
+        lacking += [Missing(use.key, runtime.key, use.used_by) for use in property_uses.uses(flow["name"], flow) if use.key not in known]
     if lacking:
         reasons = [item.sentence for item in lacking]
         raise NotAllowed(" ".join(reasons), reasons=reasons)

@@ -13,9 +13,10 @@ from django.core.paginator import Page, Paginator
 from django.db.models import Max
 
 from deployments.models import Deployment, RunStatus
-from portal import properties
+from portal import property_values
 from portal.models import Connector, DesignedMachine, Environment, Placement, Project, Property, PropertyChange
-from portal.properties import Use, drafts_and_versions, is_failover_key, router_name, router_uses, uses
+from portal.property_uses import Use, drafts_and_versions, router_name, router_uses, uses
+from portal.router_addresses import is_failover_key
 from runtimes.models import Machine
 from runtimes.protocol import runtime_key
 
@@ -220,7 +221,7 @@ def find(environment: Environment, *, search: str = "", only: Iterable[str] = ()
     runs = what_runs(environment)
     since = runs.started_at if runs else None
     stored = Property.objects.filter(environment=environment)
-    filled = properties.filled(environment)
+    filled = property_values.filled(environment)
     scopes = filled.scopes
     secret = set(stored.filter(secret=True).values_list("key", flat=True))
     changed = set(stored.filter(updated_at__gt=since).values_list("key", flat=True)) if since else set()

@@ -13,7 +13,7 @@ from django.db.models import F, QuerySet
 
 from deployments import frozen, gates, masking, moves, releases
 from deployments.models import DONE, Deployment, Exclusion, RunStatus, StepKind, StepLog, StepRun
-from portal import properties
+from portal import property_uses, router_addresses
 from portal.errors import Busy, NotAllowed, NotReady, Stale
 from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol
 from runtimes.models import (
@@ -175,13 +175,13 @@ class DeployRouters(Kind):
         environment = step.deployment.environment
         machines = list(Machine.objects.filter(environment=environment, router__leaving=False))
         values = frozen.values_of(step.deployment)
-        found = {machine.name: properties.failover_address(machine.name, values) for machine in machines}
+        found = {machine.name: router_addresses.failover_address(machine.name, values) for machine in machines}
         reasons = [
-            f"{properties.router_name(machine.name, machine.kind)} needs a value for {use.key} ({use.used_by})."
+            f"{property_uses.router_name(machine.name, machine.kind)} needs a value for {use.key} ({use.used_by})."
             for machine in machines
-            for use, value in zip(properties.router_uses(machine.name), found[machine.name], strict=True)
+            for use, value in zip(property_uses.router_uses(machine.name), found[machine.name], strict=True)
             if value is None
-        ] or properties.address_conflicts(found, one_host=environment.one_host)
+        ] or router_addresses.address_conflicts(found, one_host=environment.one_host)
         if reasons:
             raise NotAllowed(" ".join(reasons), reasons=reasons)
         for sentence in fleet.shared_addresses(environment, found):
@@ -262,7 +262,7 @@ class DeployRouters(Kind):
 
     def _lacking(self, step: StepRun, router: Router, now: datetime) -> str:
         """Why this router does not run as ordered; empty when it does."""
-        machine, name = router.machine, properties.router_name(router.machine.name, router.machine.kind)
+        machine, name = router.machine, property_uses.router_name(router.machine.name, router.machine.kind)
         if machine.is_silent(now=now):
             return silence(machine, now)
         if machine.orders_taken < step.memory["orders"].get(machine.name, 0):

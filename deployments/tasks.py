@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError
 
 from deployments import retention, returning, rollout, schedules
 from deployments.models import RunStatus, StepKind, StepRun
-from portal import properties
+from portal import property_values
 from portal.models import Property
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def probe_http(step_id: int, attempt: int) -> str:
     if step is None:
         return f"Step {step_id} asks nothing any more."
     values = Property.objects.filter(environment_id=step.deployment.environment_id)
-    found = properties.resolve({"url": step.url}, values, machine="", connector="")
+    found = property_values.resolve({"url": step.url}, values, machine="", connector="")
     status, reason = None, f"no value for {', '.join(sorted(found.missing))}"
     if not found.missing:
         status, reason = _ask(found.settings["url"])

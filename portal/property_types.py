@@ -88,7 +88,9 @@ def _host(value: str) -> str:
 
 def _is_host_name(value: str) -> bool:
     labels = value.removesuffix(".").split(".")
-    return len(value) <= 253 and all(_HOST_LABEL.fullmatch(label) for label in labels) and not labels[-1].isdigit()
+    # Resolvers take 127.1, 2130706433 and 0x7f000001 for IPv4 addresses.
+    numeric = re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", labels[-1])
+    return len(value) <= 253 and all(_HOST_LABEL.fullmatch(label) for label in labels) and not numeric
 
 
 def _url(value: str) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from django.db import transaction
 from django.db.models import QuerySet
 
-from portal import properties
+from portal import property_uses
 from portal.models import Environment, TimingProfile
 from runtimes import protocol
 from runtimes.fleet import touch
@@ -78,7 +78,7 @@ def in_use(environment: Environment) -> InUse:
     behind = {f"{member.runtime.key} ({name_of(member.observed_ttl or 0.0)})" for member in members}
     routers = Router.objects.filter(machine__environment=environment, desired_running=True).exclude(desired_profile=wished)
     behind |= {
-        f"{properties.router_name(router.machine.name, router.machine.kind)} ({TimingProfile(router.desired_profile).label})"
+        f"{property_uses.router_name(router.machine.name, router.machine.kind)} ({TimingProfile(router.desired_profile).label})"
         for router in routers.select_related("machine")
     }
     return InUse(wished, sorted(behind))
@@ -142,4 +142,4 @@ def _last_the_leaders(router: Router) -> tuple[bool, str]:
 
 
 def _name(router: Router) -> str:
-    return str(properties.router_name(router.machine.name, router.machine.kind))
+    return str(property_uses.router_name(router.machine.name, router.machine.kind))

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_POST
 from deployments import grid, machines, releases, sheet
 from deployments.forms import BulkForm, CellForm, PasteForm, TypeForm, show_refusal
 from deployments.models import Release
-from portal import access, properties, property_imports, vault
+from portal import access, properties, property_imports, property_uses, router_addresses, vault
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -177,14 +177,14 @@ def key_page(request: UserRequest, slug: str, kind: str) -> HttpResponse:
 def _show_key(request: UserRequest, environment: Environment, key: str, form: TypeForm | None = None) -> HttpResponse:
     project = environment.project
     declared = PropertyType.objects.filter(project=project, key=key).select_related("updated_by").first()
-    guess = properties.failover_expectation(key) or properties.guessed(properties.definitions_in(project.pk), {key}).get(key)
+    guess = properties.failover_expectation(key) or properties.guessed(property_uses.definitions_in(project.pk), {key}).get(key)
     initial = {"key": key, "kind": declared.kind if declared else ""}
     context = _context(request, environment) | {
         "key": key,
         "row": sheet.row(environment, key),
         "declared": declared,
         "guess": guess,
-        "fixed": properties.is_failover_key(key),
+        "fixed": router_addresses.is_failover_key(key),
         "form": form or TypeForm(initial=initial, guess=f"{guess.label}, for {guess.because}" if guess else ""),
         "may_declare": may(request.user, project.team_id, Role.DEVELOPER),
         "values": Property.objects.filter(environment__project=project, key=key)
@@ -273,7 +273,7 @@ def one_host(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     """All machines of the environment stand on one host on purpose, or no longer."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
     marked = request.POST.get("one_host") == "yes"
-    properties.mark_one_host(environment, marked, by=request.user)
+    router_addresses.mark_one_host(environment, marked, by=request.user)
     messages.success(request, f"All machines of {environment.name} {'stand on one host' if marked else 'stand on hosts of their own'}.")
     return redirect(request, _failover_tab(environment, request.POST.get("machine", "")))
 

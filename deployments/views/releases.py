@@ -21,7 +21,7 @@ from portal.access import get_environment, get_project, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Flow, FlowVersion, Project, Property, Role
-from portal.properties import router_name, router_uses, uses
+from portal.property_uses import router_name, router_uses, uses
 from runtimes import failover
 from runtimes.models import FailoverGroup
 

@@ -13,7 +13,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from portal import access, properties
+from portal import access, properties, router_addresses
 from portal.api.fields import EnvironmentFilter, ExactInput, signed_in
 from portal.models import Environment, EnvironmentKind, PropertyChange
 
@@ -143,7 +143,7 @@ class OneHost(APIView):
     def put(self, request: Request) -> Response:
         body = OneHostInput(data=request.data)
         environment = _environment(request, body)
-        properties.mark_one_host(environment, body.validated_data["one_host"], by=request.user)
+        router_addresses.mark_one_host(environment, body.validated_data["one_host"], by=request.user)
         return Response(body.validated_data)
 
 

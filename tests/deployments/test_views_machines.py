@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from deployments.models import Activation, Deployment, Release, StepRun
-from portal import properties
+from portal import properties, router_addresses
 from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement, Project, Property
 from runtimes import fleet, protocol
 from runtimes.models import Bundle, FailoverGroup, GroupMember, JoinToken, LeadershipChange, Machine, Router, Runtime, RuntimeLog
@@ -436,7 +436,7 @@ def test_what_the_agent_measured_is_taken_with_one_click(
     page = "/projects/webshop/test/machines/external01/"
     assert "Take what the agent suggests (10.0.0.11, 2380)" in client.get(f"{page}?tab=failover").content.decode()
     assert client.post(f"{page}suggestion/").status_code == 302
-    assert properties.failover_address("external01", Property.objects.all()) == ("10.0.0.11", "2380")
+    assert router_addresses.failover_address("external01", Property.objects.all()) == ("10.0.0.11", "2380")
     assert "Take what the agent suggests" not in client.get(f"{page}?tab=failover").content.decode()
 
 

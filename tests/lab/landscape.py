@@ -20,7 +20,7 @@ def main(facts: dict[str, str]) -> None:
     from django.utils import timezone
 
     from deployments import plans, releases
-    from portal import creation, design, properties
+    from portal import creation, design, properties, router_addresses
     from portal.models import Connector, Environment, EnvironmentKind, Flow, Membership, Project, Role, Team
     from runtimes import architecture, failover, fleet
     from runtimes.models import Machine, Runtime
@@ -103,7 +103,7 @@ def main(facts: dict[str, str]) -> None:
         values |= {f"{name}.outbox": str(shared / name / "outbox"), f"{name}.inbox": str(shared / name / "inbox")}
         values[f"{name}.receipts"] = str(shared / name / "received.jsonl")
     for machine, address in addresses.items():
-        address_key, port_key = properties.failover_keys(machine)
+        address_key, port_key = router_addresses.failover_keys(machine)
         values |= {address_key: address, port_key: "2380"}
     for key, value in values.items():
         properties.set_value(test, key, value, by=admin)

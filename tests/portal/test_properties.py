@@ -4,7 +4,7 @@ import pytest
 from django.contrib.auth.models import User
 from pytest_django import DjangoAssertNumQueries
 
-from portal import properties
+from portal import properties, property_uses, property_values, router_addresses
 from portal.errors import Invalid, NotAllowed
 from portal.models import Connector, Environment, Flow, FlowVersion, Property
 from portal.placeholders import check_placeholders, placeholders
@@ -35,18 +35,18 @@ RUNTIME = row("runtime", machine="external01", connector="erp")
     ],
 )
 def test_the_most_specific_scope_wins(rows: list[Property], value: str) -> None:
-    found = properties.resolve({"folder": "${erp.outbox}"}, rows, machine="external01", connector="erp")
+    found = property_values.resolve({"folder": "${erp.outbox}"}, rows, machine="external01", connector="erp")
     assert (found.settings, found.missing) == ({"folder": value}, set())
 
 
 def test_a_placeholder_without_a_value_stays_and_is_named() -> None:
-    found = properties.resolve({"url": "redis://${host}:${port}/0"}, [row("h", key="host")], machine="m", connector="c")
+    found = property_values.resolve({"url": "redis://${host}:${port}/0"}, [row("h", key="host")], machine="m", connector="c")
     assert found.settings == {"url": "redis://h:${port}/0"}
     assert found.missing == {"port"}
 
 
 def test_a_value_is_taken_as_it_is() -> None:
-    found = properties.resolve({"password": "${secret}"}, [row("a${b}\\1", key="secret")], machine="m", connector="c")
+    found = property_values.resolve({"password": "${secret}"}, [row("a${b}\\1", key="secret")], machine="m", connector="c")
     assert found.settings == {"password": "a${b}\\1"}
 
 
@@ -93,13 +93,13 @@ def test_removing_a_value_lets_the_less_specific_one_apply_again(test_environmen
     properties.set_value(test_environment, "k", "one", machine="external01", by=developer)
     assert properties.remove_value(test_environment, "k", machine="external01")
     assert not properties.remove_value(test_environment, "k", machine="external01")
-    assert properties.lookup(Property.objects.all(), machine="external01", connector="erp") == {"k": "all"}
+    assert property_values.lookup(Property.objects.all(), machine="external01", connector="erp") == {"k": "all"}
 
 
 @pytest.mark.parametrize("value", ["10.0.0.11", "fd00::11", "external01.lan", "external01"])
 def test_an_internal_ip_may_be_an_address_or_a_host_name(test_environment: Environment, developer: User, value: str) -> None:
     properties.set_value(test_environment, "external01.failover.internal-ip", f" {value} ", by=developer)
-    assert properties.failover_address("external01", Property.objects.all()) == (value, None)
+    assert router_addresses.failover_address("external01", Property.objects.all()) == (value, None)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_wrong_port_is_refused(test_environment: Environment, developer: User,
 
 
 def test_the_same_address_and_port_for_another_machine_is_refused(test_environment: Environment, developer: User) -> None:
-    properties.mark_one_host(test_environment, True, by=developer)
+    router_addresses.mark_one_host(test_environment, True, by=developer)
     for machine in ("external01", "external02"):
         properties.set_value(test_environment, f"{machine}.failover.internal-ip", "127.0.0.1", by=developer)
     properties.set_value(test_environment, "external01.failover.port", "2380", by=developer)
@@ -147,14 +147,14 @@ def test_one_environment_does_not_hinder_another(test_environment: Environment, 
 
 @pytest.mark.parametrize("loopback", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_beside_a_real_address_is_refused_also_on_one_host(test_environment: Environment, developer: User, loopback: str) -> None:
-    properties.mark_one_host(test_environment, True, by=developer)
+    router_addresses.mark_one_host(test_environment, True, by=developer)
     properties.set_value(test_environment, "external01.failover.internal-ip", "10.0.0.11", by=developer)
     with pytest.raises(Invalid, match="reachable only from external02 itself, but external01 uses another network"):
         properties.set_value(test_environment, "external02.failover.internal-ip", loopback, by=developer)
 
 
 def test_the_way_from_loopback_to_real_addresses_is_open(test_environment: Environment, developer: User) -> None:
-    properties.mark_one_host(test_environment, True, by=developer)
+    router_addresses.mark_one_host(test_environment, True, by=developer)
     for machine in ("external01", "external02", "core01"):
         properties.set_value(test_environment, f"{machine}.failover.internal-ip", "127.0.0.1", by=developer)
     for number, machine in enumerate(("external01", "external02", "core01")):
@@ -163,12 +163,14 @@ def test_the_way_from_loopback_to_real_addresses_is_open(test_environment: Envir
 
 def test_what_slipped_in_is_found_before_routers_are_deployed() -> None:
     local = {"a": ("127.0.0.1", "1"), "b": ("127.0.0.1", "2"), "c": ("localhost", None)}
-    assert properties.address_conflicts(local, one_host=True) == []
-    assert len(properties.address_conflicts(local, one_host=False)) == 3
-    assert properties.address_conflicts({"a": ("10.0.0.1", "1"), "b": ("10.0.0.2", "1")}, one_host=False) == []
-    (shared,) = properties.address_conflicts({"a": ("10.0.0.1", "1"), "b": ("10.0.0.1", "2")}, one_host=False)
+    assert router_addresses.address_conflicts(local, one_host=True) == []
+    assert len(router_addresses.address_conflicts(local, one_host=False)) == 3
+    assert router_addresses.address_conflicts({"a": ("10.0.0.1", "1"), "b": ("10.0.0.2", "1")}, one_host=False) == []
+    (shared,) = router_addresses.address_conflicts({"a": ("10.0.0.1", "1"), "b": ("10.0.0.1", "2")}, one_host=False)
     assert shared.startswith("a already uses 10.0.0.1 (a.failover.internal-ip): give b its own address.")
-    mixed, double = properties.address_conflicts({"a": ("127.0.0.1", "1"), "b": ("10.0.0.1", "7"), "c": ("10.0.0.1", "7")}, one_host=True)
+    mixed, double = router_addresses.address_conflicts(
+        {"a": ("127.0.0.1", "1"), "b": ("10.0.0.1", "7"), "c": ("10.0.0.1", "7")}, one_host=True
+    )
     assert mixed.startswith("127.0.0.1 is reachable only from a itself, but b, c use another network")
     assert double.startswith("b already uses 10.0.0.1:7")
 
@@ -177,12 +179,12 @@ def test_expected_keys_are_known_before_any_value_exists(
     test_environment: Environment, erp: Connector, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     with django_assert_num_queries(3):
-        keys = {item.key: item for item in properties.expected(test_environment)}
-    assert keys["external01.failover.internal-ip"] == properties.ExpectedKey(
+        keys = {item.key: item for item in property_uses.expected(test_environment)}
+    assert keys["external01.failover.internal-ip"] == property_uses.ExpectedKey(
         "external01.failover.internal-ip", "router on external01, Internal IP", True
     )
     assert keys["core01.failover.port"].used_by == "witness on core01, Failover port"
-    assert keys["erp.outbox"] == properties.ExpectedKey("erp.outbox", "flow erp-orders, inbound folder", False)
+    assert keys["erp.outbox"] == property_uses.ExpectedKey("erp.outbox", "flow erp-orders, inbound folder", False)
     assert set(keys) == {f"{m}.failover.{k}" for m in ("core01", "external01", "external02") for k in ("internal-ip", "port")} | {
         "erp.outbox",
         "queues.url",
@@ -199,10 +201,10 @@ def test_a_key_of_the_last_saved_version_is_expected_though_the_flow_moved_on(
         FlowVersion.objects.create(flow=flow, major=1, minor=minor, patch=0, definition=definition)
     properties.set_value(test_environment, "folder-0", "x", by=developer)
     with django_assert_num_queries(3):
-        keys = {item.key for item in properties.expected(test_environment)}
+        keys = {item.key for item in property_uses.expected(test_environment)}
     assert {"erp.outbox", "folder-2"} <= keys
     assert "folder-0" not in keys
-    assert properties.unused(test_environment) == {"folder-0"}
+    assert property_uses.unused(test_environment) == {"folder-0"}
 
 
 @pytest.mark.parametrize("loopback", ["127.0.0.1", "::1", "localhost"])
@@ -211,7 +213,7 @@ def test_loopback_is_refused_unless_all_machines_stand_on_one_host_on_purpose(
 ) -> None:
     with pytest.raises(Invalid, match=r"reachable only from external01 itself.* mark that on the machine.s tab Failover first"):
         properties.set_value(test_environment, "external01.failover.internal-ip", loopback, by=developer)
-    properties.mark_one_host(test_environment, True, by=developer)
+    router_addresses.mark_one_host(test_environment, True, by=developer)
     properties.set_value(test_environment, "external01.failover.internal-ip", loopback, by=developer)
 
 
@@ -220,9 +222,42 @@ def test_two_machines_share_an_address_only_on_one_host(test_environment: Enviro
     properties.set_value(test_environment, "external01.failover.internal-ip", "10.0.0.11", by=developer)  # itself
     with pytest.raises(Invalid, match=r"external01 already uses 10\.0\.0\.11"):
         properties.set_value(test_environment, "external02.failover.internal-ip", "10.0.0.11", by=developer)
-    properties.mark_one_host(test_environment, True, by=developer)
+    router_addresses.mark_one_host(test_environment, True, by=developer)
     properties.set_value(test_environment, "external02.failover.internal-ip", "10.0.0.11", by=developer)
     with pytest.raises(NotAllowed, match="The addresses say otherwise"):
-        properties.mark_one_host(test_environment, False, by=developer)
+        router_addresses.mark_one_host(test_environment, False, by=developer)
     properties.set_value(test_environment, "external02.failover.internal-ip", "10.0.0.12", by=developer)
-    properties.mark_one_host(test_environment, False, by=developer)
+    router_addresses.mark_one_host(test_environment, False, by=developer)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        pytest.param("::ffff:127.0.0.1", id="an IPv4 loopback written as IPv6"),
+        pytest.param("LOCALHOST.", id="the name, in capitals and with a dot"),
+        pytest.param("127.9.9.9", id="another one of 127.0.0.0/8"),
+        pytest.param("0x7f000001", id="hexadecimal, which the resolver takes for 127.0.0.1"),
+        pytest.param("localhost.localdomain", id="a name that every hosts file gives to it"),
+        pytest.param("ip6-localhost", id="the same, of IPv6"),
+    ],
+)
+def test_loopback_is_refused_however_it_is_written(test_environment: Environment, developer: User, spelling: str) -> None:
+    with pytest.raises(Invalid):
+        properties.set_value(test_environment, "external01.failover.internal-ip", spelling, by=developer)
+
+
+def test_two_spellings_of_one_address_are_one_address(test_environment: Environment, developer: User) -> None:
+    properties.set_value(test_environment, "external01.failover.internal-ip", "10.0.0.11", by=developer)
+    with pytest.raises(Invalid, match="external01 already uses"):
+        properties.set_value(test_environment, "external02.failover.internal-ip", "::ffff:10.0.0.11", by=developer)
+
+
+def test_deleting_a_value_must_not_bring_a_duplicate_address_to_light(test_environment: Environment, erp: Connector, developer: User) -> None:
+    key = "external01.failover.internal-ip"
+    properties.set_value(test_environment, key, "10.0.0.12", by=developer)
+    properties.set_value(test_environment, key, "10.0.0.11", machine="external01", by=developer)
+    properties.set_value(test_environment, "external02.failover.internal-ip", "10.0.0.12", by=developer)
+    with pytest.raises(Invalid, match="external02 already uses 10.0.0.12"):
+        properties.remove_value(test_environment, key, machine="external01", by=developer)
+    assert properties.remove_value(test_environment, key, by=developer)
+    assert properties.remove_value(test_environment, key, machine="external01", by=developer)
