@@ -14,6 +14,7 @@ from portal.models import DesignedMachine, Environment, Placement, Property
 from portal.properties import Expectation
 
 ROWS_PER_PAGE = 50
+EVERYWHERE: Scope = ("", "")
 VIEWS = {"environments": "Environments", "machines": "Machines", "runtimes": "Runtimes"}
 
 
@@ -110,43 +111,44 @@ def row(environment: Environment, key: str, by: str) -> Row:
 
 def _rows(keys: list[str], columns: list[Column], used: sheet.Used, found: sheet.Found) -> list[Row]:
     environments = {column.environment.pk: column.environment for column in columns} or {found.environment.pk: found.environment}
-    needed = {pk: found.needed if pk == found.environment.pk else sheet.needs(other, used) for pk, other in environments.items()}
+    needs = {pk: found.needs if pk == found.environment.pk else sheet.Needs(other, used) for pk, other in environments.items()}
+    needed = {pk: need.of(keys) for pk, need in needs.items()}
+    here = needed[found.environment.pk] if found.environment.pk in needed else found.needs.of(keys)
     runs = {pk: found.runs if pk == found.environment.pk else sheet.what_runs(other) for pk, other in environments.items()}
     values: dict[tuple[int, str], dict[Scope, Property]] = defaultdict(dict)
     stored = Property.objects.filter(environment__in=environments)
     for value in stored.filter(key__in=keys) if len(keys) <= properties.MANY_KEYS else stored:
         values[value.environment_id, value.key][value.machine, value.connector] = value
-    known = properties.expectations(found.environment.project_id, only=set(keys), definitions=used.definitions)
+    known = properties.expectations(found.environment.project_id, only=set(keys), mentions=used.mentions)
+    sought = [(column, candidates(*column.scope)) for column in columns]
     return [
         Row(
             key=key,
-            need=found.needed.get(key, Need()),
+            need=here[key],
             expectation=properties.expectation(key, known),
             cells=[
                 _cell(
                     column,
+                    scopes,
                     values[column.environment.pk, key],
-                    needed[column.environment.pk].get(key),
+                    needed[column.environment.pk][key],
                     runs[column.environment.pk],
                 )
-                for column in columns
+                for column, scopes in sought
             ],
         )
         for key in keys
     ]
 
 
-def _cell(column: Column, values: dict[Scope, Property], need: Need | None, runs: sheet.Runs | None) -> Cell:
-    source = next((scope for scope in candidates(*column.scope) if scope in values), None)
+def _cell(column: Column, scopes: list[Scope], values: dict[Scope, Property], need: Need, runs: sheet.Runs | None) -> Cell:
+    """`scopes` are those that can give the column its value, the most specific first."""
+    source = next((scope for scope in scopes if scope in values), None)
     value = values[source] if source is not None else None
-    places = need.places if need else []
-    if column.connector:
-        mine = [place for place in places if (place.machine, place.connector) == column.scope]
-    elif column.machine:
-        mine = [place for place in places if place.machine == column.machine]
-    else:
-        mine = places
-    more = [other for scope, other in sorted(values.items()) if scope != source and _narrower(scope, column.scope)]
+    more = (
+        [other for scope, other in sorted(values.items()) if scope != source and _narrower(scope, column.scope)] if len(values) > 1 else []
+    )
+    lacking = [] if EVERYWHERE in values else [place for place in need.places if place.source(values) is None]
     since = runs.started_at if runs else None
     shown = [value, *more] if value else more
     return Cell(
@@ -154,11 +156,11 @@ def _cell(column: Column, values: dict[Scope, Property], need: Need | None, runs
         value=value,
         own=source == column.scope,
         more=more,
-        missing=[place.name for place in mine if place.source(values) is None],
+        missing=[place.name for place in lacking if _narrower((place.machine, place.connector), column.scope)],
         changed=since is not None and any(other.updated_at > since for other in shown),
     )
 
 
 def _narrower(scope: Scope, column: Scope) -> bool:
-    """Does a value of this scope apply to a part of the column."""
-    return all(not wide or narrow == wide for narrow, wide in zip(scope, column, strict=True))
+    """Is this scope, or place, a part of the column."""
+    return column[0] in ("", scope[0]) and column[1] in ("", scope[1])

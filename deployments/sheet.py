@@ -4,10 +4,9 @@ A fixed number of queries however many properties there are: the scopes of all v
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from django.core.paginator import Page, Paginator
 from django.db.models import Max
@@ -15,7 +14,8 @@ from django.db.models import Max
 from deployments.models import Deployment, RunStatus
 from portal import property_values
 from portal.models import Connector, DesignedMachine, Environment, Placement, Project, Property, PropertyChange
-from portal.property_uses import Use, drafts_and_versions, router_name, router_uses, uses
+from portal.property_uses import Mentions, Use, drawn_routers, router_name, router_uses
+from portal.property_values import Filled
 from portal.router_addresses import is_failover_key
 from runtimes.models import Machine
 from runtimes.protocol import runtime_key
@@ -57,17 +57,12 @@ class Place:
         return next((scope for scope in candidates(self.machine, self.connector) if scope in present), None)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Need:
     """One key: by what it is used, and at which places."""
 
     used_by: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
-
-    def add(self, used_by: str, places: Iterable[Place]) -> None:
-        if used_by not in self.used_by:
-            self.used_by.append(used_by)
-        self.places += [place for place in places if place not in self.places]
 
 
 def _places(environment: Environment) -> tuple[dict[int, list[Place]], dict[str, Place]]:
@@ -99,44 +94,61 @@ def _places(environment: Environment) -> tuple[dict[int, list[Place]], dict[str,
 class Used:
     """What the project's flows (working copy and latest saved version) name, and its drawn routers; read once for all environments."""
 
-    by_connector: dict[int, list[Use]]
+    mentions: Mentions
     drawn: list[Use]
-    definitions: list[tuple[str, Mapping[str, Any]]]  # of the flows, by name
 
 
 def used_in(project: int) -> Used:
     """Three queries."""
-    found: dict[int, list[Use]] = defaultdict(list)
-    definitions = []
-    for connector, name, definition in drafts_and_versions(project):
-        found[connector] += uses(name, definition)
-        definitions.append((name, definition))
-    drawn = [
-        Use(use.key, f"{router_name(machine.name, machine.kind)}, {use.used_by}")
-        for machine in DesignedMachine.objects.filter(project=project, router=True)
-        for use in router_uses(machine.name)
-    ]
-    return Used(dict(found), drawn, definitions)
+    return Used(Mentions(project), drawn_routers(project))
 
 
-def needs(environment: Environment, used: Used | None = None) -> dict[str, Need]:
-    """Every key that the project's flows and its routers, drawn or applied, use.
+class Needs:
+    """Every key that the project's flows and its routers, drawn or applied, use in one environment.
 
     Keys of what is drawn but not applied here have no places: their values can be filled in, but are not missed.
     """
-    used = used or used_in(environment.project_id)
-    found: dict[str, Need] = defaultdict(Need)
-    running, routers = _places(environment)
-    for connector, named in used.by_connector.items():
-        places = running.get(connector, [])
-        for use in named:
-            found[use.key].add(use.used_by, places)
-    for use in used.drawn:
-        found[use.key].add(use.used_by, [])
-    for name, place in routers.items():
-        for use in router_uses(name):
-            found[use.key].add(f"{place.name}, {use.used_by}", [place])
-    return dict(found)
+
+    def __init__(self, environment: Environment, used: Used) -> None:
+        self.used = used
+        self.running, self.routers = _places(environment)
+        self._of_routers: dict[str, Need] = defaultdict(Need)
+        for use in used.drawn:
+            self._of_routers[use.key].used_by.append(use.used_by)
+        for name, place in self.routers.items():
+            for use in router_uses(name):
+                need, said = self._of_routers[use.key], f"{place.name}, {use.used_by}"
+                need.places.append(place)
+                need.used_by.extend([said] if said not in need.used_by else [])
+
+    @property
+    def keys(self) -> set[str]:
+        return {*self.used.mentions.keys, *self._of_routers}
+
+    def of(self, keys: Collection[str]) -> dict[str, Need]:
+        """Of these keys; empty needs of keys that nothing uses."""
+        mentions = self.used.mentions
+        found = {}
+        for key, used_by in mentions.used_by(keys).items():
+            by_router = self._of_routers.get(key, Need())
+            places = [place for connector in mentions.connectors(key) for place in self.running.get(connector, ())]
+            found[key] = Need([*used_by, *by_router.used_by], [*places, *by_router.places])
+        return found
+
+    def missing(self, filled: Filled) -> dict[str, list[str]]:
+        """ "external01.erp" -> keys without a value there, both sorted."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for connector, keys in self.used.mentions.by_connector.items():
+            places = self.running.get(connector)
+            for key in keys - filled.everywhere if places else ():
+                for place in places or ():
+                    if filled.source(key, place.machine, place.connector) is None:
+                        found[place.name].append(key)
+        for key, need in self._of_routers.items():
+            for place in need.places:
+                if filled.lacks_address(key, place.machine):
+                    found[place.name].append(key)
+        return {name: sorted(found[name]) for name in sorted(found)}
 
 
 @dataclass(frozen=True)
@@ -184,7 +196,7 @@ class Found:
 
     environment: Environment
     keys: list[str]
-    needed: dict[str, Need]
+    needs: Needs
     counts: dict[str, int]  # of keys, by filter, before the search
     missing_by_place: dict[str, list[str]]  # "external01.erp" -> keys without a value
     runs: Runs | None  # the last successful one: its values run
@@ -217,38 +229,35 @@ def what_runs(environment: Environment) -> Runs | None:
 
 def find(environment: Environment, *, search: str = "", only: Iterable[str] = (), used: Used | None = None) -> Found:
     """The keys of the sheet. `only` are names of FILTERS, all of which must hold; `search` is a part of the key."""
-    needed = needs(environment, used)
+    needs = Needs(environment, used or used_in(environment.project_id))
     runs = what_runs(environment)
     since = runs.started_at if runs else None
-    stored = Property.objects.filter(environment=environment)
+    stored = Property.objects.filter(environment=environment).order_by()
     filled = property_values.filled(environment)
-    scopes = filled.scopes
+    present, needed = filled.keys, needs.keys
+    known = present | needed
     secret = set(stored.filter(secret=True).values_list("key", flat=True))
     changed = set(stored.filter(updated_at__gt=since).values_list("key", flat=True)) if since else set()
     if since:
-        taken_away = PropertyChange.objects.filter(environment=environment, at__gt=since, after__isnull=True)
-        changed |= set(taken_away.values_list("key", flat=True)) & {*needed, *scopes}
-    missing_by_place: dict[str, list[str]] = defaultdict(list)
-    for key, need in sorted(needed.items()):
-        for place in need.places:
-            if filled.source(key, place.machine, place.connector) is None:
-                missing_by_place[place.name].append(key)
+        taken_away = PropertyChange.objects.filter(environment=environment, at__gt=since, after__isnull=True).order_by()
+        changed |= set(taken_away.values_list("key", flat=True)) & known
+    missing_by_place = needs.missing(filled)
     having = {
         "missing": {key for keys in missing_by_place.values() for key in keys},
         "changed": changed,
-        "failover": {key for key in {*needed, *scopes} if is_failover_key(key)},
+        "failover": {key for key in known if is_failover_key(key)},
         "secret": secret,
-        "unused": set(scopes) - set(needed),
+        "unused": present - needed,
     }
     search = search.strip().lower()
     chosen = [having[name] for name in only if name in having]
-    keys = sorted(key for key in {*needed, *scopes} if search in key and all(key in some for some in chosen))
+    keys = known.intersection(*chosen)
     return Found(
         environment=environment,
-        keys=keys,
-        needed=needed,
+        keys=sorted(key for key in keys if search in key) if search else sorted(keys),
+        needs=needs,
         counts={name: len(some) for name, some in having.items()},
-        missing_by_place=dict(sorted(missing_by_place.items())),
+        missing_by_place=missing_by_place,
         runs=runs,
     )
 
@@ -259,11 +268,12 @@ def read(
     """One page of the sheet, as `find` filters it."""
     found = find(environment, search=search, only=only)
     shown = Paginator(found.keys, per_page).get_page(page)
-    rows = _rows(environment, list(shown.object_list), found.needed, found.runs)
+    rows = _rows(environment, list(shown.object_list), found.needs, found.runs)
     return Sheet(**vars(found), page=shown, rows=rows)
 
 
-def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need], runs: Runs | None) -> list[Row]:
+def _rows(environment: Environment, keys: list[str], needs: Needs, runs: Runs | None) -> list[Row]:
+    needed = needs.of(keys)
     since = runs.started_at if runs else None
     environments = list(environment.project.environments.all())
     values: dict[tuple[int, str], list[Property]] = defaultdict(list)
@@ -272,7 +282,7 @@ def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need],
         values[value.environment_id, value.key].append(value)
     rows = []
     for key in keys:
-        need = needed.get(key, Need())
+        need = needed[key]
         here = values[environment.pk, key]
         scopes = [(value.machine, value.connector) for value in here]
         gets: dict[Scope | None, list[Place]] = defaultdict(list)
@@ -300,7 +310,7 @@ def _rows(environment: Environment, keys: list[str], needed: Mapping[str, Need],
 
 def row(environment: Environment, key: str) -> Row:
     """One row, as the page shows it."""
-    return _rows(environment, [key], needs(environment), what_runs(environment))[0]
+    return _rows(environment, [key], Needs(environment, used_in(environment.project_id)), what_runs(environment))[0]
 
 
 def scope_choices(project: Project) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -58,12 +58,13 @@ def failover_expectation(key: str) -> Expectation | None:
 
 
 def expectations(
-    project: int, *, only: Collection[str] | None = None, definitions: Iterable[tuple[str, Mapping[str, Any]]] | None = None
+    project: int, *, only: Collection[str] | None = None, mentions: property_uses.Mentions | None = None
 ) -> dict[str, Expectation]:
     """The type of every key (`only` these) that has one: declared, else guessed from the setting that a placeholder wholly stands for.
-    Three queries; one when the project's `definitions` were read already."""
+    Three queries; one when what the flows name (`mentions`) was read already."""
     declared = PropertyType.objects.filter(project=project).values_list("key", "kind")
-    told = guessed(property_uses.definitions_in(project) if definitions is None else definitions, only)
+    mentions = mentions or property_uses.Mentions(project)
+    told = guessed(mentions.definitions(only), only)
     return told | {key: Expectation(kind, "declared", declared=True) for key, kind in declared if not router_addresses.is_failover_key(key)}
 
 

@@ -1,23 +1,20 @@
 """Who names a key: flows as edited and as last saved, and the routers that the project draws."""
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import OuterRef, Subquery
+from django.db.models import OuterRef, Subquery, TextField
+from django.db.models.functions import Cast
 
-from portal.models import DesignedMachine, Environment, Flow, FlowVersion, MachineKind, Property
+from portal.models import DesignedMachine, Flow, FlowVersion, MachineKind
 from portal.placeholders import placeholders
-from portal.router_addresses import failover_keys, is_failover_key
+from portal.router_addresses import failover_keys
 
-
-@dataclass(frozen=True)
-class ExpectedKey:
-    """A key that the project's flows or routers use, whether or not it has a value yet."""
-
-    key: str
-    used_by: str  # "flow erp-orders, inbound folder; flow tills-sales, outbound url"
-    failover: bool  # an Internal IP or a Failover port
+_NAMED = re.compile(r"\$\{([^{}]*)\}")  # in the text of a JSON value, where a key stands as it is: it has only plain characters
 
 
 @dataclass(frozen=True)
@@ -49,48 +46,91 @@ def router_name(machine: str, kind: str) -> str:
     return f"{'witness' if kind == MachineKind.CORE else 'router'} on {machine}"
 
 
-def expected(environment: Environment) -> list[ExpectedKey]:
-    """Every key that the project's flows (as edited and as last saved) and its drawn routers use, sorted by key, in three queries:
-    the rows a properties page shows before any value exists."""
-    found: dict[str, list[str]] = {}
-    for use in _uses_in(environment):
-        places = found.setdefault(use.key, [])
-        if use.used_by not in places:
-            places.append(use.used_by)
-    return [ExpectedKey(key, "; ".join(places), is_failover_key(key)) for key, places in sorted(found.items())]
+@dataclass(frozen=True)
+class _Text:
+    """A definition as the database holds it, decoded only when somebody asks for it: there may be thousands."""
+
+    connector: int
+    name: str  # of the flow; a saved version bears its own
+    kinds: tuple[str, str]  # of a draft: inbound, outbound
+    texts: tuple[str, ...]  # a draft's settings of inbound and outbound, or a whole saved definition
+
+    def keys(self) -> set[str]:
+        found: set[str] = set()
+        for text in self.texts:
+            named = _NAMED.findall(text)
+            if any("\\" in key for key in named):  # an escaped blank: seen only when decoded
+                found |= placeholders(json.loads(text))
+            else:
+                found.update(key.strip() for key in named)
+        found.discard("")
+        return found
+
+    def definition(self) -> tuple[str, Mapping[str, Any]]:
+        if len(self.texts) == 1:
+            saved = json.loads(self.texts[0])
+            return saved["name"], saved
+        sides = [{"kind": kind, "settings": json.loads(text)} for kind, text in zip(self.kinds, self.texts, strict=True)]
+        return self.name, {"inbound": sides[0], "outbound": sides[1]}
 
 
-def unused(environment: Environment) -> set[str]:
-    """Keys with a value in this environment that nothing of the project names any more."""
-    named = {use.key for use in _uses_in(environment)}
-    return set(Property.objects.filter(environment=environment).values_list("key", flat=True)) - named
+class Mentions:
+    """Which keys the flows of a project name, as edited and as last saved. Read once, in two queries, without decoding a definition."""
+
+    def __init__(self, project: int) -> None:
+        self._texts = list(_texts(project))
+        self.by_connector: dict[int, set[str]] = defaultdict(set)  # keys, by the connector's id
+        self._naming: dict[str, list[int]] = defaultdict(list)
+        for index, text in enumerate(self._texts):
+            keys = text.keys()
+            self.by_connector[text.connector] |= keys
+            for key in keys:
+                self._naming[key].append(index)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._naming
+
+    @property
+    def keys(self) -> Collection[str]:
+        return self._naming.keys()
+
+    def connectors(self, key: str) -> list[int]:
+        """Ids of those with a flow that names it."""
+        return list(dict.fromkeys(self._texts[index].connector for index in self._naming.get(key, ())))
+
+    def used_by(self, keys: Collection[str]) -> dict[str, list[str]]:
+        """Key -> places ("flow erp-orders, inbound folder"), of these keys; only flows that name one of them are looked at."""
+        found: dict[str, list[str]] = {key: [] for key in keys}
+        for name, definition in self.definitions(keys):
+            for use in uses(name, definition):
+                if use.key in found and use.used_by not in found[use.key]:
+                    found[use.key].append(use.used_by)
+        return found
+
+    def definitions(self, keys: Collection[str] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Name and definition of every flow, as edited and as saved, that names one of these keys (None: of every flow)."""
+        wanted = range(len(self._texts)) if keys is None else sorted({index for key in keys for index in self._naming.get(key, ())})
+        for index in wanted:
+            yield self._texts[index].definition()
 
 
-def _uses_in(environment: Environment) -> Iterator[Use]:
-    for designed in DesignedMachine.objects.filter(project=environment.project_id, router=True):
-        for use in router_uses(designed.name):
-            yield Use(use.key, f"{router_name(designed.name, designed.kind)}, {use.used_by}")
-    for name, definition in definitions_in(environment.project_id):
-        yield from uses(name, definition)
-
-
-def definitions_in(project: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every flow as edited and as last saved, with its name; two queries."""
-    for _, name, definition in drafts_and_versions(project):
-        yield name, definition
-
-
-def drafts_and_versions(project: int) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    """Connector, name, and inbound and outbound of every flow as edited, and as last saved where that differs; two queries, no models:
-    there may be thousands."""
+def _texts(project: int) -> Iterator[_Text]:
     flows = Flow.objects.filter(connector__project=project)
     newest = FlowVersion.objects.filter(flow=OuterRef("pk")).order_by("-major", "-minor", "-patch").values("pk")[:1]
     versions = FlowVersion.objects.filter(pk__in=flows.values(latest=Subquery(newest)))
-    saved = dict(versions.values_list("flow_id", "definition"))
-    fields = ("pk", "connector_id", "name", "inbound_kind", "inbound_settings", "outbound_kind", "outbound_settings")
-    for pk, connector, name, inbound, taken, outbound, given in flows.order_by("pk").values_list(*fields):
-        draft = {"inbound": {"kind": inbound, "settings": taken}, "outbound": {"kind": outbound, "settings": given}}
-        yield connector, name, draft
-        version = saved.get(pk)
-        if version and (version["inbound"], version["outbound"], version["name"]) != (draft["inbound"], draft["outbound"], name):
-            yield connector, version["name"], version
+    saved = dict(versions.values_list("flow_id", Cast("definition", TextField())))
+    taken, given = Cast("inbound_settings", TextField()), Cast("outbound_settings", TextField())
+    fields = ("pk", "connector_id", "name", "inbound_kind", "outbound_kind")
+    for pk, connector, name, inbound, outbound, source, target in flows.order_by("pk").values_list(*fields, taken, given):
+        yield _Text(connector, name, (inbound, outbound), (source, target))
+        if pk in saved:
+            yield _Text(connector, name, (inbound, outbound), (saved[pk],))
+
+
+def drawn_routers(project: int) -> list[Use]:
+    """What the routers need that the project draws; one query."""
+    return [
+        Use(use.key, f"{router_name(machine.name, machine.kind)}, {use.used_by}")
+        for machine in DesignedMachine.objects.filter(project=project, router=True)
+        for use in router_uses(machine.name)
+    ]

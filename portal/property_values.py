@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
-from django.db.models import Q
-
 from portal.models import Environment, Property
 from portal.placeholders import placeholders, replaced
 
@@ -61,31 +59,27 @@ def resolve(settings: Mapping[str, str], values: Iterable[Property], *, machine:
 
 @dataclass(frozen=True)
 class Filled:
-    """Where values stand, without the values: key -> (machine, connector) of each, and which of them are empty."""
+    """Where values stand, without the values: keys with a value for everything, (machine, connector) of the narrower ones by key, and which
+    are empty."""
 
-    scopes: Mapping[str, set[tuple[str, str]]]
+    everywhere: Set[str]
+    narrower: Mapping[str, Set[tuple[str, str]]]
     empty: Set[tuple[str, str, str]]
 
-    @classmethod
-    def of(cls, rows: Iterable[tuple[str, str, str, bool]]) -> "Filled":
-        """From (key, machine, connector, is empty)."""
-        scopes: dict[str, set[tuple[str, str]]] = {}
-        empty = set()
-        for key, machine, connector, is_empty in rows:
-            scopes.setdefault(key, set()).add((machine, connector))
-            if is_empty:
-                empty.add((key, machine, connector))
-        return cls(scopes, empty)
+    def __contains__(self, key: object) -> bool:
+        return key in self.everywhere or key in self.narrower
+
+    @property
+    def keys(self) -> set[str]:
+        return {*self.everywhere, *self.narrower}
 
     def source(self, key: str, machine: str, connector: str) -> tuple[str, str] | None:
         """The scope that gives it its value, as `winners` chooses; None: it is missing."""
-        present = self.scopes.get(key)
-        if not present:
-            return None
-        for scope in ((machine, connector), (machine, ""), ("", connector), ("", "")):
-            if scope in present:
-                return scope
-        return None
+        if present := self.narrower.get(key):
+            for scope in ((machine, connector), (machine, ""), ("", connector)):
+                if scope in present:
+                    return scope
+        return ("", "") if key in self.everywhere else None
 
     def lacks_address(self, key: str, machine: str) -> bool:
         """An Internal IP or Failover port must not be empty either."""
@@ -94,6 +88,11 @@ class Filled:
 
 
 def filled(environment: Environment) -> Filled:
-    """One query that reads no value."""
-    rows = Property.objects.filter(environment=environment)
-    return Filled.of(rows.annotate(is_empty=Q(value="") & Q(secret=False)).values_list("key", "machine", "connector", "is_empty"))
+    """Three queries that read no value."""
+    rows = Property.objects.filter(environment=environment).order_by()
+    everywhere = set(rows.filter(machine="", connector="").values_list("key", flat=True))
+    narrower: dict[str, set[tuple[str, str]]] = {}
+    for key, machine, connector in rows.exclude(machine="", connector="").values_list("key", "machine", "connector"):
+        narrower.setdefault(key, set()).add((machine, connector))
+    addresses = rows.filter(key__contains=".failover.", value="", secret=False)
+    return Filled(everywhere, narrower, set(addresses.values_list("key", "machine", "connector")))
