@@ -96,9 +96,30 @@ def bench() -> None:
     print(f"{PROPERTIES} keys, {len(flows)} flows, {Placement.objects.count()} runtimes, SQLite")
     client = Client()
     client.force_login(person)
+    here = "/projects/bench/test/properties/"
+
+    def page(name: str, address: str) -> None:
+        def act() -> None:
+            answer = client.get(address)
+            assert answer.status_code == 200, (address, answer.status_code)
+
+        measured(f"page: {name}", act)
+
     for by in grid.VIEWS:
-        measured(f"page: grid by {by}", lambda by=by: client.get(f"/projects/bench/test/properties/grid/?by={by}"))  # type: ignore[misc]
-    measured("page: values", lambda: client.get("/projects/bench/test/properties/"))
+        page(f"grid by {by}", f"{here}grid/?by={by}")
+    for name in sheet.FILTERS:
+        page(f"grid by environments, only {name}", f"{here}grid/?by=environments&only={name}")
+    page("grid by runtimes, only missing, last page", f"{here}grid/?by=runtimes&only=missing&page=2")
+    page("grid, searched", f"{here}grid/?q=key.0099")
+    page("values", here)
+    page("one key", f"{here}key/?key={keys[0]}")
+    chosen = "&".join(f"keys={key}" for key in keys[: grid.ROWS_PER_PAGE])
+    page("set 50 keys together", f"{here}bulk/?by=runtimes&{chosen}")
+    page("CSV of all", here.rstrip("/") + ".csv")
+    page("release with its missing values", f"/projects/bench/releases/{release.number}/?environment=test&tab=preflight")
+    page("dialog Activate with missing values", f"/projects/bench/test/releases/{release.number}/activate/")
+    edit = {"key": keys[0], "machine": "", "connector": "", "by": "environments", "act": "set", "value": "/srv/other"}
+    measured("one cell is saved", lambda: client.post(f"{here}cell/", edit))
     measured("grid, environments", lambda: grid.read(test))
     measured("sheet with missing values", lambda: sheet.find(test))
     measured("missing-value check of a release", lambda: releases.missing(release, test))

@@ -10,7 +10,7 @@ from deployments import plans, sheet
 from deployments.models import STEP_FIELDS, Condition, Step, StepKind
 from deployments.promotion import LONGEST_REASON
 from portal.errors import NotAllowed
-from portal.models import PROPERTY_KEY, Environment, Flow, Group, Placement, Property, PropertyKind, Role
+from portal.models import PROPERTY_KEY, Environment, Flow, Group, Placement, Property, PropertyKind, Role, scope_name
 from runtimes.models import Machine, Runtime
 
 Choices = list[tuple[str, str]]
@@ -67,7 +67,7 @@ class PropertyForm(Styled):
         given = str(self.data.get("scope") or self.initial.get("scope") or "|")
         if given.count("|") == 1 and given not in {value for _, some in choices for value, _ in some}:
             # A value filled in for a machine that left the design can still be read, changed and deleted.
-            choices.append(("Not in the design", [(given, sheet.scope_name(*given.split("|")))]))
+            choices.append(("Not in the design", [(given, scope_name(*given.split("|")))]))
         field = self.fields["scope"]
         assert isinstance(field, forms.ChoiceField)
         field.choices = choices

@@ -14,11 +14,12 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db.models import Max
 from django.utils.crypto import salted_hmac
 
+from deployments import plans
 from deployments.comparison import Value
 from deployments.models import Deployment, FrozenValues, Release
 from portal import property_uses
 from portal.errors import NotAllowed
-from portal.models import Environment, Property
+from portal.models import Environment, Property, scope_name
 from runtimes.models import Router, Runtime
 
 Scoped = tuple[str, str, str]  # key, machine, connector
@@ -36,9 +37,9 @@ def _keys_of_routers(machines: Iterable[str]) -> set[str]:
 
 
 def present(release: Release, environment: Environment) -> list[dict[str, Any]]:
-    """What would be frozen now: every value, in every scope, of a key that the release or an applied router names. Two queries."""
+    """What would be frozen now: every value, in every scope, of a key that the release, an applied router or the plan names."""
     routers = Router.objects.filter(machine__environment=environment).values_list("machine__name", flat=True)
-    keys = keys_of(release) | _keys_of_routers(routers)
+    keys = keys_of(release) | _keys_of_routers(routers) | {use.key for use in plans.url_uses(environment)}
     rows = Property.objects.filter(environment=environment).order_by("key", "machine", "connector")
     return [_entry(row) for row in rows if row.key in keys]
 
@@ -134,6 +135,6 @@ def compared(entries: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Valu
     """In the shape that deployments.comparison takes."""
     found = {}
     for entry in entries:
-        scope = Property(key=entry["key"], machine=entry["machine"], connector=entry["connector"]).scope
+        scope = scope_name(entry["machine"], entry["connector"])
         found[(entry["key"], scope)] = Value(entry["value"], entry["digest"], secret=entry["secret"])
     return found

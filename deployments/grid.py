@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from django.core.paginator import Page, Paginator
 
 from deployments import sheet
-from deployments.sheet import Need, Scope, candidates, scope_name
+from deployments.sheet import Need, Scope, candidates
 from portal import properties, router_addresses
-from portal.models import DesignedMachine, Environment, Placement, Property
+from portal.models import DesignedMachine, Environment, Placement, Property, scope_name
 from portal.properties import Expectation
 
 ROWS_PER_PAGE = 50
@@ -97,29 +97,31 @@ def read(
     found = sheet.find(environment, search=search, only=only, used=used)
     columns = columns_of(environment, by)
     shown = Paginator(found.keys, per_page).get_page(page)
-    rows = _rows(list(shown.object_list), columns, used, found)
+    rows = _rows(list(shown.object_list), columns, used, found.needs, environment, found.runs)
     return Grid(**vars(found), by=by, columns=columns, page=shown, rows=rows)
 
 
 def row(environment: Environment, key: str, by: str) -> Row:
     """One row, as the grid shows it."""
-    used = sheet.used_in(environment.project_id)
-    found = sheet.find(environment, search=key, used=used)
-    (made,) = _rows([key], columns_of(environment, by), used, found)
+    used = sheet.used_in(environment.project_id, naming=[key])
+    needs = sheet.Needs(environment, used)
+    (made,) = _rows([key], columns_of(environment, by), used, needs, environment, sheet.what_runs(environment))
     return made
 
 
-def _rows(keys: list[str], columns: list[Column], used: sheet.Used, found: sheet.Found) -> list[Row]:
-    environments = {column.environment.pk: column.environment for column in columns} or {found.environment.pk: found.environment}
-    needs = {pk: found.needs if pk == found.environment.pk else sheet.Needs(other, used) for pk, other in environments.items()}
-    needed = {pk: need.of(keys) for pk, need in needs.items()}
-    here = needed[found.environment.pk] if found.environment.pk in needed else found.needs.of(keys)
-    runs = {pk: found.runs if pk == found.environment.pk else sheet.what_runs(other) for pk, other in environments.items()}
+def _rows(
+    keys: list[str], columns: list[Column], used: sheet.Used, needs: sheet.Needs, environment: Environment, here_runs: sheet.Runs | None
+) -> list[Row]:
+    """`needs` and what runs are of the `environment` whose page it is; those of other columns' are read."""
+    environments = {column.environment.pk: column.environment for column in columns} or {environment.pk: environment}
+    needed = {pk: (needs if pk == environment.pk else sheet.Needs(other, used)).of(keys) for pk, other in environments.items()}
+    here = needed[environment.pk] if environment.pk in needed else needs.of(keys)
+    runs = {pk: here_runs if pk == environment.pk else sheet.what_runs(other) for pk, other in environments.items()}
     values: dict[tuple[int, str], dict[Scope, Property]] = defaultdict(dict)
     stored = Property.objects.filter(environment__in=environments)
     for value in stored.filter(key__in=keys) if len(keys) <= properties.MANY_KEYS else stored:
         values[value.environment_id, value.key][value.machine, value.connector] = value
-    known = properties.expectations(found.environment.project_id, only=set(keys), mentions=used.mentions)
+    known = properties.expectations(environment.project_id, only=set(keys), mentions=used.mentions)
     sought = [(column, candidates(*column.scope)) for column in columns]
     return [
         Row(

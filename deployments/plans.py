@@ -12,6 +12,8 @@ from deployments.models import STEP_FIELDS, Condition, Plan, Step, StepFields, S
 from deployments.stages import stages_of
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Flow, Group, MachineKind, Role
+from portal.placeholders import placeholders
+from portal.property_uses import Use
 from runtimes import failover
 from runtimes.models import FailoverGroup, Machine, Router, Runtime
 from runtimes.protocol import Preference
@@ -336,6 +338,12 @@ def _number(fields: dict[str, Any], name: str, default: int, least: int, most: i
         unit = "number of seconds" if name == "timeout_seconds" else "number"
         raise Invalid(f"The {_NUMBERS[name]} is a {unit} from {least} to {most}.", field=name)
     return int(given)
+
+
+def url_uses(environment: Environment) -> list[Use]:
+    """The keys that the addresses of the plan's HTTP checks name; one query."""
+    checks = Step.objects.filter(plan__environment=environment, kind=StepKind.HTTP_CHECK, url__contains="${").order_by("position")
+    return [Use(key, f"HTTP check {url}") for url in checks.values_list("url", flat=True) for key in sorted(placeholders(url))]
 
 
 def _check_fields(kind: StepKind, step: Step) -> None:

@@ -16,7 +16,7 @@ from deployments.models import Release, RunStatus, StepFields, StepKind, StepRun
 from deployments.stages import Stage, stages_of
 from portal.errors import NotAllowed
 from portal.models import Environment, Property
-from portal.property_values import Missing
+from portal.property_values import Missing, Values
 from runtimes import failover, protocol
 from runtimes.models import FailoverGroup, Machine, Runtime
 from runtimes.protocol import Preference, RuntimeState, Status
@@ -359,7 +359,8 @@ def _whole(found: Sequence[Foreseen]) -> float | None:
 def look(release: Release, environment: Environment, recipe: Sequence[StepFields], *, now: datetime) -> Snapshot:
     """What is known before the run."""
     rows = list(Runtime.objects.filter(environment=environment).select_related("machine", "connector", "environment", "desired_bundle"))
-    values = list(Property.objects.filter(environment=environment))
+    stored = Property.objects.filter(environment=environment)
+    values = Values(stored.only("key", "machine", "connector", "value", "secret", "sealed") if rows else ())
     forced = _forced(release, environment, rows)
     runtimes = {row.key: _runtime(release, row, values, row.key in forced, now) for row in rows}
     return Snapshot(runtimes, _groups(release, environment, rows, now), _history(environment))
@@ -379,7 +380,7 @@ def _forced(release: Release, environment: Environment, rows: Iterable[Runtime])
     return found
 
 
-def _runtime(release: Release, row: Runtime, values: list[Property], forced: bool, now: datetime) -> RuntimeSight:
+def _runtime(release: Release, row: Runtime, values: Values, forced: bool, now: datetime) -> RuntimeSight:
     unchanged, why, refusal = False, "", ""
     try:
         content = releases.bundle_for(release, row, values)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +13,7 @@ from deployments import moves, plans, promotion
 from deployments.models import Activation, ActivationStatus, Plan, Release
 from portal import property_uses, property_values
 from portal.errors import Busy, Invalid, NotAllowed
-from portal.models import Connector, DesignedMachine, Environment, FlowVersion, Group, Project, Property
+from portal.models import Connector, DesignedMachine, Environment, FlowVersion, Group, Project
 from portal.property_values import Missing
 from runtimes import protocol
 from runtimes.models import Machine, Router, Runtime
@@ -157,6 +156,7 @@ def missing(release: Release, environment: Environment) -> list[Missing]:
         for use in used.get(connector, ()):
             if filled.source(use.key, machine, connector) is None:
                 found.append(Missing(use.key, key, use.used_by))
+    found += [Missing(use.key, "the plan", use.used_by) for use in plans.url_uses(environment) if filled.source(use.key, "", "") is None]
     return found
 
 
@@ -186,7 +186,7 @@ def warnings(release: Release, environment: Environment) -> list[str]:
     return sentences
 
 
-def bundle_for(release: Release, runtime: Runtime, values: Iterable[Property]) -> protocol.BundleContent:
+def bundle_for(release: Release, runtime: Runtime, values: property_values.Values) -> protocol.BundleContent:
     """What this release gives a runtime to run, every placeholder replaced from `values` (the environment's properties).
 
     Raises:
@@ -197,17 +197,16 @@ def bundle_for(release: Release, runtime: Runtime, values: Iterable[Property]) -
     designed = next((item for item in content["connectors"] if item["name"] == connector), None)
     if designed is None:
         raise NotAllowed(f"Release {release.number} has no connector {connector}: make a new release from Create.")
-    rows = list(values)
+    known = values.winners(machine, connector)
     lacking: list[Missing] = []
 
     secrets: set[str] = set()
 
     def component(flow: dict[str, Any], side: str) -> protocol.Component:
-        resolved = property_values.resolve(flow[side]["settings"], rows, machine=machine, connector=connector)
+        resolved = property_values.resolve(flow[side]["settings"], known)
         secrets.update(resolved.secrets)
         return protocol.Component(kind=protocol.ComponentKind(flow[side]["kind"]), settings=resolved.settings)
 
-    known = property_values.winners(rows, machine=machine, connector=connector)
     mine = [flow for flow in content["flows"] if flow["connector"] == connector]
     for flow in mine:
         lacking += [Missing(use.key, runtime.key, use.used_by) for use in property_uses.uses(flow["name"], flow) if use.key not in known]

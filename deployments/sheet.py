@@ -4,13 +4,14 @@ A fixed number of queries however many properties there are: the scopes of all v
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from django.core.paginator import Page, Paginator
 from django.db.models import Max
 
+from deployments import plans
 from deployments.models import Deployment, RunStatus
 from portal import property_values
 from portal.models import Connector, DesignedMachine, Environment, Placement, Project, Property, PropertyChange
@@ -32,11 +33,6 @@ FILTERS = {
 Scope = tuple[str, str]  # machine, connector; both empty: global
 
 
-def scope_name(machine: str, connector: str) -> str:
-    """What people read: "global", "external01", "connector erp" or "external01.erp"."""
-    return Property(machine=machine, connector=connector).scope
-
-
 def candidates(machine: str, connector: str) -> list[Scope]:
     """The scopes that can give a runtime its value, the most specific first (portal.properties.resolve)."""
     wanted = [(machine, connector), (machine, ""), ("", connector), ("", "")]
@@ -55,6 +51,9 @@ class Place:
         """Which of the filled-in scopes gives this place its value; None: the value is missing here."""
         present = set(scopes)
         return next((scope for scope in candidates(self.machine, self.connector) if scope in present), None)
+
+
+PLAN = Place("the plan", "", "")  # its HTTP checks run in the portal
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,13 @@ class Used:
     drawn: list[Use]
 
 
-def used_in(project: int) -> Used:
-    """Three queries."""
-    return Used(Mentions(project), drawn_routers(project))
+def used_in(project: int, *, naming: Collection[str] | None = None) -> Used:
+    """Three queries. `naming`: only what names one of these few keys is read."""
+    return Used(Mentions(project, naming=naming), drawn_routers(project))
 
 
 class Needs:
-    """Every key that the project's flows and its routers, drawn or applied, use in one environment.
+    """Every key that the project's flows, its routers (drawn or applied) and the environment's plan use in one environment.
 
     Keys of what is drawn but not applied here have no places: their values can be filled in, but are not missed.
     """
@@ -112,27 +111,32 @@ class Needs:
     def __init__(self, environment: Environment, used: Used) -> None:
         self.used = used
         self.running, self.routers = _places(environment)
-        self._of_routers: dict[str, Need] = defaultdict(Need)
+        self._others: dict[str, Need] = defaultdict(Need)
         for use in used.drawn:
-            self._of_routers[use.key].used_by.append(use.used_by)
+            self._others[use.key].used_by.append(use.used_by)
         for name, place in self.routers.items():
             for use in router_uses(name):
-                need, said = self._of_routers[use.key], f"{place.name}, {use.used_by}"
+                need, said = self._others[use.key], f"{place.name}, {use.used_by}"
                 need.places.append(place)
                 need.used_by.extend([said] if said not in need.used_by else [])
 
+        for use in plans.url_uses(environment):
+            need = self._others[use.key]
+            need.places.extend([PLAN] if PLAN not in need.places else [])
+            need.used_by.append(use.used_by)
+
     @property
     def keys(self) -> set[str]:
-        return {*self.used.mentions.keys, *self._of_routers}
+        return {*self.used.mentions.keys, *self._others}
 
     def of(self, keys: Collection[str]) -> dict[str, Need]:
         """Of these keys; empty needs of keys that nothing uses."""
         mentions = self.used.mentions
         found = {}
         for key, used_by in mentions.used_by(keys).items():
-            by_router = self._of_routers.get(key, Need())
+            other = self._others.get(key, Need())
             places = [place for connector in mentions.connectors(key) for place in self.running.get(connector, ())]
-            found[key] = Need([*used_by, *by_router.used_by], [*places, *by_router.places])
+            found[key] = Need([*used_by, *other.used_by], [*places, *other.places])
         return found
 
     def missing(self, filled: Filled) -> dict[str, list[str]]:
@@ -144,7 +148,7 @@ class Needs:
                 for place in places or ():
                     if filled.source(key, place.machine, place.connector) is None:
                         found[place.name].append(key)
-        for key, need in self._of_routers.items():
+        for key, need in self._others.items():
             for place in need.places:
                 if filled.lacks_address(key, place.machine):
                     found[place.name].append(key)
@@ -308,9 +312,25 @@ def _rows(environment: Environment, keys: list[str], needs: Needs, runs: Runs | 
     return rows
 
 
+Exported = tuple[str, str, str, str, bool, datetime | None]  # key, machine, connector, value, secret, updated at (None: no value)
+
+
+def exported(found: Found) -> Iterator[tuple[Exported, Need]]:
+    """Every value of the keys that were found, and a line without one for a key that has none. No models: there may be thousands."""
+    chosen, needed = set(found.keys), found.needs.of(found.keys)
+    lines: dict[str, list[Exported]] = defaultdict(list)
+    rows = Property.objects.filter(environment=found.environment).order_by("key", "machine", "connector")
+    for key, machine, connector, value, secret, at in rows.values_list("key", "machine", "connector", "value", "secret", "updated_at"):
+        if key in chosen:
+            lines[key].append((key, machine, connector, value, secret, at))
+    for key in found.keys:
+        for line in lines.get(key) or [(key, "", "", "", False, None)]:
+            yield line, needed[key]
+
+
 def row(environment: Environment, key: str) -> Row:
     """One row, as the page shows it."""
-    return _rows(environment, [key], Needs(environment, used_in(environment.project_id)), what_runs(environment))[0]
+    return _rows(environment, [key], Needs(environment, used_in(environment.project_id, naming=[key])), what_runs(environment))[0]
 
 
 def scope_choices(project: Project) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -13,7 +13,7 @@ from django.db.models import F, QuerySet
 
 from deployments import frozen, gates, masking, moves, releases
 from deployments.models import DONE, Deployment, Exclusion, RunStatus, StepKind, StepLog, StepRun
-from portal import property_uses, router_addresses
+from portal import property_uses, property_values, router_addresses
 from portal.errors import Busy, NotAllowed, NotReady, Stale
 from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol
 from runtimes.models import (
@@ -596,7 +596,7 @@ def runs_as_ordered(runtime: Runtime, now: datetime) -> bool:
 
 class DeployRuntime(OnRuntime):
     def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
-        content = releases.bundle_for(step.deployment.release, runtime, frozen.values_of(step.deployment))
+        content = releases.bundle_for(step.deployment.release, runtime, property_values.Values(frozen.values_of(step.deployment)))
         ordered = runtime.desired_bundle
         same = ordered is not None and moves.same_but_release(protocol.decode(protocol.BundleContent, bytes(ordered.content)), content)
         bundle = ordered if same and ordered is not None else fleet.store_bundle(runtime.environment, content)

@@ -8,10 +8,10 @@ from django.db import transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from deployments import retention, returning, rollout, schedules
+from deployments import frozen, retention, returning, rollout, schedules
 from deployments.models import RunStatus, StepKind, StepRun
 from portal import property_values
-from portal.models import Property
+from portal.errors import NotAllowed
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,16 @@ def probe_http(step_id: int, attempt: int) -> str:
     step = StepRun.objects.filter(pk=step_id, kind=StepKind.HTTP_CHECK, status=RunStatus.RUNNING).select_related("deployment").first()
     if step is None:
         return f"Step {step_id} asks nothing any more."
-    values = Property.objects.filter(environment_id=step.deployment.environment_id)
-    found = property_values.resolve({"url": step.url}, values, machine="", connector="")
-    status, reason = None, f"no value for {', '.join(sorted(found.missing))}"
-    if not found.missing:
-        status, reason = _ask(found.settings["url"])
+    status, reason = None, ""
+    try:
+        values = property_values.Values(frozen.values_of(step.deployment))
+    except NotAllowed as no:
+        reason = no.sentence
+    else:
+        found = property_values.resolve({"url": step.url}, values.winners())
+        reason = f"no value for {', '.join(sorted(found.missing))}"
+        if not found.missing:
+            status, reason = _ask(found.settings["url"])
     rollout.record_answer(step_id, attempt, status=status, reason=reason, now=timezone.now())
     return f"Step {step_id}: {status or reason}."
 

@@ -359,6 +359,13 @@ class PropertyType(models.Model):
         return f"{self.key}: {self.get_kind_display()}"
 
 
+def scope_name(machine: str, connector: str) -> str:
+    """What people read: "global", "external01", "connector erp" or "external01.erp"."""
+    if machine and connector:
+        return f"{machine}.{connector}"
+    return machine or (f"connector {connector}" if connector else "global")
+
+
 class Property(models.Model):
     """The value of a placeholder `${key}` in one environment, for everything (both scopes empty), a machine, or a runtime (both set).
 
@@ -389,10 +396,7 @@ class Property(models.Model):
 
     @property
     def scope(self) -> str:
-        """ "global", "external01", "connector erp" or "external01.erp"."""
-        if self.machine and self.connector:
-            return f"{self.machine}.{self.connector}"
-        return self.machine or (f"connector {self.connector}" if self.connector else "global")
+        return scope_name(self.machine, self.connector)
 
     @property
     def shown_value(self) -> str:
@@ -432,7 +436,7 @@ class PropertyChange(models.Model):
 
     @property
     def scope(self) -> str:
-        return Property(machine=self.machine, connector=self.connector).scope
+        return scope_name(self.machine, self.connector)
 
 
 class Heartbeat(models.Model):

@@ -25,9 +25,11 @@ from portal.models import (
     PropertyChange,
     PropertyKind,
     PropertyType,
+    scope_name,
 )
 from portal.placeholders import only_placeholder
 
+FEW_KEYS = 5  # so many are looked up one by one
 MANY_KEYS = 500  # databases limit the parameters of one query: above, rows are read without naming their keys
 
 
@@ -63,7 +65,8 @@ def expectations(
     """The type of every key (`only` these) that has one: declared, else guessed from the setting that a placeholder wholly stands for.
     Three queries; one when what the flows name (`mentions`) was read already."""
     declared = PropertyType.objects.filter(project=project).values_list("key", "kind")
-    mentions = mentions or property_uses.Mentions(project)
+    if mentions is None:
+        mentions = property_uses.Mentions(project, naming=only if only is not None and len(only) <= FEW_KEYS else None)
     told = guessed(mentions.definitions(only), only)
     return told | {key: Expectation(kind, "declared", declared=True) for key, kind in declared if not router_addresses.is_failover_key(key)}
 
@@ -156,7 +159,7 @@ class Edit:
 
     @property
     def scope(self) -> str:
-        return Property(machine=self.machine, connector=self.connector).scope
+        return scope_name(self.machine, self.connector)
 
     @property
     def cell(self) -> tuple[int, str, str, str]:

@@ -5,9 +5,11 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
-from django.db.models import OuterRef, Subquery, TextField
+from django.db.models import OuterRef, Q, Subquery, TextField
 from django.db.models.functions import Cast
 
 from portal.models import DesignedMachine, Flow, FlowVersion, MachineKind
@@ -66,6 +68,12 @@ class _Text:
         found.discard("")
         return found
 
+    def is_said_by(self, saved: str) -> bool:
+        """Does a saved definition say the same as this draft. False where that cannot be seen without decoding."""
+        sides = zip(("inbound", "outbound"), self.kinds, self.texts, strict=True)
+        said = (f'"{side}": {{"kind": "{kind}", "settings": {text}}}' for side, kind, text in sides)
+        return f'"name": "{self.name}"' in saved and all(part in saved for part in said)
+
     def definition(self) -> tuple[str, Mapping[str, Any]]:
         if len(self.texts) == 1:
             saved = json.loads(self.texts[0])
@@ -75,10 +83,13 @@ class _Text:
 
 
 class Mentions:
-    """Which keys the flows of a project name, as edited and as last saved. Read once, in two queries, without decoding a definition."""
+    """Which keys the flows of a project name, as edited and as last saved. Read once, in two queries, without decoding a definition.
 
-    def __init__(self, project: int) -> None:
-        self._texts = list(_texts(project))
+    `naming`: only flows that name one of these few keys are read; the others' keys are then not known.
+    """
+
+    def __init__(self, project: int, *, naming: Collection[str] | None = None) -> None:
+        self._texts = list(_texts(project, naming))
         self.by_connector: dict[int, set[str]] = defaultdict(set)  # keys, by the connector's id
         self._naming: dict[str, list[int]] = defaultdict(list)
         for index, text in enumerate(self._texts):
@@ -114,17 +125,32 @@ class Mentions:
             yield self._texts[index].definition()
 
 
-def _texts(project: int) -> Iterator[_Text]:
+def _texts(project: int, naming: Collection[str] | None) -> Iterator[_Text]:
+    """By flow, its draft before its saved version, which is left out where it says the same."""
+    taken, given, whole = Cast("inbound_settings", TextField()), Cast("outbound_settings", TextField()), Cast("definition", TextField())
     flows = Flow.objects.filter(connector__project=project)
     newest = FlowVersion.objects.filter(flow=OuterRef("pk")).order_by("-major", "-minor", "-patch").values("pk")[:1]
-    versions = FlowVersion.objects.filter(pk__in=flows.values(latest=Subquery(newest)))
-    saved = dict(versions.values_list("flow_id", Cast("definition", TextField())))
-    taken, given = Cast("inbound_settings", TextField()), Cast("outbound_settings", TextField())
-    fields = ("pk", "connector_id", "name", "inbound_kind", "outbound_kind")
-    for pk, connector, name, inbound, outbound, source, target in flows.order_by("pk").values_list(*fields, taken, given):
-        yield _Text(connector, name, (inbound, outbound), (source, target))
-        if pk in saved:
-            yield _Text(connector, name, (inbound, outbound), (saved[pk],))
+    versions = FlowVersion.objects.filter(pk__in=flows.values(latest=Subquery(newest))).order_by("flow_id")
+    drafts = flows.alias(source=taken, target=given).order_by("pk")
+    if naming is not None:
+        inside = [Q(source__contains=key) | Q(target__contains=key) for key in naming]
+        drafts = drafts.filter(reduce(or_, inside, Q(pk=None)))
+        versions = versions.alias(text=whole).filter(reduce(or_, [Q(text__contains=key) for key in naming], Q(pk=None)))
+    names = ("connector_id", "name", "inbound_kind", "outbound_kind")
+    found = {
+        pk: _Text(connector, name, (inbound, outbound), (source, target))
+        for pk, connector, name, inbound, outbound, source, target in drafts.values_list("pk", *names, taken, given)
+    }
+    saved = {
+        pk: _Text(connector, name, ("", ""), (text,))
+        for pk, connector, name, text in versions.values_list("flow_id", "flow__connector_id", "flow__name", whole)
+    }
+    for pk in sorted({*found, *saved}):
+        draft, version = found.get(pk), saved.get(pk)
+        if draft:
+            yield draft
+        if version and not (draft and draft.is_said_by(version.texts[0])):
+            yield version
 
 
 def drawn_routers(project: int) -> list[Use]:

@@ -20,18 +20,23 @@ class Missing:
         return f"{self.runtime} needs a value for {self.key} ({self.used_by})."
 
 
-def winners(values: Iterable[Property], *, machine: str, connector: str) -> dict[str, Property]:
-    """Key -> the row that one runtime gets: runtime scope wins over machine, machine over connector, connector over global."""
-    ranked = sorted(
-        (row for row in values if row.machine in ("", machine) and row.connector in ("", connector)),
-        key=lambda row: (bool(row.machine), bool(row.connector)),
-    )
-    return {row.key: row for row in ranked}
+class Values:
+    """The values of an environment, read once by the caller and asked for many runtimes.
 
+    Runtime scope wins over machine, machine over connector, connector over global; an empty value of a present property is a value.
+    """
 
-def lookup(values: Iterable[Property], *, machine: str, connector: str) -> dict[str, str]:
-    """Key -> value as one runtime sees it, secrets readable: for what goes to that runtime, never for a page."""
-    return {key: row.reveal() for key, row in winners(values, machine=machine, connector=connector).items()}
+    def __init__(self, rows: Iterable[Property]) -> None:
+        self._scopes: dict[tuple[str, str], dict[str, Property]] = {}
+        for row in rows:
+            self._scopes.setdefault((row.machine, row.connector), {})[row.key] = row
+
+    def winners(self, machine: str = "", connector: str = "") -> dict[str, Property]:
+        """Key -> the row that one runtime gets (without machine and connector: the one for everything)."""
+        found: dict[str, Property] = {}
+        for scope in dict.fromkeys((("", ""), ("", connector), (machine, ""), (machine, connector))):
+            found |= self._scopes.get(scope, {})
+        return found
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,18 @@ class Resolved:
     secrets: set[str]  # values in the settings that nobody may read in a log
 
 
-def resolve(settings: Mapping[str, str], values: Iterable[Property], *, machine: str, connector: str) -> Resolved:
-    """The settings with every placeholder replaced. Most specific scope wins; an empty value of a present property counts as a value.
-    `values` are the environment's properties, read once by the caller.
+def resolve(settings: Mapping[str, str], known: Mapping[str, Property]) -> Resolved:
+    """The settings with every placeholder replaced by what is `known` there (Values.winners).
 
     A value is taken as it is: "${" inside a value is text, not another placeholder. Raises vault.Unreadable.
     """
     named = placeholders(settings)
-    rows = winners((row for row in values if row.key in named), machine=machine, connector=connector)
-    known = {key: row.reveal() for key, row in rows.items()}
+    rows = {key: known[key] for key in named if key in known}
+    texts = {key: row.reveal() for key, row in rows.items()}
     return Resolved(
-        settings={name: replaced(str(text), known) for name, text in settings.items()},
-        missing=named - known.keys(),
-        secrets={known[key] for key, row in rows.items() if row.secret and known[key]},
+        settings={name: replaced(str(text), texts) for name, text in settings.items()},
+        missing=named - texts.keys(),
+        secrets={texts[key] for key, row in rows.items() if row.secret and texts[key]},
     )
 
 
@@ -74,7 +78,7 @@ class Filled:
         return {*self.everywhere, *self.narrower}
 
     def source(self, key: str, machine: str, connector: str) -> tuple[str, str] | None:
-        """The scope that gives it its value, as `winners` chooses; None: it is missing."""
+        """The scope that gives it its value, as Values chooses; None: it is missing."""
         if present := self.narrower.get(key):
             for scope in ((machine, connector), (machine, ""), ("", connector)):
                 if scope in present:

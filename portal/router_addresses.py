@@ -8,7 +8,7 @@ from django.db import transaction
 
 from portal.errors import NotAllowed
 from portal.models import Environment, Property
-from portal.property_values import lookup
+from portal.property_values import Values
 
 Address = tuple[str | None, str | None]  # Internal IP and Failover port; None where no value is filled in
 ADDRESS_SUFFIX = ".failover.internal-ip"
@@ -28,8 +28,9 @@ def is_failover_key(key: str) -> bool:
 def failover_address(machine: str, values: Iterable[Property]) -> Address:
     """The resolved Internal IP and Failover port of a machine; None where no value is filled in."""
     keys = failover_keys(machine)
-    known = lookup((row for row in values if row.key in keys), machine=machine, connector="")
-    return known.get(keys[0]) or None, known.get(keys[1]) or None
+    known = Values(row for row in values if row.key in keys).winners(machine)
+    address, port = (known[key].reveal() if key in known else None for key in keys)
+    return address or None, port or None
 
 
 def address_conflicts(addresses: Mapping[str, Address], *, one_host: bool) -> list[str]:

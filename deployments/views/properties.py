@@ -1,6 +1,7 @@
 """Deploy › Properties: every key that is used or filled in, and what each runtime gets of it. The grid has views of its own."""
 
 import csv
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ from portal import properties
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import Invalid, NotAllowed
 from portal.htmx import UserRequest, redirect, render
-from portal.models import Environment, Property
+from portal.models import Environment, Property, scope_name
 
 
 def _asked(query: QueryDict) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def _save(request: UserRequest, environment: Environment) -> HttpResponse:
     form = PropertyForm(request.POST, environment=environment)
     value = None if request.POST.get("add") == "True" else _stored(environment, request.POST.get("key", ""), request.POST.get("scope", ""))
     if form.is_valid():
-        key, (machine, connector), scope = form.cleaned_data["key"], form.scope_of_value, sheet.scope_name(*form.scope_of_value)
+        key, (machine, connector), scope = form.cleaned_data["key"], form.scope_of_value, scope_name(*form.scope_of_value)
         try:
             if value is None and _stored(environment, key, form.cleaned_data["scope"]):
                 raise Invalid(f"{key} has a value for this scope already ({scope}): edit that one, or pick another scope.", field="scope")
@@ -145,19 +146,20 @@ def properties_csv(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     """The list as filtered, one line per value and one per missing value. Secrets are left out:
     of them it says that they are set. The import reads this very shape."""
     environment = get_environment(request.user, slug, kind)
-    found = sheet.read(environment, **_asked(request.GET), per_page=1_000_000)
+    found = sheet.find(environment, **_asked(request.GET))
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for place, keys in found.missing_by_place.items():
+        for key in keys:
+            lacking[key].append(place)
     name = f"{environment.project.slug}-{environment.kind}-properties-{timezone.now():%Y-%m-%d}.csv"
     response = HttpResponse(content_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{name}"'})
     out = csv.writer(response)
     out.writerow(["environment", "key", "scope", "value", "secret", "updated at (UTC)", "used by", "missing for"])
-    for row in found.rows:
-        used_by, missing = "; ".join(row.used_by), "; ".join(place.name for place in row.missing)
-        for value in (line.value for line in row.lines):
-            moment = f"{value.updated_at:%Y-%m-%d %H:%M:%S}"
-            secret = "yes" if value.secret else ""
-            out.writerow(_plain([environment.kind, row.key, value.scope, value.value, secret, moment, used_by, missing]))
-        if not row.lines:
-            out.writerow(_plain([environment.kind, row.key, "", "", "", "", used_by, missing]))
+    for (key, machine, connector, value, secret, at), need in sheet.exported(found):
+        scope, moment = (scope_name(machine, connector), f"{at:%Y-%m-%d %H:%M:%S}") if at else ("", "")
+        marked = "yes" if secret else ""
+        told = "; ".join(need.used_by), "; ".join(lacking.get(key, ()))
+        out.writerow(_plain([environment.kind, key, scope, value, marked, moment, *told]))
     return response
 
 

@@ -177,9 +177,8 @@ def key_page(request: UserRequest, slug: str, kind: str) -> HttpResponse:
 def _show_key(request: UserRequest, environment: Environment, key: str, form: TypeForm | None = None) -> HttpResponse:
     project = environment.project
     declared = PropertyType.objects.filter(project=project, key=key).select_related("updated_by").first()
-    guess = properties.failover_expectation(key) or properties.guessed(property_uses.Mentions(project.pk).definitions({key}), {key}).get(
-        key
-    )
+    definitions = property_uses.Mentions(project.pk, naming=[key]).definitions({key})
+    guess = properties.failover_expectation(key) or properties.guessed(definitions, {key}).get(key)
     initial = {"key": key, "kind": declared.kind if declared else ""}
     context = _context(request, environment) | {
         "key": key,

@@ -20,7 +20,7 @@ from deployments.rule_forms import ActivateForm
 from portal.access import get_environment, get_project, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
-from portal.models import Environment, Flow, FlowVersion, Project, Property, Role
+from portal.models import Environment, Flow, FlowVersion, Project, Property, Role, scope_name
 from portal.property_uses import router_name, router_uses, uses
 from runtimes import failover
 from runtimes.models import FailoverGroup
@@ -259,16 +259,16 @@ def release_deploy(request: UserRequest, slug: str, kind: str, number: int) -> H
 def preflight(release: Release, environment: Environment) -> dict[str, Any]:
     """Steps, findings and leaders. Obstacles that only repeat a missing property are left to the list of missing properties, whose
     entries are linked to their cell."""
-    missing = releases.missing(release, environment)
-    said = {entry.sentence for entry in missing}
+    run = preview.preview(release, environment, now=timezone.now())
+    said = {entry.sentence for entry in run.missing}
     steps = list(plans.plan_of(environment).steps.all())
     return {
-        "missing": missing,
-        "obstacles": [sentence for sentence in rollout.obstacles(release, environment, now=timezone.now()) if sentence not in said],
+        "missing": run.missing,
+        "obstacles": [sentence for sentence in run.obstacles if sentence not in said],
         "warnings": releases.warnings(release, environment),
         "steps": steps,
         "balances": any(step.kind == StepKind.BALANCE_FAILOVER for step in steps),
-        "run": preview.preview(release, environment, now=timezone.now()),
+        "run": run,
         "verdicts": verdicts(environment),
         "live": _live(environment),
         "active": releases.active(environment),
@@ -400,7 +400,7 @@ def resolved(release: Release, environment: Environment) -> list[tuple[str, list
     for place, key, used_by in _placeholders(release):
         scopes = [scope for scope in sheet.candidates(place.machine, place.connector) if (key, *scope) in values]
         value = values[(key, *scopes[0])] if scopes else None
-        found[place.name].append(Resolved(place, key, used_by, value, sheet.scope_name(*scopes[0]) if scopes else ""))
+        found[place.name].append(Resolved(place, key, used_by, value, scope_name(*scopes[0]) if scopes else ""))
     return sorted(found.items())
 
 

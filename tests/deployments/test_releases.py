@@ -14,6 +14,7 @@ from deployments.models import Activation, ActivationStatus, Release, StepKind
 from portal import properties
 from portal.errors import Invalid, NotAllowed
 from portal.models import Connector, Environment, Flow, Group, Project, Property
+from portal.property_values import Values
 from runtimes import protocol
 from runtimes.models import FailoverGroup, Router, Runtime
 from tests import factories
@@ -117,7 +118,7 @@ def test_the_applied_machines_count_once_there_are_some(
 ) -> None:
     Property.objects.filter(key="erp.outbox").update(machine="external01")
     Runtime.objects.filter(machine__name="external01").delete()
-    with django_assert_num_queries(4):
+    with django_assert_num_queries(7):
         found = releases.missing(release, filled)
     assert [item.sentence for item in found] == ["external02.erp needs a value for erp.outbox (flow erp-orders, inbound folder)."]
 
@@ -146,7 +147,7 @@ def test_warnings_name_an_ungrouped_inbound_and_a_connector_without_runtime(
 
 def test_a_bundle_holds_resolved_settings_and_all_siblings(release: Release, filled: Environment, group: FailoverGroup) -> None:
     runtime = Runtime.objects.get(machine__name="external02")
-    bundle = releases.bundle_for(release, runtime, Property.objects.filter(environment=filled))
+    bundle = releases.bundle_for(release, runtime, Values(Property.objects.filter(environment=filled)))
     (flow,) = bundle.flows
     assert (bundle.environment, bundle.machine, bundle.connector, bundle.release) == ("test", "external02", "erp", 1)
     assert flow.inbound == protocol.Component(kind=protocol.ComponentKind.FILE, settings={"folder": VALUES["erp.outbox"]})
@@ -168,7 +169,7 @@ def test_failover_needs_transfer_a_sibling_and_routers(
     else:
         Router.objects.all().delete()
     release = releases.build(filled.project, name="First", by=developer)
-    bundle = releases.bundle_for(release, Runtime.objects.get(machine__name="external02"), Property.objects.all())
+    bundle = releases.bundle_for(release, Runtime.objects.get(machine__name="external02"), Values(Property.objects.all()))
     assert [spec.failover for spec in bundle.groups] == [False]
 
 
@@ -176,7 +177,7 @@ def test_a_bundle_is_refused_naming_the_keys_without_a_value(release: Release, f
     properties.remove_value(filled, "erp.outbox")
     properties.remove_value(filled, "queues.url")
     with pytest.raises(NotAllowed) as refusal:
-        releases.bundle_for(release, Runtime.objects.get(machine__name="external02"), Property.objects.all())
+        releases.bundle_for(release, Runtime.objects.get(machine__name="external02"), Values(Property.objects.all()))
     assert refusal.value.reasons == [
         "external02.erp needs a value for erp.outbox (flow erp-orders, inbound folder).",
         "external02.erp needs a value for queues.url (flow erp-orders, outbound url).",

@@ -35,18 +35,18 @@ RUNTIME = row("runtime", machine="external01", connector="erp")
     ],
 )
 def test_the_most_specific_scope_wins(rows: list[Property], value: str) -> None:
-    found = property_values.resolve({"folder": "${erp.outbox}"}, rows, machine="external01", connector="erp")
+    found = property_values.resolve({"folder": "${erp.outbox}"}, property_values.Values(rows).winners("external01", "erp"))
     assert (found.settings, found.missing) == ({"folder": value}, set())
 
 
 def test_a_placeholder_without_a_value_stays_and_is_named() -> None:
-    found = property_values.resolve({"url": "redis://${host}:${port}/0"}, [row("h", key="host")], machine="m", connector="c")
+    found = property_values.resolve({"url": "redis://${host}:${port}/0"}, property_values.Values([row("h", key="host")]).winners("m", "c"))
     assert found.settings == {"url": "redis://h:${port}/0"}
     assert found.missing == {"port"}
 
 
 def test_a_value_is_taken_as_it_is() -> None:
-    found = property_values.resolve({"password": "${secret}"}, [row("a${b}\\1", key="secret")], machine="m", connector="c")
+    found = property_values.resolve({"password": "${secret}"}, property_values.Values([row("a${b}\\1", key="secret")]).winners("m", "c"))
     assert found.settings == {"password": "a${b}\\1"}
 
 
@@ -93,7 +93,7 @@ def test_removing_a_value_lets_the_less_specific_one_apply_again(test_environmen
     properties.set_value(test_environment, "k", "one", machine="external01", by=developer)
     assert properties.remove_value(test_environment, "k", machine="external01")
     assert not properties.remove_value(test_environment, "k", machine="external01")
-    assert property_values.lookup(Property.objects.all(), machine="external01", connector="erp") == {"k": "all"}
+    assert property_values.Values(Property.objects.all()).winners("external01", "erp")["k"].reveal() == "all"
 
 
 @pytest.mark.parametrize("value", ["10.0.0.11", "fd00::11", "external01.lan", "external01"])
