@@ -6,6 +6,7 @@ This thread does the election only. Flows run in worker threads, so that copying
 import asyncio
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from runtimes.protocol import (
 
 FLOW_NEWS_SECONDS = 1.0  # counters alone are news at most so often
 SHORTEST_WAIT = 0.005
+TURN_SECONDS = 0.02  # what is idle has drained within it
 
 
 class Runtime:
@@ -427,6 +429,9 @@ class Runtime:
             return False
         if decision.action == Action.DRAIN:
             first = seat.drain_since is None
+            if first and decision.status == Status.LEADER and self._another_goes_first(now):
+                seat.decision = replace(decision, again_at=now + TURN_SECONDS)
+                return False
             seat.drain(now)
             return first  # what is idle is drained already
         if self._confirm or not coordinator.started:
@@ -438,6 +443,14 @@ class Runtime:
         else:
             await self._give_up(seat, view, decision, coordinator)
         return True
+
+    def _another_goes_first(self, now: float) -> bool:
+        """Fifty groups handed over at once shall not all be Off until the last transaction: the next one stops when the one before is given
+        up, or has something in flight that takes its time."""
+        return any(
+            seat.drain_since is not None and seat.duty is not None and (not seat.busy or now < seat.drain_since + TURN_SECONDS)
+            for seat in self._seats
+        )
 
     def _lead(self, seat: Seat, view: GroupView, coordinator: Coordinator) -> None:
         until = coordinator.permits[seat.spec.id]

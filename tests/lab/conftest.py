@@ -30,7 +30,7 @@ def running_lab() -> Iterator[Lab]:
         verdict = lab.verdict()
         gaps = ", ".join(f"{gap:.3f}" for gap in lab.gaps)
         print("\n".join([*verdict.lines(), f"seconds from each fault to On at the other host: {gaps}"]))
-        assert not (broken := verdict.broken(lab.pauses)), broken
+        assert not (broken := verdict.broken()), broken
     finally:
         lab.close()
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.lab.clock import boot
-from tests.lab.judge import late_emits
 from tests.lab.lab import CONNECTORS, CORE, EXTERNAL, Lab, until
 
 HOSTS = (*EXTERNAL, CORE)
@@ -22,8 +21,7 @@ SETTLE_SECONDS = 2.0  # for which the effects of a pause may last in what is sho
 @dataclass(frozen=True)
 class Fault:
     name: str
-    begin: Callable[[Lab], None]
-    pauses: int = 0  # commits that may have been in flight in what stood still
+    begin: Callable[[Lab], bool]  # whether it took effect
 
 
 def fault(dice: random.Random) -> Fault:
@@ -37,47 +35,46 @@ def fault(dice: random.Random) -> Fault:
     act = dice.choice(("kill", "kill", "stop"))
     preferred = dice.choice(EXTERNAL)
     process, keeper = f"process:{connector}", f"keeper:{connector}"
-    kinds: list[tuple[int, str, Callable[[Lab], None], int]] = [
-        (3, f"kill {process} of {host}", lambda lab: lab.hosts[host].kill(process), 0),
-        (1, f"kill {keeper} of {host}", lambda lab: lab.hosts[host].kill(keeper), 0),
-        (1, f"kill {keeper} and {process} of {host}", lambda lab: lab.hosts[host].kill(keeper, process), 0),
-        (1, f"kill agent and {process} of {host}", lambda lab: lab.hosts[host].kill("agent", process), 0),
-        (1, f"kill agent and router of {anywhere}", lambda lab: lab.hosts[anywhere].kill("agent", "router"), 0),
+    kinds: list[tuple[int, str, Callable[[Lab], bool]]] = [
+        (3, f"kill {process} of {host}", lambda lab: lab.hosts[host].kill(process)),
+        (1, f"kill {keeper} of {host}", lambda lab: lab.hosts[host].kill(keeper)),
+        (1, f"kill {keeper} and {process} of {host}", lambda lab: lab.hosts[host].kill(keeper, process)),
+        (1, f"kill agent and {process} of {host}", lambda lab: lab.hosts[host].kill("agent", process)),
+        (1, f"kill agent and router of {anywhere}", lambda lab: lab.hosts[anywhere].kill("agent", "router")),
         (
             1,
             f"kill every keeper of {host}",
             lambda lab: lab.hosts[host].kill("router-keeper", *(f"keeper:{each}" for each in CONNECTORS)),
-            0,
         ),
-        (1, f"terminate {process} of {host}", lambda lab: lab.hosts[host].terminate(process), 0),
-        (2, f"stop {process} of {host}", lambda lab: lab.hosts[host].stop(process), 1),
-        (1, f"stop {keeper} of {host}", lambda lab: lab.hosts[host].stop(keeper), 0),
-        (2, f"stop {keeper} and {process} of {host}", lambda lab: lab.hosts[host].stop(keeper, process), 1),
-        (1, f"stop {process} and router of {host}", lambda lab: lab.hosts[host].stop(process, "router"), 1),
-        (1, f"kill agent of {anywhere}", lambda lab: lab.hosts[anywhere].kill("agent"), 0),
-        (1, f"stop agent of {anywhere}", lambda lab: lab.hosts[anywhere].stop("agent"), 0),
-        (2, f"upgrade agent of {anywhere}", lambda lab: lab.hosts[anywhere].upgrade_agent(), 0),
-        (2, f"kill router of {anywhere}", lambda lab: lab.hosts[anywhere].kill("router"), 0),
-        (1, f"stop router of {anywhere}", lambda lab: lab.hosts[anywhere].stop("router"), 0),
-        (1, f"kill router-keeper of {anywhere}", lambda lab: lab.hosts[anywhere].kill("router-keeper"), 0),
-        (1, f"fill the disk of the router of {anywhere}", lambda lab: lab.fill_router_disk(anywhere), 0),
-        (1, f"fill the disk and kill the router of {anywhere}", lambda lab: lab.fill_router_disk(anywhere, kill=True), 0),
-        (1, f"take the port of the router of {anywhere}", lambda lab: lab.take_router_port(anywhere), 0),
-        (2, f"{act} {unit} of {CORE}", lambda lab: (lab.core.kill if act == "kill" else lab.core.stop)(unit), 0),
-        (2, f"isolate {anywhere}", lambda lab: lab.hosts[anywhere].isolate(), 0),
-        (2, f"cut {one} and {other}", lambda lab: lab.cut(one, other), 0),
-        (2, f"cut {one} to {other} one way", lambda lab: lab.cut_one_way(one, other), 0),
-        (1, f"lose {share:.0%} between {one} and {other}", lambda lab: lab.lossy(one, other, share), 0),
-        (2, f"slow link of {anywhere} by {delay * 1000:.0f} ms", lambda lab: lab.slow(anywhere, delay), 0),
-        (2, f"step the clock of {host} by {step:+g} s", lambda lab: lab.hosts[host].clock.step(step), 0),
-        (2, f"pause machine {host}", lambda lab: lab.hosts[host].pause(), len(CONNECTORS)),
-        (2, f"power off {host}", lambda lab: lab.hosts[host].power_off(), 0),
-        (1, f"power off {CORE}", lambda lab: lab.core.power_off(), 0),
-        (2, f"play {connector} on {preferred}", lambda lab: lab.play(connector, preferred), 0),
-        (1, f"disable and enable {connector} on {host}", lambda lab: lab.disable(connector, host), 0),
+        (1, f"terminate {process} of {host}", lambda lab: lab.hosts[host].terminate(process)),
+        (2, f"stop {process} of {host}", lambda lab: lab.hosts[host].stop(process)),
+        (1, f"stop {keeper} of {host}", lambda lab: lab.hosts[host].stop(keeper)),
+        (2, f"stop {keeper} and {process} of {host}", lambda lab: lab.hosts[host].stop(keeper, process)),
+        (1, f"stop {process} and router of {host}", lambda lab: lab.hosts[host].stop(process, "router")),
+        (1, f"kill agent of {anywhere}", lambda lab: lab.hosts[anywhere].kill("agent")),
+        (1, f"stop agent of {anywhere}", lambda lab: lab.hosts[anywhere].stop("agent")),
+        (2, f"upgrade agent of {anywhere}", lambda lab: lab.hosts[anywhere].upgrade_agent()),
+        (2, f"kill router of {anywhere}", lambda lab: lab.hosts[anywhere].kill("router")),
+        (1, f"stop router of {anywhere}", lambda lab: lab.hosts[anywhere].stop("router")),
+        (1, f"kill router-keeper of {anywhere}", lambda lab: lab.hosts[anywhere].kill("router-keeper")),
+        (1, f"fill the disk of the router of {anywhere}", lambda lab: lab.fill_router_disk(anywhere)),
+        (1, f"fill the disk and kill the router of {anywhere}", lambda lab: lab.fill_router_disk(anywhere, kill=True)),
+        (1, f"take the port of the router of {anywhere}", lambda lab: lab.take_router_port(anywhere)),
+        (2, f"{act} {unit} of {CORE}", lambda lab: (lab.core.kill if act == "kill" else lab.core.stop)(unit)),
+        (2, f"isolate {anywhere}", lambda lab: lab.hosts[anywhere].isolate()),
+        (2, f"cut {one} and {other}", lambda lab: lab.cut(one, other)),
+        (2, f"cut {one} to {other} one way", lambda lab: lab.cut_one_way(one, other)),
+        (1, f"lose {share:.0%} between {one} and {other}", lambda lab: lab.lossy(one, other, share)),
+        (2, f"slow link of {anywhere} by {delay * 1000:.0f} ms", lambda lab: lab.slow(anywhere, delay)),
+        (2, f"step the clock of {host} by {step:+g} s", lambda lab: lab.step_clock(host, step)),
+        (2, f"pause machine {host}", lambda lab: lab.hosts[host].pause()),
+        (2, f"power off {host}", lambda lab: lab.hosts[host].power_off()),
+        (1, f"power off {CORE}", lambda lab: lab.core.power_off()),
+        (2, f"play {connector} on {preferred}", lambda lab: lab.play(connector, preferred)),
+        (1, f"disable and enable {connector} on {host}", lambda lab: lab.disable(connector, host)),
     ]
-    (_, name, begin, pauses) = dice.choices(kinds, [weight for weight, *_ in kinds])[0]
-    return Fault(name, begin, pauses)
+    (_, name, begin) = dice.choices(kinds, [weight for weight, *_ in kinds])[0]
+    return Fault(name, begin)
 
 
 def kind_of(name: str) -> str:
@@ -92,7 +89,8 @@ def kind_of(name: str) -> str:
 class Figures:
     """What a sequence measured. Seconds."""
 
-    faults: int = 0
+    faults: int = 0  # that took effect
+    without_effect: int = 0  # nothing was there to kill, or the wish was refused
     began: float = field(default_factory=time.monotonic)
     healed: list[float] = field(default_factory=list)  # from the end of the last fault to one leader of each group
     recovered: list[float] = field(default_factory=list)  # the same from when, besides, every program ran again
@@ -114,7 +112,8 @@ class Figures:
         p50, p95 = _percentile(self.healed, 0.5), _percentile(self.healed, 0.95)
         late = sum(seconds > I2_SECONDS for seconds in self.recovered)
         return [
-            f"faults: {self.faults} in {len(self.healed)} rounds, {took / max(self.faults, 1):.2f} s each",
+            f"faults: {self.faults} in {len(self.healed)} rounds, {took / max(self.faults, 1):.2f} s each; "
+            f"{self.without_effect} more found nothing to do and are not counted",
             f"one leader again after the last fault: p50 {p50:.2f} s, p95 {p95:.2f} s, worst {self.worst[0]:.2f} s ({self.worst[1]})",
             f"the same once every program ran again (I2, {I2_SECONDS:g} s): worst {self.worst_recovery[0]:.2f} s, later than that: {late}",
             f"rounds that broke an invariant: {len(self.broken)}",
@@ -144,16 +143,19 @@ def sequence(lab: Lab, *, faults: int, seed: int, say: Callable[[str], None], se
         words = ", ".join(f"{each.name} for {dwell:.2f} s" for each, dwell in together)
         leaders, began = {connector: lab.leader(connector) for connector in CONNECTORS}, boot()
         lab.shown.slack = sum(dwell for _, dwell in together) + SETTLE_SECONDS
+        before = figures.faults
         for each, dwell in together:
-            figures.faults += 1
-            lab.pauses += each.pauses
-            each.begin(lab)
+            if each.begin(lab):
+                figures.faults += 1
+            else:
+                figures.without_effect += 1
+                words = words.replace(each.name, f"{each.name} (nothing to do)", 1)
             time.sleep(dwell)
         lab.heal()
         complaint = _one_leader_again(lab, figures, words)
         complaint = complaint or lab.enable_all() or (_settle(lab) if patient else "")
         complaint = complaint or _broken(lab, late=patient)
-        if len(together) == 1:
+        if len(together) == 1 and figures.faults > before:
             figures.measure(lab, kind_of(together[0][0].name), began, leaders)
         say(f"{figures.faults:5} {figures.healed[-1]:6.2f} s  {words}" + (f"  BROKEN: {complaint}" if complaint else ""))
         if complaint:
@@ -196,9 +198,8 @@ def _broken(lab: Lab, late: bool) -> str:
     """I1, I5 and I6 so far; with `late` also I4, for which every commit is read."""
     said = [*lab.pages.overlaps, *lab.pages.disabled_led, *lab.shown.lies]
     if late:
-        said += late_emits(lab.sinks.emits("erp"))
-        tills = late_emits(lab.sinks.emits("tills"))
-        said += tills if len(tills) > lab.pauses else []
+        verdict = lab.judged()
+        said += [line for lines in verdict.late.values() for line in lines]
     new = [line for line in said if line not in lab.told]
     lab.told.update(new)
     return "; ".join(new[:3])

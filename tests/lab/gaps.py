@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from tests.lab.clock import boot
 from tests.lab.lab import CONNECTORS, EXTERNAL, Host, Lab, until
 
-FAULTS: dict[str, Callable[[Host, str], None]] = {
+FAULTS: dict[str, Callable[[Host, str], bool]] = {
     "crash": lambda host, connector: host.kill(f"process:{connector}"),
     "hang": lambda host, connector: host.stop(f"process:{connector}"),
     "hang with its keeper": lambda host, connector: host.stop(f"keeper:{connector}", f"process:{connector}"),
@@ -50,9 +50,8 @@ def measure(
 
 
 def _fault(lab: Lab, kind: str, connector: str, leader: str, other: str) -> float:
-    lab.pauses += len(CONNECTORS)
     began = boot()
-    FAULTS[kind](lab.hosts[leader], connector)
+    assert FAULTS[kind](lab.hosts[leader], connector), f"there was nothing to hit: {kind}"
     at = until(lambda: lab.pages.next_on(connector, began, other), 30, f"{other} leads after: {kind}", lab.facts)
     return (at - max(began, lab.hosts[leader].acted_at)) * 1000
 
@@ -60,7 +59,7 @@ def _fault(lab: Lab, kind: str, connector: str, leader: str, other: str) -> floa
 def _handed_over(lab: Lab, connector: str, leader: str, other: str) -> float:
     """From the old leader's page Off to the new one's On."""
     began = boot()
-    lab.play(connector, other)
+    until(lambda: lab.play(connector, other), 20, "Play is accepted", lab.facts)
     at = until(lambda: lab.pages.next_on(connector, began, other), 30, f"{other} leads after Play", lab.facts)
     off = until(lambda: next((turn.at for turn in lab.pages.turns[connector] if not turn.on and turn.at >= began), None), 5, "Off")
     return (at - off) * 1000

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.lab.clock import HostClock, boot
+from tests.lab.judge import Stood
 from tests.lab.network import Wire, inside, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,7 @@ class Host:
     wire: Wire
     home: Path
     clock: HostClock
+    connectors: tuple[str, ...]  # that run on it
     up: bool = True
     paused: bool = False
     isolated: bool = False
@@ -46,6 +48,7 @@ class Host:
     disk: Path | None = None  # where the router's own small disk is mounted
     squatter: socket.socket | None = None  # another program at the router's port
     upgraded: Path | None = None  # the other folder from which the agent runs since its upgrade
+    stood: list[Stood] = field(default_factory=list)  # each time that something of it stood still
     acted_at: float = 0.0  # boot time of the last signal: finding the processes before it takes its time on a busy computer
 
     # ------------------------------------------------------------------------------------------------------------ its parts
@@ -69,14 +72,20 @@ class Host:
                 found.append(pid)
         return found
 
-    def kill(self, *parts: str) -> None:
-        self._signal(signal.SIGKILL, parts)
+    def kill(self, *parts: str) -> bool:
+        """Whether there was anything to kill; so for the next two."""
+        return bool(self._signal(signal.SIGKILL, parts))
 
-    def terminate(self, *parts: str) -> None:
-        self._signal(signal.SIGTERM, parts)
+    def terminate(self, *parts: str) -> bool:
+        return bool(self._signal(signal.SIGTERM, parts))
 
-    def stop(self, *parts: str) -> None:
-        self.stopped |= self._signal(signal.SIGSTOP, parts)
+    def stop(self, *parts: str) -> bool:
+        connectors = tuple(part.removeprefix("process:") for part in parts if part.startswith("process:"))
+        if connectors:
+            self.stood.append(Stood(self.name, connectors, boot()))
+        pids = self._signal(signal.SIGSTOP, parts)
+        self.stopped |= pids
+        return bool(pids)
 
     def cont(self, *parts: str) -> None:
         """Continue these parts, or all that were stopped."""
@@ -85,6 +94,12 @@ class Host:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         self.stopped -= pids
+        self._goes_on()
+
+    def _goes_on(self) -> None:
+        now = boot()
+        for each in self.stood:
+            each.until = min(each.until, now)
 
     def _signal(self, number: int, parts: tuple[str, ...]) -> set[int]:
         pids = [pid for part in parts for pid in self.part(part)]  # all are found first, so that they are hit together
@@ -167,7 +182,7 @@ class Host:
 
     # -------------------------------------------------------------------------------------------------------------- upgrade
 
-    def upgrade_agent(self) -> None:
+    def upgrade_agent(self) -> bool:
         """The agent ends in order and starts again as another version from another folder, as a package manager would do it."""
         folder = self.home.parent / f"agent-{NEXT_VERSION}"
         if not folder.exists():
@@ -176,7 +191,7 @@ class Host:
             facts.mkdir()
             (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: baton-integration\nVersion: {NEXT_VERSION}\n")
         self.upgraded = None if self.upgraded else folder
-        self.terminate("agent")
+        return self.terminate("agent")
 
     @property
     def python_path(self) -> str:
@@ -184,26 +199,30 @@ class Host:
 
     # --------------------------------------------------------------------------------------------------------- whole machine
 
-    def isolate(self) -> None:
+    def isolate(self) -> bool:
+        was_linked, self.isolated = not self.isolated, True
         self.wire.link(up=False)
-        self.isolated = True
+        return was_linked
 
     def rejoin(self) -> None:
         self.wire.link(up=True)
         self.isolated = False
 
-    def pause(self) -> None:
-        """The whole machine stands still."""
+    def pause(self) -> bool:
+        """The whole machine stands still. False where it is off."""
         self.paused = True
+        self.stood.append(Stood(self.name, self.connectors, boot()))
         self.wire.freezer.freeze(self.wire.pids())
+        return self.up
 
     def resume(self) -> None:
         self.wire.freezer.thaw(self.wire.pids())
         self.paused = False
+        self._goes_on()
 
-    def power_off(self) -> None:
-        """The link is cut before anything is killed, so that no farewell escapes. The disk stays."""
-        self.up = False
+    def power_off(self) -> bool:
+        """The link is cut before anything is killed, so that no farewell escapes. The disk stays. False where it was off before."""
+        was_up, self.up = self.up, False
         self.isolate()
         if not self.paused:
             self.wire.freezer.freeze(self.wire.pids())  # one instant for all of them
@@ -214,6 +233,7 @@ class Host:
         self.wire.kill_all()
         self.stopped.clear()
         self.free_port()
+        return was_up
 
     def power_on(self) -> None:
         self.rejoin()

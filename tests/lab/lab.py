@@ -28,6 +28,7 @@ EXTERNAL = ("external01", "external02")
 CORE = "core01"
 PORTAL_PORT, BROKER_PORT, ROUTER_PORT = 8000, 6379, 2380
 CONNECTORS = tuple(GROUPS)
+TTL_SECONDS = 1.0  # of the profile LAN: after it a disabled leader is Off
 T = TypeVar("T")
 
 
@@ -60,9 +61,8 @@ class Lab:
         self._ended = threading.Event()
         self._closing: list[Callable[[], None]] = []
         self.gaps: list[float] = []  # seconds from a fault to On elsewhere
-        self.pauses = 0  # how often a commit may have been in flight in something that stood still
-        self.started_from: dict[str, int] = {}  # epochs before a hand-over
         self.disabled: set[tuple[str, str]] = set()
+        self.judged_disables = 0  # how many were held for so long that the judge would have seen them lead
         self.told: set[str] = set()  # violations that were reported already
         self._known: dict[tuple[str, str], int] = {}
         try:
@@ -84,7 +84,7 @@ class Lab:
         for name, wire in self.network.wires.items():
             home = self.home / name / "agent"
             home.mkdir(parents=True)
-            host = self.hosts[name] = Host(name, wire, home, HostClock(home.parent / "clock"))
+            host = self.hosts[name] = Host(name, wire, home, HostClock(home.parent / "clock"), CONNECTORS if name in EXTERNAL else ())
             self._closing.append(host.free_port)
             with contextlib.suppress(RuntimeError, FileNotFoundError):  # without loop devices there are no full disks
                 host.mount_disk(home.parent / "router.img")
@@ -270,7 +270,11 @@ class Lab:
         return self.judged()
 
     def judged(self) -> judge.Verdict:
-        return judge.judge(self.source, self.sinks, self.pages, self.shown)
+        return judge.judge(self.source, self.sinks, self.pages, self.shown, self.stood)
+
+    @property
+    def stood(self) -> list[judge.Stood]:
+        return [each for host in self.hosts.values() for each in host.stood]
 
     # ----------------------------------------------------------------------------------------------------------- the product
 
@@ -382,33 +386,42 @@ class Lab:
 
     # ---------------------------------------------------------------------------------------------------------------- verbs
 
-    def cut(self, one: str, other: str) -> None:
-        self.cut_one_way(one, other)
-        self.cut_one_way(other, one)
+    # Each says whether it took effect: a fault that did nothing is not counted.
 
-    def cut_one_way(self, origin: str, target: str) -> None:
+    def cut(self, one: str, other: str) -> bool:
+        return self.cut_one_way(one, other) and self.cut_one_way(other, one)
+
+    def cut_one_way(self, origin: str, target: str) -> bool:
         """Nothing of `origin` reaches `target` any more; the other direction stays."""
         self.hosts[target].wire.drop_from(self.hosts[origin].wire)
+        return True
 
-    def lossy(self, one: str, other: str, share: float) -> None:
+    def lossy(self, one: str, other: str, share: float) -> bool:
         """This share of the packets is lost, each way."""
         for origin, target in ((one, other), (other, one)):
             self.hosts[target].wire.drop_from(self.hosts[origin].wire, share)
+        return True
 
-    def slow(self, host: str, seconds: float) -> None:
+    def slow(self, host: str, seconds: float) -> bool:
         """Everything to and from that host takes so much longer, each way."""
         self.hosts[host].wire.slow(seconds)
+        return True
 
-    def fill_router_disk(self, host: str, kill: bool = False) -> None:
-        """Nothing more can be written beside the router's data; with `kill` its etcd has to start so too."""
-        if self.hosts[host].disk is not None:
-            self.hosts[host].fill_disk()
-            if kill:
-                self.hosts[host].kill("router")
+    def step_clock(self, host: str, seconds: float) -> bool:
+        self.hosts[host].clock.step(seconds)
+        return True
 
-    def take_router_port(self, host: str) -> None:
-        """Another program stands at the address and port of that host's router."""
-        self.hosts[host].take_port(ADDRESSES[host], ROUTER_PORT)
+    def fill_router_disk(self, host: str, kill: bool = False) -> bool:
+        """Nothing more can be written beside the router's data; with `kill` its etcd has to start so too. False where no disk of its own
+        could be had."""
+        if self.hosts[host].disk is None:
+            return False
+        self.hosts[host].fill_disk()
+        return self.hosts[host].kill("router") if kill else True
+
+    def take_router_port(self, host: str) -> bool:
+        """Another program stands at the address and port of that host's router. False when the router was back before it."""
+        return self.hosts[host].take_port(ADDRESSES[host], ROUTER_PORT)
 
     def mend_links(self) -> None:
         for host in self.hosts.values():
@@ -433,18 +446,44 @@ class Lab:
                 host.free_port()
         self.mend_links()
 
-    def play(self, connector: str, host: str) -> None:
-        """Ask for a hand-over, as a person would; it may be refused."""
-        with contextlib.suppress(httpx.HTTPError, AssertionError, KeyError, StopIteration):
-            self.api("POST", f"groups/{self.group(connector)['id']}/switch/", candidate=host)
+    def play(self, connector: str, host: str) -> bool:
+        """Ask for a hand-over, as a person would; False when it was refused."""
+        with contextlib.suppress(httpx.HTTPError, KeyError, StopIteration):
+            return self.api("POST", f"groups/{self.group(connector)['id']}/switch/", candidate=host).status_code == 202
+        return False
 
-    def disable(self, connector: str, host: str) -> None:
-        """Disable a member. Once the routers know it, it has a TTL to be Off; from then on the judge allows no On."""
-        with contextlib.suppress(httpx.HTTPError, AssertionError, KeyError, StopIteration):
-            self.disabled.add((connector, host))
-            self.api("POST", f"groups/{self.group(connector)['id']}/disable/", machine=host)
-            until(lambda: self.is_disabled(connector, host), 3, "the routers know it")
-            self.pages.forbidden[connector, host] = boot() + 1.0
+    def disable(self, connector: str, host: str) -> bool:
+        """Disable a member; False when it was refused. Once the routers know it, it has a TTL to be Off; then the judge allows no On."""
+        self.disabled.add((connector, host))
+        with contextlib.suppress(httpx.HTTPError, KeyError, StopIteration):
+            if self.api("POST", f"groups/{self.group(connector)['id']}/disable/", machine=host).status_code == 202:
+                with contextlib.suppress(AssertionError):  # without a majority nobody knows it yet: `enable_all` waits for it
+                    until(lambda: self.is_disabled(connector, host), 3, "the routers know it")
+                    self._forbid(connector, host)
+                return True
+        return False
+
+    def by_hand(self, host: str, *words: str) -> str:
+        """`baton-agent WORDS` on that machine, as its administrator; what it says. Fails when it was refused."""
+        command = ["ip", "netns", "exec", self.hosts[host].wire.namespace, sys.executable, "-P", "-m", "runtimes.agent", *words]
+        done = subprocess.run(
+            [*command, "--home", str(self.hosts[host].home)], env=self.environment(), capture_output=True, text=True, timeout=30
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def _forbid(self, connector: str, host: str) -> None:
+        self.pages.forbidden.setdefault((connector, host), boot() + TTL_SECONDS)
+
+    def _hold_disabled(self, connector: str, host: str) -> None:
+        """So that each disable is judged: known to the routers, and Off for two seconds more, whatever else is being mended."""
+        if self.is_disabled(connector, host):
+            self._forbid(connector, host)
+        since = self.pages.forbidden.get((connector, host))
+        if since is not None:
+            time.sleep(max(since + 2.0 - boot(), 0.0))
+            del self.pages.forbidden[connector, host]
+            self.judged_disables += 1
 
     def is_disabled(self, connector: str, host: str) -> bool | None:
         """As the routers say; None when none has a majority."""
@@ -457,7 +496,7 @@ class Lab:
     def enable_all(self, within: float = 60.0) -> str:
         """Enable whoever was disabled. Returns what is wrong, else nothing."""
         for connector, host in sorted(self.disabled):
-            self.pages.forbidden.pop((connector, host), None)
+            self._hold_disabled(connector, host)
             said, deadline, quiet_since = "", time.monotonic() + within, 0.0
             while True:
                 if self.is_disabled(connector, host) is False:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.clock import boot
-from tests.lab.judge import late_emits
+from tests.lab.judge import Emit, late_emits
 from tests.lab.lab import CONNECTORS, EXTERNAL, Lab, until
 from tests.lab.network import NoLab
 
@@ -57,7 +57,7 @@ def resumed_after_the_take_over(lab: Lab, *, keeper: bool) -> None:
     lab.heal()
 
 
-def late(lab: Lab, connector: str) -> list[str]:
+def late(lab: Lab, connector: str) -> list[Emit]:
     return late_emits(lab.sinks.emits(connector))
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.lab.clock import PRELOAD, HostClock, boot
 from tests.lab.faults import fault
 from tests.lab.host import ROOT
-from tests.lab.judge import PAGE, Emit, Page, Pages, Shown, Turn, Watch, late_emits
+from tests.lab.judge import PAGE, Emit, Page, Pages, Shown, Stood, Turn, Watch, in_flight, late_emits
 
 
 def emit(epoch: int | None, at: float = 0.0) -> Emit:
@@ -33,6 +33,22 @@ def emit(epoch: int | None, at: float = 0.0) -> Emit:
 )
 def test_an_emit_under_a_lower_epoch_than_one_before_is_late(epochs: list[int | None], late: int) -> None:
     assert len(late_emits([emit(epoch) for epoch in epochs])) == late
+
+
+@pytest.mark.parametrize(
+    ("at", "machine", "times", "explained"),
+    [
+        pytest.param(12.3, "external01", 1, 1, id="its one system call ends when it goes on"),
+        pytest.param(12.3, "external01", 2, 1, id="one, not two"),
+        pytest.param(12.3, "external02", 1, 0, id="another machine did not stand still"),
+        pytest.param(14.0, "external01", 1, 0, id="too long after it went on"),
+        pytest.param(9.0, "external01", 1, 0, id="before it stood still"),
+    ],
+)
+def test_only_what_had_just_stood_still_may_have_had_a_commit_in_flight(at: float, machine: str, times: int, explained: int) -> None:
+    stood = [Stood("external01", ("tills",), 10.0, 12.0), Stood("external01", ("erp",), 13.5, 13.9)]
+    late = [Emit(at, 1, str(number), machine) for number in range(times)]
+    assert len(in_flight(late, "tills", stood)) == explained
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from tests.lab.clock import boot
 from tests.lab.judge import late_emits
 from tests.lab.lab import CONNECTORS, EXTERNAL, Lab, until
+from tests.lab.landscape import GROUPS
 
 A, B, W = "external01", "external02", "core01"
 PATIENCE = float(os.environ.get("LAB_PATIENCE", "2"))  # for the measured 1.5 s of the table
@@ -110,10 +111,11 @@ def portal_down(lab: Lab, see: Watching) -> None:
 
 
 def hand_over(lab: Lab) -> None:
-    """Without the portal: each runtime of A is stopped as its keeper would stop it, and gives its groups up first."""
+    """Each group by the machine's own command, which needs no portal."""
     see = Watching(lab)
-    lab.hosts[A].terminate(*(f"process:{connector}" for connector in CONNECTORS))
-    see.moved_to(B, BOUND)
+    for connector in CONNECTORS:
+        lab.by_hand(A, "switch", GROUPS[connector], "--to", B)
+    see.moved_to(B, SLOW)
 
 
 def a_b_cut(lab: Lab, see: Watching) -> None:
@@ -168,7 +170,6 @@ def powered_off(lab: Lab, see: Watching) -> None:
 
 
 def process_paused(lab: Lab, see: Watching) -> None:
-    lab.pauses += len(CONNECTORS)
     lab.hosts[A].stop(*(f"process:{connector}" for connector in CONNECTORS))
     see.moved_to(B, BOUND)
     taken = boot()
@@ -183,7 +184,6 @@ def router_killed(lab: Lab, see: Watching) -> None:
 
 
 def machine_paused(lab: Lab, see: Watching) -> None:
-    lab.pauses += len(CONNECTORS)
     lab.hosts[A].pause()
     see.moved_to(B, BOUND)
     taken = boot()
@@ -196,7 +196,6 @@ def machine_paused(lab: Lab, see: Watching) -> None:
 
 
 def keeper_and_process_stopped(lab: Lab, see: Watching) -> None:
-    lab.pauses += len(CONNECTORS)
     lab.hosts[A].stop(*(f"{part}:{connector}" for connector in CONNECTORS for part in ("keeper", "process")))
     see.moved_to(B, BOUND)
     taken = boot()

@@ -101,12 +101,12 @@ def test_a_leader_that_loses_the_majority_is_isolated_and_the_other_leads(lab: L
 
 
 def test_a_router_whose_port_is_taken_isolates_its_machine_by_name(lab: Lab) -> None:
-    lab.take_router_port(B)
+    assert lab.take_router_port(B)
     shown(lab, B, "isolated", "off", rf"{re.escape(ADDRESSES[B])}:{ROUTER_PORT} is already taken by another program")
 
 
 def test_a_router_without_room_on_its_disk_isolates_its_machine_by_name(lab: Lab) -> None:
-    lab.fill_router_disk(B, kill=True)
+    assert lab.fill_router_disk(B, kill=True)
     shown(lab, B, "isolated", "off", r"the disk of .* is full: \d+ MB are free, the router needs 16 MB; free some space")
     lab.hosts[B].free_disk()
     shown(lab, B, "follower", "off", "Follows")

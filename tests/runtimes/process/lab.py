@@ -267,21 +267,36 @@ class Landscape:
         self.processes: list[Launched] = []
 
     def start(
-        self, number: int, preference: Preference = Preference.NONE, *, release: int = 1, keeper: bool = True, timing: Timing | None = None
+        self,
+        number: int,
+        preference: Preference = Preference.NONE,
+        *,
+        release: int = 1,
+        keeper: bool = True,
+        timing: Timing | None = None,
+        more: int = 0,
     ) -> Launched:
+        """`more` groups beside `g`: `g0`, `g1` …, each with a drop folder of its own."""
         members = ["external01.erp", "external02.erp"]
-        flow = FlowSpec(id="f", name="erp-orders", version="1.0.0", inbound=folder(self.outbox), outbound=queue(self.broker), group="g")
+        others = [f"g{index}" for index in range(more)]
+        flows = [
+            FlowSpec(id=flow, name=name, version="1.0.0", inbound=folder(self.home / where), outbound=queue(self.broker), group=group)
+            for flow, name, where, group in [("f", "erp-orders", "outbox", "g"), *((f"f-{g}", f"erp-{g}", g, g) for g in others)]
+        ]
         bundle = BundleContent(
             environment="test",
             machine=f"external0{number}",
             connector="erp",
             release=release,
-            flows=[flow],
-            groups=[GroupSpec(id="g", name="orders-group", failover=True, members=members)],
+            flows=flows,
+            groups=[
+                GroupSpec(id=group, name="orders-group" if group == "g" else group, failover=True, members=members)
+                for group in ["g", *others]
+            ],
         )
         etcd = self.cluster.urls[number - 1]
         key, tls = f"external0{number}.erp", self.cluster.tls
-        launched = launch(self.home, bundle, key, etcd, self.launches, {"g": preference}, keeper, timing, tls)
+        launched = launch(self.home, bundle, key, etcd, self.launches, dict.fromkeys(["g", *others], preference), keeper, timing, tls)
         self.launches += 1
         self.processes.append(launched)
         return launched

@@ -86,6 +86,20 @@ def test_a_killed_leader_with_a_keeper_is_followed_at_once_and_nothing_is_lost(l
     until(again.follows, 5, "the killed one follows again")
 
 
+def test_of_many_groups_handed_over_at_once_none_is_off_until_the_last_one_is_done(landscape: Landscape) -> None:
+    first = landscape.start(1, Preference.LEADER, more=24)
+    until(lambda: all(first.leads(group) for group in first.groups) and len(first.groups) == 25, 20, "the first leads all")
+    second = landscape.start(2, Preference.BACKUP, more=24)
+    until(lambda: all(second.follows(group) for group in second.groups) and len(second.groups) == 25, 20, "the second follows")
+    first.process.send_signal(signal.SIGTERM)
+    until(lambda: len(second.events) == 25, 20, "the second leads all")
+    ons = [event.at_boot for event in second.events]
+    gaps = sorted(event.gap_seconds for event in second.events if event.gap_seconds is not None)
+    assert {event.cause for event in second.events} == {Cause.RELEASE}
+    assert len(gaps) == 25
+    assert gaps[12] < 0.4 * (max(ons) - min(ons)), (gaps, max(ons) - min(ons))
+
+
 def test_a_killed_leader_without_a_keeper_is_followed_after_a_full_ttl(landscape: Landscape) -> None:
     first, second = landscape.pair()
     started = time.monotonic()
