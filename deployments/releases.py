@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from datetime import datetime
 from typing import Any
 
@@ -255,10 +256,25 @@ def active(environment: Environment) -> Release | None:
     return Release.objects.filter(activations__environment=environment, activations__status=ActivationStatus.ACTIVE).first()
 
 
+def too_many_groups(release: Release, environment: Environment) -> list[str]:
+    """Connectors that would have more failover groups than one runtime can lead, a sentence each."""
+    runtimes, routers = _places(release, environment)
+    places, content = Counter(connector for _, connector in runtimes), release.content
+    groups = Counter(group["connector"] for group in content["groups"])
+    return [
+        f"{item['name']} has {groups[item['name']]} groups in failover, and one runtime leads at most {protocol.MOST_FAILOVER_GROUPS}: "
+        "put some of its flows into one group, or into another connector."
+        for item in content["connectors"]
+        if groups[item["name"]] > protocol.MOST_FAILOVER_GROUPS and moves.fails_over(item, places[item["name"]], routers=bool(routers))
+    ]
+
+
 def refuse_incomplete(release: Release, environment: Environment) -> None:
-    """Raises Invalid for a release of another project, NotAllowed with one reason per missing property."""
+    """Raises Invalid for a release of another project, NotAllowed with one reason per missing property, or connector of too many groups."""
     if release.project_id != environment.project_id:
         raise Invalid(f"Release {release.number} belongs to another project.", field="release")
+    if beyond := too_many_groups(release, environment):
+        raise NotAllowed(" ".join(beyond), reasons=beyond)
     reasons = [item.sentence for item in missing(release, environment)]
     if reasons:
         count = f"{len(reasons)} property values are" if len(reasons) > 1 else "A property value is"

@@ -79,6 +79,7 @@ def obstacles(release: Release, environment: Environment, *, now: datetime, leav
         elif name not in leaving_out and machines[name].is_silent(now=now):
             found.append(steps.silence(machines[name], now))
     found += [item.sentence for item in releases.missing(release, environment)]
+    found += releases.too_many_groups(release, environment)
     found += [refusal for name in leaving_out if (refusal := not_offline(machines.get(name), name, now))]
     found += plans.problems(plan)
     for gap in moves.foreseen(release, environment, list(plan.steps.all())):

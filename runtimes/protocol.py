@@ -22,6 +22,7 @@ import msgspec
 
 PROTOCOL_VERSION = 1
 GENERATION_STEP = 10**12  # epoch = generation of the cluster * GENERATION_STEP + revision of the leader key
+MOST_FAILOVER_GROUPS = 500  # of one runtime: one renewal reads two keys of each, in one transaction of the router (--max-txn-ops)
 
 # --------------------------------------------------------------------------------------------------------------------- enums
 

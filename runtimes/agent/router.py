@@ -39,6 +39,8 @@ from runtimes.protocol import (
 
 log = structlog.get_logger()
 QUOTA_BYTES = 256 * 1024 * 1024
+TRANSACTION_OPERATIONS = 8192  # a renewal makes two per failover group; etcd's own limit is 128
+OPTIONS = 1  # grows with every change of command() that a router which runs has to be restarted for
 LEAST_FREE_BYTES = 16 * 1024 * 1024  # with less an etcd that starts would only end again …
 FIRST_FREE_BYTES = 192 * 1024 * 1024  # … and a new one lays out logs of 64 MiB and needs room for its database
 FIRST_CLIENT_PORT = 20_000
@@ -74,6 +76,7 @@ class RouterLaunch(Wire, frozen=True):
     warning: str
     authority: str = ""  # digest of the certificate it trusts
     rebuilding: bool = False  # it builds the cluster anew from its data, away from the runtimes
+    options: int = 0  # OPTIONS of the agent that started it
 
 
 class Begin(StrEnum):
@@ -174,6 +177,7 @@ def command(
         "--auto-compaction-mode=periodic",
         "--auto-compaction-retention=5m",
         f"--quota-backend-bytes={QUOTA_BYTES}",
+        f"--max-txn-ops={TRANSACTION_OPERATIONS}",
         "--logger=zap",
         "--log-outputs=stderr",
         "--log-level=info",
@@ -366,6 +370,8 @@ class RouterSupervisor:
     def _outdated(self, launched: RouterLaunch, order: RouterOrder) -> bool:
         if launched.rebuilding and self.member is not None and self.member.cluster_token == order.cluster_token:
             return True  # it was built anew, and now runs as any other
+        if launched.options < OPTIONS and not passes_on(order):
+            return True  # an older agent started it
         led = self.member is not None and (self.member.led or bool(self.member.joined)) and not passes_on(order)
         return needs_restart(launched.order, order, led=led) or launched.authority != self.certificates.authority
 
@@ -458,6 +464,7 @@ class RouterSupervisor:
             warning=binary.warning,
             authority=self.certificates.authority,
             rebuilding=rebuilding,
+            options=OPTIONS,
         )
         argv = (
             gateway_command(binary.path, order, client_port)

@@ -194,6 +194,20 @@ def test_activation_is_refused_with_one_reason_per_missing_value(release: Releas
     assert releases.active(test_environment) is None
 
 
+def test_more_failover_groups_than_one_runtime_can_lead_are_refused(
+    release: Release, filled: Environment, developer: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MOST_FAILOVER_GROUPS", 1)
+    releases.refuse_incomplete(release, filled)
+    release.content["groups"].append({"id": "another", "name": "another", "connector": "erp"})
+    with pytest.raises(
+        NotAllowed, match="erp has 2 groups in failover, and one runtime leads at most 1: put some of its flows into one group"
+    ):
+        releases.activate(release, filled, by=developer, now=timezone.now())
+    release.content["connectors"][0]["failover"] = False
+    releases.refuse_incomplete(release, filled)
+
+
 def test_activating_replaces_the_former_choice(release: Release, filled: Environment, developer: User) -> None:
     now = timezone.now()
     first = releases.activate(release, filled, by=developer, now=now)

@@ -244,3 +244,26 @@ def test_a_follower_that_stands_still_is_no_ready_follower_and_signs_of_life_are
         os.kill(pid, signal.SIGCONT)
     eventually(lambda: landscape.settled() == (leader, follower))
     assert landscape.pid(follower) == pid
+
+
+def test_a_runtime_leads_seventy_groups(host: Host, portal: LittlePortal) -> None:
+    """One renewal reads two keys of each group, in one transaction of the router."""
+    members = [f"{name}.erp" for name in EXTERNAL]
+    groups = [GroupSpec(id=f"g{number}", name=f"g{number}", failover=True, members=members) for number in range(70)]
+    digest = portal.keep(content(groups=groups))
+    runtime = RuntimeOrder(key="external01.erp", connector="erp", running=True, digest=digest, release=1)
+    portal.order("external01", router=cluster("external01")["external01"], runtimes=[runtime])
+    host.start(standin=False)
+    eventually(lambda: host.ready() and all(group.status == "leader" for group in host.runtime().groups), within=20)
+    asked = GroupRequest(
+        id="r70",
+        kind=RequestKind.DISABLE,
+        group="g69",
+        machine="external01",
+        expected_epoch=None,
+        cause=Cause.DISABLE,
+        actor="operator",
+        valid_seconds=30,
+    )
+    portal.order("external01", router=portal.orders["external01"].router, runtimes=[runtime], requests=[asked])
+    eventually(lambda: next(group for group in host.runtime().groups if group.group == "g69").status == "disabled")
