@@ -73,7 +73,7 @@ class Carrier:
                 return
             outcome = lost
         self.handled = [*self.handled, request.id][-KEPT:]
-        self.home.write("requests.json", Handled(ids=self.handled))
+        self.home.remember("requests.json", Handled(ids=self.handled))
         self.waiting.pop(request.id, None)
         if outcome.status in OPEN:
             self.standing[request.id] = (request, received)

@@ -20,10 +20,12 @@ from typing import TypeVar
 from urllib.parse import quote, unquote
 
 import msgspec
+import structlog
 
 from runtimes.agent import linux
 from runtimes.protocol import TlsFiles, Wire, decode, digest_of, encode
 
+log = structlog.get_logger()
 T = TypeVar("T")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -101,7 +103,17 @@ class Home:
             return None
 
     def write(self, name: str, message: object) -> None:
+        """Raises: OSError, of a full disk."""
         linux.write_atomically(self.root / name, encode(message))
+
+    def remember(self, name: str, message: object) -> bool:
+        """Write what an agent that starts anew should know; when it cannot be written: False, and a line in the log."""
+        try:
+            self.write(name, message)
+        except OSError as error:
+            log.error("not_written_down", text=f"{name} cannot be written down ({error}); an agent that starts now knows less.")
+            return False
+        return True
 
     def bundle_path(self, digest: str) -> Path:
         """Raises: TamperedBundle when the digest is no SHA-256 in hexadecimal (it becomes a file name)."""

@@ -539,7 +539,10 @@ class Keeper:
         self.pid = None
         self._tell_ends()
         last_words, _ = self.log.since(max(self.log_sent, self.log.total - LOG_LINES_PER_NEWS))
-        linux.write_atomically(self.folder / "exit.json", encode(self.news(last_words)), durable=False)
+        try:
+            linux.write_atomically(self.folder / "exit.json", encode(self.news(last_words)), durable=False)
+        except OSError as error:  # a full disk: who is connected is told all the same
+            self.log.say(LogLevel.ERROR, f"how {self.spec.name} ended cannot be written down: {error}")
         self._owe()
         until = time.monotonic() + 1.0
         while time.monotonic() < until:

@@ -62,7 +62,7 @@ class Program:
         self.name = name
         self.folder = folder
         self.changed = changed
-        self.store = store  # puts an event or outcome into the spool before it is acknowledged
+        self.store = store  # puts an event or outcome into the spool before it is acknowledged; OSError: the keeper shall keep it
         self.write = write  # takes one line of the program's log
         self.news: KeeperNews | None = None
         self.keeping = Keeping.GONE
@@ -76,6 +76,7 @@ class Program:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._stored = 0
+        self._full = False  # the last thing that was to be stored could not be written down
         self.record: LaunchRecord | None = None
         with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
             self.record = decode(LaunchRecord, (folder / "launch.json").read_bytes())
@@ -131,8 +132,8 @@ class Program:
             self._stored = 0
         self._writer = writer
         self.keeping = Keeping.ALIVE
-        self._hear(first)
         self._reading = asyncio.create_task(self._read(reader, writer))
+        self._hear(first)
 
     @staticmethod
     async def glance(folder: Path) -> KeeperNews | None:
@@ -153,7 +154,7 @@ class Program:
         try:
             while line := await reader.readline():
                 self._hear(decode(KeeperNews, line))
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
+        except Exception as error:  # whatever it is: who stops listening without a word believes what was said last for ever
             log.error("keeper_unreadable", program=self.name, text=f"The keeper of {self.name} sent news that cannot be read: {error}.")
         finally:
             writer.close()
@@ -182,12 +183,24 @@ class Program:
         self.changed()
 
     def _store(self, news: KeeperNews) -> None:
-        fresh = [(number, item) for number, item in news.pending if number > self._stored]
-        for number, item in fresh:
-            self.store(item)
-            self._stored = number
-        if news.pending:
+        self._take(news)
+        if news.pending and news.pending[0][0] <= self._stored:
             self.send(KeeperCommand(acknowledge=self._stored))
+
+    def _take(self, news: KeeperNews) -> None:
+        """Into the spool what is not written there yet. On a full disk it is reported from memory, and the keeper keeps it too: it comes
+        again with the next news."""
+        full = False
+        for number, item in [item for item in news.pending if item[0] > self._stored]:
+            try:
+                self.store(item)
+            except OSError as error:
+                if not self._full:
+                    said = f"What {self.name} tells cannot be written down ({error}); its keeper keeps it."
+                    log.error("news_not_kept", program=self.name, text=said)
+                full = self._full = True
+            if not full:
+                self._stored, self._full = number, False
 
     def send(self, command: KeeperCommand) -> None:
         if self._writer is not None and not self._writer.is_closing():
@@ -301,11 +314,10 @@ class Program:
         last: KeeperNews | None = None
         with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
             last = decode(KeeperNews, (self.folder / "exit.json").read_bytes())
+        if last is None and self.news is not None and self.news.pid is None:
+            last = self.news  # its keeper's last word; there was no room to write it down
         if last is not None and last.launch == self.record.launch:
-            for number, item in last.pending:
-                if number > self._stored:
-                    self.store(item)
-                    self._stored = number
+            self._take(last)
             if self.news is None:  # nobody was connected when it ended
                 for line in last.log:
                     self.write(line)

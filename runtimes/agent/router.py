@@ -307,6 +307,7 @@ class RouterSupervisor:
         return self.member.client_port
 
     def _save_member(self) -> None:
+        """Raises: OSError, where what is not on disk must not be gone on with."""
         assert self.member is not None
         self.home.write("router/member.json", self.member)
 
@@ -651,7 +652,7 @@ class RouterSupervisor:
             self.last_error = line.text
         if REMOVED in line.text and self.member is not None and not self.member.removed:
             self.member = msgspec.structs.replace(self.member, removed=True)
-            self._save_member()
+            self.home.remember("router/member.json", self.member)
         head, now = line.text[:60], time.monotonic()
         if now - self.said.get(head, -SAME_LINE_SECONDS) < SAME_LINE_SECONDS:
             return

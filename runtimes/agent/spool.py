@@ -22,7 +22,7 @@ class Spooled(Wire, frozen=True):
 
 
 class Spool:
-    """Every addition is on disk when the call returns."""
+    """What is added is reported in any case; it is on disk when the call returns without an error."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
@@ -32,17 +32,18 @@ class Spool:
         self.outcomes = list(kept.outcomes)
 
     def store(self, news: ProcessNews) -> None:
+        """Raises: OSError when it is in memory only; whoever has it shall keep it."""
         if news.event is not None and news.event not in self.events:
             self.events.append(news.event)
         if news.ended is not None and news.ended not in self.ends:
             self.ends.append(news.ended)
         if news.outcome is not None:
             self._add_outcome(news.outcome)
-        self._save()
+        self.home.write("spool.json", self._spooled())
 
     def add_outcome(self, outcome: RequestOutcome) -> None:
         self._add_outcome(outcome)
-        self._save()
+        self.home.remember("spool.json", self._spooled())
 
     def _add_outcome(self, outcome: RequestOutcome) -> None:
         """One outcome per request waits: an end replaces `running`, never the other way round."""
@@ -60,13 +61,13 @@ class Spool:
         self.events = [event for event in self.events if event not in report.events]
         self.ends = [end for end in self.ends if end not in report.ends]
         self.outcomes = [outcome for outcome in self.outcomes if outcome not in report.outcomes]
-        self._save()
+        self.home.remember("spool.json", self._spooled())
 
-    def _save(self) -> None:
+    def _spooled(self) -> Spooled:
         if max(len(self.events), len(self.ends), len(self.outcomes)) > KEPT:
             log.warning("spool_full", text=f"More than {KEPT} events wait for the portal; the oldest are dropped.")
             self.events, self.ends, self.outcomes = self.events[-KEPT:], self.ends[-KEPT:], self.outcomes[-KEPT:]
-        self.home.write("spool.json", Spooled(events=self.events, ends=self.ends, outcomes=self.outcomes))
+        return Spooled(events=self.events, ends=self.ends, outcomes=self.outcomes)
 
 
 class LogBuffer:

@@ -1,17 +1,22 @@
 """Small parts of agent and keeper: logs within bounds, the spool, the watchdog's rule, what the home keeps."""
 
 import asyncio
+import errno
 import mmap
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from runtimes.agent import linux
+from runtimes.agent.decide import Keeping
 from runtimes.agent.home import Home, TamperedBundle
 from runtimes.agent.keeper import Keeper, KeeperSpec, permit_overrun, silence
 from runtimes.agent.logbook import LOG_FILE_BYTES, LOG_LINES, LogBook, read_log_line
 from runtimes.agent.peers import addresses, why_cut_off
+from runtimes.agent.program import Program
 from runtimes.agent.spool import LOG_LINES as SENT_LINES
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.agent.supervisor import BundleUnavailable, RuntimeSupervisor, Surroundings
@@ -141,6 +146,10 @@ def test_log_lines_that_come_while_a_report_is_under_way_are_kept() -> None:
     assert [item.text for item in logs.take()] == ["new"]
 
 
+def disk_full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 EVENT = LeadershipEvent(group="g", epoch=1, runtime="external01.erp", previous=None, cause=Cause.FIRST)
 END = LeadershipEnd(group="g", epoch=1, runtime="external01.erp", cause=Cause.CRASH, reason="killed by signal 9")
 
@@ -163,6 +172,76 @@ def test_an_end_replaces_running_and_never_the_other_way_round(tmp_path: Path) -
     for status in (RequestStatus.RUNNING, RequestStatus.SUCCEEDED, RequestStatus.RUNNING):
         spool.add_outcome(RequestOutcome(id="r", status=status))
     assert [outcome.status for outcome in spool.outcomes] == [RequestStatus.SUCCEEDED]
+
+
+def test_a_full_disk_keeps_nothing_from_the_portal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(Home(tmp_path))
+    monkeypatch.setattr(linux, "write_atomically", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        spool.store(ProcessNews(event=EVENT))
+    spool.add_outcome(RequestOutcome(id="r", status=RequestStatus.SUCCEEDED))
+    report = Report(
+        agent_version="1", boot_id="", started_at="", orders_version=0, sequence=1, events=spool.events, outcomes=spool.outcomes
+    )
+    assert (report.events, len(report.outcomes)) == ([EVENT], 1)
+    spool.stored(report)
+    assert (spool.events, spool.outcomes) == ([], [])
+
+
+TELLS = """
+import json, os, socket, sys, time
+control = socket.socket(fileno=int(os.environ["BATON_CONTROL_FD"]))
+say = lambda **news: control.sendall(json.dumps(news).encode() + b"\\n")
+say(event={"group": "g", "epoch": 1, "runtime": "external01.erp", "previous": None, "cause": "first"})
+for number in range(1000):
+    say(ready=True, reason=f"word {number}")
+    time.sleep(0.02)
+"""
+
+
+def test_a_program_is_heard_and_told_on_while_the_disk_is_full(tmp_path: Path) -> None:
+    """The leadership it tells of stays with its keeper until there is room; meanwhile nothing is taken for a fact that is none any more."""
+
+    async def scenario() -> None:
+        full, stored = True, []
+
+        def store(news: ProcessNews) -> None:
+            if full:
+                disk_full()
+            stored.append(news)
+
+        async def when(true: Callable[[], bool]) -> None:
+            async with asyncio.timeout(10):
+                while not true():
+                    changed.clear()
+                    await changed.wait()
+
+        async def hears_on(program: Program) -> None:
+            before = program.news.reason if program.news is not None else ""
+            await when(lambda: program.news is not None and program.news.reason != before and program.news.pending == waits)
+
+        changed = asyncio.Event()
+        first = Program("external01.erp", tmp_path, changed.set, store, lambda _: None)
+        await first.launch("l1", [sys.executable, "-c", TELLS], {})
+        waits = [(1, ProcessNews(event=EVENT))]
+        await hears_on(first)
+        await first.let_go()
+        again = Program("external01.erp", tmp_path, changed.set, store, lambda _: None)
+        await again.attach()  # an agent that starts anew hears of it with the first word
+        try:
+            await hears_on(again)
+            assert (again.keeping, stored) == (Keeping.ALIVE, [])
+            full, waits = False, []
+            await hears_on(again)
+            assert stored == [ProcessNews(event=EVENT)]
+            full = True
+        finally:
+            again.stop("the test is over", 0.0)
+            await when(lambda: again.keeping is Keeping.GONE)
+            await again.let_go()
+        assert again.exit_reason.startswith("killed by its keeper")
+
+    asyncio.run(scenario())
 
 
 def test_a_bundle_is_verified_when_it_comes_and_whenever_it_is_read(tmp_path: Path) -> None:
