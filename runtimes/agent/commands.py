@@ -116,8 +116,11 @@ class Commands:
         for order in orders:
             if order.id not in self.commands:
                 self.commands[order.id] = command = Command(order)
-                self._remember()
-                command.task = asyncio.create_task(self._run(command))
+                if self._remember():
+                    command.task = asyncio.create_task(self._run(command))
+                else:
+                    command.status = CommandStatus.FAILED
+                    command.reason = f"{order.name} was not begun: the agent's disk is full, so it could not be kept from running twice"
         for key, command in self.commands.items():
             if key not in self.ordered and command.task is not None and not command.task.done():
                 command.task.cancel()
@@ -216,7 +219,8 @@ class Commands:
         if lines:
             self.changed()
 
-    def _remember(self) -> None:
+    def _remember(self) -> bool:
+        """False: not on disk."""
         begun = [
             Begun(
                 id=key,
@@ -228,7 +232,7 @@ class Commands:
             )
             for key, command in list(self.commands.items())[-KEPT:]
         ]
-        self.home.write("commands.json", Remembered(commands=begun))
+        return self.home.remember("commands.json", Remembered(commands=begun))
 
 
 async def _end_tree(process: asyncio.subprocess.Process) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -56,6 +56,8 @@ class Agent:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.orders: Orders | None = None
         self.orders_at = 0.0  # monotonic moment at which they came
+        self.taken = 0  # version of the last orders that were carried out whole
+        self.undone: dict[str, str] = {}  # parts of the present orders that were not carried out, with the reason
         self.sequence = 0
         self.started_at = linux.utc_now()
         self.boot_id = linux.boot_id()
@@ -126,7 +128,7 @@ class Agent:
             asked_at: monotonic moment at which the call that brought them began.
         """
         if self.orders is not None:
-            if same(orders, self.orders):
+            if same(orders, self.orders) and not self.undone:
                 return
             if orders.version < self.orders.version:
                 if asked_at < self.orders_at:
@@ -140,18 +142,32 @@ class Agent:
         self.changed.set()
 
     def _carry_out(self, orders: Orders) -> None:
+        """Each part by itself: one that fails keeps nothing from the others, and is tried again with the next answer of the portal."""
         self.orders, self.orders_at = orders, time.monotonic()
-        self.certificates.take(orders.trust)
-        self.router.take(orders.router, orders.member_change, orders.namespace)
-        self.peers.take(orders.router)
-        self.carrier.take(orders.requests)
-        self.commands.take(orders.commands)
-        self._hand_out()
-        self.clerk.take(orders.inquiries)
-        self.home.forget_bundles_except({digest for runtime in self.runtimes.values() for digest in runtime.digests()})
+        parts: dict[str, Callable[[], None]] = {
+            "certificates": lambda: self.certificates.take(orders.trust),
+            "router": lambda: self.router.take(orders.router, orders.member_change, orders.namespace),
+            "siblings": lambda: self.peers.take(orders.router),
+            "requests": lambda: self.carrier.take(orders.requests),
+            "commands": lambda: self.commands.take(orders.commands),
+            "runtimes": self._hand_out,
+            "inquiries": lambda: self.clerk.take(orders.inquiries),
+            "bundles": lambda: self.home.forget_bundles_except({key for runtime in self.runtimes.values() for key in runtime.digests()}),
+        }
+        undone: dict[str, str] = {}
+        for name, take in parts.items():
+            try:
+                take()
+            except Exception as error:  # whatever it is: the other parts are orders too
+                undone[name] = str(error)
+                if self.undone.get(name) != undone[name]:
+                    log.exception("orders_not_carried_out", text=f"What the orders say of {name} is not carried out yet: {error}.")
+        self.undone = undone
+        if not undone:
+            self.taken = orders.version
 
     def _hand_out(self) -> None:
-        """Every runtime gets its order and what it shares with the others."""
+        """Every runtime gets its order and what it shares with the others. Raises: OSError, after the others got theirs."""
         assert self.orders is not None
         around = Surroundings(
             namespace=self.orders.namespace,
@@ -161,19 +177,29 @@ class Agent:
             machine=self.identity.machine,
         )
         wished = {order.key: order for order in self.orders.runtimes}
+        failed: OSError | None = None
         for key in [*wished, *self._left_over(wished)]:
-            if key not in self.runtimes:
-                self.runtimes[key] = RuntimeSupervisor(
-                    key,
-                    self.home,
-                    fetch=self.portal.bundle,
-                    changed=self.changed.set,
-                    spool=self.spool,
-                    logs=self.logs,
-                    why_cut_off=self._why_cut_off,
-                )
-                self._start(f"runtime {key}", self.runtimes[key].run)
-            self.runtimes[key].take(wished.get(key), around)
+            try:
+                self._supervisor(key).take(wished.get(key), around)
+            except OSError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def _supervisor(self, key: str) -> RuntimeSupervisor:
+        """Raises: OSError when a new one's folder cannot be made."""
+        if key not in self.runtimes:
+            self.runtimes[key] = RuntimeSupervisor(
+                key,
+                self.home,
+                fetch=self.portal.bundle,
+                changed=self.changed.set,
+                spool=self.spool,
+                logs=self.logs,
+                why_cut_off=self._why_cut_off,
+            )
+            self._start(f"runtime {key}", self.runtimes[key].run)
+        return self.runtimes[key]
 
     def _left_over(self, wished: dict[str, RuntimeOrder]) -> list[str]:
         """Runtimes that are no longer ordered but have a process here, from before this agent's start too."""
@@ -226,7 +252,7 @@ class Agent:
             agent_version=self.version,
             boot_id=self.boot_id,
             started_at=self.started_at,
-            orders_version=self.orders.version if self.orders is not None else 0,
+            orders_version=self.taken,
             sequence=self.sequence,
             router=self.router.report(),
             peers=self.peers.report(),

@@ -300,7 +300,7 @@ class RouterSupervisor:
             self.member = Member(name=self.order.name, cluster_token="", members={}, client_port=port)
         else:
             self.member = msgspec.structs.replace(self.member, client_port=port)
-        self._save_member()
+        self.home.remember("router/member.json", self.member)
 
     def _port(self) -> int:
         assert self.member is not None

@@ -1,5 +1,6 @@
 """Real agents on real folders, and a little real portal for them to talk to."""
 
+import errno
 import json
 import os
 import select
@@ -51,6 +52,11 @@ def eventually(what: Callable[[], Any], within: float = 10.0) -> Any:
             return found
         assert time.monotonic() < until, f"not within {PATIENCE:g} times {within} s"
         time.sleep(0.02)
+
+
+def disk_full(*_: object, **__: object) -> None:
+    """In the place of a write."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def is_alive(pid: int) -> bool:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from runtimes.agent import linux
 from runtimes.agent.commands import LINES_PER_REPORT, Commands, NotListed, listed
 from runtimes.agent.home import Home
 from runtimes.protocol import CommandOrder, CommandReport, CommandStatus
+from tests.runtimes.agent.conftest import disk_full
 
 LIST = """
 [hello]
@@ -39,6 +41,13 @@ def home(tmp_path: Path) -> Home:
 
 def order(name: str, key: str = "1", seconds: float = 20) -> CommandOrder:
     return CommandOrder(id=key, name=name, timeout_seconds=seconds)
+
+
+def test_a_command_that_could_be_run_twice_is_not_begun(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "write_atomically", disk_full)
+    told, lines = run(home, "hello")
+    assert (told.status, lines) == (CommandStatus.FAILED, [])
+    assert told.reason.startswith("hello was not begun: the agent's disk is full")
 
 
 async def until_ended(commands: Commands) -> tuple[CommandReport, list[str]]:

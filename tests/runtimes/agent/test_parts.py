@@ -1,9 +1,7 @@
 """Small parts of agent and keeper: logs within bounds, the spool, the watchdog's rule, what the home keeps."""
 
 import asyncio
-import errno
 import mmap
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +39,7 @@ from runtimes.protocol import (
     Timing,
     digest_of,
 )
+from tests.runtimes.agent.conftest import disk_full
 
 NEAR = PeerReport(machine="core01", address="10.0.0.10:2380", reachable=True, since="2026-11-22T08:00:00.000000Z", error="")
 CUT_OFF = PeerReport(
@@ -144,10 +143,6 @@ def test_log_lines_that_come_while_a_report_is_under_way_are_kept() -> None:
     logs.add(line("new"))
     logs.stored()
     assert [item.text for item in logs.take()] == ["new"]
-
-
-def disk_full(*_: object, **__: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 EVENT = LeadershipEvent(group="g", epoch=1, runtime="external01.erp", previous=None, cause=Cause.FIRST)
