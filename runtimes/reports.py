@@ -265,7 +265,9 @@ def _store_outcomes(machine: Machine, outcomes: list[protocol.RequestOutcome], n
                 status=outcome.status, expires_at=now + timedelta(seconds=REQUEST_RUNNING_SECONDS)
             )
         elif outcome.status in (protocol.RequestStatus.SUCCEEDED, protocol.RequestStatus.FAILED, protocol.RequestStatus.EXPIRED):
-            request.filter(status__in=(*LIVE_REQUESTS, protocol.RequestStatus.EXPIRED)).update(
+            # An agent without a majority knows nothing of a wish that another one has carried.
+            ended = (protocol.RequestStatus.PENDING,) if outcome.code == "no-majority" else LIVE_REQUESTS
+            request.filter(status__in=(*ended, protocol.RequestStatus.EXPIRED)).update(
                 status=outcome.status, code=outcome.code[:40], reason=outcome.reason, ended_at=now
             )
 

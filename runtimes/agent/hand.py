@@ -119,19 +119,18 @@ class Machine:
 
     async def place(self, group: GroupHere, request: GroupRequest) -> RequestOutcome:
         """Carry a wish as the agent does. Raises: Refused where there is no router."""
-        url = self.router_url()
-        if url is None:
-            raise Refused("this machine has no router, so it cannot reach the other members: deploy the routers")
-        return await place_request(
-            url,
-            self.orders.namespace,
-            request,
-            member=group.key,
-            generation=self.orders.generation,
-            timing=self.timing,
-            tls=self.home.tls,
-            activated=group.release,
-        )
+        async with self.router() as client:
+            if client is None:
+                raise Refused("this machine has no router, so it cannot reach the other members: deploy the routers")
+            return await place_request(
+                client,
+                self.orders.namespace,
+                request,
+                member=group.key,
+                generation=self.orders.generation,
+                timing=self.timing,
+                activated=group.release,
+            )
 
     async def picture(self, client: Etcd, group: GroupHere) -> Picture:
         return await look(client, self.orders.namespace, group.spec.id, self.timing)

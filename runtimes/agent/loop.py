@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from runtimes.agent import linux
-from runtimes.agent.carrier import Carrier, NotPlaced
+from runtimes.agent.carrier import AT_ONCE, Carrier, NotPlaced
 from runtimes.agent.certificate import Certificates
 from runtimes.agent.client import LONGEST_WAIT, NotKnown, NotTaken, Portal, PortalAway, own_address
 from runtimes.agent.commands import Commands
@@ -21,6 +21,7 @@ from runtimes.agent.peers import Peers, why_cut_off
 from runtimes.agent.router import RouterSupervisor, pick_port
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.agent.supervisor import RuntimeSupervisor, Surroundings
+from runtimes.process.etcd import Etcd
 from runtimes.process.wishes import place_request
 from runtimes.protocol import GroupRequest, LogLevel, LogLine, Orders, Report, RequestOutcome, RequestStatus, RuntimeOrder, Wire
 
@@ -52,6 +53,7 @@ class Agent:
         self.carrier = Carrier(home, self.spool, self._place, self.changed.set)
         self.clerk = Clerk(self._where, self.changed.set)
         self.commands = Commands(home, self.changed.set, identity.machine)
+        self.client: Etcd | None = None  # of this machine's router
         self.runtimes: dict[str, RuntimeSupervisor] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.orders: Orders | None = None
@@ -82,9 +84,7 @@ class Agent:
     async def run(self) -> None:
         """Until cancelled. A part that fails unexpectedly is logged and started again; it never takes the others with it."""
         await self.router.program.attach()
-        remembered = self.home.read("orders.json", Orders)
-        if remembered is not None:
-            self._carry_out(msgspec.structs.replace(remembered, member_change=None))  # who knows what has happened since
+        self._remember_orders()
         self._start("certificate", self.certificates.run)
         self._start("router", self.router.run)
         self._start("peers", self.peers.run)
@@ -96,6 +96,12 @@ class Agent:
             await asyncio.Event().wait()
         finally:
             await self._close()
+
+    def _remember_orders(self) -> None:
+        """What is to be, not what was to be done once: who knows how long ago that was, and what has happened since."""
+        remembered = self.home.read("orders.json", Orders)
+        if remembered is not None:
+            self._carry_out(msgspec.structs.replace(remembered, member_change=None, requests=[], inquiries=[], commands=[]))
 
     def _start(self, name: str, part: Any) -> None:
         self.tasks[name] = asyncio.create_task(self._guard(name, part))
@@ -116,6 +122,8 @@ class Agent:
         await asyncio.gather(*(runtime.close() for runtime in self.runtimes.values()), return_exceptions=True)
         await self.commands.close()
         await self.router.close()
+        if self.client is not None:
+            await self.client.close()
         await self.portal.close()
 
     # --------------------------------------------------------------------------------------------------------------- orders
@@ -222,25 +230,33 @@ class Agent:
         content = runtime.content() if runtime is not None else None
         return (content, self.home.runtime(key) / "data") if content is not None else None
 
-    async def _place(self, request: GroupRequest) -> RequestOutcome:
-        """Write one wish through this machine's router. Raises: NotPlaced."""
+    async def _place(self, request: GroupRequest, asks: bool = False) -> RequestOutcome:
+        """Write one wish through this machine's router; `asks`: only find out how one that was written has ended. Raises: NotPlaced."""
         member = next((runtime.key for runtime in self.runtimes.values() if runtime.has_group(request.group)), None)
         if self.orders is None or self.router.endpoint is None:
             raise NotPlaced("this machine has no router")
         if member is None:
             raise NotPlaced(f"no runtime of this machine is a member of the group {request.group}")
         outcome = await place_request(
-            self.router.endpoint,
+            await self._client(self.router.endpoint),
             self.orders.namespace,
             request,
             member=member,
             generation=self.orders.generation,
             timing=self.orders.timing,
-            tls=self.home.tls,
+            asks=asks,
         )
         if outcome.status is RequestStatus.FAILED and outcome.code == "no-majority":
             raise NotPlaced(outcome.reason)
         return outcome
+
+    async def _client(self, url: str) -> Etcd:
+        """One for all wishes: each new connection would cost a handshake."""
+        if self.client is None or self.client.url != url:
+            former, self.client = self.client, Etcd(url, self.home.tls, connections=AT_ONCE)
+            if former is not None:
+                await former.close()
+        return self.client
 
     # -------------------------------------------------------------------------------------------------------------- reports
 

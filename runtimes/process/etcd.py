@@ -91,13 +91,12 @@ def read_prefix(prefix: str) -> dict[str, Any]:
 class Etcd:
     """One router's client address. `transact` is bounded as a whole; `watch` lasts until it breaks."""
 
-    def __init__(self, url: str, tls: TlsFiles) -> None:
+    def __init__(self, url: str, tls: TlsFiles, *, connections: int = 2) -> None:
         self.url = url.rstrip("/")
         self._tls = ClientTls(tls)
-        # No retries, no proxies from the environment; one kept connection for transactions and one for the watch.
-        transport = httpx.AsyncHTTPTransport(
-            verify=self._tls.context, retries=0, limits=httpx.Limits(max_keepalive_connections=2, keepalive_expiry=60)
-        )
+        # No retries, no proxies from the environment; of a runtime's two kept connections one is for transactions and one for the watch.
+        limits = httpx.Limits(max_keepalive_connections=connections, keepalive_expiry=60)
+        transport = httpx.AsyncHTTPTransport(verify=self._tls.context, retries=0, limits=limits)
         self._client = httpx.AsyncClient(transport=transport, base_url=self.url, trust_env=False)
 
     async def close(self) -> None:

@@ -24,7 +24,7 @@ from runtimes.process.records import (
     plain,
     session_key,
 )
-from runtimes.protocol import GroupRequest, IsolationPolicy, RequestKind, RequestOutcome, RequestStatus, Timing, TlsFiles, epoch_words
+from runtimes.protocol import GroupRequest, IsolationPolicy, RequestKind, RequestOutcome, RequestStatus, Timing, epoch_words
 
 POLICY_WORDS = {IsolationPolicy.STOP: "stops", IsolationPolicy.RUN_ALONE: "runs alone"}
 TRIES = 5  # when another writes the same record in between; each try reads anew
@@ -53,54 +53,64 @@ class Picture:
 
 
 async def place_request(
-    etcd: str,
+    client: Etcd,
     namespace: str,
     request: GroupRequest,
     *,
     member: str,
     generation: int,
     timing: Timing,
-    tls: TlsFiles,
     activated: int | None = None,
+    asks: bool = False,
 ) -> RequestOutcome:
     """Carry one wish into etcd through this machine's router. Carrying it twice, or from two machines, has the effect of once.
 
     Args:
+        client: of this machine's router; it stays open.
         member: key of any runtime of the group's connector ("external01.erp"): tells which connector `request.machine` runs.
         activated: number of the activated release; a candidate must run it or the leader's. None: not compared.
+        asks: the wish was written before: only how it ended is asked for, and nothing is written.
 
     Returns:
         RUNNING: a switch stands in control/<group>; the member that closes it reports the outcome (ProcessNews.outcome), and calling
         again tells it too. SUCCEEDED, or FAILED with `code` busy, stale, not-ready, disabled or no-majority (then it may be tried again
         while it is valid).
     """
-    client = Etcd(etcd, tls)
     trouble = ""
-    try:
-        for _ in range(TRIES):
-            try:
-                picture = await look(client, namespace, request.group, timing)
-                outcome, changed = await _judge(client, namespace, request, picture, member, generation, timing, activated)
-                if changed is None:
-                    return outcome
-                key = control_key(namespace, request.group)
-                compare = [
-                    unchanged(key, picture.control_revision),
-                    unchanged(leader_key(namespace, request.group), picture.leader_revision),
-                ]
-                if (await _transact(client, compare, [put(key, plain(changed))], [], timing)).succeeded:
-                    return outcome
-            except RefusedError as refusal:
-                return RequestOutcome(id=request.id, status=RequestStatus.FAILED, code=refusal.code, reason=str(refusal))
-            except OutcomeUnknown as error:
-                trouble = str(error)  # it may have been written: the next reading finds it by the request's id
-                await asyncio.sleep(timing.renewal / 2)
-        if trouble:
-            return RequestOutcome(id=request.id, status=RequestStatus.FAILED, code="no-majority", reason=trouble)
-        reason = f"the record of the group changed {TRIES} times while the wish was written; try again"
-        return RequestOutcome(id=request.id, status=RequestStatus.FAILED, code="busy", reason=reason)
-    finally:
-        await client.close()
+    for _ in range(TRIES):
+        try:
+            picture = await look(client, namespace, request.group, timing)
+            if asks:
+                return _ended(request, picture)
+            outcome, changed = await _judge(client, namespace, request, picture, member, generation, timing, activated)
+            if changed is None:
+                return outcome
+            key = control_key(namespace, request.group)
+            compare = [
+                unchanged(key, picture.control_revision),
+                unchanged(leader_key(namespace, request.group), picture.leader_revision),
+            ]
+            if (await _transact(client, compare, [put(key, plain(changed))], [], timing)).succeeded:
+                return outcome
+        except RefusedError as refusal:
+            return RequestOutcome(id=request.id, status=RequestStatus.FAILED, code=refusal.code, reason=str(refusal))
+        except OutcomeUnknown as error:
+            trouble = str(error)  # it may have been written: the next reading finds it by the request's id
+            await asyncio.sleep(timing.renewal / 2)
+    if trouble:
+        return RequestOutcome(id=request.id, status=RequestStatus.FAILED, code="no-majority", reason=trouble)
+    reason = f"the record of the group changed {TRIES} times while the wish was written; try again"
+    return RequestOutcome(id=request.id, status=RequestStatus.FAILED, code="busy", reason=reason)
+
+
+def _ended(request: GroupRequest, picture: Picture) -> RequestOutcome:
+    """How a wish that was written has ended, as far as etcd remembers. Raises: RefusedError when it does not."""
+    if picture.control.request is not None and picture.control.request.id == request.id:
+        return _running(request)
+    known = picture.control.outcome_of(request.id)
+    if known is None:
+        raise RefusedError("stale", "it does not stand any more, and how it ended is not remembered; look who leads")
+    return known
 
 
 async def _judge(

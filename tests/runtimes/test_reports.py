@@ -155,6 +155,26 @@ def wish(group: FailoverGroup, **more: Any) -> GroupRequest:
 @pytest.mark.parametrize(
     ("before", "told", "after"),
     [
+        pytest.param("pending", "failed", "failed", id="nobody carries it"),
+        pytest.param("pending", "expired", "expired", id="nobody carried it in time"),
+        pytest.param("running", "failed", "running", id="another agent carries it"),
+        pytest.param("running", "expired", "running", id="another agent carries it, however late"),
+        pytest.param("succeeded", "failed", "succeeded", id="another agent has carried it"),
+    ],
+)
+def test_an_agent_without_a_majority_ends_only_a_request_that_nobody_carries(
+    external01: Machine, group: FailoverGroup, before: str, told: str, after: str
+) -> None:
+    request = wish(group, status=before)
+    outcome = protocol.RequestOutcome(id=str(request.pk), status=protocol.RequestStatus(told), code="no-majority", reason="because")
+    fleet.record_report(external01, said(1, outcomes=[outcome]), now=NOW)
+    request.refresh_from_db()
+    assert request.status == after
+
+
+@pytest.mark.parametrize(
+    ("before", "told", "after"),
+    [
         pytest.param("pending", "running", "running", id="an agent carries it"),
         pytest.param("pending", "succeeded", "succeeded", id="done at once"),
         pytest.param("running", "failed", "failed", id="refused by the leader"),

@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from runtimes.agent import linux
+from runtimes.agent.carrier import AT_ONCE, Carrier
 from runtimes.agent.home import Home, Identity
 from runtimes.agent.loop import Agent
-from runtimes.agent.spool import LogBuffer
-from runtimes.protocol import Cause, CommandOrder, GroupRequest, Orders, RequestKind, Trust
+from runtimes.agent.spool import LogBuffer, Spool
+from runtimes.protocol import Cause, CommandOrder, GroupRequest, Inquiry, ItemAct, Orders, RequestKind, RequestOutcome, RequestStatus, Trust
 from tests.certified import Authority
 from tests.runtimes.agent.conftest import cluster, disk_full, erp
 
@@ -81,5 +82,86 @@ def test_orders_that_met_a_full_disk_are_carried_out_once_there_is_room(
         assert taken(agent) == [True] * 4
         assert agent.home.revoked.exists()
         await agent._close()
+
+    asyncio.run(scenario())
+
+
+def test_what_was_to_be_done_once_is_not_done_after_a_reboot(agent: Agent, trust: Trust) -> None:
+    async def scenario() -> None:
+        inquiry = Inquiry(id="i1", runtime="external01.erp", flow="f1", act=ItemAct.DISCARD)
+        agent.home.write("orders.json", orders(trust, inquiries=[inquiry]))
+        agent._remember_orders()
+        assert taken(agent) == [True, False, False, True]
+        assert agent.orders is not None and agent.orders.inquiries == []
+        await agent._close()
+
+    asyncio.run(scenario())
+
+
+class Etcd:
+    """What a carrier asks for, in the place of a router that takes a tenth of a second for each wish."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, bool]] = []
+        self.now = self.most = 0
+        self.status = RequestStatus.SUCCEEDED
+
+    async def place(self, request: GroupRequest, asks: bool = False) -> RequestOutcome:
+        self.asked.append((request.id, asks))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0.1)
+        self.now -= 1
+        return RequestOutcome(id=request.id, status=self.status)
+
+
+def wish(key: str, group: str = "g1", **changes: object) -> GroupRequest:
+    return msgspec.structs.replace(WISH, id=key, group=group, **changes)
+
+
+def test_wishes_of_many_groups_are_carried_together_and_those_of_one_group_in_turn(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        etcd, home = Etcd(), Home(tmp_path)
+        changed = asyncio.Event()
+        carrier = Carrier(home, Spool(home), etcd.place, changed.set)
+        carrier.take([wish(f"r{number}", f"g{number}") for number in range(40)] + [wish("last", "g0")])
+        running = asyncio.create_task(carrier.run())
+        async with asyncio.timeout(3):  # one after another would take four
+            while len(carrier.spool.outcomes) < 41:
+                changed.clear()
+                await changed.wait()
+        running.cancel()
+        assert etcd.most == AT_ONCE
+        asked = [key for key, _ in etcd.asked]
+        assert sorted(asked) == sorted([*(f"r{number}" for number in range(40)), "last"])
+        assert asked.index("last") > asked.index("r0")
+
+    asyncio.run(scenario())
+
+
+def test_a_wish_that_waited_through_a_suspend_is_not_carried_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        etcd, home = Etcd(), Home(tmp_path)
+        carrier = Carrier(home, Spool(home), etcd.place, lambda: None)
+        monkeypatch.setattr(linux, "boot_seconds", lambda: 100.0)
+        carrier.take([wish("r1")])
+        monkeypatch.setattr(linux, "boot_seconds", lambda: 115.0)
+        await carrier._each(carrier._carry, carrier.waiting.values())
+        assert etcd.asked == []
+        (outcome,) = carrier.spool.outcomes
+        assert (outcome.status, outcome.code) == (RequestStatus.EXPIRED, "no-majority")
+
+    asyncio.run(scenario())
+
+
+def test_a_wish_that_stands_is_asked_after_and_never_written_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        etcd, home = Etcd(), Home(tmp_path)
+        etcd.status = RequestStatus.RUNNING
+        carrier = Carrier(home, Spool(home), etcd.place, lambda: None)
+        carrier.take([wish("r1")])
+        await carrier._each(carrier._carry, carrier.waiting.values())
+        await carrier._each(carrier._follow, carrier.standing.values())
+        assert etcd.asked == [("r1", False), ("r1", True)]
 
     asyncio.run(scenario())

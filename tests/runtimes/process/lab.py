@@ -1,5 +1,6 @@
 """Real servers and real runtime processes for tests, on 127.0.0.1, below the ephemeral ports; each is stopped by its owner."""
 
+import asyncio
 import base64
 import json
 import os
@@ -17,8 +18,10 @@ from typing import Any
 
 import redis
 
+from runtimes.process.etcd import Etcd
 from runtimes.process.farewell import end_session
 from runtimes.process.tls import ClientTls
+from runtimes.process.wishes import place_request
 from runtimes.protocol import (
     CONTROL_FD_ENV,
     BundleContent,
@@ -26,6 +29,7 @@ from runtimes.protocol import (
     ComponentKind,
     FlowSpec,
     GroupReport,
+    GroupRequest,
     GroupSpec,
     LeadershipEnd,
     LeadershipEvent,
@@ -143,6 +147,19 @@ class EtcdCluster:
     def close(self) -> None:
         for member in self.members:
             stop(member)
+
+
+def place(cluster: EtcdCluster, number: int, request: GroupRequest, member: str, **more: Any) -> RequestOutcome:
+    """Carry a wish as the agent of that machine does."""
+
+    async def work() -> RequestOutcome:
+        client = Etcd(cluster.urls[number], cluster.tls)
+        try:
+            return await place_request(client, NAMESPACE, request, member=member, generation=1, timing=Timing(), **more)
+        finally:
+            await client.close()
+
+    return asyncio.run(work())
 
 
 class Broker:

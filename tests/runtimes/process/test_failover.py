@@ -1,12 +1,10 @@
 """Two real runtime processes, three real routers, a real queue."""
 
-import asyncio
 import signal
 import time
 
 import pytest
 
-from runtimes.process.wishes import place_request
 from runtimes.protocol import (
     PROFILES,
     Cause,
@@ -21,7 +19,7 @@ from runtimes.protocol import (
     Timing,
     TimingProfile,
 )
-from tests.runtimes.process.lab import NAMESPACE, Landscape, until
+from tests.runtimes.process.lab import Landscape, place, until
 
 pytestmark = pytest.mark.journey
 
@@ -46,18 +44,7 @@ def ask(
         actor="operator",
         valid_seconds=30,
     )
-    return asyncio.run(
-        place_request(
-            landscape.cluster.urls[number],
-            NAMESPACE,
-            request,
-            member="external02.erp",
-            generation=1,
-            timing=Timing(),
-            tls=landscape.cluster.tls,
-            activated=activated,
-        )
-    )
+    return place(landscape.cluster, number, request, "external02.erp", activated=activated)
 
 
 def drop(landscape: Landscape, name: str, content: bytes = b"<order/>") -> None:

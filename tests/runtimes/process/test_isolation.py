@@ -1,6 +1,5 @@
 """Run alone: what is remembered of the policy, and three real routers of which the majority dies under two real runtimes."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,6 @@ import structlog
 
 from runtimes.process.isolation import Memory
 from runtimes.process.records import ControlRecord, Disabled
-from runtimes.process.wishes import place_request
 from runtimes.protocol import (
     PERMIT,
     BundleContent,
@@ -23,9 +21,8 @@ from runtimes.protocol import (
     RequestStatus,
     State,
     Status,
-    Timing,
 )
-from tests.runtimes.process.lab import NAMESPACE, EtcdCluster, Launched, folder, launch, until
+from tests.runtimes.process.lab import EtcdCluster, Launched, folder, launch, place, until
 
 ALONE, STOP = IsolationPolicy.RUN_ALONE, IsolationPolicy.STOP
 ME = "external01.erp"
@@ -113,17 +110,7 @@ class Two:
             valid_seconds=30,
             policy=policy,
         )
-        outcome = asyncio.run(
-            place_request(
-                self.cluster.urls[0],
-                NAMESPACE,
-                request,
-                member=self.members[0],
-                generation=1,
-                timing=Timing(),
-                tls=self.cluster.tls,
-            )
-        )
+        outcome = place(self.cluster, 0, request, self.members[0])
         assert outcome.status == RequestStatus.SUCCEEDED, outcome.reason
 
     def delivers(self, number: int, group: str, name: str) -> None:
