@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from django.core.paginator import Page, Paginator
+from django.utils import timezone
 
 from deployments import sheet
 from deployments.sheet import Need, Scope, candidates
 from portal import properties, router_addresses
 from portal.models import DesignedMachine, Environment, Placement, Property, scope_name
 from portal.properties import Expectation
+from runtimes import reach
 
 ROWS_PER_PAGE = 50
 EVERYWHERE: Scope = ("", "")
@@ -43,6 +45,7 @@ class Cell:
     more: list[Property]  # more specific ones beside it
     missing: list[str]  # "external01.erp": who lacks a value, among those this column is about
     changed: bool  # newer than what runs
+    tested: reach.Tested | None = None  # of an Internal IP or Failover port: how the other machines reach it
 
     @property
     def source(self) -> str:
@@ -122,6 +125,7 @@ def _rows(
     for value in stored.filter(key__in=keys) if len(keys) <= properties.MANY_KEYS else stored:
         values[value.environment_id, value.key][value.machine, value.connector] = value
     known = properties.expectations(environment.project_id, only=set(keys), mentions=used.mentions)
+    tested = reach.tested(environments.values(), now=timezone.now()) if any(map(router_addresses.is_failover_key, keys)) else {}
     sought = [(column, candidates(*column.scope)) for column in columns]
     return [
         Row(
@@ -135,6 +139,7 @@ def _rows(
                     values[column.environment.pk, key],
                     needed[column.environment.pk][key],
                     runs[column.environment.pk],
+                    tested.get((column.environment.pk, reach.owner_of(key))) if tested else None,
                 )
                 for column, scopes in sought
             ],
@@ -143,7 +148,9 @@ def _rows(
     ]
 
 
-def _cell(column: Column, scopes: list[Scope], values: dict[Scope, Property], need: Need, runs: sheet.Runs | None) -> Cell:
+def _cell(
+    column: Column, scopes: list[Scope], values: dict[Scope, Property], need: Need, runs: sheet.Runs | None, tested: reach.Tested | None
+) -> Cell:
     """`scopes` are those that can give the column its value, the most specific first."""
     source = next((scope for scope in scopes if scope in values), None)
     value = values[source] if source is not None else None
@@ -160,6 +167,7 @@ def _cell(column: Column, scopes: list[Scope], values: dict[Scope, Property], ne
         more=more,
         missing=[place.name for place in lacking if _narrower((place.machine, place.connector), column.scope)],
         changed=since is not None and any(other.updated_at > since for other in shown),
+        tested=tested if value else None,
     )
 
 

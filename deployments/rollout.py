@@ -41,6 +41,7 @@ from deployments.steps import Outcome
 from portal import access
 from portal.errors import Busy, NotAllowed
 from portal.models import Environment, Role
+from runtimes import reach
 from runtimes.models import Machine, Runtime
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def obstacles(release: Release, environment: Environment, *, now: datetime, leav
     found += releases.too_many_groups(release, environment)
     found += [refusal for name in leaving_out if (refusal := not_offline(machines.get(name), name, now))]
     found += plans.problems(plan)
+    found += [item.sentence for item in reach.findings(environment, now=now) if item.blocks]
     for gap in moves.foreseen(release, environment, list(plan.steps.all())):
         found += [moves.not_deployed_later(runtime, gap.clauses) for runtime in gap.left]
     return found

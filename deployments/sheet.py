@@ -10,6 +10,7 @@ from datetime import datetime
 
 from django.core.paginator import Page, Paginator
 from django.db.models import Max
+from django.utils import timezone
 
 from deployments import plans
 from deployments.models import Deployment, RunStatus
@@ -18,6 +19,7 @@ from portal.models import Connector, DesignedMachine, Environment, Placement, Pr
 from portal.property_uses import Mentions, Use, drawn_routers, router_name, router_uses
 from portal.property_values import Filled
 from portal.router_addresses import is_failover_key
+from runtimes import reach
 from runtimes.models import Machine
 from runtimes.protocol import runtime_key
 
@@ -180,6 +182,7 @@ class Row:
     lines: list[Line]  # the most general value first
     missing: list[Place]
     elsewhere: list[Elsewhere]
+    tested: reach.Tested | None = None  # how the other machines reach the address, of an Internal IP or Failover port
 
     @property
     def is_failover(self) -> bool:
@@ -284,6 +287,7 @@ def _rows(environment: Environment, keys: list[str], needs: Needs, runs: Runs | 
     stored = Property.objects.filter(environment__in=environments).select_related("updated_by")
     for value in stored.filter(key__in=keys) if len(keys) <= 500 else stored:  # databases limit the parameters of one query
         values[value.environment_id, value.key].append(value)
+    tested = reach.tested([environment], now=timezone.now()) if any(map(is_failover_key, keys)) else {}
     rows = []
     for key in keys:
         need = needed[key]
@@ -307,6 +311,7 @@ def _rows(environment: Environment, keys: list[str], needs: Needs, runs: Runs | 
                 ],
                 missing=gets[None],
                 elsewhere=[Elsewhere(other, values[other.pk, key]) for other in environments if other.pk != environment.pk],
+                tested=tested.get((environment.pk, reach.owner_of(key))) if tested else None,
             )
         )
     return rows

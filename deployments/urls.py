@@ -56,6 +56,7 @@ urlpatterns: list[URLPattern] = [
     path(_environment + "properties/history/", property_grid.history, name="property-history"),
     path(_environment + "properties/fill/", property_grid.fill, name="property-fill"),
     path(_environment + "one-host/", property_grid.one_host, name="one-host"),
+    path(_machine + "reach/", machines.machine_reach, name="machine-reach"),
     path(_machine + "suggestion/", property_grid.accept_suggestion, name="machine-suggestion"),
     path(_environment + "properties/undo/", property_grid.undo, name="property-undo"),
     # Deploy › Plan

@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Group, MachineKind
-from runtimes import authority, protocol, reports, votes, wakeup
+from runtimes import authority, protocol, reach_orders, reports, votes, wakeup
 from runtimes.models import (
     LIVE_COMMANDS,
     LIVE_REQUESTS,
@@ -147,6 +147,7 @@ def record_report(machine: Machine, report: protocol.Report, *, now: datetime) -
             return False
         if news.cluster_became_known or news.command_ended:  # an empty data directory is refused now; or an order is done with
             touch(machine)
+        touch(*reach_orders.store(machine, report.reach, now=now))
         transaction.on_commit(lambda: _tell(machine))
     return True
 
@@ -208,6 +209,7 @@ def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
         requests=[_request_order(request, now) for request in requests],
         inquiries=[_inquiry(inquiry) for inquiry in inquiries],
         commands=_command_orders(machine),
+        reach=reach_orders.orders(machine, now=now),
     )
 
 

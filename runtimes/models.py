@@ -16,7 +16,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from portal.models import NAME, Connector, Environment, Group, MachineKind
-from portal.vault import SealedBytes
+from portal.vault import SealedBytes, SealedText
 from runtimes import protocol
 
 
@@ -292,6 +292,40 @@ class CommandRun(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} on {self.machine}"
+
+
+class ReachTest(models.Model):
+    """The last test of a machine's Internal IP : Failover port by the other machines (runtimes/reach.py)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    machine = models.OneToOneField(Machine, on_delete=models.CASCADE, related_name="reach_test")  # whose address it is
+    host = models.CharField(max_length=255)
+    port = models.PositiveIntegerField()
+    secret = SealedText()  # by which the agents know each other
+    actor = models.CharField(max_length=150)
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)  # everybody has answered
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port} of {self.machine}"
+
+
+class ReachResult(models.Model):
+    """One machine's part in a test: the owner's, or of one that tried to reach it."""
+
+    test = models.ForeignKey(ReachTest, on_delete=models.CASCADE, related_name="results")
+    machine = models.ForeignKey(Machine, on_delete=models.CASCADE, related_name="+")
+    outcome = models.CharField(max_length=16, choices=choices(protocol.ReachOutcome))
+    reason = models.CharField(max_length=500, blank=True)
+    seconds = models.FloatField(null=True, blank=True)  # to connect
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["test", "machine"], name="one_result_per_test_and_machine")]
+
+    def __str__(self) -> str:
+        return f"{self.machine}: {self.outcome}"
 
 
 LIVE_COMMANDS = (protocol.CommandStatus.PENDING, protocol.CommandStatus.RUNNING)

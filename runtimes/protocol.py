@@ -138,6 +138,23 @@ class CommandStatus(StrEnum):
     CANCELLED = "cancelled"  # only the portal says this: the order was taken back
 
 
+class ReachOutcome(StrEnum):
+    """What became of one machine's part in the test of an Internal IP and Failover port."""
+
+    # of the machine whose address it is
+    LISTENING = "listening"  # it waits there for the others
+    ROUTER = "router"  # its router runs there already, and answers the others
+    TAKEN = "taken"  # another program listens there
+    NOT_HERE = "not-here"  # no address of this machine, or a port it may not have
+    # of the others
+    REACHABLE = "reachable"
+    REFUSED = "refused"
+    TIMED_OUT = "timed-out"
+    WRONG_ANSWER = "wrong-answer"  # somebody answers, and not that machine
+    NO_WAY = "no-way"  # no route, or an unknown name
+    FAILED = "failed"  # of either: the test itself could not be made
+
+
 class ComponentKind(StrEnum):
     FILE = "file"
     QUEUE = "queue"
@@ -387,6 +404,29 @@ class CommandOrder(Wire, frozen=True):
     timeout_seconds: float
 
 
+class ReachOrder(Wire, frozen=True):
+    """Try Internal IP : Failover port of `machine`: it listens there for `valid_seconds` from receipt, the others connect. Both sides prove
+    with the secret, which only they have, that it is this test."""
+
+    id: str
+    machine: str  # whose address it is
+    host: str
+    port: int
+    secret: str
+    router: bool = False  # the machine's router answers there, by mutual TLS
+    valid_seconds: float = 10.0
+
+
+class ReachAnswer(Wire, frozen=True):
+    """Repeated until acknowledged. An agent that does not know the order gives none."""
+
+    id: str
+    outcome: ReachOutcome
+    reason: str = ""
+    seconds: float | None = None  # to connect; only of a reachable one
+    at: str = ""
+
+
 class Orders(Wire, frozen=True):
     version: int  # grows with every change for this machine
     namespace: str  # etcd key prefix of the environment: "/baton/<id>/"
@@ -399,6 +439,7 @@ class Orders(Wire, frozen=True):
     requests: list[GroupRequest] = []
     inquiries: list[Inquiry] = []
     commands: list[CommandOrder] = []
+    reach: list[ReachOrder] = []
 
 
 class RouterReport(Wire, frozen=True):
@@ -562,6 +603,7 @@ class Report(Wire, frozen=True):
     logs: list[LogLine] = []
     answers: list[InquiryAnswer] = []  # repeated until acknowledged
     commands: list[CommandReport] = []
+    reach: list[ReachAnswer] = []
     suggested_address: str = ""
     suggested_port: int | None = None
 

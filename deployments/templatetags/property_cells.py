@@ -41,4 +41,7 @@ def _content(cell: Cell) -> str:
             text += f'<small class="from">{escape(cell.source)}</small>'
     if cell.more:
         text += f'<small class="more" title="{escape(", ".join(other.scope for other in cell.more))}">+{len(cell.more)} narrower</small>'
+    if cell.tested:
+        told = escape("; ".join(cell.tested.sentences))
+        text += f'<small class="reach tone-{cell.tested.tone}" title="{told}">{told}</small>'
     return text + ('<span class="newer" aria-label="newer than what runs"></span>' if cell.changed else "")

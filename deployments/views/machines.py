@@ -21,7 +21,7 @@ from portal.access import get_environment, may
 from portal.errors import Invalid, NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Property, Role
-from runtimes import boards, clocks, failover, fleet, membership, protocol
+from runtimes import boards, clocks, failover, fleet, membership, protocol, reach
 from runtimes.forms import ConfirmForm, PreferenceForm
 from runtimes.models import LeadershipChange, Machine, Router, Runtime, RuntimeLog
 
@@ -88,11 +88,11 @@ def get_box(environment: Environment, name: str) -> MachineBox:
 def overview_tab(request: UserRequest, box: MachineBox) -> dict[str, Any]:
     now = timezone.now()
     routers = Router.objects.filter(machine__environment=box.machine.environment).select_related("machine")
-    reach = machines.reach(routers, now=now)
+    seen = machines.reach(routers, now=now)
     name = box.machine.name
     return {
-        "sees": [entry for entry in reach if entry.said_by.name == name],
-        "seen_by": [entry for entry in reach if entry.peer.machine == name and entry.said_by.name != name],
+        "sees": [entry for entry in seen if entry.said_by.name == name],
+        "seen_by": [entry for entry in seen if entry.peer.machine == name and entry.said_by.name != name],
         "clock": clocks.in_words(box.machine.clock_ahead_seconds),
         "clock_is_off": abs(box.machine.clock_ahead_seconds or 0.0) > clocks.TOLERATED_SECONDS,
         "change": membership.under_way(box.machine.environment),
@@ -110,13 +110,14 @@ def failover_tab(request: UserRequest, box: MachineBox) -> dict[str, Any]:
     values = list(Property.objects.filter(environment=environment))
     siblings = Runtime.objects.filter(environment=environment, failover=True).exclude(machine=box.machine)
     routers = Router.objects.filter(machine__environment=environment).select_related("machine")
-    reach = machines.reach(routers, now=timezone.now())
+    seen = machines.reach(routers, now=timezone.now())
     return {
         "settings": machines.settings_of(box.machine, values),
         "suggested": machines.suggested(box.machine, values),
         "preferring": machines.preferring(box, siblings.select_related("machine", "connector")),
-        "seen_by": [entry for entry in reach if entry.peer.machine == box.machine.name and entry.said_by.pk != box.machine.pk],
+        "seen_by": [entry for entry in seen if entry.peer.machine == box.machine.name and entry.said_by.pk != box.machine.pk],
         "preferences": [("leader", "Leader"), ("backup", "Backup"), ("none", "None")],
+        "tested": reach.tested([environment], now=timezone.now()).get((environment.pk, box.machine.name)),
     }
 
 
@@ -321,3 +322,23 @@ def came_from(request: UserRequest, otherwise: str) -> str:
     address = request.POST.get("next") or request.GET.get("next", "")
     known = url_has_allowed_host_and_scheme(address, {request.get_host()}, require_https=request.is_secure())
     return address if known else otherwise
+
+
+@require_http_methods(["GET", "POST"])
+def machine_reach(request: UserRequest, slug: str, kind: str, name: str) -> HttpResponse:
+    """POST: have the other machines try its address. GET: how that goes."""
+    environment = get_environment(request.user, slug, kind, to_edit=request.method == "POST")
+    machine = get_object_or_404(Machine.objects.select_related("environment__project"), environment=environment, name=name)
+    context: dict[str, Any] = {"environment": environment, "machine": machine}
+    if request.method == "POST":
+        try:
+            reach.ask(machine, actor=request.user.get_username(), now=timezone.now())
+        except NotAllowed as refusal:
+            if not request.htmx:
+                raise
+            context["refusal"] = refusal
+    if not request.htmx:
+        return redirect(request, reverse("machine", args=[slug, kind, name]) + "?tab=failover")
+    context["may_deploy"] = may(request.user, environment.project.team_id, access.role_to_deploy(environment))
+    context["tested"] = reach.tested([environment], now=timezone.now()).get((environment.pk, name))
+    return render(request, "deployments/_reach.html", context)

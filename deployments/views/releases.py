@@ -22,7 +22,7 @@ from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Flow, FlowVersion, Project, Property, Role, scope_name
 from portal.property_uses import router_name, router_uses, uses
-from runtimes import failover
+from runtimes import failover, reach
 from runtimes.models import FailoverGroup
 
 RELEASES_PER_PAGE = 50
@@ -260,10 +260,14 @@ def preflight(release: Release, environment: Environment) -> dict[str, Any]:
     """Steps, findings and leaders. Obstacles that only repeat a missing property are left to the list of missing properties, whose
     entries are linked to their cell."""
     run = preview.preview(release, environment, now=timezone.now())
+    tried = reach.findings(environment, now=timezone.now())
     said = {entry.sentence for entry in run.missing}
     steps = list(plans.plan_of(environment).steps.all())
     return {
         "missing": run.missing,
+        "tried": [entry for entry in tried if entry.blocks],
+        "untried": [entry for entry in tried if not entry.blocks],
+        "tried_sentences": {entry.sentence for entry in tried},
         "obstacles": [sentence for sentence in run.obstacles if sentence not in said],
         "warnings": releases.warnings(release, environment),
         "steps": steps,

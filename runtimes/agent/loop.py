@@ -18,6 +18,7 @@ from runtimes.agent.etcd_leader import EtcdLeader
 from runtimes.agent.home import Home, Identity
 from runtimes.agent.items import Clerk, Where
 from runtimes.agent.peers import Peers, why_cut_off
+from runtimes.agent.reach import Reach
 from runtimes.agent.router import RouterSupervisor, pick_port
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.agent.supervisor import RuntimeSupervisor, Surroundings
@@ -54,6 +55,7 @@ class Agent:
         self.clerk = Clerk(self._where, self.changed.set)
         self.commands = Commands(home, self.changed.set, identity.machine)
         self.client: Etcd | None = None  # of this machine's router
+        self.reach = Reach(identity.machine, home.tls, self.changed.set)
         self.runtimes: dict[str, RuntimeSupervisor] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.orders: Orders | None = None
@@ -121,6 +123,7 @@ class Agent:
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         await asyncio.gather(*(runtime.close() for runtime in self.runtimes.values()), return_exceptions=True)
         await self.commands.close()
+        await self.reach.close()
         await self.router.close()
         if self.client is not None:
             await self.client.close()
@@ -143,7 +146,7 @@ class Agent:
                     return
                 log.warning("orders_went_back", text=f"The portal's orders went back from {self.orders.version} to {orders.version}.")
         try:
-            self.home.write("orders.json", orders)
+            self.home.write("orders.json", msgspec.structs.replace(orders, reach=[]))  # of the moment, with a secret
         except OSError as error:
             log.error("orders_not_kept", text=f"The orders cannot be written down ({error}); a reboot would bring back older ones.")
         self._carry_out(orders)
@@ -158,6 +161,7 @@ class Agent:
             "siblings": lambda: self.peers.take(orders.router),
             "requests": lambda: self.carrier.take(orders.requests),
             "commands": lambda: self.commands.take(orders.commands),
+            "tests of addresses": lambda: self.reach.take(orders.reach, orders.router),
             "runtimes": self._hand_out,
             "inquiries": lambda: self.clerk.take(orders.inquiries),
             "bundles": lambda: self.home.forget_bundles_except({key for runtime in self.runtimes.values() for key in runtime.digests()}),
@@ -283,6 +287,7 @@ class Agent:
             logs=self.logs.take(),
             answers=list(self.clerk.answers),
             commands=self.commands.report(),
+            reach=list(self.reach.answers),
             suggested_address=self.suggested_address,
             suggested_port=self.suggested_port,
         )
@@ -314,6 +319,7 @@ class Agent:
                 self.logs.stored()
                 self.clerk.stored(report.answers)
                 self.commands.stored(report.commands)
+                self.reach.stored(report.reach)
             self.take_orders(answer.orders, asked_at)
 
     async def _listen_for_ever(self) -> None:

@@ -8,14 +8,16 @@ from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, status
 from rest_framework.decorators import action
+from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from portal.api.fields import EnvironmentFilter, ExactInput, Gated, Nothing, signed_in
 from portal.models import Role
-from runtimes import fleet, membership
+from runtimes import fleet, membership, reach
 from runtimes.api.items import FailedItems
 from runtimes.models import Machine, MembershipChange, Router, Runtime
+from runtimes.protocol import ReachOutcome
 
 
 class RouterSerializer(serializers.ModelSerializer[Router]):
@@ -90,6 +92,35 @@ class RouterChangeSerializer(serializers.ModelSerializer[MembershipChange]):
         fields = ("id", "project", "environment", "status", "sentence", "refused", "wished", "actor", "log", "created_at", "ended_at")
 
 
+class SaidSerializer(serializers.Serializer[Any]):
+    """One machine's part in a test; `outcome` null: it has not answered."""
+
+    machine = serializers.CharField()
+    outcome = serializers.ChoiceField(choices=[(item.value, item.value) for item in ReachOutcome], allow_null=True)
+    reason = serializers.CharField()
+    seconds = serializers.FloatField(allow_null=True, help_text="to connect")
+    at = serializers.DateTimeField(allow_null=True)
+
+
+class ReachSerializer(serializers.Serializer[Any]):
+    """The last test of a machine's Internal IP and Failover port by the other machines. `current` false: the value is another one now."""
+
+    machine = serializers.CharField(source="test.machine.name")
+    address = serializers.CharField()
+    asked_by = serializers.CharField(source="test.actor")
+    asked_at = serializers.DateTimeField(source="test.created_at")
+    under_way = serializers.BooleanField()
+    current = serializers.BooleanField()
+    reachable = serializers.SerializerMethodField()
+    owner = SaidSerializer()
+    others = SaidSerializer(many=True)
+    sentences = serializers.ListField(child=serializers.CharField())
+
+    def get_reachable(self, tested: reach.Tested) -> bool | None:
+        """By every other machine; null while it is under way, or of a former value."""
+        return {"green": True, "red": False}.get(tested.tone)
+
+
 class ConfirmInput(ExactInput):
     confirm = serializers.CharField(help_text="The environment's name, for example Test")
 
@@ -135,6 +166,22 @@ class MachineViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Mac
         body.is_valid(raise_exception=True)
         membership.rebuild(machine, confirm=body.validated_data["confirm"], actor=request.user.get_username(), now=timezone.now())
         return Response(MachineSerializer(self.get_object()).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(methods=["POST"], request=Nothing, responses={202: ReachSerializer})
+    @extend_schema(methods=["GET"], responses=ReachSerializer)
+    @action(detail=True, methods=["get", "post"], url_path="reach-test")
+    def reach_test(self, request: Request, pk: str) -> Response:
+        """POST: have the other machines try its Internal IP and Failover port, before any router runs there. GET: the last test."""
+        now = timezone.now()
+        if request.method == "POST":
+            machine = self.row_for(request)
+            reach.ask(machine, actor=request.user.get_username(), now=now)
+        else:
+            machine = self.get_object()
+        found = reach.tested([machine.environment], now=now).get((machine.environment_id, machine.name))
+        if found is None:
+            raise NotFound(f"Nobody has tried the address of {machine.name} yet: POST here.")
+        return Response(ReachSerializer(found).data, status=status.HTTP_202_ACCEPTED if request.method == "POST" else status.HTTP_200_OK)
 
     @extend_schema(responses=RouterChangeSerializer(many=True))
     @action(detail=True, url_path="router-changes")
