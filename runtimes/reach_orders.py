@@ -4,6 +4,8 @@ import uuid
 from collections.abc import Iterable
 from datetime import datetime
 
+from django.db.models import Exists, OuterRef
+
 from portal import vault
 from runtimes import protocol
 from runtimes.models import Machine, ReachResult, ReachTest
@@ -16,6 +18,11 @@ TESTED_BY_OWNER = (ReachOutcome.LISTENING, ReachOutcome.ROUTER)
 def peers(machine: Machine) -> list[Machine]:
     """The other machines of its environment that have a router."""
     return list(Machine.objects.filter(environment_id=machine.environment_id, router__isnull=False).exclude(pk=machine.pk).order_by("name"))
+
+
+def open_beside(now: datetime) -> Exists:
+    """Is a test open in a machine's environment: a part of the query that reads the machine."""
+    return Exists(ReachTest.objects.filter(machine__environment=OuterRef("environment"), ended_at=None, expires_at__gt=now))
 
 
 def orders(machine: Machine, *, now: datetime) -> list[protocol.ReachOrder]:
