@@ -12,7 +12,6 @@ waits: how much of that time the worker is busy.
 """
 
 import argparse
-import asyncio
 import contextlib
 import os
 import secrets
@@ -22,12 +21,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from benchmarks.light import Fleet, LightAgent
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 4
@@ -174,32 +174,9 @@ class Landscape:
         )
 
 
-class Fleet:
-    """Light agents of a landscape, on a thread of their own."""
-
-    def __init__(self, portal: str, tokens: dict[str, str]) -> None:
-        from benchmarks.light import LightAgent
-
-        self.agents = {name: LightAgent(portal, name, token) for name, token in tokens.items()}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        with contextlib.suppress(asyncio.CancelledError, RuntimeError):
-            self._loop.run_until_complete(self._run())
-
-    async def _run(self) -> None:
-        import httpx
-
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        async with httpx.AsyncClient(limits=limits, trust_env=False, timeout=30) as client:
-            await asyncio.gather(*(agent.run(client) for agent in self.agents.values()))
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
-        self._thread.join(5)
+def send_agents(portal: str, tokens: dict[str, str]) -> Fleet:
+    """An agent per machine; they have nothing to decide among themselves."""
+    return Fleet([LightAgent(portal, name, token) for name, token in tokens.items()])
 
 
 def bare_round_trip(trials: int) -> list[float]:
@@ -330,7 +307,7 @@ def main() -> int:
         django.setup()
         bare = bare_round_trip(options.trials) if not options.fail_at else []
         landscape = Landscape(options.machines, connectors)
-        fleet = Fleet(portal, landscape.tokens())
+        fleet = send_agents(portal, landscape.tokens())
         _until(lambda: landscape.reporting() == options.machines, "all machines report")
         landscape.plan(options.steps)
         if options.fail_at:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from deployments import promotion, releases, rollout, windows
 from deployments.models import Activation, ActivationStatus, Release
@@ -165,14 +165,17 @@ def decide(
     lacking: str,
     findings: Sequence[Finding],
     override: bool,
+    ahead: str,
     busy: str,
 ) -> Decision:
-    """Pure. `lacking` and `busy` are sentences, empty when nothing lacks and nothing is under way."""
+    """Pure. `lacking`, `ahead` and `busy` are sentences, empty when nothing lacks, none was due earlier and nothing is under way."""
     if now < due_at:
         return Decision("wait", "It is not due.")
     if expires_at is not None and now >= expires_at:
         allowed, late = expires_at - due_at, now - due_at
         return Decision("expire", f"It was looked at {_span(late)} after its time and expires after {_span(allowed)}. Schedule it again.")
+    if ahead:  # before all else: what that one activates may be what this one lacks
+        return Decision("wait", ahead)
     if not entitled:
         return Decision("fail", "Whoever scheduled it may no longer deploy here: somebody who may must schedule it again.")
     if lacking:
@@ -257,8 +260,20 @@ def _decided(activation: Activation, now: datetime) -> Decision:
         lacking=lacking,
         findings=promotion.findings(release, environment, at=now),
         override=bool(activation.override),
+        ahead=_ahead(activation),
         busy=f"Deployment {live.pk} of release {live.release.number} is under way." if live else "",
     )
+
+
+def _ahead(activation: Activation) -> str:
+    """Of one environment's scheduled activations the one that was due first goes first: an older release never replaces a newer one,
+    because a deployment was under way when both became due. A held one holds up nobody."""
+    scheduled = Activation.objects.filter(environment_id=activation.environment_id, status=ActivationStatus.SCHEDULED)
+    earlier = scheduled.filter(Q(due_at__lt=activation.due_at) | Q(due_at=activation.due_at, pk__lt=activation.pk))
+    first = earlier.select_related("release", "environment__project").order_by("due_at", "pk").first()
+    if first is None:
+        return ""
+    return f"Release {first.release.number}, which was due at {_when(first, first.due_at)}, goes first (or hold or cancel that)."
 
 
 def _carry_out(activation: Activation, now: datetime) -> str:
@@ -270,6 +285,8 @@ def _carry_out(activation: Activation, now: datetime) -> str:
                 # This UPDATE comes first: until the transaction ends, no other worker gets past it for this activation.
                 if not _still(activation).update(reason=""):
                     raise _Handled
+                if ahead := _ahead(activation):  # rescheduled or resumed since it was decided
+                    raise Busy(ahead)
                 promotion.admit(release, environment, act="activate", by=by, at=now, override=activation.override)
                 Activation.objects.filter(environment=environment, status=ActivationStatus.ACTIVE).update(status=ActivationStatus.REPLACED)
                 _still(activation).update(status=ActivationStatus.ACTIVE, activated_at=now)

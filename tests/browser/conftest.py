@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.journeys.baton import Baton
+from tests.journeys.baton import Baton, baton
+
+__all__ = ["baton"]
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
@@ -14,19 +16,6 @@ ARGUMENTS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 PATIENCE = 60_000  # milliseconds; a busy machine is slow, not wrong
-
-
-@pytest.fixture(scope="module")
-def baton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Baton]:
-    home = tmp_path_factory.mktemp("browser") / "home"
-    home.mkdir()
-    running = Baton(home)
-    running.start()
-    try:
-        running.wait_ready(within=120)
-        yield running
-    finally:
-        running.end()
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ class Look:
     lacking: str = ""
     findings: tuple[Finding, ...] = ()
     override: bool = False
+    ahead: str = ""
     busy: str = ""
 
 
@@ -57,6 +58,9 @@ class Look:
         pytest.param(Look(findings=(ORDER, WINDOW)), "fail", "Not yet in Test.", id="order does not heal by waiting"),
         pytest.param(Look(findings=(ORDER,), override=True), "activate", "", id="order, set aside"),
         pytest.param(Look(findings=(APPROVALS,), override=True), "fail", "Nobody approved.", id="approvals are never set aside"),
+        pytest.param(Look(ahead="Release 6 goes first."), "wait", "Release 6", id="another was due before it"),
+        pytest.param(Look(ahead="Release 6 goes first.", findings=(ORDER,)), "wait", "", id="the one before may be what it lacks"),
+        pytest.param(Look(ahead="Release 6 goes first.", late=timedelta(hours=2)), "expire", "", id="the one before took too long"),
         pytest.param(Look(busy="Deployment 7 is under way."), "wait", "Deployment 7", id="another deployment runs"),
         pytest.param(Look(busy="Deployment 7 is under way.", late=timedelta(hours=2)), "expire", "", id="it ran too long"),
     ],
@@ -64,7 +68,7 @@ class Look:
 def test_a_look_at_a_scheduled_activation(look: Look, do: str, says: str) -> None:
     found = schedules.decide(
         due_at=DUE, expires_at=None if look.expires is None else DUE + look.expires, now=DUE + look.late, entitled=look.entitled,
-        lacking=look.lacking, findings=look.findings, override=look.override, busy=look.busy,
+        lacking=look.lacking, findings=look.findings, override=look.override, ahead=look.ahead, busy=look.busy,
     )  # fmt: skip
     assert found.do == do and says in found.sentence
 
@@ -274,6 +278,39 @@ def test_it_waits_for_a_deployment_under_way_and_then_deploys(
     planned.refresh_from_db()
     assert planned.deployment is not None and planned.deployment != running
     assert engine.run(planned.deployment).status == RunStatus.SUCCEEDED
+
+
+def test_what_was_due_first_goes_first_though_both_waited_for_a_deployment(
+    active: Release, engine: Engine, filled: Environment, developer: User, flow: Flow
+) -> None:
+    """A worker that had looked at the older one just before the deployment ended must not take the newer one next: the older release would
+    replace it afterwards."""
+    running = rollout.prepare(active, on=filled, by=developer, now=engine.now)
+    save_version(flow, 1)
+    second = releases.build(active.project, name="Second", by=developer)
+    older = schedules.schedule(active, filled, due_at=engine.now + timedelta(seconds=1), by=developer, now=engine.now, deploys=True)
+    newer = schedules.schedule(second, filled, due_at=engine.now + timedelta(seconds=2), by=developer, now=engine.now, deploys=True)
+    engine.pass_time(3)
+    assert "waits: Deployment" in schedules.activate_due(older.pk, now=engine.now)
+    engine.run(running)
+    assert "waits: Release 1, which was due at" in schedules.activate_due(newer.pk, now=engine.now)
+    newer.refresh_from_db()
+    assert newer.status == ActivationStatus.SCHEDULED and newer.reason.endswith("goes first (or hold or cancel that).")
+    for planned in (older, newer):
+        schedules.activate_due(planned.pk, now=engine.now)
+        planned.refresh_from_db()
+        assert planned.deployment is not None
+        engine.run(planned.deployment)
+    assert releases.active(filled) == second
+
+
+def test_a_held_activation_holds_up_no_other(release: Release, filled: Environment, developer: User) -> None:
+    now = timezone.now()
+    first = schedules.schedule(release, filled, due_at=now + timedelta(minutes=1), by=developer, now=now)
+    second = schedules.schedule(release, filled, due_at=now + timedelta(minutes=2), by=developer, now=now)
+    assert "goes first" in schedules.activate_due(second.pk, now=now + timedelta(minutes=3))
+    schedules.hold(first, reason="", by=developer)
+    assert schedules.activate_due(second.pk, now=now + timedelta(minutes=3)) == "Release 1 is active on Test."
 
 
 def test_what_cannot_be_deployed_is_not_activated_either(

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import pytest
 
 from portal import ports
 from tests import PATIENCE
@@ -45,6 +46,7 @@ class Baton:
         self.output = home.parent / "runner.log"
         self.runner: subprocess.Popen[bytes] | None = None
         self.token = ""
+        self.ready_after = 0.0  # seconds that the first start took
         self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api/v1/", auth=("admin", "baton"), timeout=10, trust_env=False)
 
     # ------------------------------------------------------------------------------------------------------ start, stop, look
@@ -195,3 +197,17 @@ class Baton:
     def received(self, digest: str, within: float = 10) -> dict[str, Any]:
         """The first receipt of these bytes, once it is there."""
         return until(lambda: next((line for line in self.receipts() if line["sha256"] == digest), None), within, f"{digest[:8]} arrived")
+
+
+@pytest.fixture(scope="module")
+def baton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Baton]:
+    """A stack of its own for each file, at a place whose name is as awkward as a person's may be; ready."""
+    home = tmp_path_factory.mktemp("journey") / "a home with spaces, and a name that is too long for a unix socket below it, surely so"
+    home.mkdir()
+    running = Baton(home)
+    running.start()
+    try:
+        running.ready_after = running.wait_ready(within=120 * PATIENCE)
+        yield running
+    finally:
+        running.end()

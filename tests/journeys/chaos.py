@@ -1,41 +1,88 @@
-"""Scheduled activations under chaos: `python -m tests.journeys.chaos HOME [--activations 100] [--seed N]`.
+"""Scheduled activations under chaos: `python -m tests.journeys.chaos HOME [--activations 100] [--seed N] [--kill web,broker,data]`.
 
-Real workers and real beats (Celery, a real Valkey, the portal's own settings and database) are killed with SIGKILL at random and started
-again, while scheduled activations become due and deploy. The machines take their orders and report through the portal's own doors
-(`fleet.orders_for`, `fleet.record_report`), without processes. Afterwards the database must tell that each activation was carried out
-exactly once, that nothing is stuck, and that no step ran twice. Prints one line of figures as JSON.
+Ten Celery workers and three beats, each a process of its own with the portal's own settings, on a real Valkey and a real database (SQLite
+in HOME, or DATABASE_URL), are killed with SIGKILL at random and started again, while scheduled activations become due and deploy. The
+machines are light agents (benchmarks/light.py): they speak the agents' protocol over HTTP with a portal web process. `--kill` names what
+dies beside workers and beats: `web` the portal's web process, `broker` Valkey (started again with its data), `data` Valkey and its data.
+
+What happened is told by two records that the product neither writes nor reads:
+
+    the database's   triggers append every committed change of a status, every order, every request, every command
+    the machines'    machines.jsonl in HOME: every process that was started or stopped, hand-over that was carried, command that ran
+
+The plan has steps whose second execution could not stay unseen (restart, command, hand-over). Every activation must have become active
+once, in the order in which they were due; every step must have gone pending -> running -> succeeded once; and the machines must have
+started exactly the processes that the deployments ask for, never a leader's without a hand-over. Prints one line of figures as JSON.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
 import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKERS, BEATS, ENVIRONMENTS = 10, 3, 10
 KILL_EVERY = (0.5, 3.0)  # seconds
-LIMIT = 900.0
+REST_KILL_EVERY = (8.0, 20.0)  # seconds: of what there is one of only
+LIMIT = 1200.0  # seconds
+COMMAND = "note"
+
+
+# --------------------------------------------------------------------------------------------------------------- the processes
 
 
 class Crowd:
     """The processes that are killed and started again."""
 
-    def __init__(self, home: Path, chance: random.Random) -> None:
-        self.home, self.chance = home, chance
+    def __init__(self, home: Path, chance: random.Random, *, rest: list[str]) -> None:
+        from tests.journeys.baton import free_port
+
+        self.home, self.chance, self.rest = home, chance, rest
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.killed: Counter[str] = Counter()
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=1024)  # stays open while the portal restarts, as in runstack
+        self.portal = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self._port, self._password = free_port(), secrets.token_hex(12)
+        self.broker = f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
-    def start(self) -> None:
-        for name in [f"worker{number}" for number in range(WORKERS)] + [f"beat{number}" for number in range(BEATS)]:
+    def start_broker(self) -> None:
+        from portal import broker
+        from tests.journeys.baton import until
+
+        configuration = broker.configure(self.home / "broker", port=self._port, password=self._password)
+        self._spawn("broker", [str(broker.find().path), str(configuration)])
+
+        def answers() -> bool:
+            try:
+                return bool(broker.ping(self.broker, seconds=1.0))
+            except Exception:
+                return False
+
+        until(answers, 15, "the broker answers")
+
+    def start_web(self) -> None:
+        number = self._listening.fileno()
+        self._spawn("web", [sys.executable, "-m", "portal.serve", str(number)], pass_fds=(number,))
+
+    def start_celery(self) -> None:
+        for name in self._celery():
             self._launch(name)
+
+    def _celery(self) -> list[str]:
+        return [f"worker{number}" for number in range(WORKERS)] + [f"beat{number}" for number in range(BEATS)]
 
     def _launch(self, name: str) -> None:
         celery = [sys.executable, "-P", "-m", "celery", "-A", "portal"]
@@ -43,188 +90,426 @@ class Crowd:
             own = ["worker", "--pool", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat", "-n", f"{name}@%h"]
         else:
             own = ["beat", "--pidfile", "", "-s", str(self.home / f"{name}-schedule")]
+        self._spawn(name, [*celery, *own, "--loglevel", "WARNING"])
+
+    def _spawn(self, name: str, command: list[str], **more: Any) -> None:
         with (self.home / f"{name}.log").open("ab") as log:
-            self.children[name] = subprocess.Popen(
-                [*celery, *own, "--loglevel", "WARNING"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            self.children[name] = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **more)
 
     def kill_one(self) -> None:
-        name = self.chance.choice(sorted(self.children))
+        name = self.chance.choice(self._celery())
+        self._kill(name, name.rstrip("0123456789"))
+        self._launch(name)
+
+    def kill_of_the_rest(self) -> None:
+        what = self.chance.choice(self.rest)
+        if what == "web":
+            self._kill("web", what)
+            self.start_web()
+            return
+        self._kill("broker", what)
+        time.sleep(self.chance.uniform(0.0, 3.0))
+        if what == "data":
+            shutil.rmtree(self.home / "broker")
+        self.start_broker()
+
+    def _kill(self, name: str, what: str) -> None:
         child = self.children[name]
         if child.poll() is None:
-            self.killed[name.rstrip("0123456789")] += 1
+            self.killed[what] += 1
             child.send_signal(signal.SIGKILL)
         child.wait()
-        self._launch(name)
+
+    def ended(self) -> list[str]:
+        """Who ended by himself, which nobody should."""
+        return sorted(name for name, child in self.children.items() if child.poll() is not None)
 
     def end(self) -> None:
         for child in self.children.values():
             child.kill()
         for child in self.children.values():
             child.wait()
+        self._listening.close()
 
 
-def broker(home: Path) -> tuple[subprocess.Popen[bytes], str]:
-    from portal import broker as brokers
-    from tests.journeys.baton import free_port, until
+class Book:
+    """The machines' own record, one line per deed, written before it is done. Any thread may write."""
 
-    port, password = free_port(), secrets.token_hex(12)
-    configuration = brokers.configure(home / "broker", port=port, password=password)
-    with (home / "broker.log").open("ab") as log:
-        child = subprocess.Popen([brokers.find().path, str(configuration)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    url = f"redis://:{password}@127.0.0.1:{port}/0"
+    def __init__(self, file: Path) -> None:
+        self.file, self._lock = file, threading.Lock()
+        self._stream = file.open("a")
 
-    def answers() -> bool:
-        try:
-            return bool(brokers.ping(url, seconds=1.0))
-        except Exception:
-            return False
+    def writer(self, environment: int, machine: str) -> Any:
+        def write(**deed: Any) -> None:
+            with self._lock:
+                self._stream.write(json.dumps({"environment": environment, "machine": machine, **deed}) + "\n")
+                self._stream.flush()
 
-    until(answers, 15, "the broker answers")
-    return child, url
+        return write
+
+    def deeds(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.file.read_text().splitlines()]
 
 
-def prepare(count: int) -> list[Any]:
-    """So many projects with an applied Test, two releases each, and the activations, which all become due within seconds."""
-    from datetime import timedelta
+# ------------------------------------------------------------------------------------------------------ the database's own record
 
-    from django.utils import timezone
+WATCHED = (  # what, table, event, column whose change is told, column that says of whom
+    ("activation", "deployments_activation", "UPDATE", "status", "id"),
+    ("deployment begun", "deployments_deployment", "INSERT", "status", "id"),
+    ("deployment", "deployments_deployment", "UPDATE", "status", "id"),
+    ("step", "deployments_steprun", "UPDATE", "status", "id"),
+    ("attempt", "deployments_steprun", "UPDATE", "attempt", "id"),
+    ("attempt kept", "deployments_stepattempt", "INSERT", "number", "step_id"),
+    ("bundle", "runtimes_runtime", "UPDATE", "desired_bundle_id", "id"),
+    ("restart", "runtimes_runtime", "UPDATE", "desired_restarts", "id"),
+    ("command", "runtimes_commandrun", "INSERT", "actor", "id"),
+    ("request", "runtimes_grouprequest", "INSERT", "actor", "id"),
+)
 
-    from deployments import plans, releases, schedules
+
+def watch_the_database() -> None:
+    """Triggers write what is committed into a table of the harness, in the transaction that does it."""
+    from django.db import connection
+
+    postgres = connection.vendor == "postgresql"
+    serial = "bigserial PRIMARY KEY" if postgres else "integer PRIMARY KEY AUTOINCREMENT"
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE chaos_record (id {serial}, what text, whose text, former text, latter text)")
+        for number, (what, table, event, column, whose) in enumerate(WATCHED):
+            former = f"CAST(OLD.{column} AS text)" if event == "UPDATE" else "''"
+            insert = (
+                "INSERT INTO chaos_record (what, whose, former, latter) "
+                f"VALUES ('{what}', CAST(NEW.{whose} AS text), {former}, CAST(NEW.{column} AS text));"
+            )
+            timing = f"AFTER {event}{f' OF {column}' if event == 'UPDATE' else ''} ON {table} FOR EACH ROW"
+            differs = f"WHEN (OLD.{column} IS DISTINCT FROM NEW.{column})" if event == "UPDATE" else ""
+            if not postgres:
+                differs = differs.replace("IS DISTINCT FROM", "IS NOT")
+                cursor.execute(f"CREATE TRIGGER chaos_{number} {timing} {differs} BEGIN {insert} END")
+                continue
+            body = f"BEGIN {insert} RETURN NEW; END"
+            cursor.execute(f"CREATE FUNCTION chaos_{number}() RETURNS trigger LANGUAGE plpgsql AS $chaos${body}$chaos$")
+            cursor.execute(f"CREATE TRIGGER chaos_{number} {timing} {differs} EXECUTE FUNCTION chaos_{number}()")
+
+
+def recorded() -> dict[str, dict[str, list[tuple[str, str]]]]:
+    """what -> whose -> its changes (former, latter) in the order in which they were made."""
+    from django.db import connection
+
+    found: dict[str, dict[str, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT what, whose, former, latter FROM chaos_record ORDER BY id")
+        for what, whose, former, latter in cursor.fetchall():
+            found[what][whose].append((former or "", latter or ""))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------------ the landscape
+
+
+@dataclass
+class Place:
+    """One project's Test: its two releases by turns, its machines and their join tokens."""
+
+    environment: Any
+    releases: list[Any]
+    tokens: dict[str, str] = field(default_factory=dict)
+
+
+def landscape(count: int) -> tuple[Any, list[Place]]:
+    """So many projects with an applied Test, preferences, two releases and a plan whose steps must not run twice; and a developer."""
+    from deployments import plans, releases
+    from deployments.models import Step, StepKind
     from portal import properties
     from portal.models import Flow, Role, Team
-    from runtimes.models import FailoverGroup
+    from runtimes import failover, fleet
+    from runtimes.models import FailoverGroup, Machine, Runtime
+    from runtimes.protocol import Preference
     from tests import factories
     from tests.deployments.conftest import VALUES, save_version
-    from tests.deployments.machines import Machines
 
     team = Team.objects.create(name="Chaos", slug="chaos")
     person = factories.person("developer", team, Role.DEVELOPER)
-    found, due = [], []
-    for number in range(min(ENVIRONMENTS, count)):
+    steps: list[dict[str, Any]] = [
+        {"kind": StepKind.ALERTING_OFF},
+        {"kind": StepKind.DEPLOY_ROUTERS},
+        {"kind": StepKind.DEPLOY_RUNTIME, "machine": "external01", "connector": "erp"},
+        {"kind": StepKind.DEPLOY_RUNTIME, "machine": "external02", "connector": "erp"},
+        {"kind": StepKind.RESTART_RUNTIME, "machine": "external01", "connector": "erp"},
+        {"kind": StepKind.RUN_COMMAND, "machine": "core01", "command": COMMAND},
+        {"kind": StepKind.BALANCE_FAILOVER},
+    ]
+    found = []
+    for number in range(count):
         project = factories.project(team, f"p{number}")
         connector = factories.failover_design(project)
         test = project.environments.get(kind="test")
         factories.applied(test, connector)
-        FailoverGroup.objects.filter(environment=test).delete()
+        FailoverGroup.objects.filter(environment=test).delete()  # they come with the first deployment
+        Machine.objects.filter(environment=test).update(joined_at=None, last_report_at=None)
         for key, value in VALUES.items():
             properties.set_value(test, key, value, by=person)
+        failover.prefer(Runtime.objects.get(environment=test, machine__name="external01"), Preference.LEADER)
+        plan = plans.plan_of(test)
+        Step.objects.filter(plan=plan).delete()
+        Step.objects.bulk_create(Step(plan=plan, position=position, **step) for position, step in enumerate(steps, start=1))
         flow = Flow.objects.get(connector=connector)
-        plans.default_plan(test)
         pair = []
         for minor in (0, 1):
-            save_version(flow, minor)
+            save_version(flow, minor, inbound={"kind": "file", "settings": {"folder": f"/srv/in{minor}"}})
             pair.append(releases.build(project, name=f"r{minor}", by=person))
-        found.append(Machines(test))
-        due.append((test, pair))
+        place = Place(test, pair)
+        for machine in Machine.objects.filter(environment=test):
+            place.tokens[machine.name] = fleet.register(machine, by=person)
+        found.append(place)
+    return person, found
+
+
+def send_agents(places: list[Place], portal: str, book: Book) -> list[Any]:
+    """The machines of each environment on a thread of their own."""
+    from benchmarks.light import Cluster, Fleet, LightAgent
+
+    fleets = []
+    for place in places:
+        cluster = Cluster()
+        agents = [
+            LightAgent(portal, name, token, cluster=cluster, record=book.writer(place.environment.pk, name))
+            for name, token in place.tokens.items()
+        ]
+        fleets.append(Fleet(agents))
+    return fleets
+
+
+def schedule(places: list[Place], count: int, person: Any) -> None:
+    """The activations of all environments become due within seconds, each environment's in turn with its two releases."""
+    from datetime import timedelta
+
+    from django.utils import timezone
+
+    from deployments import schedules
+
     now = timezone.now()
     for number in range(count):
-        test, pair = due[number % len(due)]
-        turn = number // len(due)
+        place, turn = places[number % len(places)], number // len(places)
+        due_at = now + timedelta(seconds=3 + turn)
         schedules.schedule(
-            pair[turn % 2], test, due_at=now + timedelta(seconds=3 + turn), by=person, now=now, deploys=True, expires_after_minutes=None
+            place.releases[turn % 2], place.environment, due_at=due_at, by=person, now=now, deploys=True, expires_after_minutes=None
         )
-    return found
 
 
-def live_through(machines: list[Any], crowd: Crowd, chance: random.Random, count: int) -> float:
-    """Report and kill until everything is over. How long it took, in seconds."""
-    from django.utils import timezone
+def live_through(crowd: Crowd, fleets: list[Any], chance: random.Random, count: int) -> float:
+    """Kill until everything is over. How long it took, in seconds."""
+    from django.db import OperationalError
 
     from deployments.models import LIVE, Activation, ActivationStatus, Deployment
 
-    began, kill_at = time.monotonic(), time.monotonic() + 5.0
+    began = time.monotonic()
+    kill_at, rest_at, tell_at = began + 3.0, began + 6.0, began + 15.0
     while True:
-        for machine in machines:
-            machine.report(timezone.now())
-            if time.monotonic() >= kill_at:
-                crowd.kill_one()
-                kill_at = time.monotonic() + chance.uniform(*KILL_EVERY)
-        waiting = Activation.objects.filter(status__in=(ActivationStatus.SCHEDULED, ActivationStatus.HELD)).count()
-        going = Deployment.objects.filter(status__in=LIVE).count()
+        time.sleep(0.05)
+        now = time.monotonic()
+        if now >= kill_at:
+            crowd.kill_one()
+            kill_at = time.monotonic() + chance.uniform(*KILL_EVERY)
+        if crowd.rest and now >= rest_at:
+            crowd.kill_of_the_rest()
+            rest_at = time.monotonic() + chance.uniform(*REST_KILL_EVERY)
+        try:
+            waiting = Activation.objects.filter(status__in=(ActivationStatus.SCHEDULED, ActivationStatus.HELD)).count()
+            going = Deployment.objects.filter(status__in=LIVE).count()
+        except OperationalError:
+            continue
         if not waiting and not going:
             return time.monotonic() - began
-        if time.monotonic() - began > LIMIT:
+        if not all(fleet.alive for fleet in fleets):
+            raise SystemExit("A light agent ended: see above.")
+        if now >= tell_at:
+            print(f"{now - began:.0f} s: {waiting} activations wait, {going} deployments go on", file=sys.stderr, flush=True)
+            tell_at = now + 15.0
+        if now - began > LIMIT:
             raise SystemExit(f"After {LIMIT:.0f} s, {waiting} of {count} activations wait and {going} deployments go on: stuck.")
 
 
-def judge(count: int, machines: list[Any]) -> dict[str, Any]:
-    """What the database tells, and every violation of what must be true."""
-    from deployments.models import Activation, ActivationStatus, Deployment, RunStatus, StepLog, StepRun
+# --------------------------------------------------------------------------------------------------------------------- the judge
 
-    wrong = []
-    activations = list(Activation.objects.select_related("release"))
-    carried_out = [row for row in activations if row.status in (ActivationStatus.ACTIVE, ActivationStatus.REPLACED)]
-    if len(activations) != count or len(carried_out) != count:
-        became = dict(Counter(row.status for row in activations))
-        wrong.append(f"{len(carried_out)} of {len(activations)} activations were carried out, not {count}: {became}.")
-    begun = Counter(row.deployment_id for row in carried_out)
-    wrong += [f"Activation {row.pk} began no deployment." for row in carried_out if row.deployment_id is None]
-    wrong += [f"Deployment {pk} was begun by {times} activations." for pk, times in begun.items() if times > 1]
-    deployments = list(Deployment.objects.all())
-    if len(deployments) != count:
-        wrong.append(f"{len(deployments)} deployments instead of {count}.")
-    ended = Counter(deployment.status for deployment in deployments)
-    if ended[RunStatus.SUCCEEDED] != count:
-        wrong.append(f"Deployments ended as {dict(ended)}.")
-    for active in Counter(row.environment_id for row in activations if row.status == ActivationStatus.ACTIVE).values():
-        if active != 1:
-            wrong.append("An environment has more than one active release.")
-    steps = list(StepRun.objects.all())
-    unlike = [step for step in steps if (step.status, step.attempt) != (RunStatus.SUCCEEDED, 1)]
-    wrong += [f"Step {step.pk} is {step.status}, attempt {step.attempt}." for step in unlike]
-    # Each step tells its success once; each order to a runtime is told once per step.
-    told = Counter(
-        (line.step_id, "ordered" if " is ordered to run " in line.text else line.text)
-        for line in StepLog.objects.filter(level="info")
-        if " is ordered to run " in line.text or line.text.endswith((" runs release 1.", " runs release 2."))
-    )
-    wrong += [f"Step {step} said {what!r} {times} times." for (step, what), times in told.items() if times > 1]
-    # A machine starts a process anew when its orders change: once per deployment and runtime, for the releases alternate.
-    starts: Counter[str] = Counter()
-    for machine in machines:
-        starts.update(machine.started)
-    runs = len(deployments) * 2
-    if sum(starts.values()) != runs:
-        wrong.append(f"Runtimes were started {sum(starts.values())} times instead of {runs}.")
+STEP = [("pending", "running"), ("running", "succeeded")]
+ACTIVATION = [("scheduled", "active"), ("active", "replaced")]
+
+
+def judge(count: int, places: list[Place], deeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Every violation of what must be true, from the two records and the rows, and how much of what there was."""
+    from deployments.models import Activation, Deployment
+
+    record = recorded()
+    wrong = _activations(count, record)
+    deployments = list(Deployment.objects.prefetch_related("steps", "log").order_by("pk"))
+    if len(deployments) != count or len(record["deployment begun"]) != count:
+        wrong.append(f"{len(deployments)} deployments, {len(record['deployment begun'])} times begun, instead of {count}.")
+    for deployment in deployments:
+        wrong += _deployment(deployment, record)
+    wrong += [f"Step {pk} has attempts {changes}." for what in ("attempt", "attempt kept") for pk, changes in record[what].items()]
+    for place in places:
+        runs = [deployment for deployment in deployments if deployment.environment_id == place.environment.pk]
+        due = Activation.objects.filter(environment=place.environment).order_by("due_at", "pk").values_list("deployment_id", flat=True)
+        if list(due) != [deployment.pk for deployment in runs]:
+            wrong.append(f"{place.environment}: activations due in the order {list(due)} were carried out as {[run.pk for run in runs]}.")
+        wrong += _machines(place, runs, [deed for deed in deeds if deed["environment"] == place.environment.pk], record)
     return {
         "violations": wrong,
-        "activations": len(carried_out),
-        "deployments": ended[RunStatus.SUCCEEDED],
-        "steps": len(steps),
-        "starts": sum(starts.values()),
+        "activations": sum(("scheduled", "active") in changes for changes in record["activation"].values()),
+        "deployments": sum(deployment.status == "succeeded" for deployment in deployments),
+        "steps": sum(changes == STEP for changes in record["step"].values()),
+        "starts": sum(deed["what"] == "start" for deed in deeds),
+        "hand-overs": sum(deed["what"] == "hand-over" for deed in deeds),
+        "commands": sum(deed["what"] == "command" for deed in deeds),
     }
 
 
+def _activations(count: int, record: Any) -> list[str]:
+    from deployments.models import Activation
+
+    rows = list(Activation.objects.all())
+    wrong = [] if len(rows) == count else [f"{len(rows)} activations instead of {count}."]
+    for row in rows:
+        changes = record["activation"][str(row.pk)]
+        if changes not in (ACTIVATION, ACTIVATION[:1]):
+            wrong.append(f"Activation {row.pk} went through {changes}: {row.reason}")
+        if row.deployment_id is None:
+            wrong.append(f"Activation {row.pk} began no deployment.")
+    begun = Counter(row.deployment_id for row in rows if row.deployment_id)
+    wrong += [f"Deployment {pk} was begun by {times} activations." for pk, times in begun.items() if times > 1]
+    active = Counter(row.environment_id for row in rows if row.status == "active")
+    return wrong + [f"Environment {pk} has {times} active releases." for pk, times in active.items() if times > 1]
+
+
+def _deployment(deployment: Any, record: Any) -> list[str]:
+    wrong = []
+    changes = record["deployment"][str(deployment.pk)]
+    if changes != STEP:
+        wrong.append(f"Deployment {deployment.pk} went through {changes}.")
+    if deployment.alerting_off:
+        wrong.append(f"Deployment {deployment.pk} left alerting off.")
+    for step in deployment.steps.all():
+        if record["step"][str(step.pk)] != STEP:
+            wrong.append(f"Step {step.number} of {deployment.pk} went through {record['step'][str(step.pk)]}: {step.reason}")
+    lines = sorted(line.number for line in deployment.log.all())
+    if lines != list(range(1, deployment.log_lines + 1)):
+        wrong.append(f"The log of {deployment.pk} has the lines {lines}, of {deployment.log_lines}.")
+    wrong += [f"Deployment {deployment.pk} says: {line.text}" for line in deployment.log.all() if line.level == "error"]
+    return wrong
+
+
+def _machines(place: Place, runs: list[Any], deeds: list[dict[str, Any]], record: Any) -> list[str]:
+    """The processes, hand-overs and commands that these deployments ask for, each once, and nothing else."""
+    wrong = []
+    expected: dict[str, list[tuple[str, int]]] = {"external01.erp": [], "external02.erp": []}
+    for number, run in enumerate(runs):
+        for step in run.steps.all():
+            if step.kind == "deploy-runtime":
+                (told,) = step.memory["runtimes"].values()
+                expected[f"{step.machine}.{step.connector}"].append((told["digest"], number if step.machine == "external01" else 0))
+            if step.kind == "restart-runtime":
+                expected["external01.erp"].append((expected["external01.erp"][-1][0], number + 1))
+    for key, starts in expected.items():
+        begun = [(deed["digest"], deed["restarts"]) for deed in deeds if deed["what"] == "start" and deed["runtime"] == key]
+        if begun != starts:
+            wrong.append(f"{place.environment}: {key} was started as {_short(begun)}, its deployments ask for {_short(starts)}.")
+    led = [deed for deed in deeds if deed["what"] == "stop" and deed["led"]]
+    wrong += [f"{place.environment}: {deed['runtime']} was stopped while it led {deed['led']}." for deed in led]
+    actors = Counter(changes[0][1] for changes in record["command"].values())
+    requests = Counter(changes[0][1] for changes in record["request"].values())
+    for number, run in enumerate(runs):
+        name = f"deployment {run.pk}"
+        if actors[name] != 1:
+            wrong.append(f"{name} ordered the command {actors[name]} times.")
+        # The leader is handed over before it is deployed, the next before its turn, before the restart, and back by Balance. At first
+        # nobody leads: only restart and Balance remain.
+        if requests[name] != (4 if number else 2):
+            wrong.append(f"{name} asked for {requests[name]} hand-overs.")
+    for what in ("command", "hand-over"):
+        done = Counter(deed["id"] for deed in deeds if deed["what"] == what)
+        wrong += [f"{place.environment}: {what} {key} was done {times} times." for key, times in done.items() if times > 1]
+    failed = [deed for deed in deeds if deed["what"] == "hand-over" and deed["ended"] != "succeeded"]
+    wrong += [f"{place.environment}: hand-over {deed['id']} {deed['ended']}." for deed in failed]
+    if sum(deed["what"] == "command" for deed in deeds) != len(runs):
+        wrong.append(f"{place.environment}: {sum(deed['what'] == 'command' for deed in deeds)} commands ran in {len(runs)} deployments.")
+    return wrong
+
+
+def _short(starts: list[tuple[str, int]]) -> list[str]:
+    return [f"{digest[:6]}/{restarts}" for digest, restarts in starts]
+
+
+def errors_in_logs(home: Path) -> dict[str, int]:
+    """What processes that were not told to end complained about: the last line of each traceback, counted."""
+    found: Counter[str] = Counter()
+    for file in home.glob("*.log"):
+        inside = False
+        for line in file.read_text(errors="replace").splitlines():
+            if line.startswith("Traceback"):
+                inside = True
+            elif inside and line and not line[0].isspace() and not line.startswith(("During", "The above")):
+                found[f"{file.stem.rstrip('0123456789')}: {line[:160]}"] += 1
+                inside = False
+    return dict(found.most_common(12))
+
+
+# -------------------------------------------------------------------------------------------------------------------------- main
+
+
 def main() -> int:
-    arguments = argparse.ArgumentParser()
+    arguments = argparse.ArgumentParser(prog="python -m tests.journeys.chaos")
     arguments.add_argument("home", type=Path)
     arguments.add_argument("--activations", type=int, default=100)
     arguments.add_argument("--seed", type=int, default=secrets.randbelow(10_000))
+    arguments.add_argument("--kill", default="", help="beside workers and beats: web, broker, data (the broker's, with it)")
     asked = arguments.parse_args()
     home = asked.home.resolve()
     home.mkdir(parents=True, exist_ok=True)
-    os.environ |= {"BATON_HOME": str(home), "DJANGO_SETTINGS_MODULE": "portal.settings", "DATABASE_URL": ""}
-    server, os.environ["REDIS_URL"] = broker(home)
+    print(f"seed {asked.seed}", file=sys.stderr, flush=True)
+    os.environ |= {"BATON_HOME": str(home), "DJANGO_SETTINGS_MODULE": "portal.settings", "BATON_LOG_LEVEL": "WARNING"}
+    os.environ.setdefault("DATABASE_URL", "")
+    chance = random.Random(asked.seed)
+    crowd = Crowd(home, chance, rest=[word for word in asked.kill.split(",") if word])
+    os.environ["REDIS_URL"] = crowd.broker
     import django
 
     django.setup()
     from django.core.management import call_command
+    from django.db import connection
+    from django.utils import timezone
 
-    chance = random.Random(asked.seed)
-    crowd = Crowd(home, chance)
+    from runtimes.models import Machine
+    from tests.journeys.baton import until
+
+    book, fleets = Book(home / "machines.jsonl"), []
     try:
         call_command("migrate", verbosity=0)
-        machines = prepare(asked.activations)
-        crowd.start()
-        seconds = live_through(machines, crowd, chance, asked.activations)
-        crowd.end()
-        found = judge(asked.activations, machines)
+        watch_the_database()
+        person, places = landscape(min(ENVIRONMENTS, asked.activations))
+        crowd.start_broker()
+        crowd.start_web()
+        fleets = send_agents(places, crowd.portal, book)
+        until(lambda: not any(machine.is_silent(now=timezone.now()) for machine in Machine.objects.all()), 60, "all machines report")
+        crowd.start_celery()
+        schedule(places, asked.activations, person)
+        seconds = live_through(crowd, fleets, chance, asked.activations)
+        ended = crowd.ended()
     finally:
         crowd.end()
-        server.kill()
-        server.wait()
-    figures = found | {"seconds": round(seconds, 1), "killed": dict(crowd.killed), "seed": asked.seed}
+        for fleet in fleets:
+            fleet.stop()
+    found = judge(asked.activations, places, book.deeds())
+    found["violations"] += [f"{name} ended by itself." for name in ended]
+    trouble = sum((agent.trouble for fleet in fleets for agent in fleet.agents.values()), Counter[str]())
+    figures = found | {
+        "seconds": round(seconds, 1),
+        "killed": dict(crowd.killed),
+        "seed": asked.seed,
+        "database": connection.vendor,
+        "refused to agents": dict(itertools.islice(trouble.most_common(), 6)),
+        "errors in logs": errors_in_logs(home),
+    }
     print(json.dumps(figures), flush=True)
     return 1 if found["violations"] else 0
 

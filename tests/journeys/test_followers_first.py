@@ -3,7 +3,6 @@
 
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,19 +15,6 @@ pytestmark = [pytest.mark.journey, pytest.mark.long]
 
 GROUPS = {"erp-orders": ("erp", "external01", "external02"), "tills-sales": ("tills", "external02", "external01")}  # preferred, backup
 LONGEST_GAP_SECONDS = 0.2
-
-
-@pytest.fixture(scope="module")
-def baton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Baton]:
-    home = tmp_path_factory.mktemp("followers") / "home"
-    home.mkdir()
-    running = Baton(home)
-    running.start()
-    try:
-        running.wait_ready(within=90)
-        yield running
-    finally:
-        running.end()
 
 
 class SystemDrops(Drops):

@@ -16,19 +16,6 @@ pytestmark = [pytest.mark.journey, pytest.mark.long]
 FLOWS = "projects/webshop/create/flows/erp/"
 
 
-@pytest.fixture(scope="module")
-def baton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Baton]:
-    home = tmp_path_factory.mktemp("regrouping") / "home"
-    home.mkdir()
-    running = Baton(home)
-    running.start()
-    try:
-        running.wait_ready(within=300)
-        yield running
-    finally:
-        running.end()
-
-
 class Pages:
     """The portal's pages, as a browser without JavaScript uses them."""
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,20 +20,8 @@ pytestmark = pytest.mark.journey
 ORDERS, SALES = "erp-orders", "tills-sales"
 
 
-@pytest.fixture(scope="module")
-def baton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Baton]:
-    home = tmp_path_factory.mktemp("journey") / "a home with spaces, and a name that is too long for a unix socket below it, surely so"
-    home.mkdir()
-    running = Baton(home)
-    running.start()
-    try:
-        yield running
-    finally:
-        running.end()
-
-
 def test_the_first_start_deploys_the_demonstration_and_balances_it(baton: Baton) -> None:
-    assert baton.wait_ready(within=90) < 90
+    assert baton.ready_after < 90
     assert (baton.home / "demo/erp/outbox").is_dir()
     assert (baton.home / "demo/tills/outbox").is_dir()
     assert baton.settled(ORDERS) == ("external01", "external02")
