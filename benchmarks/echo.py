@@ -7,7 +7,7 @@ import redis
 from celery import shared_task, signals
 from django.conf import settings
 
-BUSY, LONGEST, COUNT = "bench:busy", "bench:longest", "bench:tasks"
+BUSY, LONGEST, COUNT = "bench:busy", "bench:longest", "bench:tasks"  # seconds; seconds per task name; how many per task name
 _begun: dict[str, float] = {}
 
 
@@ -21,6 +21,16 @@ def echo(key: str) -> None:
     client().lpush(key, b"1")
 
 
+def busy() -> float:
+    """Seconds that tasks, all threads together, kept the worker busy until now; bare ones are left out."""
+    return float(client().get(BUSY) or 0)
+
+
+def counted() -> dict[str, int]:
+    """How many tasks of which name ran until now."""
+    return {name.decode().rpartition(".")[2]: int(count) for name, count in client().hgetall(COUNT).items()}
+
+
 def _begins(task_id: str, **_: Any) -> None:
     _begun[task_id] = time.monotonic()
 
@@ -31,7 +41,7 @@ def _ends(task_id: str, task: Any, **_: Any) -> None:
         return
     pipeline = client().pipeline()
     pipeline.incrbyfloat(BUSY, took)
-    pipeline.incr(COUNT)
+    pipeline.hincrby(COUNT, task.name, 1)
     pipeline.zadd(LONGEST, {task.name: took}, gt=True)
     pipeline.execute()
 

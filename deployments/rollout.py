@@ -238,22 +238,28 @@ def try_again(step: StepRun, now: datetime, *, by_itself: bool = False) -> None:
 # -------------------------------------------------------------------------------------------------------------------- tick
 
 
-def tick(step_id: int, *, now: datetime) -> str:
+def tick(step_id: int, *, now: datetime, onward: list[int] | None = None) -> str:
     """One look at one step: begin it, or check it; move on when it is done. Safe to call twice, from two workers. Returns a sentence.
 
-    One transaction: a worker killed anywhere in it leaves everything as it was, and the sweep has the step looked at again.
+    One transaction: a worker killed anywhere in it leaves everything as it was, and the sweep has the step looked at again. Of the steps
+    that become due by it, the first is added to `onward` instead of being sent: the caller's to look at next, without a way round by the
+    broker. Balance failover is always sent, for it is a task of its own.
     """
+    mine: list[int] | None = None if onward is None else []
     try:
         with transaction.atomic():
-            return _tick(step_id, now)
+            sentence = _tick(step_id, now, mine)
     except DatabaseError:  # not the step's fault: the sweep tries again for as long as it takes
         raise
     except Exception as error:
         _stumbled(step_id, error, now)
         raise
+    if onward is not None:
+        onward += mine or []
+    return sentence
 
 
-def _tick(step_id: int, now: datetime) -> str:
+def _tick(step_id: int, now: datetime, onward: list[int] | None) -> str:
     # This UPDATE comes first: until the transaction ends, no other worker gets past it for this deployment, and no cancel.
     if not Deployment.objects.filter(steps=step_id, status__in=TICKING).update(status=RunStatus.RUNNING):
         return f"Step {step_id} has nothing to do: its deployment is not running."
@@ -267,7 +273,7 @@ def _tick(step_id: int, now: datetime) -> str:
         return f"Step {step.number} of deployment {deployment.pk} was begun by another worker."
     if begins and step.condition == Condition.CHANGED and not steps.changed_before(step):
         target = f"{step.machine}.{step.connector}" if step.connector else step.machine or "anything"
-        return _conclude(step, kind, steps.skipped(f"This deployment did not change {target}: nothing to do."), now)
+        return _conclude(step, kind, steps.skipped(f"This deployment did not change {target}: nothing to do."), now, onward)
     memory = copy.deepcopy(step.memory)
     try:
         with transaction.atomic():
@@ -277,13 +283,14 @@ def _tick(step_id: int, now: datetime) -> str:
     except NotAllowed as refusal:  # what was half ordered is undone
         step.memory = memory
         outcome = steps.failed(refusal.sentence)
-    return _conclude(step, kind, outcome, now)
+    return _conclude(step, kind, outcome, now, onward)
 
 
 def _claim(step: StepRun, now: datetime) -> bool:
     """Of two workers one wins."""
     step.started_at, step.deadline_at = now, now + timedelta(seconds=step.timeout_seconds)
-    Deployment.objects.filter(pk=step.deployment_id, started_at=None).update(started_at=now)
+    if step.deployment.started_at is None:
+        Deployment.objects.filter(pk=step.deployment_id, started_at=None).update(started_at=now)
     return bool(
         StepRun.objects.filter(pk=step.pk, status=RunStatus.PENDING).update(
             status=RunStatus.RUNNING, started_at=step.started_at, deadline_at=step.deadline_at, ended_at=None
@@ -291,7 +298,7 @@ def _claim(step: StepRun, now: datetime) -> bool:
     )
 
 
-def _conclude(step: StepRun, kind: steps.Kind, outcome: Outcome, now: datetime) -> str:
+def _conclude(step: StepRun, kind: steps.Kind, outcome: Outcome, now: datetime, onward: list[int] | None) -> str:
     """Write what one look found, and move on."""
     status = {
         "done": RunStatus.SUCCEEDED,
@@ -316,7 +323,7 @@ def _conclude(step: StepRun, kind: steps.Kind, outcome: Outcome, now: datetime) 
     if status in BROKEN:
         _broke(step, status, sentence, now)
     if status != RunStatus.RUNNING:
-        settle(step.deployment, now)
+        settle(step.deployment, now, onward)
     return f"{step.number}. {step.title}: {status}. {sentence}"
 
 
@@ -338,7 +345,7 @@ def due(deployment: Deployment) -> list[StepRun]:
     """The steps to look at: of the stage that is under way, in each lane the first that is not done. Nothing begins after a failure."""
     left = StepRun.objects.filter(deployment=deployment).exclude(status__in=DONE)
     stage = left.order_by("number").values("stage_number")[:1]
-    rows = list(left.filter(stage_number=Subquery(stage)).order_by("number").only("number", "lane", "status", "woken_at"))
+    rows = list(left.filter(stage_number=Subquery(stage)).order_by("number").only("kind", "number", "lane", "status", "woken_at"))
     first: dict[str, StepRun] = {}
     for row in rows:
         first.setdefault(row.lane, row)
@@ -347,8 +354,8 @@ def due(deployment: Deployment) -> list[StepRun]:
     return list(first.values())
 
 
-def settle(deployment: Deployment, now: datetime) -> None:
-    """After a step ended: send what is due, or end the deployment, or let it wait for a person."""
+def settle(deployment: Deployment, now: datetime, onward: list[int] | None = None) -> None:
+    """After a step ended: send what is due (one of it goes to `onward`, see tick), or end the deployment, or let it wait for a person."""
     current = due(deployment)
     statuses = {step.status for step in current}
     broken = next((step for step in current if step.status in BROKEN), None)
@@ -365,7 +372,10 @@ def settle(deployment: Deployment, now: datetime) -> None:
         for step in current:
             if step.status == RunStatus.PENDING and step.woken_at is None:
                 StepRun.objects.filter(pk=step.pk).update(woken_at=now)
-                send(step.pk)
+                if onward is not None and not onward and step.kind != StepKind.BALANCE_FAILOVER:
+                    onward.append(step.pk)
+                else:
+                    send(step.pk)
 
 
 def _end(deployment: Deployment, status: RunStatus, now: datetime) -> None:

@@ -442,7 +442,8 @@ def under_change(step: StepRun) -> set[str]:
 
 def gated(step: StepRun, runtime: Runtime, memory: Memory, now: datetime, *, stops: bool) -> Outcome | None:
     """What forbids to touch the runtime now; None: nothing, or a person took it upon himself."""
-    found = gates.touch(runtime.key, sights(runtime, now), stops=stops, touched=under_change(step))
+    seen = sights(runtime, now)
+    found = gates.touch(runtime.key, seen, stops=stops, touched=under_change(step) if seen else ())
     if found.open or (found.may_be_overridden and step.override):
         memory.pop("gate", None)
         return None
@@ -485,9 +486,6 @@ class OnRuntime(Kind):
 
     def targets(self, step: StepRun) -> list[Runtime]:
         return [find_runtime(step)]
-
-    def begin(self, step: StepRun, now: datetime) -> None:
-        self.targets(step)
 
     def check(self, step: StepRun, now: datetime) -> Outcome:
         return together([self._look(step, runtime, now) for runtime in self.targets(step)])

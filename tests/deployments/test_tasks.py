@@ -56,6 +56,53 @@ def test_a_task_looks_at_its_step_and_may_run_twice(first: StepRun) -> None:
     assert "nothing to do" in tasks.balance_failover(987654)
 
 
+def test_a_task_goes_on_with_the_next_step_without_the_broker(
+    first: StepRun, delivered: list[tuple[str, int]], django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
+) -> None:
+    with django_capture_on_commit_callbacks(execute=True):
+        said = tasks.run_step(first.pk)
+    second = StepRun.objects.get(deployment=first.deployment, number=2)
+    assert "1. Alerting off until the deployment ends: succeeded." in said and "2. Deploy routers: running." in said
+    assert second.status == RunStatus.RUNNING and delivered == []
+
+
+def test_a_task_does_not_go_on_for_ever(first: StepRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(tasks, "GO_ON_FOR_SECONDS", 0.0)
+    monkeypatch.setattr(tasks, "send_step", sent.append)
+    second = StepRun.objects.get(deployment=first.deployment, number=2)
+    assert "2. " not in tasks.run_step(first.pk)
+    second.refresh_from_db()
+    assert sent == [second.pk] and second.status == RunStatus.PENDING
+
+
+def test_balance_failover_is_always_a_task_of_its_own(first: StepRun, engine: Engine) -> None:
+    StepRun.objects.filter(deployment=first.deployment, number__gt=1).exclude(kind=StepKind.BALANCE_FAILOVER).delete()
+    last = StepRun.objects.get(kind=StepKind.BALANCE_FAILOVER)
+    engine.sent.clear()
+    assert "Balance" not in tasks.run_step(first.pk)
+    assert engine.sent == [last.pk]
+
+
+def test_of_lanes_side_by_side_one_is_gone_on_with_and_the_others_are_sent(first: StepRun, engine: Engine) -> None:
+    lanes = StepRun.objects.filter(deployment=first.deployment, kind=StepKind.DEPLOY_RUNTIME)
+    StepRun.objects.filter(deployment=first.deployment).exclude(pk__in=[first.pk, *lanes.values_list("pk", flat=True)]).delete()
+    for step in lanes:
+        StepRun.objects.filter(pk=step.pk).update(stage_number=2, lane=step.machine)
+    engine.sent.clear()
+    onward: list[int] = []
+    rollout.tick(first.pk, now=engine.now, onward=onward)
+    assert len(onward) == 1 and sorted(onward + engine.sent) == sorted(step.pk for step in lanes)
+
+
+def test_what_was_undone_is_not_gone_on_with(first: StepRun, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    monkeypatch.setattr(rollout, "settle", lambda deployment, now, onward: onward.append(1) or 1 / 0)
+    onward: list[int] = []
+    with pytest.raises(ZeroDivisionError):
+        rollout.tick(first.pk, now=engine.now, onward=onward)
+    assert onward == []
+
+
 def test_the_sweep_sends_what_stands_still(
     first: StepRun, delivered: list[tuple[str, int]], django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks
 ) -> None:
