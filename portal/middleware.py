@@ -2,9 +2,11 @@
 agents wait in such a view for most of their life; so these can do both."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase
+from django.urls import resolve
 from django.utils.deprecation import MiddlewareMixin
 from whitenoise.middleware import WhiteNoiseMiddleware
 
@@ -16,6 +18,48 @@ class NoNulInAddress(MiddlewareMixin):
         if "\0" not in request.path_info and "%00" not in request.META.get("QUERY_STRING", ""):
             return None
         return HttpResponseBadRequest("A NUL character (%00) stands in the address: leave it out.", content_type="text/plain")
+
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
+        """Without the thread that Django would begin for the look above."""
+        refused = self.process_request(request)
+        if refused is not None:
+            return refused
+        answer: HttpResponseBase = await self.get_response(request)  # type: ignore[misc]
+        return answer
+
+
+class AgentsPassBy:
+    """Agents have no session, no cookie and no person, and there may be many: their views are called at once, past all that stands
+    below for people's pages (under ASGI each such layer costs two changes of thread, together as much as storing a report)."""
+
+    sync_capable = True
+    async_capable = True
+    prefix = "/agent/v1/"
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        self._asynchronous: bool = iscoroutinefunction(get_response)
+        if self._asynchronous:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if self._asynchronous:
+            return self._without_a_thread(request)
+        view, arguments = self._view(request)
+        answer: HttpResponseBase = (async_to_sync(view) if iscoroutinefunction(view) else view)(request, **arguments)
+        return answer
+
+    async def _without_a_thread(self, request: HttpRequest) -> HttpResponseBase:
+        view, arguments = self._view(request)
+        answer: HttpResponseBase = await (view if iscoroutinefunction(view) else sync_to_async(view))(request, **arguments)
+        return answer
+
+    def _view(self, request: HttpRequest) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """What answers: everything below, or an agent's view. Raises Http404, which becomes an answer above."""
+        if not request.path_info.startswith(self.prefix):
+            return self.get_response, {}
+        request.resolver_match = found = resolve(request.path_info)
+        return found.func, found.kwargs
 
 
 class StaticFiles(WhiteNoiseMiddleware):  # type: ignore[misc]

@@ -40,8 +40,9 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "django.middleware.security.SecurityMiddleware",
     "portal.middleware.NoNulInAddress",
+    "portal.middleware.AgentsPassBy",
+    "django.middleware.security.SecurityMiddleware",
     "portal.middleware.StaticFiles",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -96,7 +97,7 @@ if _database.scheme in ("postgres", "postgresql"):
 elif _database.scheme == "":
     DATABASES = {
         "default": {
-            "ENGINE": "django.db.backends.sqlite3",
+            "ENGINE": "portal.database.sqlite3",
             "NAME": BATON_HOME / "portal.sqlite3",
             "CONN_MAX_AGE": 0,
             "OPTIONS": {

@@ -1,0 +1,49 @@
+"""Django's SQLite, with a fair wait for the one writer that SQLite allows (settings.DATABASES; PostgreSQL needs nothing of it).
+
+SQLite itself asks for the lock more and more seldom, at last every 0.1 s: of many writers those that came late get in before those that
+wait, some of whom reach the time-out ("database is locked") though the lock was free hundreds of times. Here a transaction asks every few
+milliseconds for as long as the time-out says.
+"""
+
+import random
+import sqlite3
+import time
+from typing import Any
+
+from django.db.backends.sqlite3 import base
+from django.db.utils import OperationalError
+
+ASK_EVERY_SECONDS = (0.001, 0.004)
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    transaction_mode: str | None
+
+    def _start_transaction_under_autocommit(self) -> None:
+        """Raises OperationalError ("database is locked") after OPTIONS["timeout"] seconds."""
+        if self.transaction_mode is None:
+            super()._start_transaction_under_autocommit()  # type: ignore[misc]
+            return
+        seconds = float(self.settings_dict["OPTIONS"].get("timeout", 5.0))
+        until = time.monotonic() + seconds
+        raw: sqlite3.Connection = self.connection
+        raw.execute("PRAGMA busy_timeout = 0")
+        try:
+            while not self._begun(last=time.monotonic() >= until):
+                time.sleep(random.uniform(*ASK_EVERY_SECONDS))  # noqa: S311 - no secret
+        finally:
+            raw.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+
+    def _begun(self, *, last: bool) -> bool:
+        try:
+            self.cursor().execute(f"BEGIN {self.transaction_mode}")
+        except OperationalError as error:
+            if last or not _is_busy(error):
+                raise
+            return False
+        return True
+
+
+def _is_busy(error: OperationalError) -> bool:
+    cause: Any = error.__cause__
+    return isinstance(cause, sqlite3.OperationalError) and cause.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
