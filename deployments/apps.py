@@ -11,7 +11,7 @@ class DeploymentsConfig(AppConfig):
         from portal import readiness
         from runtimes import architecture, failback, fleet
 
-        fleet.on_report.append(rollout.wake)
+        fleet.on_report.insert(0, rollout.wake)  # a step waits for it
         architecture.guards.append(rollout.refuse_while_deploying)
         failback.blockers.append(rollout.running_on)
         rollout.send = tasks.send_step

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
+from django.db.models import F
 
 from deployments import rollback, rollout, steps
 from deployments.models import BROKEN, DONE, LIVE, Choice, Decision, Deployment, Exclusion, Release, RunStatus, StepKind, StepRun
@@ -142,11 +143,13 @@ def decide(
 
     Raises:
         Invalid: a reason is needed and missing, or `machine` is none of those that can be left out.
-        NotAllowed: what `offers` says, or the deployment did not fail. Busy: another one is under way.
+        NotAllowed: what `offers` says, the deployment did not fail, or somebody else decided in this moment. Busy: another one is under
+            way.
     """
     reason = reason.strip()
     if deployment.status not in BROKEN:
         raise NotAllowed(f"Deployment {deployment.pk} is {deployment.get_status_display().lower()}: there is nothing to decide.")
+    seen = rollout.broken_steps(deployment)
     offer = _offer(deployment, choice, machine, now)
     if offer.refusal:
         raise NotAllowed(offer.refusal)
@@ -161,7 +164,13 @@ def decide(
         Choice.ROLL_BACK: _roll_back,
     }
     with transaction.atomic():
-        step = rollout.broken_steps(deployment)[0]
+        # This UPDATE comes first: until the transaction ends, nobody else decides about this deployment. What was decided in between
+        # may have set aside the very step that this decision is about.
+        held = Deployment.objects.filter(pk=deployment.pk, status__in=BROKEN).update(status=F("status"))
+        broken = rollout.broken_steps(deployment)
+        if not held or [(one.pk, one.attempt) for one in broken] != [(one.pk, one.attempt) for one in seen]:
+            raise NotAllowed(f"Somebody else decided about deployment {deployment.pk} in this moment: look at it again.")
+        step = broken[0]
         Decision.objects.create(deployment=deployment, step=step, choice=choice, machine=offer.machine, reason=reason, at=now, by_id=by.pk)
         after = acts[choice](deployment, step, offer, by, reason, now)
     after.refresh_from_db()

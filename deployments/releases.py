@@ -214,10 +214,8 @@ def bundle_for(release: Release, runtime: Runtime, values: property_values.Value
     if lacking:
         reasons = [item.sentence for item in lacking]
         raise NotAllowed(" ".join(reasons), reasons=reasons)
-    siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id).select_related(
-        "machine", "connector"
-    )
-    members = sorted(sibling.key for sibling in siblings)
+    siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
+    members = sorted(protocol.runtime_key(name, connector) for name in siblings.values_list("machine__name", flat=True))
     routers = Router.objects.filter(machine__environment_id=runtime.environment_id).exists()
     failover = moves.fails_over(designed, len(members), routers=routers)
     flows = [

@@ -346,10 +346,12 @@ def _stopped_flows(row: Runtime, content: protocol.BundleContent) -> list[str]:
 
 def _refresh_groups(runtime: Runtime, content: protocol.BundleContent) -> set[Machine]:
     """Make groups and members as the bundle says; returns the machines whose memberships changed."""
-    siblings = list(
-        Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id).select_related("machine")
-    )
-    known = {group.key: group for group in Group.objects.filter(connector_id=runtime.connector_id)}
+    siblings: list[Runtime] = []
+    known: dict[str, Group] = {}
+    if content.groups:
+        rows = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
+        siblings = list(rows.select_related("machine"))
+        known = {group.key: group for group in Group.objects.filter(connector_id=runtime.connector_id)}
     touched: set[Machine] = set()
     kept: list[FailoverGroup] = []
     for spec in content.groups:

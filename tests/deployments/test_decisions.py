@@ -7,7 +7,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from deployments import decisions, plans, releases, returning, rollout, steps
-from deployments.models import Choice, Decision, Deployment, Exclusion, Release, RunStatus, StepKind, StepLog
+from deployments.models import BROKEN, LIVE, Choice, Decision, Deployment, Exclusion, Release, RunStatus, StepKind, StepLog
 from portal import properties
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Flow, FlowVersion
@@ -15,6 +15,7 @@ from runtimes import failover, fleet
 from runtimes.models import CommandRun, Runtime
 from runtimes.protocol import CommandReport, CommandStatus, Preference
 from tests.deployments.conftest import Engine, save_version
+from tests.deployments.test_releases import together
 
 
 def runtime(machine: str) -> Runtime:
@@ -461,3 +462,54 @@ def test_waiting_until_healthy_waits_for_every_runtime_and_group(upgrade: Upgrad
     upgrade.engine.pass_time(1)
     assert upgrade.engine.run(run).status == RunStatus.SUCCEEDED
     assert run.steps.get().reason == "external01.erp and external02.erp are healthy."
+
+
+# ------------------------------------------------------------------------------------------------------- several people at once
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_several_decisions_in_one_moment_one_counts_and_the_others_are_told(upgrade: Upgrade) -> None:
+    upgrade.engine.machines.failing["external02.erp"] = "no memory"
+    run = upgrade.engine.run(upgrade.begin(), every=5)
+    assert run.status in BROKEN
+    upgrade.engine.machines.failing.clear()
+    choices = (Choice.RETRY, Choice.ABORT, Choice.SKIP, Choice.RETRY, Choice.ROLL_BACK)
+    results = together(*[lambda choice=choice: upgrade.decide(Deployment.objects.get(pk=run.pk), choice, "Now.") for choice in choices])
+    made = [result for result in results if isinstance(result, Deployment)]
+    refused = [result for result in results if not isinstance(result, Deployment)]
+    assert len(made) == 1 and all(isinstance(result, NotAllowed) for result in refused), results
+    assert Decision.objects.count() == 1
+    assert upgrade.engine.run(made[0]).status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED, RunStatus.FAILED)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_skipping_twice_in_one_moment_skips_one_step_of_two_that_failed(upgrade: Upgrade) -> None:
+    run = upgrade.begin()
+    first, second = run.steps.filter(kind=StepKind.DEPLOY_RUNTIME)
+    run.steps.filter(number__lt=first.number).update(status=RunStatus.SUCCEEDED)
+    for step in (first, second):
+        fields = {"stage_number": first.stage_number, "lane": step.machine, "status": RunStatus.FAILED, "reason": "no memory."}
+        type(step).objects.filter(pk=step.pk).update(**fields)
+    Deployment.objects.filter(pk=run.pk).update(status=RunStatus.FAILED)
+    results = together(*[lambda: upgrade.decide(Deployment.objects.get(pk=run.pk), Choice.SKIP, "Now.")] * 2)
+    assert sorted(type(result).__name__ for result in results) == ["Deployment", "NotAllowed"], results
+    assert [step.status for step in run.steps.filter(kind=StepKind.DEPLOY_RUNTIME)] == [RunStatus.SKIPPED, RunStatus.FAILED]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_cancel_that_meets_the_end_of_the_last_step_leaves_one_truth(upgrade: Upgrade) -> None:
+    for _ in range(4):
+        run = upgrade.begin()
+        last = run.steps.order_by("number").last()
+        assert last is not None
+        upgrade.engine.run(run, until=last.number)
+        upgrade.engine.pass_time(1)
+        together(
+            lambda pk=last.pk: rollout.tick(pk, now=upgrade.engine.now),
+            lambda pk=run.pk: rollout.cancel(Deployment.objects.get(pk=pk), by=upgrade.person, now=upgrade.engine.now),
+            lambda pk=last.pk: rollout.tick(pk, now=upgrade.engine.now),
+        )
+        run.refresh_from_db()
+        last.refresh_from_db()
+        assert run.status == last.status and run.status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED)
+        assert not run.alerting_off and not run.steps.filter(status__in=LIVE).exists()
