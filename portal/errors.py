@@ -4,7 +4,8 @@ NotAllowed            an act that the present state forbids (409)
 ├── Invalid           an input that can never be right; `field` names it (400)
 ├── Busy              somebody else's act is under way (409)
 ├── Stale             the world moved since the asker looked (412)
-└── NotReady          no member can take over now (503)
+├── NotReady          no member can take over now (503)
+└── DatabaseAway      the portal's own database is full, locked or away (503)
 """
 
 from typing import ClassVar
@@ -39,4 +40,9 @@ class Stale(NotAllowed):
 
 class NotReady(NotAllowed):
     code = "not-ready"
+    status = 503
+
+
+class DatabaseAway(NotAllowed):
+    code = "database-away"
     status = 503

@@ -13,6 +13,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
+from portal.database import away
 from portal.errors import NotAllowed
 
 CONTENT_TYPE = "application/problem+json"
@@ -71,6 +72,8 @@ def handle(exception: Exception, context: dict[str, Any]) -> Response | None:
                 headers["WWW-Authenticate"] = challenge
             if wait := getattr(exception, "wait", None):
                 headers["Retry-After"] = str(int(wait))
+        case _ if refusal := away(exception):
+            document = body(refusal.status, refusal.code, refusal.sentence)
         case _:
             return None
     set_rollback()

@@ -68,3 +68,5 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("runtimes.urls")),
     path("", include("deployments.urls")),
 ]
+
+handler500 = "portal.views.trouble.server_error"

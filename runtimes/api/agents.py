@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_not_required
-from django.db import DataError, connections
+from django.db import DataError, InterfaceError, OperationalError, connections
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils import timezone
@@ -24,6 +24,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
 from portal import problems
+from portal.database import away
 from portal.errors import Invalid, NotAllowed
 from runtimes import fleet, protocol, wakeup
 from runtimes.models import Machine
@@ -114,6 +115,9 @@ def agent_view(view: AgentView) -> AgentView:
         except (DataError, OverflowError):
             logger.exception("A value of an agent does not fit the database.")
             return problem(Invalid("A number of this message is out of range."))
+        except (OperationalError, InterfaceError) as error:
+            logger.exception("An agent was sent away, to come again: the database does not do its part.")
+            return problem(away(error) or NotAllowed("Come again."))
 
     return guarded
 
