@@ -5,7 +5,6 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import task_postrun
-from django.db import connections
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
 
@@ -17,8 +16,7 @@ app.autodiscover_tasks()
 
 @task_postrun.connect
 def close_broken_connections(**_: Any) -> None:
-    """A worker keeps its connections to the database: opening one costs more than most tasks. After any error of
-    the database the connection is closed, so that one that broke serves no second task."""
-    for connection in connections.all(initialized_only=True):
-        if connection.errors_occurred:
-            connection.close()
+    """A worker keeps its connections to the database: opening one costs more than most tasks."""
+    from portal import threads  # not before Django is set up
+
+    threads.close_broken_connections()

@@ -10,6 +10,8 @@ from django.urls import resolve
 from django.utils.deprecation import MiddlewareMixin
 from whitenoise.middleware import WhiteNoiseMiddleware
 
+from portal import threads
+
 
 class NoNulInAddress(MiddlewareMixin):
     """A NUL is in no name and in no word that a database can look for (PostgreSQL refuses the query): 400, and no view is troubled."""
@@ -51,7 +53,9 @@ class AgentsPassBy:
 
     async def _without_a_thread(self, request: HttpRequest) -> HttpResponseBase:
         view, arguments = self._view(request)
-        answer: HttpResponseBase = await (view if iscoroutinefunction(view) else sync_to_async(view))(request, **arguments)
+        answer: HttpResponseBase = await (
+            view(request, **arguments) if iscoroutinefunction(view) else threads.run(view, request, **arguments)
+        )
         return answer
 
     def _view(self, request: HttpRequest) -> tuple[Callable[..., Any], dict[str, Any]]:

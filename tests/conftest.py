@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.db import connections
 
@@ -28,6 +29,16 @@ def cheap_passwords(settings: Any) -> None:
 def quick_passwords(settings) -> None:
     """Hashing well is slow on purpose, and no test is about it."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
+def no_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents' calls ask the database where the test does: a kept thread would not see what the test has not committed."""
+
+    async def here(work: Any, *args: Any, **kwargs: Any) -> Any:
+        return await sync_to_async(work)(*args, **kwargs)
+
+    monkeypatch.setattr("portal.threads.run", here)
 
 
 @pytest.fixture

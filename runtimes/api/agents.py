@@ -1,6 +1,6 @@
 """What agents call, under /agent/v1/: join, certificate, report, orders, bundles (runtimes/protocol.py). Errors are problem+json.
 
-`orders` is the portal's only asynchronous view: while it waits it holds no database connection and blocks no thread.
+`orders` is the portal's only asynchronous view: while it waits it blocks no thread.
 """
 
 import asyncio
@@ -14,16 +14,15 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import msgspec
-from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_not_required
-from django.db import DataError, InterfaceError, OperationalError, connections
+from django.db import DataError, InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
-from portal import problems
+from portal import problems, threads
 from portal.database import away
 from portal.errors import Invalid, NotAllowed
 from runtimes import fleet, protocol, wakeup
@@ -165,15 +164,17 @@ async def orders(request: HttpRequest) -> HttpResponse:
         return HttpResponse(status=405, headers={"Allow": "GET"})
     try:
         after, wait = _number(request, "after", int), min(_number(request, "wait", float), LONGEST_WAIT)
-        machine = await _in_thread(_machine, request)
+        machine = await threads.run(_machine, request)
     except NotAllowed as refusal:
         return problem(refusal)
     if not await _newer_orders(machine.pk, after, until=time.monotonic() + wait):
         return HttpResponse(status=204)
     try:
-        return _answer(await _in_thread(fleet.orders_for, machine, now=timezone.now()))
+        return _answer(await threads.run(fleet.orders_for, machine, now=timezone.now()))
     except Machine.DoesNotExist:
         return problem(_NoCredential("This machine was removed from its environment."))
+    except (OperationalError, InterfaceError) as error:
+        return problem(away(error) or NotAllowed("Come again."))
 
 
 def _number(request: HttpRequest, name: str, kind: Callable[[str], Any]) -> Any:
@@ -193,7 +194,7 @@ async def _newer_orders(machine_id: int, after: int, *, until: float) -> bool:
     ear = wakeup.Ear(machine_id)
     try:
         while not _shutting_down.is_set():
-            version = await _in_thread(fleet.newest_orders, machine_id)
+            version = await threads.run(fleet.newest_orders, machine_id)
             if version is None or version > after:
                 return True
             if time.monotonic() >= until:
@@ -205,20 +206,6 @@ async def _newer_orders(machine_id: int, after: int, *, until: float) -> bool:
         return False
     finally:
         await asyncio.shield(ear.close())
-
-
-async def _in_thread(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Run database work, and give its connection back: a waiting agent holds none."""
-
-    def run() -> T:
-        try:
-            return work(*args, **kwargs)
-        finally:
-            for connection in connections.all(initialized_only=True):
-                if not connection.in_atomic_block:  # never in production; a test's own transaction is left alone
-                    connection.close_if_unusable_or_obsolete()
-
-    return await sync_to_async(run)()
 
 
 # A graceful server waits for its open requests, and only then tells the application: so the signal is listened to here as well, before
