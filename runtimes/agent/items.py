@@ -5,7 +5,7 @@ The agent works on them by itself, without the runtime's process: also when that
 
 import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,22 @@ def answered(inquiry: Inquiry, where: Where | None) -> InquiryAnswer:
 
 def _act(failures: Any, inquiry: Inquiry) -> str:
     """Retry or discard; a sentence about those that are gone."""
-    keys = inquiry.keys or [item.key for item in failures.listed()[1]]
-    gone = 0
+    act = failures.retry if inquiry.act is ItemAct.RETRY else failures.discard
+    keys, gone, done = inquiry.keys or _every(failures), 0, 0
     for key in keys:
+        done += 1
         try:
-            (failures.retry if inquiry.act is ItemAct.RETRY else failures.discard)(key)
+            act(key)
         except KeyError:
             gone += 1
-    return f"{gone} of {len(keys)} were gone already." if gone else ""
+    return f"{gone} of {done} were gone already." if gone else ""
+
+
+def _every(failures: Any) -> Iterator[str]:
+    """The keys of all that are there now, though a list names the newest only; each is expected to have gone before the next list."""
+    left, named = failures.count(), set()
+    while left > 0 and (page := [item.key for item in failures.listed()[1] if item.key not in named]):
+        for key in page[:left]:
+            named.add(key)
+            yield key
+        left -= len(page)

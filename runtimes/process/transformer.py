@@ -84,6 +84,10 @@ def read(content: bytes, kind: str) -> dict[str, Any]:
     return {"data": None, "text": text}
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no value of JSON")  # though Python's parser would take it
+
+
 class Transformer:
     """One template."""
 
@@ -100,7 +104,7 @@ class Transformer:
         data = made.encode("utf-8", "surrogatepass")
         if self._to == "json" and made.strip():
             try:
-                json.loads(made)
+                json.loads(made, parse_constant=_refuse_constant)
             except ValueError as error:
                 raise UnreadableError(f"the template made no JSON: {error}; insert values as {{{{ value | tojson }}}}") from error
         if self._to == "xml" and made.strip():

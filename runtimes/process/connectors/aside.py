@@ -84,12 +84,12 @@ class ErrorFolder:
 
     # --------------------------------------------------------------------------------------------------- the flow's own thread
 
-    def free_name(self, name: bytes) -> bytes:
-        """A name that is free here, with the one of its reason."""
-        name = safe_name(name)
+    def free_name(self, name: bytes, folder: bytes | None = None) -> bytes:
+        """A name that is free here (or in `folder`), with the one of its reason."""
+        name, folder = safe_name(name), folder or self._bytes
         for number in itertools.count():
             tried = fit(REASON, name, b".%d" % number if number else b"").removeprefix(REASON)  # room for its reason's name
-            if not any(os.path.lexists(os.path.join(self._bytes, tried + end)) for end in (b"", REASON)):  # noqa: PTH118
+            if not any(os.path.lexists(os.path.join(folder, tried + end)) for end in (b"", REASON)):  # noqa: PTH118
                 return tried
         raise AssertionError
 
@@ -109,16 +109,17 @@ class ErrorFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             name = self.free_name(item.name)
             note = self.note(name, facts_of(item, reason, tries))
-            path = os.path.join(self._bytes, name)  # noqa: PTH118
+            part = os.path.join(self._bytes, b".part-" + key_of(note).encode())  # noqa: PTH118 - nobody tries half an item again
             try:
-                with open(path, "wb") as file:  # noqa: PTH123
+                with open(part, "wb") as file:  # noqa: PTH123
                     with suppress(ItemError, ItemChanged), item.open() as chunks:  # what of it can be read
                         for chunk in chunks:
                             file.write(chunk)
                     file.flush()
                     os.fsync(file.fileno())
+                os.rename(part, os.path.join(self._bytes, name))  # noqa: PTH104, PTH118
             except OSError:
-                for left in (path, note):
+                for left in (part, note):
                     Path(os.fsdecode(left)).unlink(missing_ok=True)
                 raise
         except OSError as error:
@@ -174,19 +175,36 @@ class ErrorFolder:
     def content(self, key: str, limit: int) -> tuple[bytes, int]:
         """The first bytes of an item, and its whole size. Raises KeyError."""
         path = os.path.join(self._bytes, self._named(key))  # noqa: PTH118
-        with open(path, "rb") as file:  # noqa: PTH123
-            return file.read(limit), os.fstat(file.fileno()).st_size
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123
+                return file.read(limit), os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            raise KeyError(key) from None
 
     def retry(self, key: str) -> None:
-        """Offer it again. Raises KeyError."""
-        name = self._named(key)
+        """Offer it again. Raises KeyError.
+
+        The item gets a second name first, so that it is never nowhere; whoever moves or removes its reason has it.
+        """
+        path = os.path.join(self._bytes, self._named(key))  # noqa: PTH118
         os.makedirs(self._again, exist_ok=True)  # noqa: PTH103
-        for part in (name + REASON, name):
-            os.replace(os.path.join(self._bytes, part), os.path.join(self._again, part))  # noqa: PTH105, PTH118
+        target = os.path.join(self._again, self.free_name(os.path.basename(path), self._again))  # noqa: PTH118, PTH119
+        try:
+            os.link(path, target)
+            try:
+                os.rename(path + REASON, target + REASON)  # noqa: PTH104
+            except FileNotFoundError:
+                os.unlink(target)  # noqa: PTH108
+                raise
+        except (FileNotFoundError, FileExistsError):
+            raise KeyError(key) from None
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108
 
     def discard(self, key: str) -> None:
         """Remove it for good. Raises KeyError."""
-        self._remove(self._named(key))
+        if not self._remove(self._named(key)):
+            raise KeyError(key)
 
     # ----------------------------------------------------------------------------------------------------------------- inside
 
@@ -197,10 +215,16 @@ class ErrorFolder:
                     return name.removesuffix(REASON)
         raise KeyError(key)
 
-    def _remove(self, name: bytes) -> None:
-        for part in (name, name + REASON):
-            with suppress(FileNotFoundError):
-                os.unlink(os.path.join(self._bytes, part))  # noqa: PTH108, PTH118
+    def _remove(self, name: bytes) -> bool:
+        """False: somebody else has it."""
+        path = os.path.join(self._bytes, name)  # noqa: PTH118
+        try:
+            os.unlink(path + REASON)  # noqa: PTH108
+        except FileNotFoundError:
+            return False
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108
+        return True
 
     def _read(self, note: bytes) -> FailedItem | None:
         path = os.path.join(self._bytes, note)  # noqa: PTH118

@@ -28,6 +28,7 @@ ALLOWED_ENV = "BATON_COMMANDS"  # of the agent: patterns of programs that its ma
 PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "BATON_KEEPER_FOLDER")
 BACKOFF_SECONDS, BACKOFF_LIMIT = 1.0, 30.0
 STEADY_SECONDS = 60.0  # a program that ran for so long starts anew without the back-off of before
+DAEMON_SECONDS = 5.0  # a program that ends so soon, and leaves processes behind, wants to run in the background
 WAITING_LIMIT = 100  # lines in this process's hands
 NONE, LINES, FOLDER = "none", "lines", "folder"
 
@@ -232,7 +233,11 @@ class CommandInbound(Inbound):
                 program.wait(START_SECONDS)
                 self._end(program, f"the command gave no sign of health for {age:.0f} s", failed=True)
             return
-        self._end(program, f"the command ended: {exit_words(status)}", failed=status != 0)
+        what, daemon = f"the command ended: {exit_words(status)}", False
+        if program.left:
+            what += f", and left processes behind ({program.left}), which were killed: let it stay in the foreground"
+            daemon = time.monotonic() - program.started < DAEMON_SECONDS
+        self._end(program, what, failed=status != 0 or daemon)
 
     def _end(self, program: Program, what: str, *, failed: bool) -> None:
         if time.monotonic() - program.started >= STEADY_SECONDS:

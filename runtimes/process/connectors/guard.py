@@ -9,8 +9,8 @@ It is a subreaper, so whatever the program starts, also in sessions of its own, 
 - the moment in the page (PAGE, written by the runtime while its permit lasts) has passed, whoever else stands still,
 - the runtime process has ended, however.
 
-SIGTERM is passed on to the program. It reports lines on the descriptor: `pid <n>`, `error <text>`, `status <wait status>`; the last one
-comes when the tree is empty.
+SIGTERM is passed on to the program. It reports lines on the descriptor: `pid <n>`, `error <text>`, `left <n>` (processes that
+the program left behind), `status <wait status>`; the last one comes when the tree is empty.
 """
 
 import ctypes
@@ -44,6 +44,14 @@ def descendants(pid: int) -> list[int]:
     for child in found:  # the list grows while it is walked
         found += children(child)
     return found
+
+
+def living(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            return file.read().rpartition(b") ")[2][:1] not in (b"Z", b"X")
+    except OSError:
+        return False
 
 
 def kill_below(pid: int) -> None:
@@ -100,6 +108,9 @@ def run(page: mmap.mmap, report: int, parent: int, argv: list[str]) -> int:
                 break
             if gone == pid:
                 status, killing = its, True
+                left = sum(living(child) for child in descendants(me))
+                if left:
+                    os.write(report, b"left %d\n" % left)
         if time.clock_gettime(time.CLOCK_BOOTTIME) >= PAGE.unpack_from(page, 0)[0]:
             killing = True
         while got:

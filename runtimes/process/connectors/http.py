@@ -44,7 +44,8 @@ BACKOFF_SECONDS, BACKOFF_LIMIT = 0.2, 5.0
 RETRY_AFTER_LIMIT = 3600.0  # seconds that a server may ask us to wait
 ANSWER_LIMIT = 64 * 1024 * 1024  # bytes of a polled answer, which is held in memory
 ITEMS_LIMIT = 10_000  # items of one answer
-REMEMBERED = 2_000  # items of the answer before, when there is no cursor to tell the new ones
+MARK = 16  # letters of an item's id that are remembered where no cursor tells the new ones
+ASKED = 1_000  # cursors in a row, each asked at once after the one before
 REDIRECTS = 3
 LATER = (408, 425, 429)
 NOT_THE_ITEM = (401, 403, 404, 405, 407)  # the address or the password is wrong
@@ -74,7 +75,6 @@ class Caller:
             verify=verify,
             timeout=seconds,
             trust_env=False,
-            max_redirects=REDIRECTS,
             limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30),
         )
         self._sockets: list[socket.socket] = []
@@ -85,7 +85,14 @@ class Caller:
         """The answer, its body unread. Raises Unavailable."""
         request = self._client.build_request(method, url, extensions={"trace": self._trace}, **more)
         try:
-            response = self._client.send(request, stream=True, follow_redirects=follow)
+            response = self._client.send(request, stream=True)
+            for _ in range(REDIRECTS):
+                if not follow or response.next_request is None:
+                    break
+                response = self._follow(response, response.next_request)
+            if follow and response.next_request is not None:
+                response.close()
+                raise Unavailable(f"{self.where} redirects more than {REDIRECTS} times: correct url")
             try:
                 yield response
             finally:
@@ -94,6 +101,14 @@ class Caller:
             raise Unavailable(f"{self.where} did not answer in time") from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise Unavailable(f"{self.where} cannot be reached: {error}") from error
+
+    def _follow(self, response: httpx.Response, following: httpx.Request) -> httpx.Response:
+        """Ask where it redirects to: on the same server only, for what the headers hold is meant for that. Raises Unavailable."""
+        response.close()
+        asked, target = response.request.url, following.url
+        if target.host != asked.host or (asked.scheme == "https" and target.scheme != "https"):
+            raise Unavailable(f"{self.where} redirects to {target.scheme}://{target.netloc.decode().rpartition('@')[2]}: correct url")
+        return self._client.send(following, stream=True)
 
     def abort(self) -> None:
         """Cut every connection."""
@@ -116,11 +131,11 @@ class Caller:
 def retry_after(value: str, now: datetime) -> float | None:
     """Seconds that a Retry-After header asks for, bounded; None: it says nothing readable."""
     value = value.strip()
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return min(float(value), RETRY_AFTER_LIMIT)
     try:
         until = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError, IndexError):
         return None
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
     return min(max((until - now).total_seconds(), 0.0), RETRY_AFTER_LIMIT)
@@ -251,6 +266,8 @@ class HttpInbound(Inbound):
         self._ask_at = 0.0  # time.monotonic()
         self._answered = 0.0  # time.time()
         self._pause = self._every  # until it is asked again: longer when it asked for that
+        self._failed = ""  # why the last question brought nothing: true until the next one
+        self._asked: set[str] = set()  # cursors since the last rest
 
     def prepare(self) -> None:
         self.failures.prepare()
@@ -259,15 +276,24 @@ class HttpInbound(Inbound):
         self._waiting.clear()
         self._next = None
         self._ask_at = 0.0
+        self._failed = ""
         self._known = self._setting.state.read(duty)
 
     def poll(self, duty: Duty) -> Sequence[Item]:
         self._settle(duty)
+        again = self.failures.offered(duty)
         if not self._waiting and self._next is None and time.monotonic() >= self._ask_at:
             duty.check_take()
-            self._ask(duty)
+            self._failed = ""
+            try:
+                self._ask(duty)
+            except Unavailable as error:
+                self._failed = str(error)
+                raise
             self._settle(duty)
-        return [*self.failures.offered(duty), *self._waiting]
+        elif self._failed and not again:
+            raise Unavailable(self._failed)
+        return [*again, *self._waiting]
 
     def remove(self, item: Item, duty: Duty) -> None:
         if not self.failures.delivered(item):
@@ -317,7 +343,8 @@ class HttpInbound(Inbound):
                 return
             if response.status_code != 200:
                 wait = f"; it is asked again in {self._ask_at - time.monotonic():.0f} s"
-                raise Unavailable(f"{self._caller.where} answered {response.status_code}: {_first_words(response)}{wait}")
+                words = _first_words(response) or response.reason_phrase
+                raise Unavailable(f"{self._caller.where} answered {response.status_code}: {words}{wait}")
             body = self._read(response)
         self._answered = time.time()
         self._take(body, cursor, url, response.headers, duty)
@@ -336,11 +363,13 @@ class HttpInbound(Inbound):
             try:
                 answer = json.loads(body)
             except (ValueError, RecursionError) as error:
-                raise Unavailable(f"{self._caller.where} answered no JSON: {error}") from error
+                kind = headers.get("Content-Type", "no content type")
+                raise Unavailable(f"{self._caller.where} answered no JSON but {kind}: {error}; correct url or headers") from error
         contents = self._contents(body, answer)
-        before = set(self._known.get("seen", ()))
+        before = {str(key)[:MARK] for key in self._known.get("seen", ())}
         found = [(self._key(content, element, cursor), content, element is not None) for content, element in contents]
-        self._waiting = [self._item(key, content, is_json, duty) for key, content, is_json in dict.fromkeys(found) if key not in before]
+        fresh = [each for each in dict.fromkeys(found) if each[0][:MARK] not in before]
+        self._waiting = [self._item(key, content, is_json, duty) for key, content, is_json in fresh]
         following = self._cursor(answer, cursor)
         self._next = {"url": hashlib.sha256(url.encode()).hexdigest()}
         if self._cursor_path:
@@ -348,10 +377,15 @@ class HttpInbound(Inbound):
         else:
             self._next |= {"etag": headers.get("ETag", ""), "modified": headers.get("Last-Modified", "")}
         if following == cursor:  # the same question again: what it answered is not new then
-            self._next["seen"] = [key for key, _, _ in found][-REMEMBERED:]
+            self._next["seen"] = [key[:MARK] for key, _, _ in found]
             self._next |= {"etag": headers.get("ETag", ""), "modified": headers.get("Last-Modified", "")}
-        else:
-            self._ask_at = time.monotonic()  # there is more
+        self._asked.add(cursor)
+        if not found or following in self._asked or len(self._asked) >= ASKED:
+            if found and following != cursor and following in self._asked:
+                self._setting.log.warning(f"{self._caller.where} gives cursor {following[:100]} a second time: it goes in circles")
+            self._asked.clear()
+        elif self._pause == self._every:  # it did not ask to be left alone
+            self._ask_at = time.monotonic()  # there may be more
 
     def _contents(self, body: bytes, answer: Any) -> list[tuple[bytes, Any]]:
         """Each item's bytes, and its JSON element where the answer is taken apart."""
@@ -371,7 +405,9 @@ class HttpInbound(Inbound):
 
     def _cursor(self, answer: Any, cursor: str) -> str:
         found = at(answer, self._cursor_path) if self._cursor_path else None
-        return str(found) if isinstance(found, str | int) and found != "" else cursor
+        if isinstance(found, dict | list):
+            raise Unavailable(f"{self._caller.where} has no text or number at {self._cursor_path} in its answer: correct cursor_path")
+        return str(found) if isinstance(found, str | int | float) and not isinstance(found, bool) and found != "" else cursor
 
     def _item(self, key: str, content: bytes, is_json: bool, duty: Duty) -> Item:
         origin = Origin(self._setting.flow, duty.group_name, duty.epoch, self._setting.machine)

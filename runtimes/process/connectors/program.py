@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ PULSE_SECONDS = 0.05  # between two writes of the permit's end for the guard
 LINE_LIMIT = 1024 * 1024  # bytes of one line; a longer one is cut and marked
 PIPE_BYTES = 4096  # what a program may have written that nobody has read yet, and a crash loses
 START_SECONDS = 5.0
+UNREAD_SECONDS = 1.0
 
 Line = tuple[bytes, bool]  # the text without its line break; was it cut
 
@@ -52,8 +54,11 @@ class Program:
         answers: bool = False,
     ) -> None:
         self.pid: int | None = None
+        self.left = 0  # processes that it left behind when it ended, and that were killed
         self.started = time.monotonic()
         self._until = until
+        self._said = said
+        self._deaf = False  # it does not read its standard input
         self._status: int | None = None
         self._over = threading.Event()
         self._mark = environment.get(MARK, "")
@@ -99,11 +104,19 @@ class Program:
         raise Failed(first.removeprefix("error ") or "its guard ended before it could start it")
 
     def write(self, data: bytes) -> None:
-        """To its standard input; what it does not read for long, or cannot any more, is dropped."""
+        """To its standard input; what it does not read within UNREAD_SECONDS, or cannot any more, is dropped. It then waits for nothing
+        more until the program has read."""
         if self._guard.stdin is None:
             return
         with contextlib.suppress(OSError, ValueError):
-            os.write(self._guard.stdin.fileno(), data)
+            descriptor = self._guard.stdin.fileno()
+            if not select.select([], [descriptor], [], 0.0 if self._deaf else UNREAD_SECONDS)[1]:
+                if not self._deaf:
+                    self._said(b"the command does not read its standard input: acknowledgements are dropped")
+                self._deaf = True
+                return
+            self._deaf = False
+            os.write(descriptor, data)
 
     def terminate(self) -> None:
         """SIGTERM to the program."""
@@ -127,6 +140,8 @@ class Program:
         """The wait status once the tree is empty; None while anything of it runs."""
         if self._status is None and self._guard.poll() is not None:
             text = self._report.read().decode("utf-8", "replace").split()
+            if "left" in text:
+                self.left = int(text[text.index("left") + 1])
             if "status" in text:
                 self._status = int(text[text.index("status") + 1])
             else:  # its guard was killed, so nobody waits for its tree

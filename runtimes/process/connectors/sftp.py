@@ -154,6 +154,8 @@ class SftpInbound(Inbound):
         self._waiting: dict[bytes, Item] = {}
         self._look_at = 0.0  # time.monotonic()
         self._answered = 0.0
+        self._count: int | None = None  # files of the last look of this leadership
+        self._failed = ""  # why the last look brought nothing: true until the next one
 
     def prepare(self) -> None:
         self.failures.prepare()
@@ -161,22 +163,30 @@ class SftpInbound(Inbound):
     def begin(self, duty: Duty) -> None:
         self._seen.clear()
         self._waiting.clear()
-        self._look_at = 0.0
+        self._look_at, self._failed = 0.0, ""
 
     def poll(self, duty: Duty) -> Sequence[Item]:
         """Regular files of the folder itself that were the same at two looks, the oldest first."""
+        again = self.failures.offered(duty)
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + self._every
+            self._failed = ""
             try:
                 found = self._session.run(self._list())
-            except FileNotFoundError as error:
-                raise Unavailable(f"the folder {self._session.folder} is not on the server: create it, or correct the setting") from error
+            except (FileNotFoundError, Unavailable) as error:
+                gone = f"the folder {self._session.folder} is not on the server: create it, or correct the setting"
+                self._failed = gone if isinstance(error, FileNotFoundError) else str(error)
+                self._waiting.clear()
+                raise Unavailable(self._failed) from error
             self._answered = time.time()
             settled = [each for each in found if self._seen.get(each.name) == each.identity]
             self._seen = {each.name: each.identity for each in found}
+            self._count = len(found)
             settled.sort(key=lambda each: (each.identity[1], each.name))
             self._waiting = {each.name: self._item(each, duty) for each in settled}
-        return [*self.failures.offered(duty), *self._waiting.values()]
+        elif self._failed and not again:
+            raise Unavailable(self._failed)
+        return [*again, *self._waiting.values()]
 
     def remove(self, item: Item, duty: Duty) -> None:
         """Only if it is still the file that was delivered; otherwise it is another item, and stays."""
@@ -210,6 +220,12 @@ class SftpInbound(Inbound):
 
     def abort(self) -> None:
         self._session.drop()
+
+    def stop(self, duty: Duty) -> None:
+        self._count = None
+
+    def depth(self) -> tuple[int | None, int | None]:
+        return self._count, None
 
     async def _list(self) -> list[Remote]:
         client = await self._session.client()
@@ -281,7 +297,7 @@ class SftpOutbound(Outbound):
 
     def deliver(self, item: Item, duty: Duty) -> None:
         base = self._session.folder.encode().rstrip(b"/") + b"/"
-        part, target = base + b".baton-%s.part" % item.id.encode()[:64], base + target_name(item.id, item.name)
+        part, target = base + b".baton-" + target_name(item.id[:64], b"part"), base + target_name(item.id, item.name)
         digest = hashlib.sha256()
 
         async def create() -> Any:

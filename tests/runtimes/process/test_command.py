@@ -133,6 +133,22 @@ def test_a_line_is_acknowledged_once_the_target_has_it(tmp_path: Path, run: Call
     assert seen["answer"]["line"] == 1 and len(seen["answer"]["delivered"]) == 32 and seen["there"] == 1
 
 
+def test_a_program_that_never_reads_its_acknowledgements_holds_nobody_up(
+    tmp_path: Path, run: Callable[..., tuple[Flow, Duty]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = """
+        import time
+        for number in range(3000): print(number)
+        time.sleep(60)
+    """
+    flow, duty = run(command(script, items="lines", acknowledge="yes"), outbound=Component(kind=ComponentKind.LOG))
+    until(lambda: flow.report().delivered == 3000, 10, "more than its standard input holds unread")
+    duty.stop_taking()
+    flow.stop()
+    until(lambda: not flow.busy, 3, "it stops in time")
+    assert capsys.readouterr().out.count("does not read its standard input: acknowledgements are dropped") == 1
+
+
 def test_a_line_that_is_too_long_is_moved_aside_and_the_next_arrives(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
     flow, _ = run(command(f"print('x' * {LINE_LIMIT * 3}); print('next'); import time; time.sleep(60)", items="lines"))
     until(lambda: b"next" in arrived(tmp_path).values(), 5)
@@ -275,6 +291,23 @@ def test_a_failing_program_backs_off_and_says_so(tmp_path: Path, run: Callable[.
     until(lambda: "the command ended: exit status 3; it starts again after 1 s" in flow.reason, 5)
     until(lambda: "starts again after 2 s" in flow.reason, 5, "the back-off doubles")
     assert (tmp_path / "starts").read_text() == "xx"
+
+
+def test_a_program_that_goes_into_the_background_is_told_to_stay(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    script = f"""
+        import os, pathlib, time
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                with open({str(tmp_path / "pids")!r}, "a") as file: file.write(str(os.getpid()) + " ")
+                time.sleep(60)
+            os._exit(0)
+        time.sleep(0.3)
+    """
+    flow, _ = run(command(script))
+    says = "the command ended: exit status 0, and left processes behind (1), which were killed: let it stay in the foreground"
+    until(lambda: says in flow.reason and "starts again after 1 s" in flow.reason, 5)
+    assert not any(alive(pid) for pid in pids_in(tmp_path / "pids", 1))
 
 
 def test_a_program_that_gives_no_sign_of_health_is_ended_and_started_again(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:

@@ -2,9 +2,10 @@
 
 import base64
 import os
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import structlog
 
 from runtimes.agent.items import SHOWN_BYTES, answered
-from runtimes.process.connectors.aside import ErrorFolder
+from runtimes.process.connectors.aside import LISTED, ErrorFolder
 from runtimes.process.connectors.base import Item, ItemError, Origin, Setting
 from runtimes.process.connectors.file import FileInbound
 from runtimes.process.connectors.queue import QueueInbound
@@ -86,6 +87,72 @@ def test_it_is_discarded_and_asking_twice_says_so(machine: Machine, tmp_path: Pa
     assert machine.ask(ItemAct.DISCARD, item.key).problem == "1 of 1 were gone already."
     assert "is gone" in machine.ask(ItemAct.VIEW, item.key).problem
     assert not any(path.is_file() for path in (machine.data / "errors" / "f").rglob("*"))
+
+
+def item(content: bytes, name: bytes = b"order") -> Item:
+    @contextmanager
+    def opened() -> Iterator[Iterator[bytes]]:
+        yield iter([content])
+
+    return Item("m1", name, len(content), Origin("erp-orders", "", 0, "external01"), opened)
+
+
+def read(each: Item) -> bytes:
+    with each.open() as chunks:
+        return b"".join(chunks)
+
+
+def test_two_of_one_name_that_are_tried_again_are_two(machine: Machine) -> None:
+    failures = ErrorFolder(machine.data / "errors" / "f", machine.setting)
+    failures.prepare()
+    for content in (b"first", b"second"):
+        failures.put(item(content, name=b"order.xml"), "it is bad", 3)
+        failures.retry(failures.listed()[1][0].key)
+    offered = failures.offered(FREE)
+    assert sorted(read(each) for each in offered) == [b"first", b"second"] and {each.name for each in offered} == {b"order.xml"}
+
+
+def test_whoever_is_first_has_it_when_two_try_again_or_one_discards(machine: Machine) -> None:
+    failures = ErrorFolder(machine.data / "errors" / "f", machine.setting)
+    failures.prepare()
+    acts = [failures.retry, failures.retry, failures.discard]
+    for _ in range(60):
+        failures.put(item(b"x"), "it is bad", 3)
+        key = failures.listed()[1][0].key
+        done: list[str] = []
+        ready = threading.Barrier(len(acts))
+
+        def act(what: Callable[[str], None], key: str = key, done: list[str] = done, ready: threading.Barrier = ready) -> None:
+            ready.wait()
+            with suppress(KeyError):
+                what(key)
+                done.append(what.__name__)
+
+        threads = [threading.Thread(target=act, args=(what,)) for what in acts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(done) == 1, done
+        offered = failures.offered(FREE)
+        assert [read(each) for each in offered] == ([b"x"] if done == ["retry"] else [])
+        for each in offered:
+            failures.delivered(each)
+        assert not [path for path in failures.folder.rglob("*") if path.is_file()], "nothing is left behind"
+
+
+def test_every_item_means_every_one_also_of_more_than_a_list_names(machine: Machine, tmp_path: Path) -> None:
+    failures = ErrorFolder(machine.data / "errors" / "f", machine.setting)
+    failures.prepare()
+    for _ in range(LISTED + 50):
+        failures.put(item(b"x"), "it is bad", 3)
+    answer = machine.ask(ItemAct.RETRY)
+    offered = failures.offered(FREE)
+    assert (answer.total, answer.problem, len(offered)) == (0, "", LISTED + 50)
+    for each in offered:
+        failures.put(each, "still bad", 3)
+    assert machine.ask(ItemAct.LIST).total == LISTED + 50
+    assert machine.ask(ItemAct.DISCARD).total == 0 and failures.offered(FREE) == []
 
 
 def test_a_huge_item_is_shown_in_part_and_a_key_leads_nowhere_else(machine: Machine, tmp_path: Path) -> None:

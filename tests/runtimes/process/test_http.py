@@ -302,6 +302,68 @@ def test_a_cursor_goes_on_where_everything_was_delivered_also_for_the_next_leade
     assert [path.split("=")[1] for _, path, _, _ in server.asked] == ["0", "0", "2", "3"]
 
 
+def test_a_cursor_that_moves_without_items_or_goes_in_circles_is_not_asked_without_a_rest(
+    server: Server, inbound: Callable[..., HttpInbound]
+) -> None:
+    paths = {"url": f"{server.url}/feed?after={{cursor}}", "items_path": "rows", "cursor_path": "next", "first_cursor": "0"}
+    server.says(*((200, {}, json.dumps({"rows": [], "next": f"t{moment}"}).encode()) for moment in range(50)))
+    source, held = inbound(poll_seconds="30", **paths), duty(0)
+    for _ in range(20):
+        assert taken(source, held) == []
+    assert len(server.asked) == 1, "a cursor that is a clock"
+    circle = [(200, {}, b'{"rows": ["a"], "next": "1"}'), (200, {}, b'{"rows": ["b"], "next": "0"}')]
+    server.asked.clear()
+    server.says(*circle * 20)
+    source = inbound(poll_seconds="30", **paths)
+    for _ in range(20):
+        taken(source, held)
+    assert len(server.asked) == 3, "from where it was, and once round"
+
+
+def test_a_good_answer_may_ask_to_be_left_alone_too(server: Server, inbound: Callable[..., HttpInbound]) -> None:
+    server.says((200, {"Retry-After": "30"}, b'{"rows": ["a"], "next": "1"}'), (200, {}, b'{"rows": []}'))
+    source = inbound(url=f"{server.url}/feed?after={{cursor}}", items_path="rows", cursor_path="next", first_cursor="0")
+    assert taken(source, duty(0)) == [b'"a"'] and taken(source, duty(0)) == []
+    assert len(server.asked) == 1 and source.interval_seconds() == 30
+
+
+@pytest.mark.parametrize(
+    ("following", "then"),
+    [
+        pytest.param("false", "0", id="no more"),
+        pytest.param("null", "0", id="nothing"),
+        pytest.param("1763800000.5", "1763800000.5", id="a moment"),
+        pytest.param("17", "17", id="a number"),
+    ],
+)
+def test_what_a_cursor_can_be(server: Server, inbound: Callable[..., HttpInbound], following: str, then: str) -> None:
+    server.says((200, {}, f'{{"rows": ["a"], "next": {following}}}'.encode()), (200, {}, b'{"rows": []}'))
+    paths = {"url": f"{server.url}/feed?after={{cursor}}", "items_path": "rows", "cursor_path": "next", "first_cursor": "0"}
+    source = inbound(**paths)
+    taken(source, duty(0))
+    time.sleep(0.12)
+    taken(source, duty(0))
+    assert server.asked[1][1] == f"/feed?after={then}"
+
+
+def test_a_long_list_without_a_cursor_is_taken_once(server: Server, inbound: Callable[..., HttpInbound]) -> None:
+    server.says((200, {}, json.dumps([{"n": number} for number in range(9_000)]).encode()))
+    source, held = inbound(items_path="."), duty(0)
+    assert len(taken(source, held)) == 9_000
+    time.sleep(0.12)
+    assert taken(source, held) == []
+    assert len(json.dumps(source._known)) < 256 * 1024, "it fits where the next leader finds it"
+
+
+def test_a_redirect_is_followed_on_its_server_and_not_for_ever(server: Server, inbound: Callable[..., HttpInbound]) -> None:
+    server.says((302, {"Location": "/there"}, b""), (307, {"Location": "/further"}, b""), (200, {}, b"found"))
+    assert taken(inbound(headers="X-Key: k"), duty(0)) == [b"found"]
+    assert [(path, headers["X-Key"]) for _, path, headers, _ in server.asked][1:] == [("/there", "k"), ("/further", "k")]
+    server.says((302, {"Location": "/there"}, b""))
+    with pytest.raises(Unavailable, match="redirects more than 3 times: correct url"):
+        inbound().poll(duty(0))
+
+
 def test_an_id_of_its_own_and_failed_items(server: Server, inbound: Callable[..., HttpInbound]) -> None:
     server.says((200, {}, b'[{"id": "A", "v": 1}]'), (200, {}, b'[{"id": "A", "v": 2}, {"id": "B"}]'))
     source, held = inbound(items_path=".", id_path="id"), duty(0)
@@ -322,7 +384,10 @@ def test_an_id_of_its_own_and_failed_items(server: Server, inbound: Callable[...
         pytest.param((503, {"Retry-After": "30"}, b"busy"), "answered 503: busy; it is asked again in (29|30) s", id="busy"),
         pytest.param((401, {}, b""), "answered 401", id="not allowed"),
         pytest.param((200, {}, b"<html>"), "answered no JSON", id="not JSON"),
+        pytest.param((200, {"Content-Type": "text/html"}, b"<p>"), "no JSON but text/html: .* correct url or headers", id="a page"),
         pytest.param((200, {}, b'{"rows": 3}'), "has no list at rows", id="no list"),
+        pytest.param((503, {"Retry-After": "\xb2"}, b""), "answered 503: Service Unavailable", id="an unreadable wish"),
+        pytest.param((302, {"Location": "http://localhost/"}, b""), "redirects to http://localhost: correct url", id="elsewhere"),
     ],
 )
 def test_a_strange_answer_is_said_and_asked_again_later(
@@ -333,7 +398,8 @@ def test_a_strange_answer_is_said_and_asked_again_later(
     with pytest.raises(Unavailable, match=says):
         source.poll(duty(0))
     assert source.answered_at() == 0 or answer[0] == 200
-    source.poll(duty(0))
+    with pytest.raises(Unavailable, match=says):
+        source.poll(duty(0))  # still true
     assert len(server.asked) == 1, "not at once"
 
 

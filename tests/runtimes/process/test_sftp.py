@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,9 @@ def test_files_are_taken_once_they_stand_still_and_leave_once_delivered(server: 
         (box / name).write_bytes(b"x")
     (box / "folder").mkdir()
     source = connect(SftpInbound)
-    assert source.poll(duty()) == []
+    assert source.depth() == (None, None) and source.poll(duty()) == []
     (found,) = settled(source)
+    assert source.depth() == (1, None)
     assert (found.name, content(found), found.origin.epoch) == (LATIN_1, data, 5)
     (again,) = settled(connect(SftpInbound))
     assert again.id == found.id, "another machine knows it by the same id"
@@ -200,8 +202,10 @@ def test_a_server_that_is_not_as_expected_is_said_and_is_not_the_items_fault(
 ) -> None:
     if given.get("host_key"):
         given = {"host_key": asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()}
-    with pytest.raises(Unavailable, match=says):
-        connect(SftpInbound, **given).poll(duty())
+    source = connect(SftpInbound, poll_seconds="30", **given)
+    for _ in range(2):  # still true until the next look
+        with pytest.raises(Unavailable, match=says):
+            source.poll(duty())
     with pytest.raises(Unavailable, match=says):
         connect(SftpOutbound, **given).begin(duty())
 
@@ -249,6 +253,15 @@ def test_an_ended_permit_leaves_nothing_that_a_reader_would_take(server: Server,
     with pytest.raises(PermitEnded):
         target.deliver(item(b"x"), duty(clock=lambda: next(answers)))
     assert all(path.name.startswith(".baton-") for path in (server.root / "box").iterdir())
+
+
+@pytest.mark.parametrize("key", ["../../escape", "x" * 300, "ü" * 90])
+def test_an_id_of_others_stays_in_the_folder(server: Server, connect: Callable[..., Any], key: str) -> None:
+    target = connect(SftpOutbound)
+    target.begin(duty())
+    target.deliver(replace(item(b"x"), id=key), duty())
+    (path,) = [path for path in server.root.parent.rglob("*") if path.is_file() and path.read_bytes() == b"x"]
+    assert path.parent == server.root / "box" and len(os.fsencode(path.name)) <= 255
 
 
 def test_a_full_or_forbidden_folder_keeps_the_item(server: Server, connect: Callable[..., Any]) -> None:
