@@ -45,6 +45,8 @@ def list_groups(environment: EnvironmentOption = "", project: ProjectOption = ""
     for row in rows:
         for problem in row["problems"]:
             show.warn(f"{row['name']}: {problem}")
+        for reason in row["without_standby"]:
+            show.warn(f"{row['name']} has no standby: {reason}")
         for alarm in row["alarms"]:
             show.warn(f"{row['name']}: {alarm['sentence']} {alarm['remedy']}")
         if row["returns"] is not None:
@@ -133,7 +135,7 @@ def changes(
     cells = (
         (
             show.moment(row["at"]),
-            row["epoch"],
+            show.epoch(row["epoch"]),
             row["previous"],
             row["runtime"],
             row["cause"],

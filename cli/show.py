@@ -72,6 +72,12 @@ def seconds(number: float | None) -> str:
     return f"{number * 1000:.0f} ms" if number < 1 else f"{number:.1f} s" if number < 90 else f"{number / 60:.1f} min"
 
 
+def epoch(number: int | None) -> str:
+    """Generation·revision, as pages say it; `--json` has the whole number."""
+    generation, revision = divmod(number or 0, 10**12)
+    return f"{generation}·{revision}" if number else "–"
+
+
 def age(text: str | None) -> str:
     if not text:
         return "never"

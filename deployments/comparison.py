@@ -121,6 +121,8 @@ def _flows(content: Mapping[str, Any]) -> Texts:
     for flow in content["flows"]:
         shown = {name: value for name, value in flow.items() if name not in ("id", "name")}
         shown["group"] = groups.get(flow["group"], flow["group"])
+        if flow["group"] is not None and "auto_start" in shown:  # what a person once chose for it counts only without a group
+            shown["auto_start"] = "with the leadership of its group"
         found[flow["id"]] = (flow["name"], [f"name: {flow['name']}", *lines_of(shown)])
     return found
 

@@ -123,8 +123,9 @@ def _told(deployment: Deployment, wanted: Wanted, after: Place) -> QuerySet[Step
 def _heard(deployment: Deployment, wanted: Wanted, after: Place) -> QuerySet[RuntimeLog]:
     if deployment.started_at is None:
         return RuntimeLog.objects.none()
-    end = (deployment.ended_at or timezone.now()) + AFTERWARDS
-    rows = RuntimeLog.objects.filter(machine__environment=deployment.environment_id, at__gte=deployment.started_at, at__lte=end)
+    rows = RuntimeLog.objects.filter(machine__environment=deployment.environment_id, at__gte=deployment.started_at)
+    if deployment.ended_at is not None:  # a line may come later, but what happened later is not the deployment's
+        rows = rows.filter(at__lte=deployment.ended_at)
     rows = rows.filter(level__in=wanted.levels).select_related("machine")
     seen = Q()
     for machine, last in after.machines.items():

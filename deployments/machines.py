@@ -74,7 +74,8 @@ def settings_of(machine: Machine, values: Sequence[Property]) -> list[Setting]:
     """Internal IP address and Failover port: placeholder and value."""
     address_key, port_key = router_addresses.failover_keys(machine.name)
     address, port = router_addresses.failover_address(machine.name, values)
-    port_suggested = str(machine.suggested_port) if machine.suggested_port else ""
+    free_port = taken_for(machine) or machine.suggested_port
+    port_suggested = str(free_port) if free_port else ""
     return [
         Setting("Internal IP address", address_key, address, machine.suggested_address),
         Setting("Failover port", port_key, port, port_suggested),
@@ -82,8 +83,19 @@ def settings_of(machine: Machine, values: Sequence[Property]) -> list[Setting]:
 
 
 def suggested(machine: Machine, values: Sequence[Property]) -> dict[str, str]:
-    """What the agent measured for settings that have no value yet, by key."""
-    return {setting.key: setting.suggestion for setting in settings_of(machine, values) if not setting.value and setting.suggestion}
+    """What the agent measured for settings that have no value yet, and for a port that is taken on its machine, by key."""
+    taken = taken_for(machine)
+    return {
+        setting.key: setting.suggestion
+        for setting in settings_of(machine, values)
+        if setting.suggestion and (not setting.value or (taken is not None and setting.suggestion == str(taken) != setting.value))
+    }
+
+
+def taken_for(machine: Machine) -> int | None:
+    """A port that is free on the machine, where its router's ordered one is taken by another program. None: it is not."""
+    router: Router | None = getattr(machine, "router", None)
+    return router.observed_free_port if router is not None else None
 
 
 def reach(routers: Iterable[Router], *, now: datetime) -> list[Reach]:

@@ -13,8 +13,9 @@ from django.db.models.functions import RowNumber
 from deployments.landscape import active_releases
 from deployments.models import BROKEN, DONE, LIVE, Activation, ActivationStatus, Deployment, Release, RunStatus
 from portal.models import Environment, Project
-from runtimes import boards
+from runtimes import authority, boards
 from runtimes.boards import Board
+from runtimes.failover import Health
 from runtimes.models import Machine, Runtime
 
 ROWS_SHOWN = 6  # releases per project: those in use anywhere, filled up with the newest
@@ -34,6 +35,7 @@ class Place:
     boards: list[Board] = field(default_factory=list)
     last: Deployment | None = None  # the newest deployment
     scheduled: list[Activation] = field(default_factory=list)
+    authority_due: str = ""  # what is to be done about its certificate authority
 
     @property
     def mixed(self) -> bool:
@@ -43,6 +45,15 @@ class Place:
     @property
     def troubled(self) -> list[Board]:
         return boards.troubled(self.boards)
+
+    @property
+    def unhealthy(self) -> list[Board]:
+        return [board for board in self.boards if board.health == Health.TROUBLED]
+
+    @property
+    def without_standby(self) -> list[Board]:
+        """Their leader works, and nobody could take over."""
+        return [board for board in self.boards if board.health == Health.NO_STANDBY]
 
     @property
     def is_live(self) -> bool:
@@ -91,7 +102,9 @@ class Glance:
 
     @property
     def troubles(self) -> int:
-        return sum(len(place.troubled) + len(place.silent) + (place.undecided is not None) for place in self.places)
+        return sum(
+            len(place.troubled) + len(place.silent) + (place.undecided is not None) + bool(place.authority_due) for place in self.places
+        )
 
     @property
     def exceptions(self) -> bool:
@@ -139,8 +152,9 @@ def fill(places: dict[int, Place], environments: Sequence[Environment], *, now: 
     scheduled = Activation.objects.filter(environment__in=environments, status=ActivationStatus.SCHEDULED).select_related("release")
     for activation in scheduled.defer("release__content"):
         places[activation.environment_id].scheduled.append(activation)
+    due = authority.standings_due(environments, now=now)
     for pk, place in places.items():
-        place.active = active.get(pk)
+        place.active, place.authority_due = active.get(pk), due.get(pk, "")
 
 
 def last_deployments(environments: Iterable[Environment]) -> Iterable[Deployment]:

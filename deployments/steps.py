@@ -188,7 +188,7 @@ class DeployRouters(Kind):
             note(step, sentence, now, level="warning")
         if machines:
             addresses = {name: (address, int(port)) for name, (address, port) in found.items() if address and port}
-            change = membership.assign(environment, addresses, actor=actor(step), now=now)
+            change = membership.assign(environment, addresses, actor=actor(step), now=now, driven=True)
             step.memory.update(change=change.pk if change is not None else None, said=0)
         profiles.retime_founders(environment)
         versions = Machine.objects.filter(environment=environment, router__isnull=False).values_list("name", "orders_version")
@@ -219,8 +219,7 @@ class DeployRouters(Kind):
         """How far the change of a running cluster's members is. None: there is none (any more)."""
         if not step.memory.get("change"):
             return None
-        membership.advance(step.deployment.environment_id, now=now)
-        change = MembershipChange.objects.get(pk=step.memory["change"])
+        change = membership.drive(MembershipChange.objects.get(pk=step.memory["change"]), now=now)
         if change.hand_over:
             wait = self._hand_over(step, change.hand_over, now)
             if wait is not None:
@@ -252,6 +251,11 @@ class DeployRouters(Kind):
         ]
         waits = [outcome for outcome in outcomes if outcome is not None]
         return together(waits) if waits else None
+
+    def abandon(self, step: StepRun, now: datetime) -> None:
+        change = MembershipChange.objects.filter(pk=step.memory.get("change"), status=MembershipStatus.RUNNING).first()
+        if change is not None:
+            membership.halt(change, f"{change.actor} was cancelled or did not come to its end in time", now=now)
 
     def overdue(self, step: StepRun) -> str:
         return "The routers did not come to run as wished" if step.memory.get("change") else "No majority of the routers ran"

@@ -1,11 +1,14 @@
 """Who may speak to an environment's routers: its own authority, the certificates it gave, and those it took back.
 
-The environment's authority is made when its first machine asks for a certificate. Writes CertificateAuthority and MachineCertificate;
-whoever changes what machines must know raises their orders (fleet.touch).
+The environment's authority is made when its first machine asks for a certificate, and renewed by a person (`renew`, then `retire`).
+Writes CertificateAuthority and MachineCertificate; whoever changes what machines must know raises their orders (fleet.touch).
 """
 
 import base64
-from datetime import datetime
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives import hashes, serialization
@@ -14,10 +17,13 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 
-from portal.errors import Invalid, NotAllowed
+from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import Environment
 from runtimes import certificates, protocol
 from runtimes.models import CertificateAuthority, Machine, MachineCertificate, Router
+
+DUE_BEFORE_END = timedelta(days=2 * 365)  # so long before its end its renewal is due: machines then hold certificates for a year yet
+JUST_REVOKED = timedelta(days=1)
 
 
 def trust(machine: Machine) -> protocol.Trust | None:
@@ -27,7 +33,7 @@ def trust(machine: Machine) -> protocol.Trust | None:
         return None
     router: Router | None = getattr(machine, "router", None)
     names = certificates.certified_names(machine.name, router.desired_host if router is not None else "")
-    return protocol.Trust(authority=known.certificate, revoked=known.revoked, names=names)
+    return protocol.Trust(authority=_trusted(known), revoked=known.revoked, names=names, taken_back=known.taken_back)
 
 
 @transaction.atomic
@@ -46,32 +52,177 @@ def issue(machine: Machine, request: str, *, now: datetime) -> protocol.Certific
         authority=authority,
         machine=machine,
         name=machine.name,
+        given_by=authority.number,
         serial=f"{made.serial_number:x}",
         names=names,
         issued_at=now,
         expires_at=made.not_valid_after_utc,
     )
     pem = made.public_bytes(serialization.Encoding.PEM).decode()
-    return protocol.CertificateAnswer(certificate=pem, authority=authority.certificate)
+    return protocol.CertificateAnswer(certificate=pem + authority.bridge, authority=_trusted(authority))
 
 
 @transaction.atomic
 def revoke(machine: Machine, *, because: str, now: datetime) -> bool:
-    """Take back every certificate of a machine. Returns: had it any; then the orders of its environment's machines have changed."""
+    """Take back every certificate of a machine, and have the routers end its connections.
+
+    Returns: had it any; then the orders of its environment's machines have changed."""
     valid = MachineCertificate.objects.filter(machine=machine, revoked_at=None, expires_at__gt=now)
     if not valid.update(revoked_at=now, revoked_because=because):
         return False
     # The UPDATE is the lock: of two revocations at once the second makes its list when the first has committed.
     CertificateAuthority.objects.filter(environment_id=machine.environment_id).update(revoked_number=F("revoked_number") + 1)
     authority = CertificateAuthority.objects.get(environment_id=machine.environment_id)
+    CertificateAuthority.objects.filter(pk=authority.pk).update(
+        revoked=_list_of_revoked(authority, _key(authority), now), taken_back=_just_revoked(authority, now)
+    )
+    return True
+
+
+def _list_of_revoked(authority: CertificateAuthority, key: bytes, now: datetime) -> str:
+    """Of this authority and those before: etcd compares serial numbers only, which are 160 random bits."""
     listed = {
         int(each.serial, 16): each.revoked_at
         for each in authority.issued.filter(revoked_at__isnull=False, expires_at__gt=now - certificates.EARLIER)
         if each.revoked_at is not None
     }
-    data = certificates.revocations(authority.certificate, _key(authority), listed, number=authority.revoked_number, now=now)
-    CertificateAuthority.objects.filter(pk=authority.pk).update(revoked=base64.b64encode(data).decode())
-    return True
+    data = certificates.revocations(authority.certificate, key, listed, number=authority.revoked_number, now=now)
+    return base64.b64encode(data).decode()
+
+
+def _just_revoked(authority: CertificateAuthority, now: datetime) -> list[str]:
+    return sorted({each.name for each in authority.issued.filter(revoked_at__gt=now - JUST_REVOKED)})
+
+
+# -------------------------------------------------------------------------------------------------------- an authority is renewed
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an environment's authority is, for people."""
+
+    authority: CertificateAuthority
+    ends: datetime
+    overlaps: bool  # the former one is trusted too
+    with_former: list[str]  # machines whose agent holds no certificate of the present one yet
+    reads_former: list[str]  # machines whose running router trusts only the former one: it accepts the present one's by the bridge
+    due: str  # what a person is to do now, as a sentence; empty: nothing
+
+
+def standing(environment: Environment, *, now: datetime) -> Standing | None:
+    """None: no machine has asked for a certificate yet."""
+    authority = CertificateAuthority.objects.filter(environment=environment).first()
+    if authority is None:
+        return None
+    with_former = _with_former(authority, now)
+    return Standing(
+        authority,
+        certificates.end_of(authority.certificate),
+        bool(authority.former),
+        with_former,
+        _reads_former(authority),
+        _due(authority, with_former, now),
+    )
+
+
+def standings_due(environments: Iterable[Environment], *, now: datetime) -> dict[int, str]:
+    """What is due, by environment id: one query, and some more for each that is being renewed."""
+    found = CertificateAuthority.objects.filter(environment__in=environments)
+    sentences = {
+        authority.environment_id: _due(authority, _with_former(authority, now) if authority.former else [], now) for authority in found
+    }
+    return {pk: sentence for pk, sentence in sentences.items() if sentence}
+
+
+def _due(authority: CertificateAuthority, with_former: list[str], now: datetime) -> str:
+    ends = certificates.end_of(authority.certificate)
+    if authority.former and not with_former:
+        return "Every machine has a certificate of the new authority: retire the former one."
+    if not authority.former and now > ends - DUE_BEFORE_END:
+        return f"The certificate authority ends on {ends:%Y-%m-%d}, and every certificate with it: renew it."
+    return ""
+
+
+def words(found: Standing | None) -> str:
+    """How an authority is, as sentences for a terminal."""
+    if found is None:
+        return "There is no authority yet: it is made when the first machine asks for a certificate."
+    said = [f"Authority {found.authority.number} ends on {found.ends:%Y-%m-%d}."]
+    if found.overlaps:
+        said.append("The former one is trusted too.")
+        said += [f"{name} has no certificate of the new one yet." for name in found.with_former]
+    said += [f"The router on {name} has read only the former one." for name in found.reads_former]
+    return " ".join([*said, *([found.due] if found.due else [])])
+
+
+def _with_former(authority: CertificateAuthority, now: datetime) -> list[str]:
+    machines = Machine.objects.filter(environment=authority.environment_id, joined_at__isnull=False)
+    good = MachineCertificate.objects.filter(authority=authority, given_by=authority.number, revoked_at=None, expires_at__gt=now)
+    return sorted(machines.exclude(pk__in=good.values("machine")).values_list("name", flat=True))
+
+
+def _reads_former(authority: CertificateAuthority) -> list[str]:
+    root = hashlib.sha256(authority.certificate.encode()).hexdigest()
+    routers = Router.objects.filter(machine__environment=authority.environment_id).select_related("machine")
+    return sorted(router.machine.name for router in routers if router.observed_trusts and root not in router.observed_trusts)
+
+
+@transaction.atomic
+def renew(environment: Environment, *, now: datetime) -> CertificateAuthority:
+    """Make a new authority, trusted beside the former one until `retire`. Machines get certificates of it by themselves; nothing restarts,
+    for each certificate carries the former authority's word for the new one. The former one's private key is forgotten at once.
+
+    Raises:
+        NotAllowed: there is none yet, the former renewal is not finished, the key cannot be read, or the former one cannot vouch for it.
+    """
+    authority = CertificateAuthority.objects.filter(environment=environment).first()
+    if authority is None:
+        raise NotAllowed(f"{environment.name} has no authority yet: it is made when the first machine asks for a certificate.")
+    if authority.former:
+        raise NotAllowed(f"The authority of {environment.name} is being renewed: retire the former one first.")
+    if late := _reads_former(authority):
+        raise NotAllowed(f"The router on {' and '.join(late)} still trusts the authority before this one: it has to restart first.")
+    certificate, key = certificates.make_authority(f"Baton {environment.cluster.hex[:12]} {authority.number + 1}", now)
+    try:
+        bridge = certificates.bridge(authority.certificate, _key(authority), certificate, now)
+    except certificates.CannotBridge as error:
+        raise NotAllowed(f"The authority of {environment.name} cannot be renewed: {error}.") from None
+    renewed = CertificateAuthority.objects.filter(pk=authority.pk, number=authority.number).update(
+        number=authority.number + 1,
+        certificate=certificate,
+        encrypted_key=_cipher().encrypt(key).decode(),
+        former=authority.certificate,
+        bridge=bridge,
+        revoked_number=F("revoked_number") + 1,
+        created_at=now,
+    )
+    if not renewed:
+        raise Busy(f"Somebody else just renewed the authority of {environment.name}.")
+    authority.refresh_from_db()
+    CertificateAuthority.objects.filter(pk=authority.pk).update(revoked=_list_of_revoked(authority, key, now))
+    return authority
+
+
+@transaction.atomic
+def retire(environment: Environment, *, now: datetime) -> None:
+    """Trust the former authority no more. Routers that have read only that one restart, one after another, each handing over first.
+
+    Raises:
+        NotAllowed: there is none, or a machine holds no certificate of the new one yet (named, with the remedy).
+    """
+    authority = CertificateAuthority.objects.filter(environment=environment).exclude(former="").first()
+    if authority is None:
+        raise NotAllowed(f"{environment.name} has no former authority to retire.")
+    if waiting := _with_former(authority, now):
+        raise NotAllowed(
+            f"{' and '.join(waiting)} {'has' if len(waiting) == 1 else 'have'} no certificate of the new authority yet: "
+            "start the agent there, or remove the machine; then retire the former one."
+        )
+    CertificateAuthority.objects.filter(pk=authority.pk).update(former="")
+
+
+def _trusted(authority: CertificateAuthority) -> str:
+    return authority.certificate + authority.former
 
 
 def _authority(environment: Environment, now: datetime) -> CertificateAuthority:

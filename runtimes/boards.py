@@ -30,6 +30,8 @@ OUTCOME_SHOWN_FOR = timedelta(minutes=10)  # how long an ended request stays on 
 
 DEPLOYMENT = re.compile(r"deployment (\d{1,18})")
 
+WORST_FIRST = {failover.Health.TROUBLED: 0, failover.Health.NO_STANDBY: 1, failover.Health.HEALTHY: 2}
+
 ACTS: dict[str, str] = {"play": "Play", "stop": "Stop", "disable": "Disable", "enable": "Enable"}
 
 
@@ -109,13 +111,18 @@ class Board:
         return [alarm for line in self.lines for alarm in line.alarms]
 
     @property
+    def health(self) -> failover.Health:
+        return failover.Health.TROUBLED if self.alarms else self.verdict.health
+
+    @property
     def healthy(self) -> bool:
-        return self.verdict.healthy and not self.alarms
+        return self.health == failover.Health.HEALTHY
 
     @property
     def problems(self) -> list[str]:
-        """One sentence each: what the verdict finds, and what leads without hearing of its source."""
-        return self.verdict.problems + [alarm.sentence for alarm in self.alarms if alarm.kind == AlarmKind.SILENT]
+        """One sentence each: what the verdict finds, what leads without hearing of its source, and why nobody could take over."""
+        silent = [alarm.sentence for alarm in self.alarms if alarm.kind == AlarmKind.SILENT]
+        return self.verdict.problems + silent + self.verdict.without_standby
 
     @property
     def request_is_live(self) -> bool:
@@ -211,7 +218,7 @@ def boards(environments: Iterable[Environment], *, now: datetime, machine: str =
         for group in failback.with_facts(with_members(FailoverGroup.objects.filter(pk__in=newest)), now=now)
         if group.members.all()
     ]
-    return sorted(made, key=lambda board: (board.healthy, board.group.name, board.system))
+    return sorted(made, key=lambda board: (WORST_FIRST[board.health], board.group.name, board.system))
 
 
 def board_of(group: FailoverGroup, change: LeadershipChange | None, request: GroupRequest | None, blocked: str, *, now: datetime) -> Board:

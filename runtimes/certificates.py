@@ -24,17 +24,47 @@ class NotARequest(ValueError):  # noqa: N818 - said by name
     """What was sent is no certificate signing request that can be signed; the message says why."""
 
 
+class CannotBridge(ValueError):  # noqa: N818 - said by name
+    """The former authority cannot vouch for its successor; the message says why."""
+
+
 def make_authority(name: str, now: datetime) -> tuple[str, bytes]:
     """A new authority. Returns: its certificate (PEM) and its private key (PKCS 8, PEM, unencrypted: encrypt it before it is kept)."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = _name(name)
     certificate = (
         _builder(subject, subject, key.public_key(), now, AUTHORITY_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)  # machines, and the authority that follows it
         .add_extension(_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
     return _pem(certificate), key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def bridge(former: str, key: bytes, successor: str, now: datetime) -> str:
+    """The successor's key, certified by the former authority (PEM). Beside a certificate that the successor gave, it lets whoever trusts
+    only the former one accept it: an etcd that runs has read once for all whom it trusts.
+
+    Raises:
+        CannotBridge: the former authority may certify machines only.
+    """
+    issuer, subject = x509.load_pem_x509_certificate(former.encode()), x509.load_pem_x509_certificate(successor.encode())
+    if issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0:
+        raise CannotBridge("it was made by an earlier version of Baton and may certify machines only")
+    public = subject.public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    builder = _builder(subject.subject, issuer.subject, public, now, issuer.not_valid_after_utc - now, authority=issuer)
+    made = (
+        builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .sign(_private(key), hashes.SHA256())
+    )
+    return _pem(made)
+
+
+def end_of(certificate: str) -> datetime:
+    """When a certificate (PEM) ends."""
+    return x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
 
 
 def issue(authority: str, key: bytes, request: str, *, machine: str, names: Collection[str], now: datetime) -> x509.Certificate:
@@ -45,7 +75,8 @@ def issue(authority: str, key: bytes, request: str, *, machine: str, names: Coll
     """
     public = _public_key(request)
     issuer = x509.load_pem_x509_certificate(authority.encode())
-    builder = _builder(_name(machine), issuer.subject, public, now, MACHINE_LIFE, authority=issuer)
+    life = min(MACHINE_LIFE, issuer.not_valid_after_utc - now)  # nobody accepts it longer than its authority
+    builder = _builder(_name(machine), issuer.subject, public, now, life, authority=issuer)
     return (
         builder.add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

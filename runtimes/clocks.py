@@ -27,15 +27,17 @@ class Clock:
         return self.ahead_seconds is not None and abs(self.ahead_seconds) > TOLERATED_SECONDS
 
     def moment(self, text: str) -> datetime:
-        """An RFC 3339 moment of the machine in the portal's time; when the report came for an empty or unreadable one."""
+        """An RFC 3339 moment of the machine in the portal's time, never later than the report that tells it; when the report came for an
+        empty or unreadable one."""
         at = _read(text)
         if at is None:
             return self.now
-        return at - timedelta(seconds=self.ahead_seconds or 0.0) if self.is_off else at
+        return min(self.now, at - timedelta(seconds=self.ahead_seconds or 0.0) if self.is_off else at)
 
     def text(self, text: str) -> str:
         """The same, as text; empty for an empty or unreadable one."""
-        if not self.is_off or _read(text) is None:
+        at = _read(text)
+        if at is None or (not self.is_off and at <= self.now):
             return text[:40]
         return self.moment(text).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

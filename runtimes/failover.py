@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import ClassVar
 
 from django.conf import settings
@@ -33,6 +34,14 @@ POLICY_CONSEQUENCES = {
     IsolationPolicy.RUN_ALONE: "A member that loses the majority of the routers goes on by itself, without failover and without a fence. "
     "It runs on both sides when the link is cut: two may consume at once, and what they take may be delivered twice.",
 }
+
+
+class Health(StrEnum):
+    """What a group is in one word, for pages, API and command line."""
+
+    HEALTHY = "healthy"
+    NO_STANDBY = "no-standby"  # it works, and nobody could take over
+    TROUBLED = "not-healthy"
 
 
 class UnknownCandidate(Invalid):
@@ -69,6 +78,20 @@ class Verdict:
     healthy: bool  # exactly one leader, On; every other member Follower or Disabled, Off, fresh
     problems: list[str]  # one sentence each; empty when healthy
     at: datetime = field(default_factory=timezone.now)  # when it was judged
+
+    @property
+    def health(self) -> Health:
+        if self.problems:
+            return Health.TROUBLED
+        return Health.NO_STANDBY if self.without_standby else Health.HEALTHY
+
+    @property
+    def without_standby(self) -> list[str]:
+        """Why nobody could take over from the leader, a sentence per other member; empty when somebody could, or nobody was meant to."""
+        if self.leader is None or self.leader.status != Status.LEADER or not meant_to_fail_over(self.group):
+            return []
+        reasons = [obstacle(self, said) for said in self.members if said is not self.leader]
+        return reasons if all(reasons) else []
 
 
 def with_members() -> "Prefetch[str]":
@@ -314,7 +337,7 @@ def obstacle(found: Verdict, said: MemberVerdict) -> str:
     if not said.fresh:
         return f"{machine} has not been heard from for {ago(said.age_seconds)}."
     if said.status == Status.DISABLED or row.observed_disabled:
-        return f"{machine} is disabled in {name}: enable it first (Deploy › Architecture, tab Failover)."
+        return f"{machine} is disabled in {name}: enable it first (Enable, in its row)."
     if said.status not in (Status.FOLLOWER, Status.LEADER):
         return f"{machine} is {WORDS[said.status]}: {said.reason}"
     if not row.observed_ready:

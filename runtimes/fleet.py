@@ -96,6 +96,8 @@ def join(request: protocol.JoinRequest, *, now: datetime) -> protocol.JoinAnswer
             raise Invalid(f"This token {word}. {remedy}", field="token")
         if authority.revoke(token.machine, because="its agent was registered anew", now=now):
             touch(*Machine.objects.filter(environment_id=token.machine.environment_id))
+        else:
+            transaction.on_commit(lambda: wakeup.send([token.machine_id]))  # an agent that waits with the former credential is sent away
         # The new agent counts its reports anew; what the former one said stays, with its age.
         Machine.objects.filter(pk=token.machine_id).update(
             credential_digest=_digest(credential),
@@ -124,6 +126,20 @@ def certify(machine: Machine, request: protocol.CertificateRequest, *, now: date
         NotAllowed: the authority's key cannot be read with this portal's secret key.
     """
     return authority.issue(machine, request.request, now=now)
+
+
+@transaction.atomic
+def renew_authority(environment: Environment, *, now: datetime) -> None:
+    """A new certificate authority, trusted beside the former one; machines get new certificates by themselves. Raises: see authority."""
+    authority.renew(environment, now=now)
+    touch(*Machine.objects.filter(environment=environment))
+
+
+@transaction.atomic
+def retire_authority(environment: Environment, *, now: datetime) -> None:
+    """The former authority is trusted no more, once every machine has a certificate of the new one. Raises: see authority."""
+    authority.retire(environment, now=now)
+    touch(*Machine.objects.filter(environment=environment))
 
 
 def machine_of(credential: str) -> Machine | None:
@@ -172,9 +188,10 @@ def touch(*machines: Machine) -> None:
         transaction.on_commit(lambda: wakeup.send(ids))
 
 
-def newest_orders(machine_id: int) -> int | None:
-    """The version of a machine's orders: the cheap question of a waiting agent. None: the machine is gone."""
-    return Machine.objects.filter(pk=machine_id).values_list("orders_version", flat=True).first()
+def newest_orders(machine: Machine) -> int | None:
+    """The version of a machine's orders: the cheap question of a waiting agent. None: the machine is gone, or its credential another."""
+    still = Machine.objects.filter(pk=machine.pk, credential_digest=machine.credential_digest)
+    return still.values_list("orders_version", flat=True).first()
 
 
 def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:

@@ -34,6 +34,7 @@ CAUSES: dict[Cause, str] = {
     Cause.DISABLE: "disabled",
     Cause.FAILBACK: "failback: returned by the group's policy",
     Cause.EXPIRY: "returned: the switch by hand has expired",
+    Cause.OTHER: "another cause, which this version of the portal does not know",
 }
 NAMES: dict[Cause, str] = {
     Cause.FIRST: "First",
@@ -50,6 +51,7 @@ NAMES: dict[Cause, str] = {
     Cause.DISABLE: "Disable",
     Cause.FAILBACK: "Failback",
     Cause.EXPIRY: "Expiry",
+    Cause.OTHER: "Another",
 }
 
 
@@ -103,7 +105,7 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
             _explain(end.group, following.epoch)
     measured = LeadershipChange.objects.filter(group=OuterRef("pk"), gap_seconds__isnull=False).order_by("-epoch")
     FailoverGroup.objects.filter(pk__in={change.group_id for change in changes}).update(
-        last_gap_seconds=Subquery(measured.values("gap_seconds")[:1])
+        last_gap_seconds=Subquery(measured.values("gap_seconds")[:1]), last_gap_at=Subquery(measured.values("at")[:1])
     )
 
 

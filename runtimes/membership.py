@@ -17,10 +17,12 @@ from django.utils import timezone
 
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import DesignedMachine, Environment
-from runtimes import authority, fleet, protocol, reports, votes
-from runtimes.models import Machine, MembershipChange, MembershipStatus, Router, Runtime
+from runtimes import authority, failover, fleet, protocol, reports, votes
+from runtimes.models import FailoverGroup, Machine, MembershipChange, MembershipStatus, Router, Runtime
 from runtimes.votes import Act, Condition, Next, Voter
 
+DRIVEN_WITHIN = timedelta(seconds=30)  # a deployment that has not looked at its change for so long drives it no more
+UNFINISHED = (MembershipStatus.RUNNING, MembershipStatus.HALTED, MembershipStatus.REFUSED)
 CARRY_SECONDS = 15.0  # within which a router is to carry a change; another one is asked after that
 ACTS = {
     Act.ADD: protocol.MemberAct.ADD,
@@ -49,10 +51,11 @@ class View:
 
 
 @transaction.atomic
-def assign(environment: Environment, addresses: Addresses, *, actor: str, now: datetime) -> MembershipChange | None:
+def assign(environment: Environment, addresses: Addresses, *, actor: str, now: datetime, driven: bool = False) -> MembershipChange | None:
     """Order the environment's routers to run at these addresses: machine name -> (Internal IP, Failover port).
 
-    None: they found a cluster now, or are as wished already. Else a change is begun, which replaces one under way.
+    None: they found a cluster now, or are as wished already. Else a change is begun, which replaces one under way. `driven`: the caller
+    goes on calling `drive`, and hands over what a machine leads when the change asks for it.
 
     Raises:
         Invalid: see fleet.electorate_of.
@@ -74,17 +77,31 @@ def assign(environment: Environment, addresses: Addresses, *, actor: str, now: d
     if nothing and not any(router.leaving for router in routers):
         if view.members is not None:
             _sync(view, wished, passing_on)
+            _replace(environment, now)
         return None
-    return begin(environment, wished, passing_on, actor=actor, now=now)
+    return begin(environment, wished, passing_on, actor=actor, now=now, driven=driven)
 
 
 @transaction.atomic
-def begin(environment: Environment, wished: Addresses, passing_on: Addresses, *, actor: str, now: datetime) -> MembershipChange:
+def begin(
+    environment: Environment, wished: Addresses, passing_on: Addresses, *, actor: str, now: datetime, driven: bool = False
+) -> MembershipChange:
     """Wish that these routers vote, and those pass traffic on to them, and take the first step."""
-    live = MembershipChange.objects.filter(environment=environment, status=MembershipStatus.RUNNING)
-    live.update(status=MembershipStatus.REPLACED, ended_at=now)
+    former = unfinished(environment)
+    if former is not None and former.before:  # what is half done is no state to go back to
+        before, before_passing_on = former.before, former.before_passing_on
+    else:
+        before, before_passing_on = map(_listed, _as_it_is(environment))
+    _replace(environment, now)
     change = MembershipChange.objects.create(
-        environment=environment, wished=_listed(wished), passing_on=_listed(passing_on), actor=actor, created_at=now
+        environment=environment,
+        wished=_listed(wished),
+        passing_on=_listed(passing_on),
+        before=before,
+        before_passing_on=before_passing_on,
+        driven_at=now if driven else None,
+        actor=actor,
+        created_at=now,
     )
     _advance(change, now)
     return change
@@ -101,6 +118,78 @@ def _addresses(listed: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, int]
 def under_way(environment: Environment) -> MembershipChange | None:
     """The change of the environment's routers that goes on now."""
     return MembershipChange.objects.filter(environment=environment, status=MembershipStatus.RUNNING).first()
+
+
+def unfinished(environment: Environment) -> MembershipChange | None:
+    """The newest change, when it has not come to its end: it goes on, was stopped halfway, or was refused."""
+    newest = MembershipChange.objects.filter(environment=environment).first()
+    return newest if newest is not None and newest.status in UNFINISHED else None
+
+
+def _replace(environment: Environment, now: datetime) -> None:
+    live = MembershipChange.objects.filter(environment=environment, status__in=UNFINISHED)
+    live.update(status=MembershipStatus.REPLACED, ended_at=now, hand_over="")
+
+
+def _as_it_is(environment: Environment) -> tuple[dict[str, tuple[str, int]], dict[str, tuple[str, int]]]:
+    """Who is ordered to vote, and who to pass traffic on, those that are leaving included."""
+    ordered = [router for router in fleet.routers_of(environment) if router.desired_running and router.desired_port]
+    addresses = {router.machine.name: (router.desired_host, router.desired_port or 0) for router in ordered}
+    voting = {router.machine.name for router in ordered if router.machine.name in router.desired_members}
+    return {name: addresses[name] for name in voting}, {name: addresses[name] for name in addresses.keys() - voting}
+
+
+@transaction.atomic
+def drive(change: MembershipChange, *, now: datetime) -> MembershipChange:
+    """A deployment looks at its change: it goes on, also when it was stopped halfway for nobody looked."""
+    MembershipChange.objects.filter(pk=change.pk, status=MembershipStatus.HALTED).update(status=MembershipStatus.RUNNING, ended_at=None)
+    MembershipChange.objects.filter(pk=change.pk, status=MembershipStatus.RUNNING).update(driven_at=now)
+    advance(change.environment_id, now=now)
+    change.refresh_from_db()
+    return change
+
+
+@transaction.atomic
+def halt(change: MembershipChange, because: str, *, now: datetime) -> None:
+    """Stop a change where it stands: what was done stays done, nothing more is ordered until a person resumes it or rolls it back, or a
+    deployment wishes something else."""
+    running = MembershipChange.objects.filter(pk=change.pk, status=MembershipStatus.RUNNING)
+    if not running.update(status=MembershipStatus.HALTED, ended_at=now, hand_over="", driven_at=None):
+        return
+    change.refresh_from_db()
+    _withdraw(look(change.environment, _addresses(change.wished), now=now))
+    rest = change.sentence[:1].lower() + change.sentence[1:] if change.sentence else "nothing was done yet"
+    _say(change, f"Stopped halfway, because {because}; what it was at: {rest}", now)
+
+
+@transaction.atomic
+def resume(change: MembershipChange, *, actor: str, now: datetime) -> MembershipChange:
+    """Go on with a change that was stopped halfway or refused, without a deployment: what a machine leads is handed over first, and the
+    change waits, saying why, while nobody can take over.
+
+    Raises:
+        NotAllowed: it goes on already, or has ended.
+    """
+    _refuse_ended(change)
+    return begin(change.environment, _addresses(change.wished), _addresses(change.passing_on), actor=actor, now=now)
+
+
+@transaction.atomic
+def roll_back(change: MembershipChange, *, actor: str, now: datetime) -> MembershipChange:
+    """Bring back, by the same safe steps, the routers as they were before a change that was stopped halfway or refused. Properties stay
+    as they are: the next deployment wishes the change again. Raises as `resume` does."""
+    _refuse_ended(change)
+    if not change.before:
+        raise NotAllowed("It is not known how the routers were before: have a deployment bring them to what is wished now.")
+    return begin(change.environment, _addresses(change.before), _addresses(change.before_passing_on), actor=actor, now=now)
+
+
+def _refuse_ended(change: MembershipChange) -> None:
+    newest = unfinished(change.environment)
+    if newest is None or newest.pk != change.pk:
+        raise NotAllowed("This change of the routers has ended: there is nothing to resume or to roll back.")
+    if newest.status == MembershipStatus.RUNNING:
+        raise NotAllowed(f"The routers are being changed ({newest.actor}): cancel that deployment first, or let it go on.")
 
 
 def present(environment: Environment) -> tuple[dict[str, tuple[str, int]], dict[str, tuple[str, int]]]:
@@ -239,9 +328,13 @@ def rebuild(survivor: Machine, *, confirm: str, actor: str, now: datetime) -> No
 
 
 def wake(environment_id: int, machine: str) -> None:
-    """A report of one of its machines came: take the next step of a change under way."""
-    if MembershipChange.objects.filter(environment_id=environment_id, status=MembershipStatus.RUNNING).exists():
-        advance(environment_id, now=timezone.now())
+    """A report of one of its machines came: take the next step of a change under way; stop one whose deployment looks at it no more."""
+    now = timezone.now()
+    change = MembershipChange.objects.filter(environment_id=environment_id, status=MembershipStatus.RUNNING).first()
+    if change is not None and change.driven_at is not None and now - change.driven_at > DRIVEN_WITHIN:
+        halt(change, f"{change.actor} ended before it was done", now=now)
+    elif change is not None:
+        advance(environment_id, now=now)
 
 
 @transaction.atomic
@@ -282,11 +375,38 @@ def _advance(change: MembershipChange, now: datetime) -> None:
         if change.hand_over != step.machine:
             change.hand_over = step.machine
             MembershipChange.objects.filter(pk=change.pk).update(hand_over=step.machine)
-        _say(change, f"{step.sentence} First it hands over what it leads.", now)
+        waits, refused = (
+            _ask_to_hand_over(change, step.machine, now) if change.driven_at is None else ("First it hands over what it leads.", False)
+        )
+        if waits:
+            _say(change, f"{step.sentence} {waits}", now, refused=refused)
+        else:
+            handed_over(change, step.machine, now=now)
     elif step.act is Act.ADD and not _forgotten(view.routers[step.machine], now):
         _say(change, f"{step.machine} is added as soon as its agent reports that it has given up its former member.", now)
     else:
         _order(change, view, step, now)
+
+
+def _ask_to_hand_over(change: MembershipChange, machine: str, now: datetime) -> tuple[str, bool]:
+    """Where no deployment does it: have ready followers take over what this machine leads.
+
+    Returns: what is waited for, and is that for a person; an empty sentence once the machine leads nothing.
+    """
+    groups = FailoverGroup.objects.filter(environment_id=change.environment_id, members__runtime__machine__name=machine).distinct()
+    led = []
+    for group in groups:
+        found = failover.verdict(failover.read_now(group), now=now)
+        if found.leader is None or found.leader.status != protocol.Status.LEADER or found.leader.machine != machine:
+            continue
+        led.append(group.name)
+        try:
+            failover.switch(group, candidate=None, expected_leader=machine, actor=change.actor, cause=protocol.Cause.DEPLOY, now=now)
+        except Busy:
+            continue  # it is under way
+        except NotAllowed as refusal:
+            return refusal.sentence, True
+    return (f"First {machine} hands over {' and '.join(led)}.", False) if led else ("", False)
 
 
 def _forgotten(router: Router, now: datetime) -> bool:
@@ -314,7 +434,7 @@ def _finish(change: MembershipChange, view: View, now: datetime) -> None:
         _say(change, f"The members are as wished; {names} has yet to run as one.", now)
         return
     for router in view.routers.values():
-        if router.leaving:
+        if router.leaving and router.machine.name not in change.wished:
             _remove(change.environment, router, now)
     _say(change, "The members are as wished.", now)
     _end(change, MembershipStatus.SUCCEEDED, now)

@@ -21,8 +21,8 @@ from runtimes import protocol
 
 
 def choices(enum: type[StrEnum]) -> list[tuple[str, str]]:
-    """Django choices of a wire enum: "no-majority" reads "No majority"."""
-    return [(member.value, member.value.replace("-", " ").capitalize()) for member in enum]
+    """Django choices of a wire enum: "no-majority" reads "No majority". What only a newer machine knows is no choice."""
+    return [(member.value, member.value.replace("-", " ").capitalize()) for member in enum if member.value != "other"]
 
 
 PREFERENCES = choices(protocol.Preference)
@@ -124,6 +124,8 @@ class Router(models.Model):
     observed_peers = models.JSONField(default=list, blank=True)  # protocol.PeerReport as dicts
     observed_address = models.CharField(max_length=270, blank=True)  # peer URL at which it runs
     observed_token = models.CharField(max_length=80, blank=True)  # of the cluster it runs in
+    observed_trusts = models.JSONField(default=list, blank=True)  # SHA-256 of each authority's certificate that its etcd has read
+    observed_free_port = models.PositiveIntegerField(null=True, blank=True)  # where the ordered port is taken: one that is free there
     observed_learner = models.BooleanField(default=False)  # it runs and has no vote yet
     observed_outside = models.BooleanField(default=False)  # it is no member: its data are gone, or a removed member's
     observed_ordered_as = models.CharField(max_length=32, blank=True)  # desired_member_id of the order that all this was said under
@@ -141,6 +143,7 @@ class MembershipStatus(models.TextChoices):
     SUCCEEDED = "succeeded", "Succeeded"
     REFUSED = "refused", "Refused"  # a person has to put something right first; what it had done stays done
     REPLACED = "replaced", "Replaced"  # by a newer wish
+    HALTED = "halted", "Stopped halfway"  # whoever drove it has ended: a person resumes it or rolls it back
 
 
 class MembershipChange(models.Model):
@@ -150,6 +153,9 @@ class MembershipChange(models.Model):
     environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="membership_changes")
     wished = models.JSONField()  # machine -> [Internal IP, Failover port] of every router that shall vote
     passing_on = models.JSONField(default=dict, blank=True)  # the same, of those beyond the five that vote
+    before = models.JSONField(default=dict, blank=True)  # like `wished`, as it was: what a roll-back wishes
+    before_passing_on = models.JSONField(default=dict, blank=True)
+    driven_at = models.DateTimeField(null=True, blank=True)  # when a deployment last looked at it; None: it goes on by itself
     actor = models.CharField(max_length=150)
     status = models.CharField(max_length=12, choices=MembershipStatus.choices, default=MembershipStatus.RUNNING)
     sentence = models.TextField(blank=True)  # what goes on, or what it waits for
@@ -179,11 +185,15 @@ class CertificateAuthority(models.Model):
     Written by runtimes.authority only. The private key is encrypted with a key derived from settings.SECRET_KEY."""
 
     environment = models.OneToOneField(Environment, on_delete=models.CASCADE, related_name="certificate_authority")
+    number = models.PositiveIntegerField(default=1)  # grows with each renewal
     certificate = models.TextField()  # PEM
     encrypted_key = models.TextField(editable=False)
+    former = models.TextField(blank=True)  # certificate (PEM) of the authority before, while it is trusted too; its key is gone
+    bridge = models.TextField(blank=True)  # this authority's key, certified by the former one (PEM): certificates.bridge
     revoked = models.TextField()  # revocation list (DER, base64), made anew with every revocation
     revoked_number = models.PositiveIntegerField(default=1)  # of that list
-    created_at = models.DateTimeField()
+    taken_back = models.JSONField(default=list, blank=True)  # machines whose certificates were revoked in the day before that list was made
+    created_at = models.DateTimeField()  # of this authority, not of the first one
 
     class Meta:
         verbose_name_plural = "certificate authorities"
@@ -198,6 +208,7 @@ class MachineCertificate(models.Model):
     authority = models.ForeignKey(CertificateAuthority, on_delete=models.CASCADE, related_name="issued")
     machine = models.ForeignKey(Machine, on_delete=models.SET_NULL, null=True, blank=True, related_name="certificates")
     name = models.CharField(max_length=40)  # the machine's
+    given_by = models.PositiveIntegerField(default=1)  # CertificateAuthority.number at that time
     serial = models.CharField(max_length=40, unique=True)  # hexadecimal
     names = models.JSONField(default=list)  # that it bears
     issued_at = models.DateTimeField()
@@ -351,7 +362,8 @@ class FailoverGroup(models.Model):
     name = models.CharField(max_length=40)  # as the deployed release calls it
     failover = models.BooleanField(default=True)  # False: a group in a connector that does not run in failover
     epoch = models.BigIntegerField(default=0)  # highest heard of; a report below it is not believed
-    last_gap_seconds = models.FloatField(null=True, blank=True)  # the last one that a new leader could measure
+    last_gap_seconds = models.FloatField(null=True, blank=True)  # the last one that a new leader could measure …
+    last_gap_at = models.DateTimeField(null=True, blank=True)  # … and when: later changes may have none
     isolation_policy = models.CharField(  # wish: what a member does without a majority
         max_length=12, choices=choices(protocol.IsolationPolicy), default=protocol.IsolationPolicy.STOP
     )

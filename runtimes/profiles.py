@@ -109,6 +109,9 @@ def retime_next(environment: Environment, *, now: datetime) -> str:
     settling = [router for router in routers if router.retimed_at is not None and now - router.retimed_at < SETTLES]
     if settling:
         return f"The {_name(settling[0])} starts with the profile {label}."
+    waiting = next((router for router in routers if router.observed_reason.startswith(protocol.RESTART_WAITS)), None)
+    if waiting is not None:
+        return f"The {_name(waiting)} does not take the profile {label} over yet: {waiting.observed_reason}."
     for router in behind:
         away = [other for other in routers if other.pk != router.pk and not _runs(other, now)]
         if not away:

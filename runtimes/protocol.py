@@ -27,7 +27,36 @@ MOST_FAILOVER_GROUPS = 500  # of one runtime: one renewal reads two keys of each
 # --------------------------------------------------------------------------------------------------------------------- enums
 
 
-class Status(StrEnum):
+class Told(StrEnum):
+    """What one side tells the other. A word that only a newer side knows is read as READ_AS says, so that versions may be mixed: it is
+    shown or refused by name, and everything else of the message is taken."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Told | None":
+        return cls.__members__[READ_AS[cls.__name__]] if isinstance(value, str) else None
+
+
+READ_AS = {
+    "Status": "UNKNOWN",
+    "State": "PARTLY",  # neither all nor none, as far as can be said here: an alarm, for a person to look
+    "Preference": "NONE",
+    "Cause": "OTHER",
+    "RuntimeState": "OTHER",
+    "RouterState": "OTHER",
+    "MemberAct": "OTHER",  # refused: see members.make
+    "RequestKind": "OTHER",  # left to another member's agent, then refused: see loop.Agent._place
+    "IsolationPolicy": "STOP",  # the one that never runs twice
+    "RequestStatus": "PENDING",  # nothing is known of its end
+    "CommandStatus": "RUNNING",
+    "ComponentKind": "OTHER",  # the flow cannot run here and says so
+    "ItemAct": "OTHER",  # answered with a refusal
+    "LogLevel": "INFO",
+    "ReachOutcome": "FAILED",
+}
+UPGRADE = "this machine's agent is older than the portal and does not know what is asked: upgrade it"
+
+
+class Status(Told):
     """Failover status of a member (docs/failover.md, Statuses)."""
 
     LEADER = "leader"
@@ -38,7 +67,7 @@ class Status(StrEnum):
     UNKNOWN = "unknown"  # only the portal says this: the agent is silent, or reported a lower epoch
 
 
-class State(StrEnum):
+class State(Told):
     """Do the inbounds of the group really run in this runtime: all, none, or some (an alarm)."""
 
     ON = "on"
@@ -46,13 +75,13 @@ class State(StrEnum):
     PARTLY = "partly"
 
 
-class Preference(StrEnum):
+class Preference(Told):
     LEADER = "leader"
     BACKUP = "backup"
     NONE = "none"
 
 
-class Cause(StrEnum):
+class Cause(Told):
     """Why a leadership changed. A closed vocabulary; `runtimes.history` adds what the former leader's machine tells afterwards."""
 
     FIRST = "first"  # nobody led before
@@ -69,9 +98,10 @@ class Cause(StrEnum):
     DISABLE = "disable"
     FAILBACK = "failback"  # returned to the preferred leader by the group's policy
     EXPIRY = "expiry"  # returned because a switch by hand was for a time only
+    OTHER = "other"  # one that a newer machine told
 
 
-class RuntimeState(StrEnum):
+class RuntimeState(Told):
     """What a runtime's process is doing."""
 
     STOPPED = "stopped"  # as wished
@@ -80,33 +110,37 @@ class RuntimeState(StrEnum):
     HANGING = "hanging"  # its process is there but has not answered for seconds: what it last said is no fact any more
     BACKOFF = "backoff"  # exited three times in a row without having been ready; restarts later
     FAILED = "failed"  # cannot be started: see the reason (a bundle that does not verify, say)
+    OTHER = "other"  # one that a newer machine told
 
 
-class RouterState(StrEnum):
+class RouterState(Told):
     ABSENT = "absent"
     STARTING = "starting"
     RUNNING = "running"  # its etcd member answers and knows a majority
     NO_MAJORITY = "no-majority"
     FAILED = "failed"  # a port taken, a refused etcd version, an emptied data directory: see the reason
+    OTHER = "other"  # one that a newer machine told
 
 
-class MemberAct(StrEnum):
+class MemberAct(Told):
     """What is asked of a healthy router: one change of the cluster's members (etcd's member API)."""
 
     ADD = "add"  # as a learner: it has no vote until it is promoted
     PROMOTE = "promote"
     REMOVE = "remove"
     UPDATE = "update"  # another peer URL
+    OTHER = "other"  # one that a newer portal asks for
 
 
-class RequestKind(StrEnum):
+class RequestKind(Told):
     SWITCH = "switch"
     DISABLE = "disable"
     ENABLE = "enable"
     POLICY = "policy"  # what the members do without a majority
+    OTHER = "other"  # one that a newer portal asks for
 
 
-class IsolationPolicy(StrEnum):
+class IsolationPolicy(Told):
     """What a member does that has lost the majority of the routers (docs/failover.md, Lost majority)."""
 
     STOP = "stop"
@@ -118,7 +152,11 @@ ISOLATED_BECAUSE = "isolated: "
 ALONE_BECAUSE = "runs alone, as the group's isolation policy says: "
 
 
-class RequestStatus(StrEnum):
+# How the reason of a router begins that runs well and is to restart: what follows is what it waits for.
+RESTART_WAITS = "it is to restart, and waits: "
+
+
+class RequestStatus(Told):
     """The life of one wish for a group: written by the portal, carried by an agent, decided in etcd."""
 
     PENDING = "pending"  # no agent has carried it yet
@@ -128,7 +166,7 @@ class RequestStatus(StrEnum):
     EXPIRED = "expired"
 
 
-class CommandStatus(StrEnum):
+class CommandStatus(Told):
     """The life of one command on a machine."""
 
     PENDING = "pending"  # no agent has taken it yet
@@ -138,7 +176,7 @@ class CommandStatus(StrEnum):
     CANCELLED = "cancelled"  # only the portal says this: the order was taken back
 
 
-class ReachOutcome(StrEnum):
+class ReachOutcome(Told):
     """What became of one machine's part in the test of an Internal IP and Failover port."""
 
     # of the machine whose address it is
@@ -155,7 +193,7 @@ class ReachOutcome(StrEnum):
     FAILED = "failed"  # of either: the test itself could not be made
 
 
-class ComponentKind(StrEnum):
+class ComponentKind(Told):
     FILE = "file"
     QUEUE = "queue"
     LOG = "log"
@@ -165,18 +203,20 @@ class ComponentKind(StrEnum):
     TIMER = "timer"
     SFTP = "sftp"
     AMQP = "amqp"
+    OTHER = "other"  # one of a newer portal
 
 
-class ItemAct(StrEnum):
+class ItemAct(Told):
     """What people do with the failed items of a flow."""
 
     LIST = "list"
     VIEW = "view"
     RETRY = "retry"
     DISCARD = "discard"
+    OTHER = "other"  # one that a newer portal asks for
 
 
-class LogLevel(StrEnum):
+class LogLevel(Told):
     DEBUG = "debug"
     INFO = "info"
     WARNING = "warning"
@@ -289,16 +329,17 @@ class CertificateRequest(Wire, frozen=True):
 
 
 class CertificateAnswer(Wire, frozen=True):
-    certificate: str  # PEM
-    authority: str  # certificate of the environment's authority (PEM)
+    certificate: str  # PEM; after it, when the authority was renewed, what makes it good for who trusts only the former one
+    authority: str  # Trust.authority
 
 
 class Trust(Wire, frozen=True):
     """Who may speak to the environment's routers (docs/decisions/0030-certificates.md)."""
 
-    authority: str  # certificate (PEM)
+    authority: str  # certificate (PEM); while it is being renewed, the new one's and after it the former one's
     revoked: str  # revocation list (DER, base64)
     names: list[str]  # that this machine's own certificate must bear
+    taken_back: list[str] = []  # machines whose certificates the list has for less than a day: their connections are to end
 
 
 class TlsFiles(Wire, frozen=True):
@@ -453,10 +494,12 @@ class RouterReport(Wire, frozen=True):
     address: str = ""  # peer URL at which its member runs
     cluster_token: str = ""  # of the order that its member runs under
     learner: bool = False  # it runs and has no vote yet
+    trusts: list[str] = []  # SHA-256 of the PEM of each authority's certificate that the running etcd has read
     outside: bool = False  # it is no member of the ordered cluster: its data are gone, or a removed member's, or a former cluster's
     ordered_as: str = ""  # member_id of the order that all this was said under
     members: list[ClusterMember] = []  # as it lists them
     members_at: int = 0  # raft index at which it first saw this list: of two lists the one with the higher index is not older
+    free_port: int | None = None  # where the ordered port is taken by another program: one that is free on this machine
     change: str = ""  # id of the last MemberChange it tried
     change_error: str = ""  # why it was not made; empty: it was
 

@@ -153,6 +153,8 @@ def _store_router(machine: Machine, said: protocol.RouterReport | None, peers: l
         observed_peers=msgspec.to_builtins([msgspec.structs.replace(peer, since=clock.text(peer.since)) for peer in peers]),
         observed_address=said.address[:270],
         observed_token=said.cluster_token[:80],
+        observed_trusts=[digest[:64] for digest in said.trusts[:8]],
+        observed_free_port=said.free_port,
         observed_learner=said.learner,
         observed_outside=said.outside,
         observed_ordered_as=said.ordered_as[:32],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import NameOID
 
 from runtimes import certificates
 from runtimes.agent.certificate import make_request
@@ -19,6 +20,8 @@ class Authority:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.certificate, self.key = certificates.make_authority(name, datetime.now(UTC))
+        self.former, self.bridge = "", ""
+        self.taken_back: list[str] = []
         self.revoked: dict[int, datetime] = {}
         self.issued: list[x509.Certificate] = []
         self.lists = 0
@@ -31,7 +34,18 @@ class Authority:
         moment = now or datetime.now(UTC)
         made = certificates.issue(self.certificate, self.key, request, machine=machine, names=names, now=moment)
         self.issued.append(made)
-        return CertificateAnswer(certificate=made.public_bytes(serialization.Encoding.PEM).decode(), authority=self.certificate)
+        pem = made.public_bytes(serialization.Encoding.PEM).decode()
+        return CertificateAnswer(certificate=pem + self.bridge, authority=self.certificate + self.former)
+
+    def renew(self) -> None:
+        """As runtimes.authority.renew."""
+        now, former, key = datetime.now(UTC), self.certificate, self.key
+        self.certificate, self.key = certificates.make_authority("renewed", now)
+        self.former, self.bridge = former, certificates.bridge(former, key, self.certificate, now)
+        self._make_list()
+
+    def retire(self) -> None:
+        self.former = ""
 
     def files(self, machine: str, now: datetime | None = None) -> TlsFiles:
         """A machine with a certificate, as its agent would lay it down."""
@@ -44,11 +58,13 @@ class Authority:
 
     def revoke(self, certificate: x509.Certificate) -> None:
         self.revoked[certificate.serial_number] = datetime.now(UTC)
+        self.taken_back.append(str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value))
         self._make_list()
 
     def trust(self, machine: str, host: str = "") -> Trust:
         names = certificates.certified_names(machine, host)
-        return Trust(authority=self.certificate, revoked=base64.b64encode(self.list).decode(), names=names)
+        revoked = base64.b64encode(self.list).decode()
+        return Trust(authority=self.certificate + self.former, revoked=revoked, names=names, taken_back=self.taken_back)
 
     def _make_list(self) -> None:
         self.lists += 1

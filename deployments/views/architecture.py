@@ -18,7 +18,7 @@ from portal.errors import NotAllowed, Stale
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Role
 from runtimes import architecture as architecture_acts
-from runtimes import membership, profiles
+from runtimes import authority, membership, profiles
 from runtimes.architecture import Change
 
 
@@ -41,11 +41,12 @@ def landscape_context(request: UserRequest, environment: Environment) -> dict[st
         "active": active,
         "editing": editing,
         "pending": architecture_acts.diff(environment) if editing or not boxes else [],
-        "change": membership.under_way(environment),
+        "change": membership.unfinished(environment),
         "deployment": Deployment.objects.filter(environment=environment, status__in=LIVE).first(),
         "differing": sum(1 for box in boxes for runtime in box.runtimes if runtime.differs),
         "unregistered": [box.machine for box in boxes if not box.machine.has_agent],
         "profile": profiles.in_use(environment),
+        "authority": authority.standing(environment, now=timezone.now()),
         "may_deploy": may_deploy,
         "may_operate": may(request.user, environment.project.team_id, Role.OPERATOR),
         "may_administer": may(request.user, environment.project.team_id, Role.ADMINISTRATOR),

@@ -95,7 +95,7 @@ def overview_tab(request: UserRequest, box: MachineBox) -> dict[str, Any]:
         "seen_by": [entry for entry in seen if entry.peer.machine == name and entry.said_by.name != name],
         "clock": clocks.in_words(box.machine.clock_ahead_seconds),
         "clock_is_off": abs(box.machine.clock_ahead_seconds or 0.0) > clocks.TOLERATED_SECONDS,
-        "change": membership.under_way(box.machine.environment),
+        "change": membership.unfinished(box.machine.environment),
         "agent_started_at": boards.moment(box.machine.agent_started_at),
         "orders_pending": box.machine.has_agent and box.machine.orders_taken < box.machine.orders_version,
     }

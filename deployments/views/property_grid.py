@@ -281,7 +281,7 @@ def one_host(request: UserRequest, slug: str, kind: str) -> HttpResponse:
 
 @require_POST
 def accept_suggestion(request: UserRequest, slug: str, kind: str, name: str) -> HttpResponse:
-    """Take the address and the free port that the machine's agent measured, where no value stands yet."""
+    """Take the address and the free port that the machine's agent measured, where no value stands yet or that port is taken."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
     machine = get_object_or_404(Machine, environment=environment, name=name)
     wished = machines.suggested(machine, list(Property.objects.filter(environment=environment, key__contains=".failover.")))

@@ -1,5 +1,6 @@
 """What a person does about a router that has lost its data, and about a cluster that has lost its majority for good."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.contrib import messages
@@ -9,11 +10,12 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_http_methods
 
+from deployments import rollout
 from portal.access import get_environment
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect
 from portal.models import Environment, Role
-from runtimes import membership
+from runtimes import authority, fleet, membership
 from runtimes.models import Machine
 
 
@@ -48,6 +50,51 @@ def rebuild_cluster(request: UserRequest, slug: str, kind: str, name: str) -> Ht
         except NotAllowed as refusal:
             context["refusal"] = refusal
     return dialog(request, "deployments/rebuild_cluster.html", context, back=_page_of(environment, name))
+
+
+@require_http_methods(["GET", "POST"])
+def router_change(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """A change of the routers that was stopped halfway or refused: resume it, or roll it back."""
+    environment = get_environment(request.user, slug, kind, role=Role.OPERATOR)
+    change, refusal = membership.unfinished(environment), None
+    if request.method == "POST" and change is not None:
+        act = membership.roll_back if request.POST.get("act") == "roll-back" else membership.resume
+        try:
+            rollout.refuse_while_deploying(environment)
+            act(change, actor=request.user.get_username(), now=timezone.now())
+            messages.info(request, "The routers are being changed; this page says how far it is.")
+            return redirect(request, "architecture", slug, kind)
+        except NotAllowed as said:
+            refusal = said
+    context: dict[str, Any] = {"environment": environment, "change": change, "refusal": refusal}
+    if change is not None:
+        context |= {"wished": _addresses(change.wished), "before": _addresses(change.before)}
+    return dialog(request, "deployments/router_change.html", context, back=reverse("architecture", args=[slug, kind]))
+
+
+def _addresses(listed: Mapping[str, tuple[str, int]]) -> str:
+    return ", ".join(f"{name} on {host}:{port}" for name, (host, port) in sorted(listed.items()))
+
+
+@require_http_methods(["GET", "POST"])
+def certificate_authority(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """How the environment's certificate authority is; renew it, and retire the former one when nobody needs it."""
+    environment = get_environment(request.user, slug, kind, role=Role.ADMINISTRATOR)
+    refusal: NotAllowed | None = None
+    if request.method == "POST":
+        try:
+            if request.POST.get("act") == "retire":
+                fleet.retire_authority(environment, now=timezone.now())
+                messages.success(request, "The former authority is trusted no more; routers that read only that one restart one by one.")
+            else:
+                fleet.renew_authority(environment, now=timezone.now())
+                messages.success(request, "The authority is renewed. Machines get new certificates by themselves; nothing restarts.")
+            return redirect(request, "architecture", slug, kind)
+        except NotAllowed as said:
+            refusal = said
+    standing = authority.standing(environment, now=timezone.now())
+    context = {"environment": environment, "standing": standing, "refusal": refusal}
+    return dialog(request, "deployments/authority.html", context, back=reverse("architecture", args=[slug, kind]))
 
 
 def _page_of(environment: Environment, machine: str) -> str:

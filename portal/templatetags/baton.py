@@ -42,6 +42,10 @@ STATUSES = {
     "single-node": Look("Leader (single node)", "crown", "yellow"),
     "isolated": Look("Isolated", "unlink", "red"),
     "unknown": Look("Unknown", "question-mark", "gray"),
+    # a group
+    "healthy": Look("Healthy", "circle-check", "green"),
+    "no-standby": Look("No standby", "shield-half", "orange"),
+    "not-healthy": Look("Not healthy", "alert-triangle", "red"),
     # state of a group's or flow's inbounds
     "on": Look("On", "player-play", "green"),
     "off": Look("Off", "player-stop", "gray"),
@@ -53,6 +57,7 @@ STATUSES = {
     "hanging": Look("Not answering", "hourglass", "red"),
     "backoff": Look("Restarting later", "clock-pause", "orange"),
     "failed": Look("Failed", "circle-x", "red"),
+    "other": Look("Not known to this version", "question-mark", "gray"),
     # routers
     "absent": Look("Not running", "circle-dashed", "gray"),
     "no-majority": Look("No majority", "unlink", "red"),
@@ -134,10 +139,9 @@ def _time(value: Any, *, stale_after: float | None, never: str) -> dict[str, Any
     if moment is None:
         return {"moment": None, "never": never, "stale": stale_after is not None}
     age = (timezone.now() - moment).total_seconds()
-    words = f"{in_words(age)} ago" if age >= 0 else f"in {in_words(-age)}"
     return {
         "moment": moment.astimezone(UTC),
-        "words": words,
+        "words": f"{in_words(age)} ago",  # of what has happened: a clock that is a little ahead makes no future of it
         "stale_after": stale_after,
         "stale": stale_after is not None and age > stale_after,
     }
@@ -160,6 +164,15 @@ def when(value: Any, never: str = "–", seconds: bool = False) -> dict[str, Any
     """A moment, local time with UTC on hover (UTC without JavaScript); to the second where that matters."""
     moment = _moment(value)
     return {"moment": moment.astimezone(UTC) if moment else None, "never": never, "seconds": seconds}
+
+
+@register.filter
+def epoch(number: int | None) -> SafeString:
+    """A leadership's number as generation·revision, the whole number on hover: 1000000000039 → "1·39"."""
+    if not number:
+        return SafeString("–")
+    generation, revision = divmod(number, 10**12)
+    return format_html('<span class="epoch" title="{}">{}·{}</span>', number, generation, revision)
 
 
 @register.filter

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ log = structlog.get_logger()
 RENEW_AFTER = 2 / 3  # of its life
 LOOK_SECONDS = 60.0  # between two looks at the calendar
 LONGEST_WAIT = 60.0  # between two tries
+ONE_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Held:
     serial: int
     not_before: datetime
     not_after: datetime
-    authority: str  # PEM of the authority that gave it
+    authority: str  # PEM of the authority that gave it, and after it of a former one that is trusted too
 
 
 def why_not_yet(held: Held | None, names: set[str]) -> str:
@@ -98,10 +100,10 @@ def read_certificate(pem: bytes, authority: str) -> Held:
         ValueError: there is none, it is not signed by this authority, or a private key beside it is not its own.
     """
     certificate = x509.load_pem_x509_certificate(pem)
-    issuer = x509.load_pem_x509_certificate(authority.encode())
+    issuer = x509.load_pem_x509_certificate(authority.encode())  # the first: who gives certificates now
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, TypeError) as error:
+    except (InvalidSignature, TypeError, ValueError) as error:
         raise ValueError("it is not signed by the environment's authority") from error
     key = serialization.load_pem_private_key(pem, password=None)
     if key.public_key() != certificate.public_key():
@@ -109,6 +111,11 @@ def read_certificate(pem: bytes, authority: str) -> Held:
     found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     names = [*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))]
     return Held(frozenset(names), certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc, authority)
+
+
+def roots_of(authority: str) -> list[str]:
+    """SHA-256 of each certificate in the authority's file, by which a router that runs is known to trust it."""
+    return [hashlib.sha256(found.encode()).hexdigest() for found in ONE_CERTIFICATE.findall(authority)]
 
 
 class Certificates:
@@ -146,9 +153,22 @@ class Certificates:
         return why_not_valid(self.held, datetime.now(UTC)) if self.held is not None else ""
 
     @property
-    def authority(self) -> str:
-        """Digest of the authority's certificate; a running etcd has read it once for all."""
-        return hashlib.sha256(self.held.authority.encode()).hexdigest() if self.held is not None else ""
+    def roots(self) -> list[str]:
+        """Whom an etcd that starts now trusts; a running one has read it once for all."""
+        return roots_of(self.held.authority) if self.held is not None else []
+
+    @property
+    def revoked_list(self) -> str:
+        """Digest of the list of revoked certificates that is in force here; empty: none was told yet."""
+        try:
+            return hashlib.sha256(self.home.revoked.read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return ""
+
+    @property
+    def just_revoked(self) -> frozenset[str]:
+        """Machines whose certificates were taken back of late."""
+        return frozenset(self.trust.taken_back) if self.trust is not None else frozenset()
 
     # --------------------------------------------------------------------------------------------------------------------- orders
 
@@ -183,6 +203,10 @@ class Certificates:
                 await asyncio.wait_for(self.wake.wait(), wait if because else LOOK_SECONDS)
             except TimeoutError:
                 pass
+
+    def asks_for_another(self) -> bool:
+        """Is another certificate on its way."""
+        return bool(self._why())
 
     def _why(self) -> str:
         if self.held is not None and not self.ordered:

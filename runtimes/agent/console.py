@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtimes.agent import doctor, hand
+from runtimes.agent import doctor, hand, linux
+from runtimes.agent.peers import seen_so
 from runtimes.protocol import GroupReport, encode, epoch_words
 
 COMMANDS: dict[str, str] = {
@@ -98,6 +99,8 @@ def described(found: hand.MachineStatus) -> list[str]:
     reason = f": {router.reason}" if router.reason else ""
     where = f" at {router.url}, members {', '.join(router.members)}" if router.url else ""
     lines.append(f"Router   {words}{where}{reason}")
+    for number, peer in enumerate(found.peers):
+        lines.append(f"{'Peers' if number == 0 else '':9}{seen_so(peer, linux.utc_now())}")
     if not found.groups:
         lines.append("Groups   none on this machine")
     for group in found.groups:

@@ -20,9 +20,11 @@ import msgspec
 from runtimes.agent import linux
 from runtimes.agent.decide import Launched
 from runtimes.agent.home import Home, Identity
+from runtimes.agent.peers import Seen, look_around, why_cut_off
 from runtimes.agent.program import Program
 from runtimes.agent.router import Health, Member, RouterLaunch, judge
 from runtimes.process.etcd import Etcd, OutcomeUnknown
+from runtimes.process.tls import ClientTls
 from runtimes.process.wishes import Picture, RefusedError, look, moving, place_request
 from runtimes.protocol import (
     BundleContent,
@@ -33,9 +35,11 @@ from runtimes.protocol import (
     IsolationPolicy,
     KeeperNews,
     Orders,
+    PeerReport,
     RequestKind,
     RequestOutcome,
     RequestStatus,
+    RouterReport,
     RouterState,
     RuntimeOrder,
     State,
@@ -265,6 +269,7 @@ class MachineStatus(Wire, frozen=True):
     agent_running: bool
     router: RouterStatus
     groups: list[GroupStatus]
+    peers: list[PeerReport] = []  # the siblings' routers, tried now; since when, as the agent has seen them
 
     @property
     def well(self) -> bool:
@@ -275,8 +280,9 @@ class MachineStatus(Wire, frozen=True):
 
 async def status(machine: Machine) -> MachineStatus:
     """Takes up to a TTL: a session is fresh when it is seen to move. Works without the portal, and without the agent."""
+    peers = await peers_now(machine)
     async with machine.router() as client:
-        router = await router_status(machine, client)
+        router = with_cause(await router_status(machine, client), peers)
         groups = []
         heard = {order.key: await machine.news(order.key) for order in machine.orders.runtimes}
         pictures: dict[str, Picture | str] = {}
@@ -296,7 +302,23 @@ async def status(machine: Machine) -> MachineStatus:
         agent_running=machine.agent_is_running(),
         router=router,
         groups=groups,
+        peers=peers,
     )
+
+
+async def peers_now(machine: Machine) -> list[PeerReport]:
+    """Every sibling's router, tried now; since when it is as it is, the agent has written down."""
+    seen = machine.home.read("peers.json", Seen) or Seen()
+    known = {peer.machine: peer for peer in seen.peers}
+    return list((await look_around(machine.orders.router, ClientTls(machine.home.tls), known)).values())
+
+
+def with_cause(router: RouterStatus, peers: list[PeerReport]) -> RouterStatus:
+    """A router that knows no majority, with the siblings that it cannot reach."""
+    if router.majority or router.state is RouterState.ABSENT:
+        return router
+    cut = why_cut_off(RouterReport(state=router.state, reason=router.reason), peers, linux.utc_now())
+    return msgspec.structs.replace(router, reason=cut)
 
 
 async def router_status(machine: Machine, client: Etcd | None) -> RouterStatus:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from runtimes.protocol import BundleContent, FlowSpec, Inquiry, InquiryAnswer, ItemAct
+from runtimes.protocol import UPGRADE, BundleContent, FlowSpec, Inquiry, InquiryAnswer, ItemAct
 
 log = structlog.get_logger()
 SHOWN_BYTES = 64 * 1024  # of one item
@@ -78,6 +78,8 @@ def answered(inquiry: Inquiry, where: Where | None) -> InquiryAnswer:
     flow: FlowSpec | None = next((each for each in content.flows if each.id == inquiry.flow), None)
     if flow is None:
         return InquiryAnswer(id=inquiry.id, problem=f"{inquiry.runtime} has no flow {inquiry.flow} in what it runs.")
+    if inquiry.act is ItemAct.OTHER or flow.inbound.kind not in INBOUNDS:
+        return InquiryAnswer(id=inquiry.id, problem=f"{UPGRADE[0].upper()}{UPGRADE[1:]}.")
     pattern = pattern_of(content.secrets)
 
     def masked(text: str) -> str:

@@ -611,12 +611,17 @@ def main(arguments: list[str]) -> int:
     try:
         keeper.start()
     except BlockingIOError:
-        os.write(report, b"locked: another keeper runs this program")
+        with contextlib.suppress(BrokenPipeError):
+            os.write(report, b"locked: another keeper runs this program")
         return LOCKED
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        os.write(report, f"cannot start {spec.argv[0]}: {error}".encode())
+        with contextlib.suppress(BrokenPipeError):
+            os.write(report, f"cannot start {spec.argv[0]}: {error}".encode())
         return REFUSED
-    os.write(report, b"started")
+    with contextlib.suppress(
+        BrokenPipeError
+    ):  # the agent that asked for it was killed meanwhile: the program runs, the next agent finds it
+        os.write(report, b"started")
     os.close(report)
     keeper.run()
     return 0

@@ -173,11 +173,36 @@ def why_not_free(host: str, port: int) -> str:
             probe.listen(1)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                return f"{host}:{port} is already taken by another program: stop that program or choose another failover port"
+                return f"{host}:{port} is already taken by another program{_named(port)}: stop that program or choose another failover port"
             if error.errno == errno.EADDRNOTAVAIL:
                 return f"{host} is not an address of this machine: correct its Internal IP address"
             return f"cannot listen on {host}:{port}: {error.strerror or error}"
     return ""
+
+
+def _named(port: int) -> str:
+    """ " (nginx, pid 4711)": who listens there, where this user may see it; another user's program is told to root only."""
+    inodes = {
+        words[9]
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for words in (line.split() for line in _lines(table)[1:])
+        if len(words) > 9 and words[3] == "0A" and int(words[1].rsplit(":", 1)[1], 16) == port
+    }
+    sockets = {f"socket:[{inode}]" for inode in inodes}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if any(str(handle.readlink()) in sockets for handle in (process / "fd").iterdir()):
+                return f" ({(process / 'comm').read_text().strip()}, pid {process.name})"
+    return ""
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def package_root() -> str:

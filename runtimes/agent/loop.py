@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -24,11 +25,28 @@ from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.agent.supervisor import RuntimeSupervisor, Surroundings
 from runtimes.process.etcd import Etcd
 from runtimes.process.wishes import place_request
-from runtimes.protocol import GroupRequest, LogLevel, LogLine, Orders, Report, RequestOutcome, RequestStatus, RuntimeOrder, Wire
+from runtimes.protocol import (
+    UPGRADE,
+    Cause,
+    GroupReport,
+    GroupRequest,
+    LogLevel,
+    LogLine,
+    Orders,
+    Report,
+    RequestKind,
+    RequestOutcome,
+    RequestStatus,
+    RuntimeOrder,
+    Status,
+    Wire,
+)
 
 log = structlog.get_logger()
 REPORT_SECONDS = 2.0  # at least so often
 DEBOUNCE_SECONDS = 0.05
+HAND_OVER_SECONDS = 5.0  # beyond the drain limit, for what is led here to be handed over before the router restarts
+LOOK_AGAIN_SECONDS = 0.1
 COMPLAIN_SECONDS = 60.0  # between two log lines about the same trouble with the portal
 
 
@@ -48,8 +66,10 @@ class Agent:
         self.spool = Spool(home)
         self.changed = asyncio.Event()
         self.certificates = Certificates(home, identity.machine, self.portal.certify, self._certificates_changed)
-        self.router = RouterSupervisor(home, self.certificates, changed=self._router_changed, spool=self.spool, logs=logs, etcd=etcd)
-        self.peers = Peers(home.tls, self.changed.set)
+        self.router = RouterSupervisor(
+            home, self.certificates, changed=self._router_changed, spool=self.spool, logs=logs, etcd=etcd, step_down=self._step_down
+        )
+        self.peers = Peers(home, self.changed.set)
         self.etcd_leader = EtcdLeader(self.router, home.tls, lambda: self.orders.namespace if self.orders is not None else "")
         self.carrier = Carrier(home, self.spool, self._place, self.changed.set)
         self.clerk = Clerk(self._where, self.changed.set)
@@ -241,6 +261,8 @@ class Agent:
             raise NotPlaced("this machine has no router")
         if member is None:
             raise NotPlaced(f"no runtime of this machine is a member of the group {request.group}")
+        if request.kind is RequestKind.OTHER:
+            raise NotPlaced(UPGRADE)  # another member's agent may be of the portal's version
         outcome = await place_request(
             await self._client(self.router.endpoint),
             self.orders.namespace,
@@ -261,6 +283,48 @@ class Agent:
             if former is not None:
                 await former.close()
         return self.client
+
+    async def _step_down(self) -> str:
+        """Before this machine's router restarts: the other routers have a majority without it, and ready followers take over what is led
+        here. Returns: why that is not so; empty once it is."""
+        order = self.router.order
+        if order is None or self.orders is None:
+            return ""
+        peers = {peer.machine: peer for peer in self.peers.report()}
+        away = [name for name in order.members if name != order.name and (name not in peers or not peers[name].reachable)]
+        if 2 * (len(order.members) - 1 - len(away)) <= len(order.members):
+            return f"{' and '.join(away)} cannot be reached, so the majority would be lost with this router"
+        until = time.monotonic() + self.orders.timing.drain + HAND_OVER_SECONDS
+        asked: dict[str, GroupRequest] = {}
+        while led := self._led_here():
+            if time.monotonic() > until:
+                return f"{len(led)} of this machine's groups have not been handed over yet"
+            for group in led:
+                request = asked.setdefault(group.group, self._give_away(group))
+                try:
+                    outcome = await self._place(request)
+                except NotPlaced as error:
+                    return str(error)
+                if outcome.status is RequestStatus.FAILED:
+                    return f"what is led here cannot be handed over: {outcome.reason}"
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        return ""
+
+    def _led_here(self) -> list[GroupReport]:
+        reports = (runtime.report() for runtime in self.runtimes.values())
+        return [group for report in reports for group in report.groups if group.status is Status.LEADER]
+
+    def _give_away(self, group: GroupReport) -> GroupRequest:
+        return GroupRequest(
+            id=str(uuid.uuid4()),
+            kind=RequestKind.SWITCH,
+            group=group.group,
+            machine=None,
+            expected_epoch=group.epoch,
+            cause=Cause.DEPLOY,
+            actor=f"restart of the router on {self.identity.machine}",
+            valid_seconds=HAND_OVER_SECONDS,
+        )
 
     # -------------------------------------------------------------------------------------------------------------- reports
 

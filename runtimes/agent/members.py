@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from runtimes.process.records import ControlRecord, Disabled, control_key, parse, plain
-from runtimes.protocol import ClusterMember, MemberAct, MemberChange
+from runtimes.protocol import UPGRADE, ClusterMember, MemberAct, MemberChange
 
 Call = Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 
@@ -44,6 +44,8 @@ def why_stale(change: MemberChange, listed: Sequence[ClusterMember]) -> str:
 
 async def make(call: Call, change: MemberChange) -> None:
     """One change. Raises: NotMade."""
+    if change.act is MemberAct.OTHER:
+        raise NotMade(UPGRADE)
     member = {"ID": str(int(change.member, 16))} if change.member else {}
     if change.act is MemberAct.ADD:
         await call("/v3/cluster/member/add", {"peerURLs": [change.url], "isLearner": True})
@@ -82,7 +84,7 @@ async def _control(call: Call, key: str) -> tuple[ControlRecord, int]:
     return parse(ControlRecord, value) or ControlRecord(), int(rows[0]["mod_revision"])
 
 
-TURN_SECONDS = 15  # within which a router whose turn it is runs again, or the next one goes
+TURN_SECONDS = 30  # within which a router whose turn it is runs again, or the next one goes
 
 
 async def take_turn(call: Call, namespace: str, machine: str) -> bool:

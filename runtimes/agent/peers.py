@@ -1,15 +1,17 @@
 """Can this machine speak to its siblings' routers on Internal IP : Failover port: measured, not assumed."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
+from runtimes.agent.home import Home
 from runtimes.agent.linux import utc_now
 from runtimes.process.tls import ClientTls
-from runtimes.protocol import PeerReport, RouterOrder, RouterReport, RouterState, TlsFiles
+from runtimes.protocol import PeerReport, RouterOrder, RouterReport, RouterState, Wire
 
 PROBE_SECONDS = 2.0  # between two rounds
 CONNECT_SECONDS = 1.0
@@ -75,12 +77,14 @@ def why_cut_off(router: RouterReport | None, peers: list[PeerReport], now: str) 
         return ""
     if router.state in (RouterState.FAILED, RouterState.ABSENT):
         return f"this machine's router does not run: {router.reason or router.state}"
-    said = [
-        f"{peer.machine} cannot be reached on {peer.address} since {_clock(peer.since, now)} ({peer.error})"
-        for peer in peers
-        if not peer.reachable
-    ]
+    said = [seen_so(peer, now) for peer in peers if not peer.reachable]
     return ", ".join(said) or f"this machine's router cannot help: {router.reason}"
+
+
+def seen_so(peer: PeerReport, now: str) -> str:
+    """ "external02 cannot be reached on 10.0.0.12:2380 since 12:03:41 UTC (no answer within 1 s)" """
+    verb, error = ("is reached", "") if peer.reachable else ("cannot be reached", f" ({peer.error})")
+    return f"{peer.machine} {verb} on {peer.address} since {_clock(peer.since, now)}{error}"
 
 
 def _clock(moment: str, now: str) -> str:
@@ -89,14 +93,38 @@ def _clock(moment: str, now: str) -> str:
     return f"{time[:8]} UTC" if day == now.partition("T")[0] else f"{day} {time[:8]} UTC"
 
 
+class Seen(Wire, frozen=True):
+    """`peers.json`: the siblings as this machine's agent last saw them, for `baton-agent status` and the agent's next start."""
+
+    peers: list[PeerReport] = []
+
+
+def reading(before: PeerReport | None, machine: str, address: str, error: str) -> PeerReport:
+    """What is seen of a sibling now; `before`: the last reading, whose moment stays while nothing changes."""
+    same = before is not None and before.address == address and before.reachable == (not error)
+    since = before.since if before is not None and same else utc_now()
+    return PeerReport(machine=machine, address=address, reachable=not error, since=since, error=error)
+
+
+async def look_around(order: RouterOrder | None, tls: ClientTls, known: Mapping[str, PeerReport]) -> dict[str, PeerReport]:
+    """Every sibling, tried now."""
+    wanted = addresses(order)
+    errors = await asyncio.gather(*(probe(*address, tls) for address in wanted.values()))
+    return {
+        machine: reading(known.get(machine), machine, f"{host}:{port}", error)
+        for (machine, (host, port)), error in zip(wanted.items(), errors, strict=True)
+    }
+
+
 class Peers:
     """Probes all siblings in rounds; `changed` is called when one's reachability changes."""
 
-    def __init__(self, tls: TlsFiles, changed: Callable[[], None]) -> None:
-        self.tls = ClientTls(tls)
+    def __init__(self, home: Home, changed: Callable[[], None]) -> None:
+        self.home = home
+        self.tls = ClientTls(home.tls)
         self.changed = changed
         self.order: RouterOrder | None = None
-        self.known: dict[str, PeerReport] = {}
+        self.known: dict[str, PeerReport] = {peer.machine: peer for peer in (home.read("peers.json", Seen) or Seen()).peers}
 
     def take(self, order: RouterOrder | None) -> None:
         self.order = order
@@ -106,19 +134,10 @@ class Peers:
 
     async def run(self) -> None:
         while True:
-            wanted = addresses(self.order)
-            errors = await asyncio.gather(*(probe(*address, self.tls) for address in wanted.values()))
-            known = {
-                machine: self._reading(machine, f"{host}:{port}", error)
-                for (machine, (host, port)), error in zip(wanted.items(), errors, strict=True)
-            }
+            known = await look_around(self.order, self.tls, self.known)
             if known != self.known:
                 self.known = known
+                with contextlib.suppress(OSError):  # a full disk: what is written there is only older
+                    self.home.write("peers.json", Seen(peers=list(known.values())))
                 self.changed()
             await asyncio.sleep(PROBE_SECONDS)
-
-    def _reading(self, machine: str, address: str, error: str) -> PeerReport:
-        before = self.known.get(machine)
-        same = before is not None and before.address == address and before.reachable == (not error)
-        since = before.since if before is not None and same else utc_now()
-        return PeerReport(machine=machine, address=address, reachable=not error, since=since, error=error)

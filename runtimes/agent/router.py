@@ -6,7 +6,7 @@ import random
 import shutil
 import socket
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -15,16 +15,18 @@ import httpx
 import msgspec
 import structlog
 
-from runtimes.agent import linux, members
+from runtimes.agent import linux, members, standing
 from runtimes.agent.certificate import Certificates
 from runtimes.agent.decide import Keeping
 from runtimes.agent.etcd_binary import EtcdBinary, NoEtcd, find_etcd
 from runtimes.agent.home import Home
+from runtimes.agent.keeper import MARKER_ENV
 from runtimes.agent.peers import addresses
 from runtimes.agent.program import CannotStart, Program, new_launch
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.process.tls import ClientTls
 from runtimes.protocol import (
+    RESTART_WAITS,
     ClusterMember,
     LogLevel,
     LogLine,
@@ -49,6 +51,8 @@ LOOK_SOON_SECONDS = 0.15  # … and at one that is not yet
 RETRY_SECONDS = 3.0  # after something a person has to put right
 STOP_SECONDS = 4.0
 SAME_LINE_SECONDS = 60.0
+LEAVE_SECONDS = 10.0  # within which connections of a revoked certificate may end by themselves; then the router restarts …
+INSIST_SECONDS = 30.0  # … though nobody could take over what is led here
 REMOVED = "data-dir used by this member must be removed"  # etcd's last words when the others told it that it is no member any more
 
 
@@ -74,9 +78,24 @@ class RouterLaunch(Wire, frozen=True):
     client_port: int
     version: str
     warning: str
-    authority: str = ""  # digest of the certificate it trusts
+    authority: str = ""  # digests of the authorities' certificates that it trusts (certificate.roots_of), with a blank between
     rebuilding: bool = False  # it builds the cluster anew from its data, away from the runtimes
     options: int = 0  # OPTIONS of the agent that started it
+
+
+class Cleared(Wire, frozen=True):
+    """`router/cleared.json`: the list of revoked certificates (its digest) of whose bearers no connection to this router stands."""
+
+    revoked: str
+
+
+@dataclass
+class Suspected:
+    """Connections that may be a revoked certificate's, while they are waited for to end."""
+
+    revoked: str  # digest of the list
+    began: float  # monotonic
+    connections: frozenset[standing.Connection]
 
 
 class Begin(StrEnum):
@@ -239,7 +258,10 @@ class RouterSupervisor:
         spool: Spool,
         logs: LogBuffer,
         etcd: str | None = None,
+        step_down: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
+        """`step_down`: has everything handed over that is led on this machine. Returns: empty when that is done and the other routers have
+        a majority without this one, else why it must not restart now."""
         self.home = home
         self.certificates = certificates
         self.folder = home.router
@@ -252,6 +274,12 @@ class RouterSupervisor:
         self.member: Member | None = home.read("router/member.json", Member)
         self.wake = asyncio.Event()
         self.health = Health(RouterState.ABSENT, "")
+        self.step_down = step_down
+        self.free_port: int | None = None  # where the ordered one is taken
+        self.waits = ""  # why a restart that is ordered is not made yet
+        cleared = home.read("router/cleared.json", Cleared)
+        self.cleared = cleared.revoked if cleared is not None else ""
+        self.suspected: Suspected | None = None
         self.refused = ""  # why the order cannot be carried out
         self.outside = False  # refused for it is no member of the ordered cluster
         self.namespace = ""
@@ -343,12 +371,16 @@ class RouterSupervisor:
                 program.stop("no router is ordered here", STOP_SECONDS)
                 return None
             if launched is not None and self._outdated(launched, order):
-                return await self._change(launched.order, order)
+                return await self._change(launched, order, "its order has changed")
             self.refused, self.outside = "", False
             await self._look(launched, order)
             if launched is not None and launched.rebuilding:
                 return await self._rebuild(order)
             await self._make_change()
+            cut = await self._why_cut(order)
+            if cut and launched is not None:
+                return await self._change(launched, order, cut, looked=True)
+            self.waits = ""
             return LOOK_SECONDS if self.health.state is RouterState.RUNNING and self.change is None else LOOK_SOON_SECONDS
         if order is None:
             self.health, self.refused, self.outside = Health(RouterState.ABSENT, ""), "", False
@@ -374,10 +406,11 @@ class RouterSupervisor:
         if launched.options < OPTIONS and not passes_on(order):
             return True  # an older agent started it
         led = self.member is not None and (self.member.led or bool(self.member.joined)) and not passes_on(order)
-        return needs_restart(launched.order, order, led=led) or launched.authority != self.certificates.authority
+        return needs_restart(launched.order, order, led=led) or trusts_nobody(launched.authority, self.certificates.roots)
 
-    async def _change(self, launched: RouterOrder, order: RouterOrder) -> float | None:
-        """The order has changed under a running member: restart it when data and certificate allow, else leave it as it is and say so."""
+    async def _change(self, launched: RouterLaunch, order: RouterOrder, why: str, *, looked: bool = False) -> float | None:
+        """A running member is to restart: it does when data and certificate allow, it is its turn, the others have a majority and nothing
+        is led here any more; else it stays as it is and says why."""
         begin, because = may_start(order, self.member, data=self._has_data())
         if self.certificates.awaited(order.peer_host):
             return RETRY_SECONDS
@@ -388,15 +421,78 @@ class RouterSupervisor:
         if begin is Begin.REFUSE or self.certificates.trouble():
             self.refused = because if begin is Begin.REFUSE else self.certificates.trouble()
             return RETRY_SECONDS
-        if begin is Begin.GO and waits_for_its_turn(launched, order) and self.health.state is RouterState.RUNNING:
-            try:
-                if not await members.take_turn(self._post, self.namespace, order.name):
+        if begin is Begin.GO and waits_for_its_turn(launched.order, order):
+            if not looked:
+                await self._look(launched, order)
+                await self._make_change()
+            if self.health.state is RouterState.RUNNING:
+                waits = await self._why_wait(order)
+                if waits:
+                    if waits != self.waits:
+                        log.info("router_restart_waits", text=f"The router is to restart ({why}), and waits: {waits}.")
+                    self.waits = waits
                     return LOOK_SECONDS
-            except (httpx.HTTPError, ValueError, KeyError, members.NotMade):
-                return LOOK_SECONDS
-        log.info("router_restarts", text=f"The router is restarted: its order has changed ({because}).")
-        self.program.stop("its order has changed", STOP_SECONDS)
+        log.info("router_restarts", text=f"The router is restarted: {why} ({because}).")
+        self.waits = ""
+        self.program.stop(why, STOP_SECONDS)
         return None
+
+    async def _why_wait(self, order: RouterOrder) -> str:
+        """What a restart waits for; empty when it may be made now."""
+        try:
+            if not await members.take_turn(self._post, self.namespace, order.name):
+                return "another router restarts first"
+            waits = await self.step_down() if self.step_down is not None else ""
+            if waits and self.suspected is not None and time.monotonic() > self.suspected.began + INSIST_SECONDS:
+                return ""  # a revoked machine's connections are not to stand until somebody is ready to take over
+            if waits:
+                await members.give_turn(self._post, self.namespace, order.name)
+            return waits
+        except (httpx.HTTPError, ValueError, KeyError, members.NotMade) as error:
+            return f"the other routers do not answer ({str(error) or type(error).__name__})"
+
+    # --------------------------------------------------------------------------------------------- connections of revoked certificates
+
+    async def _why_cut(self, order: RouterOrder) -> str:
+        """Why this router is to restart so that connections of a revoked certificate end; empty when none stands, or they may yet end."""
+        revoked = self.certificates.revoked_list
+        if not revoked or revoked == self.cleared or passes_on(order):
+            return ""
+        if self.suspected is None or self.suspected.revoked != revoked:
+            self.suspected = Suspected(revoked, time.monotonic(), await self._suspects(order))
+        if order.name in self.certificates.just_revoked:  # its own connections to the others were made with one that was taken back
+            return "" if self.certificates.asks_for_another() else "its own certificate was taken back, and it has another one"
+        if self.suspected.connections:
+            self.suspected.connections &= await self._suspects(order)
+        if not self.suspected.connections:
+            self._clear(revoked)
+            return ""
+        if time.monotonic() < self.suspected.began + LEAVE_SECONDS:
+            return ""
+        hosts = ", ".join(sorted({connection.remote_host for connection in self.suspected.connections}))
+        return f"connections from {hosts} may be those of a certificate that was taken back"
+
+    async def _suspects(self, order: RouterOrder) -> frozenset[standing.Connection]:
+        good: set[str] = set()
+        bad: set[str] = set()
+        for name, (host, _) in addresses(order).items():
+            with contextlib.suppress(OSError):
+                (bad if name in self.certificates.just_revoked else good).add(await resolve(host))
+        return await asyncio.to_thread(self._suspects_now, order, good - bad)
+
+    def _suspects_now(self, order: RouterOrder, trusted: set[str]) -> frozenset[standing.Connection]:
+        marker = f"{MARKER_ENV}={self.home.root}/".encode()
+        return standing.suspects(
+            standing.read_tables(),
+            network_ports={order.peer_port, *([order.peer_port + 1] if order.gateways else [])},
+            client_port=self._port(),
+            trusted_hosts=trusted,
+            own_sockets=standing.sockets_of(standing.own_pids(marker)),
+        )
+
+    def _clear(self, revoked: str) -> None:
+        self.cleared, self.suspected = revoked, None
+        self.home.write("router/cleared.json", Cleared(revoked=revoked))
 
     def _has_data(self) -> bool:
         return (self.data / "member").exists()
@@ -420,8 +516,10 @@ class RouterSupervisor:
         ports = [] if passes_on(order) else [order.peer_port, order.peer_port + 1] if order.gateways else [order.peer_port]
         taken = next((why for port in ports if (why := linux.why_not_free(listen_host, port))), "")
         if taken:
-            self._refuse(taken)
+            self._propose_port(listen_host, order)
+            self._refuse(f"{taken} ({self.free_port} is free)" if self.free_port else taken)
             return
+        self.free_port = None
         try:
             binary = await asyncio.to_thread(find_etcd, self.chosen, data_of=self._data_of(begin))
         except NoEtcd as error:
@@ -431,6 +529,19 @@ class RouterSupervisor:
             log.warning("router_data_discarded", text=f"The data of the former router is discarded: {because}.")
             await asyncio.to_thread(shutil.rmtree, self.data)
         await self._launch(order, binary, listen_host, rebuilding=begin is Begin.REBUILD)
+
+    def _propose_port(self, host: str, order: RouterOrder) -> None:
+        """Another port for the one that is taken; the same one as long as it is free."""
+
+        def free(port: int) -> bool:
+            return not any(linux.why_not_free(host, each) for each in (port, port + 1)[: 2 if order.gateways else 1])
+
+        if self.free_port is not None and free(self.free_port):
+            return
+        used = {port for _, port in addresses(order, own=True).values()} | ({self._port()} if self.member is not None else set())
+        self.free_port = None
+        with contextlib.suppress(OSError):  # the address is no more this machine's, or nothing is free
+            self.free_port = next((port for port in (pick_port(host, avoid=used) for _ in range(20)) if free(port)), None)
 
     def _why_full(self) -> str:
         """A sentence when the disk has no room for etcd's data; empty when it has."""
@@ -463,10 +574,11 @@ class RouterSupervisor:
             client_port=client_port,
             version=binary.version,
             warning=binary.warning,
-            authority=self.certificates.authority,
+            authority=" ".join(self.certificates.roots),
             rebuilding=rebuilding,
             options=OPTIONS,
         )
+        self._clear(self.certificates.revoked_list)  # nothing is connected to it yet
         argv = (
             gateway_command(binary.path, order, client_port)
             if passes_on(order)
@@ -676,6 +788,8 @@ class RouterSupervisor:
         elif not alive and self.order is not None and self.program.exits_in_a_row:
             state = RouterState.FAILED if self.program.exits_in_a_row >= 3 else RouterState.STARTING
             reason = f"etcd {self.program.exit_reason}" + (f": {self.last_error}" if self.last_error else "")
+        elif self.waits and alive and state is RouterState.RUNNING:
+            reason = f"{RESTART_WAITS}{self.waits}"
         return RouterReport(
             state=state,
             reason=reason,
@@ -687,10 +801,12 @@ class RouterSupervisor:
             address=launched.order.members.get(launched.order.name, "") if launched is not None and alive else "",
             cluster_token=launched.order.cluster_token if launched is not None and alive and not launched.rebuilding else "",
             learner=alive and self.health.learner,
+            trusts=launched.authority.split() if launched is not None and alive and not passes_on(launched.order) else [],
             outside=self.outside,
             ordered_as=self._ordered_as(),
             members=self.listed if alive and self.health.state is RouterState.RUNNING else [],
             members_at=self.listed_at,
+            free_port=self.free_port if self.refused else None,
             change=self.changed_last[0],
             change_error=self.changed_last[1],
         )
@@ -718,6 +834,12 @@ def needs_restart(launched: RouterOrder, order: RouterOrder, *, led: bool) -> bo
         )
 
     return essence(launched) != essence(order)
+
+
+def trusts_nobody(read: str, roots: Collection[str]) -> bool:
+    """Has a running etcd read none of the authorities that count now (RouterLaunch.authority, certificate.roots_of). While it has read one
+    of them it need not restart: certificates of the others carry that one's word for them."""
+    return set(read.split()).isdisjoint(roots)
 
 
 def waits_for_its_turn(launched: RouterOrder, order: RouterOrder) -> bool:

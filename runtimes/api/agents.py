@@ -167,10 +167,13 @@ async def orders(request: HttpRequest) -> HttpResponse:
         machine = await threads.run(_machine, request)
     except NotAllowed as refusal:
         return problem(refusal)
-    if not await _newer_orders(machine.pk, after, until=time.monotonic() + wait):
+    if not await _newer_orders(machine, after, until=time.monotonic() + wait):
         return HttpResponse(status=204)
     try:
+        await threads.run(_machine, request)  # it may have been registered anew, or removed, while this one waited
         return _answer(await threads.run(fleet.orders_for, machine, now=timezone.now()))
+    except NotAllowed as refusal:
+        return problem(refusal)
     except Machine.DoesNotExist:
         return problem(_NoCredential("This machine was removed from its environment."))
     except (OperationalError, InterfaceError) as error:
@@ -188,13 +191,14 @@ def _number(request: HttpRequest, name: str, kind: Callable[[str], Any]) -> Any:
     return value
 
 
-async def _newer_orders(machine_id: int, after: int, *, until: float) -> bool:
-    """Wait for a version above `after`. True too when the machine is gone. A cancelled wait (the client left) cleans up and ends."""
+async def _newer_orders(machine: Machine, after: int, *, until: float) -> bool:
+    """Wait for a version above `after`. True too when the machine is gone or has another credential. A cancelled wait (the client left)
+    cleans up and ends."""
     _watch_for_shutdown()
-    ear = wakeup.Ear(machine_id)
+    ear = wakeup.Ear(machine.pk)
     try:
         while not _shutting_down.is_set():
-            version = await threads.run(fleet.newest_orders, machine_id)
+            version = await threads.run(fleet.newest_orders, machine)
             if version is None or version > after:
                 return True
             if time.monotonic() >= until:

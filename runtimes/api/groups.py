@@ -104,7 +104,9 @@ class GroupSerializer(serializers.ModelSerializer[FailoverGroup]):
     project = serializers.CharField(source="environment.project.slug")
     leader = serializers.SerializerMethodField()
     members = serializers.SerializerMethodField()
+    health = serializers.SerializerMethodField(help_text="no-standby: it works, and nobody could take over (see without_standby)")
     healthy = serializers.SerializerMethodField()
+    without_standby = serializers.SerializerMethodField()
     problems = serializers.SerializerMethodField()
     failback = FailbackSerializer(source="*", read_only=True)
     timed_switch = serializers.SerializerMethodField()
@@ -121,16 +123,25 @@ class GroupSerializer(serializers.ModelSerializer[FailoverGroup]):
             "epoch",
             "leader",
             "last_gap_seconds",
+            "last_gap_at",
             "isolation_policy",
             "failback",
             "timed_switch",
             "returns",
+            "health",
             "healthy",
             "problems",
+            "without_standby",
             "alarms",
             "members",
         )
-        extra_kwargs = {"last_gap_seconds": {"allow_null": True}}
+        extra_kwargs = {
+            "last_gap_seconds": {
+                "allow_null": True,
+                "help_text": "The last one that was measured, at last_gap_at: later changes may have none",
+            },
+            "last_gap_at": {"allow_null": True},
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -165,8 +176,15 @@ class GroupSerializer(serializers.ModelSerializer[FailoverGroup]):
     def get_alarms(self, group: FailoverGroup) -> Any:
         return AlarmNowSerializer(alarms.of(self._verdict), many=True).data
 
+    @extend_schema_field(serializers.ChoiceField(choices=[health.value for health in failover.Health]))
+    def get_health(self, group: FailoverGroup) -> str:
+        return failover.Health.TROUBLED if alarms.of(self._verdict) else self._verdict.health
+
     def get_healthy(self, group: FailoverGroup) -> bool:
-        return self._verdict.healthy and not alarms.of(self._verdict)
+        return self.get_health(group) == failover.Health.HEALTHY
+
+    def get_without_standby(self, group: FailoverGroup) -> list[str]:
+        return self._verdict.without_standby
 
     def get_problems(self, group: FailoverGroup) -> list[str]:
         return self._verdict.problems

@@ -53,7 +53,7 @@ class InquirySerializer(serializers.ModelSerializer[ItemInquiry]):
 
 class InquiryInput(ExactInput):
     flow = serializers.CharField(help_text="Key of the flow, as in the runtime's `flows`")
-    act = serializers.ChoiceField(choices=[act.value for act in ItemAct], default=ItemAct.LIST.value)
+    act = serializers.ChoiceField(choices=[act.value for act in ItemAct if act != ItemAct.OTHER], default=ItemAct.LIST.value)
     keys = serializers.ListField(child=serializers.CharField(), default=list, max_length=200, help_text="Empty for retry and discard: all")
 
 

@@ -13,6 +13,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from portal.api.fields import EnvironmentFilter, ExactInput, Gated, Nothing, signed_in
+from portal.errors import NotAllowed
 from portal.models import Role
 from runtimes import fleet, membership, reach
 from runtimes.api.items import FailedItems
@@ -182,6 +183,25 @@ class MachineViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Mac
         if found is None:
             raise NotFound(f"Nobody has tried the address of {machine.name} yet: POST here.")
         return Response(ReachSerializer(found).data, status=status.HTTP_202_ACCEPTED if request.method == "POST" else status.HTTP_200_OK)
+
+    @extend_schema(request=Nothing, responses={202: RouterChangeSerializer})
+    @action(detail=True, methods=["post"], url_path="resume-router-change")
+    def resume_router_change(self, request: Request, pk: str) -> Response:
+        """Go on with the environment's change of its routers that was stopped halfway or refused. 409 when there is none."""
+        return self._go_on(request, membership.resume)
+
+    @extend_schema(request=Nothing, responses={202: RouterChangeSerializer})
+    @action(detail=True, methods=["post"], url_path="roll-back-router-change")
+    def roll_back_router_change(self, request: Request, pk: str) -> Response:
+        """Bring the environment's routers back to what they were before an unfinished change. 409 when there is none."""
+        return self._go_on(request, membership.roll_back)
+
+    def _go_on(self, request: Request, act: Any) -> Response:
+        change = membership.unfinished(self.row_for(request, Role.OPERATOR).environment)
+        if change is None:
+            raise NotAllowed("No change of the routers is left unfinished: there is nothing to resume or to roll back.")
+        begun = act(change, actor=request.user.get_username(), now=timezone.now())
+        return Response(RouterChangeSerializer(begun).data, status=status.HTTP_202_ACCEPTED)
 
     @extend_schema(responses=RouterChangeSerializer(many=True))
     @action(detail=True, url_path="router-changes")

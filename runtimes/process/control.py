@@ -50,6 +50,8 @@ class Control:
                     command(decode(ProcessCommand, line))
                 except msgspec.MsgspecError as error:
                     log.error(f"a command of the keeper is not valid: {error}")
+        except ConnectionError:  # a broken pipe, or a reset: its other end was closed, as when it was killed
+            log.warning("the keeper has ended, and so does this process")
         except (OSError, ValueError) as error:
             log.error(f"the channel to the keeper broke: {error}")
 

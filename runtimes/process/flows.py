@@ -29,7 +29,7 @@ from runtimes.process.connectors.base import (
 from runtimes.process.masking import masked
 from runtimes.process.permits import Duty, PermitEnded
 from runtimes.process.transform import Transform
-from runtimes.protocol import Component, FlowReport, FlowSpec
+from runtimes.protocol import Component, ComponentKind, FlowReport, FlowSpec
 
 TRIES = 3  # of an item that itself fails, before it is moved aside
 TRY_AGAIN_SECONDS = (0.2, 1.0)
@@ -370,5 +370,9 @@ def _made(registry: dict[Any, Any], component: Component, setting: Setting) -> A
     kind = registry.get(component.kind)
     if kind is None:
         known = ", ".join(sorted(registry))
+        if component.kind is ComponentKind.OTHER:
+            raise ConfigError(
+                f"flow {setting.flow}: its {setting.side} is of a kind that this machine's agent does not know yet: upgrade it"
+            )
         raise ConfigError(f"flow {setting.flow}: {component.kind} is no kind of {setting.side}; use one of: {known}")
     return kind(setting)

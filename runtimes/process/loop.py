@@ -624,6 +624,7 @@ class Runtime:
             runtime, last_on = leader.previous, seat.on_at
         gap = now - last_on if runtime is not None and runtime == leader.previous and last_on != NEVER else None
         seat.announced, seat.on_at = duty.epoch, now
+        coordinator.last_on.pop(seat.spec.id, None)  # what the former leader did before is no part of the gap after this leadership
         event = LeadershipEvent(
             group=seat.spec.id,
             epoch=duty.epoch,

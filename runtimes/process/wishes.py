@@ -24,7 +24,16 @@ from runtimes.process.records import (
     plain,
     session_key,
 )
-from runtimes.protocol import GroupRequest, IsolationPolicy, RequestKind, RequestOutcome, RequestStatus, Timing, epoch_words
+from runtimes.protocol import (
+    UPGRADE,
+    GroupRequest,
+    IsolationPolicy,
+    RequestKind,
+    RequestOutcome,
+    RequestStatus,
+    Timing,
+    epoch_words,
+)
 
 POLICY_WORDS = {IsolationPolicy.STOP: "stops", IsolationPolicy.RUN_ALONE: "runs alone"}
 TRIES = 5  # when another writes the same record in between; each try reads anew
@@ -130,6 +139,8 @@ async def _judge(
         return known, None
     if control.request is not None and control.request.id == request.id:
         return _running(request), None
+    if request.kind == RequestKind.OTHER:
+        raise RefusedError("not-known", UPGRADE)
     if request.kind == RequestKind.POLICY:
         if request.policy is None:
             raise RefusedError("not-ready", "the request names no isolation policy")
@@ -138,7 +149,7 @@ async def _judge(
     runtime = _runtime(request, member)
     if request.kind == RequestKind.DISABLE:
         assert runtime is not None
-        outcome = _succeeded(request, f"{runtime} is disabled: it stops at its next renewal and leads no more until it is enabled")
+        outcome = _succeeded(request, _disabled(runtime, picture))
         disabled = {**control.disabled, runtime: Disabled(request.id, request.actor, request.cause)}
         return outcome, msgspec.structs.replace(control, disabled=disabled).remembering(outcome)
     if request.kind == RequestKind.ENABLE:
@@ -274,6 +285,15 @@ def _control(record: ControlRecord | None, revision: int) -> ControlRecord:
 async def _transact(client: Etcd, compare: Any, success: Any, failure: Any, timing: Timing) -> Answer:
     # A person's wish may wait a little longer than a renewal may.
     return await client.transact(compare, success, failure, timeout=max(1.0, timing.request_timeout))
+
+
+def _disabled(runtime: str, picture: Picture) -> str:
+    """What Disable does, in the words that fit: a follower has nothing to stop."""
+    if runtime in picture.control.disabled:
+        return f"{runtime} was disabled already"
+    if picture.leader is not None and picture.leader.runtime == runtime:
+        return f"{runtime} is disabled: it stops its inbounds now and gives the leadership up; it leads no more until it is enabled"
+    return f"{runtime} is disabled: it takes no leadership until it is enabled"
 
 
 def _running(request: GroupRequest) -> RequestOutcome:

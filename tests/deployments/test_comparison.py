@@ -306,6 +306,14 @@ def test_the_api_says_what_to_compare_with(client: Client, developer: User, rele
     assert answer.status_code == 400 and field in str(answer.json())
 
 
+@pytest.mark.parametrize(("group", "starts"), [("g1", "with the leadership of its group"), (None, "yes")])
+def test_a_grouped_flow_starts_with_leadership_whatever_was_chosen_before(group: str | None, starts: str) -> None:
+    other = flow(id="f2", name="returns", group=group)
+    found = comparison.compare(side(), side(content(flows=[flow(), other])))
+    lines = [line.text for section in found.sections for item in section.items for line in item.lines if item.name == "returns"]
+    assert f"auto start: {starts}" in lines
+
+
 def test_group_names_are_shown_never_their_keys(release: Release, second: Release) -> None:
     key = Group.objects.get().key
     assert not any(

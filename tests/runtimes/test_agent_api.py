@@ -101,9 +101,9 @@ def test_a_replaced_agent_is_told_to_join_again(agent: Client, external01: Machi
         ),
         pytest.param(
             b'{"agent_version": "1", "boot_id": "b", "started_at": "", "orders_version": 1, "sequence": 1,'
-            b' "runtimes": [{"key": "external01.erp", "state": "asleep"}]}',
+            b' "runtimes": [{"key": "external01.erp", "state": 5}]}',
             "runtimes[0].state",
-            id="unknown word, deep down",
+            id="a number for a word, deep down",
         ),
     ],
 )
@@ -228,6 +228,23 @@ def _touch_elsewhere(machine: Machine) -> Any:
 def test_without_a_broker_new_orders_arrive_within_about_a_second(waiting: Waiting, external01: Machine, file_database: None) -> None:
     answer, delay = _poll_while(waiting, external01, _touch_elsewhere(external01))
     assert protocol.decode(protocol.Orders, answer.content).version == external01.orders_version + 1
+    assert delay < 1.5
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_agent_that_waits_is_sent_away_when_its_machine_is_registered_anew(
+    waiting: Waiting, external01: Machine, admin: User, file_database: None
+) -> None:
+    def act() -> None:
+        from django.db import connection
+
+        try:
+            joined(external01, admin)
+        finally:
+            connection.close()
+
+    answer, delay = _poll_while(waiting, external01, act)
+    assert_problem(answer, 401, "not-authenticated", "join again")
     assert delay < 1.5
 
 

@@ -1,7 +1,9 @@
 """The environment's certificate authority: who gets a certificate, whose is taken back, and what machines are told."""
 
 import base64
+import hashlib
 from datetime import timedelta
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -9,12 +11,13 @@ from cryptography import x509
 from cryptography.fernet import InvalidToken
 from cryptography.hazmat.primitives import serialization
 from django.contrib.auth.models import User
+from django.core.management import CommandError, call_command
 from django.test import Client
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, EnvironmentKind
 from runtimes import architecture, authority, fleet, protocol
-from runtimes.agent.certificate import make_request, read_certificate
+from runtimes.agent.certificate import Held, make_request, read_certificate, why_renew
 from runtimes.models import CertificateAuthority, FailoverGroup, Machine, MachineCertificate, Router
 from tests.runtimes.conftest import NOW, joined
 
@@ -164,3 +167,126 @@ def test_routers_made_before_encryption_are_refused_with_the_remedy(group: Failo
     Router.objects.update(desired_running=True, desired_members=members, cluster_known=True)
     with pytest.raises(NotAllowed, match=r"before their traffic was encrypted.*begin anew"):
         fleet.assign_routers(group.environment, {name: (f"10.0.0.{number}", 7400) for number, name in enumerate(members, 1)})
+
+
+# ------------------------------------------------------------------------------------------------------ the authority is renewed
+
+
+def trust_of(machine: Machine) -> protocol.Trust:
+    trust = fleet.orders_for(machine, now=NOW).trust
+    assert trust is not None
+    return trust
+
+
+def test_renewing_the_authority_trusts_both_and_its_certificates_are_good_for_whoever_knows_the_former_only(
+    external01: Machine, external02: Machine, admin: User
+) -> None:
+    joined(external01, admin), joined(external02, admin)
+    former = certified(external01)
+    certified(external02)
+    taken = certified(external02)
+    authority.revoke(external02, because="a test", now=NOW)
+    known = CertificateAuthority.objects.get()
+    before = Machine.objects.get(pk=external01.pk).orders_version
+
+    fleet.renew_authority(external01.environment, now=NOW)
+
+    row = CertificateAuthority.objects.get()
+    assert (row.number, row.former) == (2, known.certificate) and row.encrypted_key != known.encrypted_key
+    assert Machine.objects.get(pk=external01.pk).orders_version > before
+    assert trust_of(external01).authority == row.certificate + known.certificate
+    assert serial(taken) in revoked(external01), "what was taken back stays so"
+    assert why_renew(held_of(former), trust_of(external01), frozenset(), NOW) == "its environment has another authority"
+
+    private, request = make_request("external01")
+    answer = fleet.certify(Machine.objects.get(pk=external01.pk), protocol.CertificateRequest(request=request), now=NOW)
+    held = read_certificate(private + answer.certificate.encode(), answer.authority)
+    assert why_renew(held, trust_of(external01), frozenset(), NOW) == "", "one renewal, not one after the other"
+    own, bridge = x509.load_pem_x509_certificates(answer.certificate.encode())
+    new, old = x509.load_pem_x509_certificates(answer.authority.encode())
+    own.verify_directly_issued_by(new)
+    own.verify_directly_issued_by(bridge)
+    bridge.verify_directly_issued_by(old)
+
+
+def held_of(answer: protocol.CertificateAnswer) -> Held:
+    pem = x509.load_pem_x509_certificate(answer.certificate.encode())
+    names = frozenset({"external01", "localhost", "127.0.0.1"})
+    return Held(names, pem.serial_number, pem.not_valid_before_utc, pem.not_valid_after_utc, answer.authority)
+
+
+def test_the_former_authority_is_retired_when_every_machine_has_a_certificate_of_the_new(
+    external01: Machine, external02: Machine, core01: Machine, admin: User
+) -> None:
+    for machine in (external01, external02, core01):
+        joined(machine, admin)
+        certified(machine)
+    environment = external01.environment
+    with pytest.raises(NotAllowed, match="no former authority"):
+        fleet.retire_authority(environment, now=NOW)
+    fleet.renew_authority(environment, now=NOW)
+    with pytest.raises(NotAllowed, match="retire the former one first"):
+        fleet.renew_authority(environment, now=NOW)
+    certified(external01)
+    with pytest.raises(NotAllowed, match="core01 and external02 have no certificate of the new authority yet: start the agent there"):
+        fleet.retire_authority(environment, now=NOW)
+    certified(core01)
+    assert authority.standings_due([environment], now=NOW) == {}
+    certified(external02)
+    assert "retire the former one" in authority.standings_due([environment], now=NOW)[environment.pk]
+    fleet.retire_authority(environment, now=NOW)
+    row = CertificateAuthority.objects.get()
+    assert trust_of(external01).authority == row.certificate
+    assert x509.load_pem_x509_certificates(certified(external01).certificate.encode())[1:], "routers may yet have to restart"
+
+
+def test_the_next_renewal_waits_for_routers_that_still_trust_the_authority_before(external01: Machine, routers_addressed: None) -> None:
+    certified(external01)
+    first = CertificateAuthority.objects.get().certificate
+    fleet.renew_authority(external01.environment, now=NOW)
+    for machine in Machine.objects.exclude(joined_at=None):
+        certified(machine)
+    fleet.retire_authority(external01.environment, now=NOW)
+    Router.objects.filter(machine=external01).update(observed_trusts=[hashlib.sha256(first.encode()).hexdigest()])
+    found = authority.standing(external01.environment, now=NOW)
+    assert found is not None and found.reads_former == ["external01"]
+    with pytest.raises(NotAllowed, match="router on external01 still trusts the authority before"):
+        fleet.renew_authority(external01.environment, now=NOW)
+
+
+def test_a_renewal_is_told_two_years_before_the_authority_ends(external01: Machine) -> None:
+    certified(external01)
+    environment = external01.environment
+    assert authority.standings_due([environment], now=NOW + timedelta(days=17 * 365)) == {}
+    late = authority.standings_due([environment], now=NOW + timedelta(days=18 * 365 + 30))
+    assert "renew it" in late[environment.pk]
+
+
+def test_no_certificate_outlives_its_authority(external01: Machine) -> None:
+    certified(external01)
+    _, request = make_request("external01")
+    late = NOW + timedelta(days=19 * 365 + 200)
+    answer = fleet.certify(external01, protocol.CertificateRequest(request=request), now=late)
+    end = x509.load_pem_x509_certificate(answer.certificate.encode()).not_valid_after_utc
+    assert end == x509.load_pem_x509_certificate(answer.authority.encode()).not_valid_after_utc
+
+
+def test_an_authority_is_renewed_and_retired_by_command(external01: Machine, admin: User) -> None:
+    joined(external01, admin)
+    certified(external01)
+    where = (external01.environment.project.slug, external01.environment.kind)
+
+    def said(*arguments: str) -> str:
+        out = StringIO()
+        call_command("renew_authority", *where, *arguments, stdout=out)
+        return out.getvalue()
+
+    assert "Authority 1 ends on" in said("--show")
+    assert "external01 has no certificate of the new one yet" in said()
+    with pytest.raises(CommandError, match="retire the former one first"):
+        said()
+    for machine in Machine.objects.exclude(joined_at=None):
+        certified(machine)
+    assert said("--retire").startswith("Authority 2 ends on")
+    with pytest.raises(CommandError, match="no environment nowhere"):
+        call_command("renew_authority", where[0], "nowhere")

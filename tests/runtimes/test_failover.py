@@ -15,6 +15,7 @@ from runtimes.models import FailoverGroup, GroupMember, GroupRequest, Leadership
 from tests import factories
 
 Status, State, Preference, Cause = protocol.Status, protocol.State, protocol.Preference, protocol.Cause
+Health = failover.Health
 IsolationPolicy = protocol.IsolationPolicy
 L, F, D, S, U = Status.LEADER, Status.FOLLOWER, Status.DISABLED, Status.SINGLE_NODE, Status.UNKNOWN
 X = Status.ISOLATED
@@ -94,6 +95,30 @@ def test_what_may_be_said_of_a_group(
     assert (found.leader.machine if found.leader else None) == leader
     assert found.healthy is (problem == ""), found.problems
     assert problem in " ".join(found.problems)
+
+
+@pytest.mark.parametrize(
+    ("follower", "reason"),
+    [
+        pytest.param({"status": F, "epoch": 41}, "", id="it could take over"),
+        pytest.param({"status": F, "epoch": 41, "observed_ready": False}, "external02 is not ready", id="it follows and is not ready"),
+        pytest.param({"status": D}, "external02 is disabled in", id="somebody disabled it"),
+    ],
+)
+def test_a_leader_without_a_ready_follower_is_no_healthy_group(group: FailoverGroup, follower: dict[str, Any], reason: str) -> None:
+    factories.heard(group, "external01", L, epoch=41)
+    factories.heard(group, "external02", follower.pop("status"), **follower)
+    found = judge(group, timezone.now())
+    assert found.healthy, found.problems
+    assert found.health == (Health.NO_STANDBY if reason else Health.HEALTHY)
+    assert [said.split(":")[0][: len(reason)] for said in found.without_standby] == ([reason] if reason else [])
+
+
+def test_whoever_runs_alone_by_design_needs_no_standby(group: FailoverGroup) -> None:
+    FailoverGroup.objects.filter(pk=group.pk).update(failover=False)
+    group.members.get(runtime__machine__name="external02").delete()
+    factories.heard(group, "external01", S)
+    assert judge(group, timezone.now()).health == Health.HEALTHY
 
 
 def test_a_leader_below_the_epoch_that_was_ever_heard_is_not_believed(settled: FailoverGroup) -> None:
@@ -355,7 +380,7 @@ def test_a_button_says_what_it_would_do(settled: FailoverGroup, machine: str, ac
 @pytest.mark.parametrize(
     ("machine", "action", "sentence"),
     [
-        ("external02", "play", "Not now: external02 is disabled in erp-orders: enable it first (Deploy › Architecture, tab Failover)."),
+        ("external02", "play", "Not now: external02 is disabled in erp-orders: enable it first (Enable, in its row)."),
         ("external01", "stop", "Not now: no follower is ready to take over. Disable stops it all the same."),
         (
             "external01",

@@ -116,6 +116,8 @@ def test_the_last_gap_is_the_last_that_was_measured(external01: Machine, group: 
         fleet.record_report(external01, said(sequence, events=[told(group, epoch, ONE, TWO, Cause.CRASH, gap_seconds=gap)]), now=NOW)
     group.refresh_from_db()
     assert group.last_gap_seconds == 0.02
+    assert group.last_gap_at == group.changes.get(epoch=41).at, "and it says of which change it is"
+    assert group.changes.get(epoch=42).gap_seconds is None
 
 
 def test_the_last_activity_survives_the_process_that_had_it(external01: Machine, erp01: Runtime, group: FailoverGroup) -> None:

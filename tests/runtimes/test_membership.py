@@ -10,8 +10,9 @@ from django.test import Client
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment
 from runtimes import fleet, membership, protocol, reports
-from runtimes.models import FailoverGroup, GroupMember, Machine, MembershipChange, Router, Runtime
+from runtimes.models import FailoverGroup, GroupMember, GroupRequest, Machine, MembershipChange, Router, Runtime
 from runtimes.protocol import ClusterMember, MemberAct, RouterReport, RouterState
+from tests import factories
 from tests.runtimes.conftest import NOW, said
 
 THREE = {"external01": ("10.0.0.1", 7400), "external02": ("10.0.0.2", 7400), "core01": ("10.0.0.3", 7400)}
@@ -117,7 +118,7 @@ def cluster(group: FailoverGroup) -> Cluster:
 
 
 def assign(cluster: Cluster, **moved: tuple[str, int]) -> MembershipChange | None:
-    return membership.assign(cluster.environment, {**THREE, **moved}, actor="deployment 2", now=cluster.now)
+    return membership.assign(cluster.environment, {**THREE, **moved}, actor="deployment 2", now=cluster.now, driven=True)
 
 
 def test_routers_that_run_as_wished_are_left_alone(cluster: Cluster) -> None:
@@ -173,6 +174,106 @@ def test_an_address_moves_after_the_machine_handed_over(cluster: Cluster) -> Non
     assert cluster.made == [("update", "external01")]
     assert cluster.runs["external01"] == "https://10.0.0.9:7500"
     assert {router.desired_host for router in routers(cluster.environment).values()} == {"10.0.0.9", "10.0.0.2", "10.0.0.3"}
+
+
+def halfway(cluster: Cluster) -> MembershipChange:
+    """One machine is moved, the other waits for a hand-over; then the deployment is cancelled."""
+    change = assign(cluster, external01=("10.0.0.9", 7500), external02=("10.0.0.7", 7500))
+    assert change is not None
+    while not (cluster.made and change.hand_over):
+        cluster.round()
+        change.refresh_from_db()
+        if change.hand_over and not cluster.made:
+            membership.handed_over(change, change.hand_over, now=cluster.now)
+            change.refresh_from_db()
+    membership.halt(change, "deployment 2 was cancelled", now=cluster.now)
+    change.refresh_from_db()
+    assert (change.status, change.hand_over, change.driven_at) == ("halted", "", None)
+    assert change.sentence.startswith("Stopped halfway, because deployment 2 was cancelled; what it was at: ")
+    assert len(cluster.made) == 1
+    return change
+
+
+def test_a_change_whose_deployment_was_cancelled_stands_still_and_is_resumed(cluster: Cluster) -> None:
+    change = halfway(cluster)
+    cluster.round(4)
+    assert len(cluster.made) == 1, "nothing more is done"
+    found = membership.unfinished(cluster.environment)
+    assert found is not None and found.pk == change.pk
+    resumed = membership.resume(change, actor="operator", now=cluster.now)
+    with pytest.raises(NotAllowed, match="has ended"):
+        membership.resume(change, actor="operator", now=cluster.now)
+    with pytest.raises(NotAllowed, match="are being changed"):
+        membership.resume(resumed, actor="operator", now=cluster.now)
+    cluster.round(8)
+    resumed.refresh_from_db()
+    assert resumed.status == "succeeded", resumed.sentence
+    assert cluster.runs["external01"] == "https://10.0.0.9:7500" and cluster.runs["external02"] == "https://10.0.0.7:7500"
+    assert membership.unfinished(cluster.environment) is None
+
+
+def test_a_change_that_was_stopped_halfway_is_rolled_back(cluster: Cluster) -> None:
+    membership.roll_back(halfway(cluster), actor="operator", now=cluster.now)
+    cluster.round(8)
+    assert cluster.change().status == "succeeded", cluster.change().sentence
+    assert cluster.runs == {name: f"https://{host}:{port}" for name, (host, port) in THREE.items()}
+
+
+def test_a_change_that_was_stopped_halfway_stands_in_nobodys_way(cluster: Cluster) -> None:
+    change = halfway(cluster)
+    assign(cluster, core01=("10.0.0.8", 7400))
+    change.refresh_from_db()
+    assert change.status == "replaced"
+    newest = membership.unfinished(cluster.environment)
+    assert newest is not None and newest.before == {name: list(address) for name, address in THREE.items()}, "before all of it"
+
+
+def test_a_change_halts_by_itself_when_its_deployment_looks_at_it_no_more_and_goes_on_when_it_does(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = assign(cluster, external01=("10.0.0.9", 7500))
+    assert change is not None
+
+    def report_at(moment: datetime) -> str:
+        monkeypatch.setattr("runtimes.membership.timezone.now", lambda: moment)
+        membership.wake(cluster.environment.pk, "external01")
+        change.refresh_from_db()
+        return str(change.status)
+
+    assert report_at(cluster.now + timedelta(seconds=20)) == "running"
+    membership.drive(change, now=cluster.now + timedelta(seconds=25))
+    assert report_at(cluster.now + timedelta(seconds=50)) == "running"
+    assert report_at(cluster.now + timedelta(seconds=60)) == "halted"
+    assert "deployment 2 ended before it was done" in change.sentence
+    cluster.now += timedelta(seconds=61)
+    cluster.round()
+    assert membership.drive(change, now=cluster.now).status == "running"
+
+
+def test_without_a_deployment_the_portal_hands_over_what_the_machine_leads(cluster: Cluster, group: FailoverGroup) -> None:
+    change = halfway(cluster)
+    at = {"at": cluster.now + timedelta(seconds=2)}
+    (machine,) = {"external01", "external02"} - {name for _, name in cluster.made}
+    other = "external02" if machine == "external01" else "external01"
+    factories.heard(group, machine, protocol.Status.LEADER, **at)
+    factories.heard(group, other, protocol.Status.FOLLOWER, observed_ready=False, **at)
+    resumed = membership.resume(change, actor="operator", now=cluster.now)
+    cluster.round()
+    resumed.refresh_from_db()
+    assert resumed.refused and "No follower is ready" in resumed.sentence, "it waits, and says for what"
+    at = {"at": cluster.now + timedelta(seconds=2)}
+    factories.heard(group, machine, protocol.Status.LEADER, **at)
+    factories.heard(group, other, protocol.Status.FOLLOWER, **at)
+    cluster.round()
+    request = GroupRequest.objects.get()
+    assert (request.cause, request.actor) == ("deploy", "operator")
+    assert len(cluster.made) == 1
+    at = {"at": cluster.now + timedelta(seconds=2)}
+    factories.heard(group, machine, protocol.Status.FOLLOWER, **at)
+    factories.heard(group, other, protocol.Status.LEADER, **at)
+    cluster.round(6)
+    resumed.refresh_from_db()
+    assert resumed.status == "succeeded", resumed.sentence
 
 
 def test_the_witness_moves_without_a_hand_over(cluster: Cluster) -> None:

@@ -34,7 +34,7 @@
     document.querySelectorAll("time[data-age]").forEach((time) => {
       if (!time.dateTime) return;
       const age = (now() - new Date(time.dateTime)) / 1000;
-      time.textContent = age >= -1 ? `${inWords(age)} ago` : `in ${inWords(-age)}`;
+      time.textContent = `${inWords(age)} ago`; // of what has happened: a clock that is a little ahead makes no future of it
       if (time.dataset.staleAfter) time.classList.toggle("is-stale", age > Number(time.dataset.staleAfter));
     });
   };

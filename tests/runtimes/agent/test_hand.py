@@ -257,6 +257,15 @@ def test_doctor_tells_what_is_wrong_and_a_wish_without_a_majority_is_refused(lan
     alone = on(landscape, leader, "status")
     assert alone.returncode == 1
     assert "NO MAJORITY" in alone.stdout and "here       isolated, off" in alone.stdout and "Agent    NOT running" in alone.stdout
+    for name in (follower, "core01"):
+        assert re.search(rf"{name} cannot be reached on 127\.0\.0\.1:\d+ since \d\d:\d\d:\d\d UTC \(", alone.stdout), alone.stdout
+    who = next(line for line in alone.stdout.splitlines() if "ATTENTION" in line)
+    assert "who leads cannot be told" in who and f"{follower} cannot be reached on" in who
+    told = {peer["machine"]: peer for peer in json.loads(on(landscape, leader, "status", "--json").stdout)["peers"]}
+    seen = {peer["machine"]: peer for peer in json.loads((landscape.machines[leader].home / "peers.json").read_text())["peers"]}
+    assert not told[follower]["reachable"]
+    if not seen[follower]["reachable"]:
+        assert told[follower]["since"] == seen[follower]["since"], "since when the agent has seen it so, not since now"
     refused = on(landscape, leader, "switch", "erp-orders")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "router" in refused.stderr

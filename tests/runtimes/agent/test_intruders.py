@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import hashlib
 import http.client
 import json
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -16,10 +18,10 @@ import pytest
 from cryptography import x509
 
 from runtimes.agent.peers import probe
-from runtimes.agent.router import pick_port
+from runtimes.agent.router import LEAVE_SECONDS, Cleared, pick_port
 from runtimes.process.etcd import Etcd, OutcomeUnknown, put, read, unchanged
 from runtimes.process.tls import ClientTls
-from runtimes.protocol import TlsFiles
+from runtimes.protocol import TlsFiles, encode
 from tests.certified import Authority
 from tests.runtimes.agent.conftest import Host, LittlePortal, cluster, eventually
 from tests.runtimes.agent.test_failover import EXTERNAL, Landscape
@@ -154,6 +156,85 @@ def test_a_revoked_certificate_is_refused_from_the_next_connection_on(router: tu
     assert portal.last("external01").router.state == "running", "the machine's own goes on"
 
 
+def connected(port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """A connection that was made and stands, with one answer read from it."""
+    wrapped = context.wrap_socket(socket.create_connection(("127.0.0.1", port), 3))
+    wrapped.sendall(b"GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert wrapped.recv(4096).startswith(b"HTTP/1.1 200")
+    return wrapped
+
+
+def stands(connection: ssl.SSLSocket) -> bool:
+    """Does the router still answer on it."""
+    try:
+        connection.sendall(b"GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        return connection.recv(4096).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def stranger(port: int, files: TlsFiles) -> subprocess.Popen[str]:
+    """Another program of this machine that holds a connection to the client port, and says so; it ends when the connection does."""
+    program = (
+        "import socket, ssl, sys\n"
+        "context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT); context.check_hostname = False; context.verify_mode = ssl.CERT_NONE\n"
+        f"context.load_cert_chain({files.machine!r})\n"
+        f"held = context.wrap_socket(socket.create_connection(('127.0.0.1', {port})))\n"
+        "held.sendall(b'GET /version HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'); print(held.recv(12), flush=True)\n"
+        "held.settimeout(60)\n"
+        "while held.recv(4096): pass\n"
+    )
+    made = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert made.stdout is not None and "HTTP/1.1" in made.stdout.readline()
+    return made
+
+
+def test_connections_that_stood_when_their_certificate_was_revoked_end_within_seconds(
+    router: tuple[int, int], portal: LittlePortal, host: Host
+) -> None:
+    client_port, peer_port = router
+    stolen = portal.authority.files("external02")
+    mark = portal.authority.issued[-1]
+    peer = connected(peer_port, bearing(stolen))
+    local = stranger(client_port, stolen)
+    time.sleep(2.0)
+    assert stands(peer) and local.poll() is None, "nothing ends them while the certificate is good"
+    started = launched(host)
+
+    portal.authority.revoke(mark)
+    portal.tell_trust()
+    began = time.monotonic()
+    try:
+        eventually(lambda: not stands(peer) and local.poll() is not None, within=LEAVE_SECONDS + 8)
+        assert time.monotonic() - began > LEAVE_SECONDS - 1, "the router does not restart for connections that end by themselves"
+    finally:
+        peer.close()
+        local.kill()
+        local.communicate(timeout=5)
+    restarted = eventually(lambda: (launch := launched(host)) != started and launch, within=15)
+    eventually(lambda: knock(client_port, bearing(own_of(host)), "/version").startswith("200 "), within=15)
+    # another one is revoked whose bearer is not connected: nothing restarts
+    portal.authority.files("external03")
+    portal.authority.revoke(portal.authority.issued[-1])
+    portal.tell_trust()
+    time.sleep(LEAVE_SECONDS / 4)
+    eventually(lambda: (host.home / "router" / "cleared.json").read_bytes() == cleared_by(host))
+    assert launched(host) == restarted
+
+
+def launched(host: Host) -> str:
+    """Names the launch of a machine's router."""
+    return str(json.loads((host.home / "router" / "launch.json").read_text())["launch"])
+
+
+def own_of(host: Host) -> TlsFiles:
+    return TlsFiles(authority=str(host.home / "tls" / "authority.pem"), machine=str(host.home / "tls" / "machine.pem"))
+
+
+def cleared_by(host: Host) -> bytes:
+    return encode(Cleared(revoked=hashlib.sha256((host.home / "tls" / "revoked.crl").read_bytes()).hexdigest()))
+
+
 def shown(port: int, tls: TlsFiles) -> int:
     """Serial number of the certificate that a router shows."""
     with socket.create_connection(("127.0.0.1", port), 3) as plain, bearing(tls).wrap_socket(plain) as wrapped:
@@ -191,3 +272,52 @@ def test_a_renewal_moves_no_leadership_and_restarts_nothing(tmp_path: Path, host
     assert facts() == before
     land.machines[leader].kill_agent()
     eventually(lambda: all(peer.reachable for peer in portal.last(follower).peers))
+
+
+def test_the_authority_is_renewed_without_a_leadership_change_and_the_former_one_retired_with_hand_overs(
+    tmp_path: Path, hosts: Callable[[str], Host], portal: LittlePortal
+) -> None:
+    land = Landscape(tmp_path, hosts, portal)
+    leader, _ = eventually(land.settled, within=30)
+
+    def routers() -> dict[str, str]:
+        return {name: launched(machine) for name, machine in land.machines.items()}
+
+    def certificate_of(name: str) -> bytes:
+        return (land.machines[name].home / "tls" / "machine.pem").read_bytes()
+
+    def as_now() -> list[object]:
+        return [[(group.status, group.epoch, group.since) for group in map(land.group, EXTERNAL)], routers()]
+
+    before, former = as_now(), {name: certificate_of(name) for name in land.machines}
+    portal.authority.renew()
+    portal.tell_trust()
+    eventually(lambda: all(certificate_of(name) != former[name] for name in land.machines), within=20)
+    land.arrives("in the overlap")
+    time.sleep(2.5)
+    assert as_now() == before, "neither a router restarts nor a leadership changes"
+    assert all(peer.reachable for name in land.machines for peer in portal.last(name).peers)
+
+    began = routers()
+    portal.authority.retire()
+    portal.tell_trust()
+    moved: list[str] = []
+
+    def all_restarted() -> bool:
+        who = land.leader()
+        if who is not None and (not moved or moved[-1] != who):
+            moved.append(who)
+        return all(routers()[name] != began[name] for name in began)
+
+    eventually(all_restarted, within=60)
+    eventually(land.settled, within=20)
+    land.arrives("after the former one is gone")
+    events = [event for name in EXTERNAL for event in land.told(name)]
+    anew = {event.epoch: event for event in events if event.epoch > before[0][EXTERNAL.index(leader)][1]}
+    assert anew and all(event.cause == "deploy" for event in anew.values()), [(event.cause, event.actor) for event in anew.values()]
+    assert any(event.actor.startswith("restart of the router on") for event in anew.values())
+    # whoever bears a certificate of the former authority only is nobody now
+    new = TlsFiles(authority=str(land.machines[leader].home / "tls" / "authority.pem"), machine=str(tmp_path / "former.pem"))
+    (tmp_path / "former.pem").write_bytes(former["core01"])
+    for name in land.machines:
+        assert "does not accept" in asyncio.run(probe("127.0.0.1", land.routers[name].peer_port, ClientTls(new))), name

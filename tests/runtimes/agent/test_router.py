@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import pytest
 
+from runtimes.agent import linux
 from runtimes.agent.etcd_binary import NoEtcd, find_etcd, parse_version, why_refused
 from runtimes.agent.router import (
     Begin,
@@ -350,7 +351,11 @@ def test_a_port_already_taken_is_named_and_taken_over_once_it_is_free(host: Host
             )
         )
         assert f"127.0.0.1:{port} is already taken" in router.reason
-    eventually(lambda: portal.last("external01").router.state == "running")
+        assert f"pid {os.getpid()})" in router.reason, "and by whom"
+        assert router.free_port not in (None, port) and not linux.why_not_free("127.0.0.1", router.free_port)
+        assert f"({router.free_port} is free)" in router.reason
+    running = eventually(lambda: found if (found := portal.last("external01").router).state == "running" else None)
+    assert running.free_port is None
 
 
 @pytest.mark.journey
