@@ -441,7 +441,7 @@ def test_what_the_agent_measured_is_taken_with_one_click(
     Router.objects.filter(machine__name="external01").update(observed_free_port=24100)
     assert "Take what the agent suggests (24100)" in client.get(f"{page}?tab=failover").content.decode(), "2380 is taken there"
     assert client.post(f"{page}suggestion/").status_code == 302
-    assert properties.failover_address("external01", Property.objects.all()) == ("10.0.0.11", "24100")
+    assert router_addresses.failover_address("external01", Property.objects.all()) == ("10.0.0.11", "24100")
 
 
 def test_one_host_is_marked_on_purpose(
