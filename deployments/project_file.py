@@ -1,7 +1,8 @@
 """A project as one YAML file that lives in git: the same project gives the same bytes, and the file can be planned, then applied.
 
-It holds design, flows, groups, types, properties (secrets only by name), plans and policies; no ids of the database, no versions of flows
-and nothing that machines reported. Applying makes the project what the file says, or changes nothing: the plan is the application itself,
+It holds design, flows with their saved versions, groups, types, properties (secrets only by name), plans, rules and policies; no ids of the
+database, no releases and nothing that machines reported or people did.
+Applying makes the project what the file says, or changes nothing: the plan is the application itself,
 taken back at its end.
 """
 
@@ -15,9 +16,9 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, models, transaction
 from django.db.models import ProtectedError
 
-from deployments import plans
+from deployments import plans, project_rules
 from deployments.models import STEP_FIELDS, Step, StepKind
-from portal import creation, design, properties, property_sheets, yaml_lines
+from portal import creation, design, properties, property_sheets, router_addresses, yaml_lines
 from portal.errors import NotAllowed
 from portal.models import (
     Connector,
@@ -35,8 +36,8 @@ from portal.models import (
 )
 from portal.yaml_lines import Items, Map, wrong
 from runtimes import failover
-from runtimes.models import FailoverGroup, Runtime
-from runtimes.protocol import IsolationPolicy, Preference
+from runtimes.models import Runtime
+from runtimes.protocol import Preference
 
 FORMAT = 1
 HEAD = "# A project of Baton. Values of secrets are not in here. Import shows what would change first.\n"
@@ -60,11 +61,12 @@ def digest(project: Project) -> str:
 
 
 def describe(project: Project) -> dict[str, Any]:
-    flows = Flow.objects.filter(connector__project=project).select_related("connector", "group").order_by("connector__name", "name")
+    flows = Flow.objects.filter(connector__project=project).select_related("connector", "group").prefetch_related("versions")
     placements = Placement.objects.filter(connector__project=project).order_by("machine__name", "connector__name")
     return {
         "baton": FORMAT,
         "project": {"name": project.name, "description": project.description},
+        "retention": project_rules.retention_told(project),
         "systems": [_system(row) for row in System.objects.filter(project=project).prefetch_related("connectors").order_by("slug")],
         "machines": [
             {"name": row.name, "kind": row.kind, "router": row.router}
@@ -77,7 +79,7 @@ def describe(project: Project) -> dict[str, Any]:
             .order_by("connector__name", "name")
             .values_list("connector__name", "name")
         ],
-        "flows": [_flow(row) for row in flows],
+        "flows": [_flow(row) for row in flows.order_by("connector__name", "name")],
         "types": dict(PropertyType.objects.filter(project=project).order_by("key").values_list("key", "kind")),
         "environments": {row.kind: _environment(row) for row in project.environments.order_by("position")},
     }
@@ -104,6 +106,7 @@ def _flow(row: Flow) -> dict[str, Any]:
         "auto_start": row.auto_start,
         "inbound": {"kind": row.inbound_kind, "settings": dict(sorted(row.inbound_settings.items()))},
         "outbound": {"kind": row.outbound_kind, "settings": dict(sorted(row.outbound_settings.items()))},
+        "versions": project_rules.versions_told(row.versions.all()),
     }
 
 
@@ -113,19 +116,14 @@ def _policy_fields() -> list[str]:
 
 
 def _environment(row: Environment) -> dict[str, Any]:
-    groups = (
-        FailoverGroup.objects.filter(environment=row).select_related("group__connector").order_by("group__connector__name", "group__name")
-    )
     runtimes = Runtime.objects.filter(environment=row).select_related("machine", "connector")
     values = Property.objects.filter(environment=row).order_by("key", "machine", "connector")
     steps = Step.objects.filter(plan__environment=row).order_by("position")
     return {
         "policies": {name: getattr(row, name) for name in _policy_fields()},
-        "isolation": {
-            f"{item.group.connector.name}/{item.group.name}": str(item.isolation_policy)
-            for item in groups
-            if item.isolation_policy != IsolationPolicy.STOP
-        },
+        "rules": project_rules.rules_told(row),
+        "isolation": project_rules.isolation_told(row),
+        "failback": project_rules.failback_told(row),
         "preferences": {
             item.key: str(item.preference) for item in sorted(runtimes, key=lambda item: item.key) if item.preference != Preference.NONE
         },
@@ -215,7 +213,7 @@ def _whole(document: Any) -> Map:
         raise wrong(1, "this is no project: it begins with “baton: 1”.")
     if document.get("baton") != FORMAT:
         raise wrong(document.lines.get("baton", 1), f"the format is {document.get('baton')}; this portal reads “baton: {FORMAT}”.")
-    _known(document, {"baton", "project", "systems", "machines", "placements", "groups", "flows", "types", "environments"})
+    _known(document, {"baton", "project", "retention", "systems", "machines", "placements", "groups", "flows", "types", "environments"})
     return document
 
 
@@ -241,6 +239,7 @@ class _Import:
         self._flows(flows)
         self._applied(systems, machines)
         self._types()
+        self._retention()
         for line, kind, given in self._environments():
             self._environment(line, kind, given)
         return self.notes
@@ -270,7 +269,7 @@ class _Import:
                 raise wrong(line, f"{kind} is no environment: say {', '.join(EnvironmentKind.values)}.")
             if not isinstance(item, Map):
                 raise wrong(line, f"{kind} is a mapping.")
-            _known(item, {"policies", "isolation", "preferences", "properties", "plan"})
+            _known(item, {"policies", "rules", "isolation", "failback", "preferences", "properties", "plan"})
             yield line, rows[kind], item
 
     # -------------------------------------------------------------------------------------------------------------- design
@@ -411,7 +410,7 @@ class _Import:
         groups = {(row.connector_id, row.name): row for row in Group.objects.filter(connector__project=self.project)}
         wished: set[str] = set()
         for line, item in items.each():
-            _known(item, {"connector", "name", "group", "auto_start", "inbound", "outbound"})
+            _known(item, {"connector", "name", "group", "auto_start", "inbound", "outbound", "versions"})
             connector, name = _among(connectors, item, "connector"), _name(item, "name")
             _once(wished, f"{connector.name}.{name}", line, "flow")
             row = present.get((connector.pk, name)) or Flow(connector=connector)
@@ -430,6 +429,12 @@ class _Import:
             if wish is not None and (connector.pk, wish) not in groups:
                 raise wrong(item.lines["group"], f"{wish} is no group of connector {connector.name}: list it under groups.")
             creation.pick_group(row, groups[connector.pk, wish] if wish is not None else None)
+            if "versions" in item:  # a file without them leaves them as they are
+                versions = item["versions"]
+                if not isinstance(versions, Items):
+                    raise wrong(item.lines["versions"], "versions is a list.")
+                with _at(item.lines["versions"]):
+                    project_rules.save_versions(row, versions, self._side, by=self.by)
 
     def _side(self, item: Map, side: str) -> tuple[str, dict[str, str]]:
         given = item.get(side)
@@ -457,11 +462,22 @@ class _Import:
                 with _at(given.lines[key]):
                     properties.declare_type(self.project, key, _text(given, key), by=self.by)
 
+    def _retention(self) -> None:
+        given = self.document.get("retention")
+        if given is None:
+            return
+        if not isinstance(given, Map):
+            raise wrong(self.document.lines["retention"], "retention is a mapping.")
+        with _at(given.line):
+            project_rules.carry_out_retention(self.project, given, by=self.by)
+
     def _environment(self, line: int, environment: Environment, given: Map) -> None:
         before = _environment(environment)
         self._policies(environment, given)
         self._properties(environment, given)
+        self._addresses(environment, given)
         self._plan(environment, given)
+        self._rules(environment, given)
         self._wishes(environment, given)
         if environment.kind not in self.editable and _environment(environment) != before:
             raise wrong(line, f"you may not change {environment.name}, and this file changes it.")
@@ -474,6 +490,21 @@ class _Import:
         if policies:
             with _at(policies.line):
                 _save(environment, **dict(policies))
+
+    def _rules(self, environment: Environment, given: Map) -> None:
+        rules = given.get("rules")
+        if rules is None:
+            return
+        if not isinstance(rules, Map):
+            raise wrong(given.lines["rules"], "rules is a mapping.")
+        with _at(rules.line):
+            project_rules.carry_out_rules(environment, rules, by=self.by)
+
+    def _addresses(self, environment: Environment, given: Map) -> None:
+        """Loopback and shared addresses take the mark that all machines stand on one host, whichever of the two the file changes."""
+        if not environment.one_host:
+            with _at(given.lines.get("policies", given.line)):
+                router_addresses.mark_one_host(environment, False, by=self.by)
 
     def _properties(self, environment: Environment, given: Map) -> None:
         if "properties" not in given:
@@ -538,7 +569,7 @@ class _Import:
         self.notes += [f"Plan of {environment.name}: {problem}" for problem in plans.problems(found)]
 
     def _wishes(self, environment: Environment, given: Map) -> None:
-        """Preferences and isolation policies stand on what is applied: where it is not yet, a note says so."""
+        """Preferences and policies of groups stand on what is applied: where it is not yet, a note says so."""
         runtimes = {row.key: row for row in Runtime.objects.filter(environment=environment).select_related("machine", "connector")}
         preferences = given.get("preferences", None)
         if isinstance(preferences, Map):
@@ -550,26 +581,15 @@ class _Import:
                     self.notes.append(
                         f"{key} is not applied on {environment.name} yet: its preference is left out. Apply, then import again."
                     )
-            for key, row in runtimes.items():
-                wish = preferences.get(key, str(Preference.NONE))
-                if row.preference != wish:
+            wished = {key: preferences.get(key, str(Preference.NONE)) for key in runtimes}
+            # Leaders first: choosing one makes its siblings Backup, whatever they were.
+            for key in sorted(runtimes, key=lambda key: (wished[key] != Preference.LEADER, key)):
+                row = runtimes[key]
+                row.refresh_from_db(fields=["preference"])
+                if row.preference != wished[key]:
                     with _at(preferences.lines.get(key, preferences.line)):
-                        failover.prefer(row, Preference(wish))
-        isolation = given.get("isolation", None)
-        if isinstance(isolation, Map):
-            groups = FailoverGroup.objects.filter(environment=environment).select_related("group__connector")
-            rows = {f"{row.group.connector.name}/{row.group.name}": row for row in groups}
-            for name in isolation:
-                if _text(isolation, name) not in list(IsolationPolicy):
-                    raise wrong(isolation.lines[name], f"{isolation[name]} is no policy: say {' or '.join(IsolationPolicy)}.")
-                if name not in rows:
-                    self.notes.append(f"Group {name} does not run on {environment.name} yet: its isolation policy is left out.")
-            for name, group in rows.items():
-                wish = isolation.get(name, str(IsolationPolicy.STOP))
-                if str(group.isolation_policy) != wish:
-                    self.notes.append(
-                        f"Group {name} on {environment.name}: set its isolation policy to {wish} on the page Groups, which says the risk."
-                    )
+                        failover.prefer(row, Preference(wished[key]))
+        self.notes += project_rules.carry_out_groups(environment, given, by=self.by)
 
 
 # ----------------------------------------------------------------------------------------------------------- small readers
@@ -676,6 +696,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Dif
 
 def _things(told: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "project", dict(told["project"])
+    yield "retention of releases", dict(told["retention"])
     name_of: dict[str, Callable[[Any], str]] = {
         "systems": lambda item: f"system {item['slug']}",
         "machines": lambda item: f"machine {item['name']}",
@@ -684,16 +705,23 @@ def _things(told: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     }
     for part, name in name_of.items():
         for item in told[part]:
-            yield name(item), _flat(item)
+            yield name(item), _flat({key: value for key, value in item.items() if key != "versions"})
+            for version in item.get("versions", ()):
+                yield f"{name(item)} version {version['version']}", _flat(version)
     for item in told["placements"]:
         yield f"placement {item}", {}
     for key, kind in told["types"].items():
         yield f"type of {key}", {"type": kind}
     for kind, environment in told["environments"].items():
         where = EnvironmentKind(kind).label
-        for part in ("policies", "isolation", "preferences"):
+        for part in ("policies", "preferences"):
             for name, value in environment[part].items():
                 yield f"{where}: {name}", {"is": value}
+        yield f"{where}: rules", _flat(environment["rules"])
+        for name, value in environment["isolation"].items():
+            yield f"{where}: isolation policy of {name}", {"is": value}
+        for name, facts in environment["failback"].items():
+            yield f"{where}: failback of {name}", dict(facts)
         for item in environment["properties"]:
             facts = {"secret": "set"} if item.get("secret") else {"value": item["value"]}
             yield f"{where}: property {item['key']} ({item.get('scope', 'global')})", facts

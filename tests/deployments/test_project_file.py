@@ -1,19 +1,25 @@
 """A project as a file: the same bytes every time, planned before it is applied, and applied whole or not at all."""
 
 import json
+import re
+from datetime import time, timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils import timezone
 
-from deployments import plans, project_file
+from deployments import plans, project_file, promotion, retention
 from deployments.models import StepKind
-from portal import properties
+from portal import properties, router_addresses
 from portal.errors import Invalid, NotAllowed
-from portal.models import Connector, Environment, EnvironmentKind, Flow, Project, Property, System, Team
-from runtimes.models import FailoverGroup
+from portal.models import Connector, Environment, EnvironmentKind, Flow, FlowVersion, Project, Property, System, Team
+from runtimes import failback
+from runtimes.models import FailbackPolicy, FailoverGroup, GroupRequest, Runtime
+from runtimes.protocol import IsolationPolicy
 from tests import factories
+from tests.deployments.conftest import save_version
 
 ALL = set(EnvironmentKind.values)
 
@@ -71,7 +77,7 @@ def test_a_plan_shows_and_keeps_nothing(project: Project, developer: User) -> No
     text = project_file.export(project)
     changed = (
         text.replace("value: /two", "value: /three")
-        .replace("group: erp-orders", "group: null")
+        .replace("group: erp-orders", "group: null", 1)
         .replace("  - name: erp\n", "  - name: erp\n")
     )
     changed = changed.replace("key: queues.prefix", "key: queues.suffix")
@@ -182,3 +188,121 @@ def test_the_api_plans_and_applies(client: Client, developer: User, stranger: Us
     assert Property.objects.get(machine="external02").value == "/three"
     refused = client.post("/api/v1/projects/webshop/import/", "baton: 7", content_type="text/yaml")
     assert (refused.status_code, refused.json()["code"]) == (400, "invalid")
+
+
+@pytest.fixture
+def full(project: Project, group: FailoverGroup, admin: User) -> Project:
+    """With everything that a file can say."""
+    now = timezone.now()
+    test = group.environment
+    for machine in ("external01", "external02"):
+        factories.heard(group, machine)
+    failback.set_policy(group, FailbackPolicy.WINDOW, stable_seconds=60, window=(time(22), time(23, 30)), zone="Europe/Amsterdam")
+    FailoverGroup.objects.filter(pk=group.pk).update(isolation_policy=IsolationPolicy.RUN_ALONE)
+    Runtime.objects.filter(machine__name="external02").update(preference="leader")
+    promotion.set_rules(
+        test, by=admin, now=now, approvals=2, time_zone="Europe/Amsterdam",
+        windows_=[promotion.WindowInput("01234", time(8), time(17)), promotion.WindowInput("6", time(22), time(2))],
+    )  # fmt: skip
+    promotion.freeze(test, starts_at=now, ends_at=now + timedelta(days=2), reason="Audit: «year's end»", by=admin, now=now)
+    retention.set_rule(project, by=admin, enabled=True, keep_last=7)
+    flow = Flow.objects.get()
+    save_version(flow, 1, inbound={"kind": "file", "settings": {"folder": "${erp.other}\\n", "poll_seconds": "1"}})
+    save_version(flow, 10, group=None, group_name=None)
+    return project
+
+
+def told(found: project_file.Imported) -> set[tuple[str, str]]:
+    return {(item.verb, item.what) for item in found.differences}
+
+
+def test_what_was_changed_after_an_export_comes_back_to_the_byte(full: Project, group: FailoverGroup, admin: User) -> None:
+    text = project_file.export(full)
+    assert imported(full, text, admin).differences == []
+    now, test = timezone.now(), group.environment
+    failback.set_policy(group, FailbackPolicy.MANUAL, stable_seconds=300)
+    FailoverGroup.objects.filter(pk=group.pk).update(isolation_policy=IsolationPolicy.STOP)
+    promotion.set_rules(test, by=admin, now=now, approvals=0, windows_=[])
+    promotion.lift(test.freezes.get(), by=admin, now=now)
+    retention.set_rule(full, by=admin, enabled=False)
+    Runtime.objects.update(preference="none")
+    FlowVersion.objects.all().delete()
+    Property.objects.filter(secret=False).delete()
+    Flow.objects.get().delete()
+    planned = project_file.plan(full, text, by=admin, editable=ALL)
+    assert project_file.export(full) != text  # a plan keeps nothing
+    done = imported(full, text, admin)
+    assert (
+        told(planned)
+        == told(done)
+        >= {
+            ("create", "flow erp.erp-orders version 1.10.0"),
+            ("change", "Test: rules"),
+            ("create", "Test: isolation policy of erp/erp-orders"),
+            ("create", "Test: failback of erp/erp-orders"),
+            ("change", "retention of releases"),
+        }
+    )
+    assert project_file.export(full) == text
+    assert GroupRequest.objects.get().policy == IsolationPolicy.RUN_ALONE  # the machines are asked, not only the row changed
+    assert [row.number for row in FlowVersion.objects.all()] == ["1.10.0", "1.1.0", "1.0.0"]
+
+
+def test_a_saved_version_never_changes_by_a_file_and_one_that_it_leaves_out_goes(full: Project, admin: User) -> None:
+    text = project_file.export(full)
+    with pytest.raises(
+        Invalid, match=r"^Line \d+: version 1\.1\.0 of erp-orders is saved here with another content, and versions never change"
+    ):
+        imported(full, text.replace("folder: ${erp.other}", "folder: ${erp.changed}"), admin)
+    start, end = text.index("  - version: 1.1.0"), text.index("  - version: 1.10.0")
+    assert told(imported(full, text[:start] + text[end:], admin)) == {("delete", "flow erp.erp-orders version 1.1.0")}
+    without = re.sub(r"  versions:\n(  - version.*\n(    .*\n)*)+", "", text)
+    assert "1.10.0" not in without
+    assert imported(full, without, admin).differences == []  # a file that says nothing of versions leaves them
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        pytest.param("version: 1.10.0", "version: 1.10", '"1.10" is no version', id="a number of two parts"),
+        pytest.param("opens: 08:00", "opens: 8 o'clock", "is no time", id="a time"),
+        pytest.param("approvals: 2", "approvals: 200", "a number from 0 to 20", id="too many approvals"),
+        pytest.param("approvals: 2", "approvals: many", "approvals is of another kind", id="no number"),
+        pytest.param("time_zone: Europe/Amsterdam", "time_zone: Mars/Olympus", "Mars/Olympus", id="a time zone"),
+        pytest.param("keep_last: 7", "keep_last: 0", "from", id="retention"),
+        pytest.param("policy: window", "policy: sometimes", "failback is a mapping with its policy", id="failback"),
+        pytest.param("erp/erp-orders: run-alone", "erp/erp-orders: run-away", "run-away is no policy", id="isolation"),
+    ],
+)
+def test_a_wrong_rule_is_refused_with_its_line_and_changes_nothing(full: Project, admin: User, old: str, new: str, sentence: str) -> None:
+    text = project_file.export(full).replace("'08:00'", "08:00")
+    assert old in text
+    with pytest.raises(Invalid) as refused:
+        imported(full, text.replace(old, new, 1).replace("opens: 08:00", "opens: '08:00'"), admin)
+    assert re.match(r"Line \d+: ", refused.value.sentence)
+    assert sentence in refused.value.sentence
+    assert project_file.export(full).replace("'08:00'", "08:00") == text
+
+
+@pytest.mark.parametrize("line", ["approvals: 0", "enabled: false", "erp/erp-orders: stop", "policy: manual", "reason: Another"])
+def test_a_file_gives_nobody_rights_that_the_pages_refuse(full: Project, developer: User, line: str) -> None:
+    name = line.split(":")[0]
+    text = re.sub(rf"(?m)^( *){re.escape(name)}: .*$", rf"\1{line}", project_file.export(full), count=1)
+    if name == "policy":
+        text = re.sub(r"(?m)^ +(from: '22|until: '23|zone:).*\n", "", text)
+    with pytest.raises(Invalid, match=r"^Line \d+: .*needs the role"):
+        imported(full, text, developer)
+
+
+def test_the_mark_of_one_host_is_not_taken_back_by_a_file_while_addresses_say_otherwise(project: Project, developer: User) -> None:
+    test = project.environments.get(kind="test")
+    router_addresses.mark_one_host(test, True, by=developer)
+    properties.set_value(test, "external01.failover.port", "2381", by=developer)
+    properties.set_value(test, "external01.failover.internal-ip", "10.0.0.12", by=developer)  # external02 has it too
+    text = project_file.export(project).replace("one_host: true", "one_host: false", 1)
+    with pytest.raises(Invalid, match=r"^Line \d+: .*already uses 10\.0\.0\.12"):
+        imported(project, text, developer)
+    without = re.sub(r"(?m)^    properties:\n(    - .*\n|      .*\n)+", "", text)
+    assert "external01.failover.internal-ip" not in without
+    with pytest.raises(Invalid, match=r"^Line \d+: The addresses say otherwise"):
+        imported(project, without, developer)
