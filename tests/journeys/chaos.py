@@ -35,7 +35,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKERS, BEATS, ENVIRONMENTS = 10, 3, 10
-KILL_EVERY = (0.5, 3.0)  # seconds
+KILL_EVERY = (1.0, 5.0)  # seconds; a worker takes seconds of computing to start
 REST_KILL_EVERY = (8.0, 20.0)  # seconds: of what there is one of only
 LIMIT = 1200.0  # seconds
 COMMAND = "note"
