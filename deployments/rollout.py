@@ -412,8 +412,8 @@ def next_step(deployment: Deployment) -> StepRun | None:
 def wake(environment_id: int, machine: str = "") -> None:
     """News came from one of the environment's machines (empty: from any): look at the steps of its live deployment that it may concern.
 
-    One query when there is none. A step concerns its own machine, those with a runtime of the same connector (they take over from each
-    other), and without a machine every one.
+    One query when there is none. A step concerns its own machine, those with a runtime of the same connector that it may have to wait for
+    (they take over from each other, or are held until it is done), and without a machine every one.
     """
     under_way = list(
         StepRun.objects.filter(deployment__environment_id=environment_id, deployment__status__in=TICKING, status__in=TICKING)
@@ -422,7 +422,8 @@ def wake(environment_id: int, machine: str = "") -> None:
     )
     if machine and any(name not in ("", machine) for _, name, _ in under_way):
         runs: dict[str, set[str]] = {}
-        for name, connector in Runtime.objects.filter(environment_id=environment_id).values_list("machine__name", "connector__name"):
+        waited_for = Runtime.objects.filter(environment_id=environment_id).filter(Q(failover=True) | ~Q(held=""))
+        for name, connector in waited_for.values_list("machine__name", "connector__name"):
             runs.setdefault(name, set()).add(connector)
         here = runs.get(machine, set())
         under_way = [

@@ -406,6 +406,27 @@ def test_a_doubled_or_late_wake_up_changes_nothing(run: Deployment, engine: Engi
 # ----------------------------------------------------------------------------------------------------------------- wake-ups
 
 
+def test_a_report_wakes_a_step_of_another_machine_only_where_it_may_wait_for_it(
+    run: Deployment, filled: Environment, engine: Engine
+) -> None:
+    """Forty machines that run the same connector side by side report twenty times a second: none of it is news for a step of one."""
+    step = run.steps.filter(kind=StepKind.DEPLOY_RUNTIME, machine="external01").get()
+    run.steps.exclude(pk=step.pk).update(status=RunStatus.SUCCEEDED)
+    type(step).objects.filter(pk=step.pk).update(status=RunStatus.RUNNING)
+
+    def woken_by(machine: str) -> list[int]:
+        engine.sent.clear()
+        rollout.wake(filled.pk, machine)
+        return list(engine.sent)
+
+    assert woken_by("external01") == woken_by("external02") == [step.pk], "siblings in failover take over from each other"
+    assert woken_by("core01") == []
+    Runtime.objects.update(failover=False)
+    assert (woken_by("external01"), woken_by("external02")) == ([step.pk], [])
+    Runtime.objects.filter(machine__name="external02").update(held="until it is deployed.")
+    assert woken_by("external02") == [step.pk], "the step may wait for it to stop"
+
+
 def test_a_report_wakes_the_current_step(run: Deployment, filled: Environment, acceptance: Environment, engine: Engine) -> None:
     engine.sent.clear()
     rollout.wake(filled.pk)
