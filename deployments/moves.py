@@ -57,6 +57,45 @@ def promised(release: Release, connector: str, members: int, *, routers: bool) -
     )
 
 
+def lacks(release: Release, connector: str) -> str:
+    """ "Release 3 has no connector erp"; empty when it has. What runs of it must not go on unnoticed: see docs/decisions/0070."""
+    here = any(item["name"] == connector for item in release.content["connectors"])
+    return "" if here else f"Release {release.number} has no connector {connector}"
+
+
+def pointless(release: Release, step: StepFields) -> str:
+    """Why a step on a runtime has nothing to do when this release is deployed: its connector, group or flow is not part of the release.
+    Empty when it has, and for steps that deploy or stop: they have something to do all the same."""
+    if not step.connector or step.kind in (*DEPLOYS, StepKind.STOP_RUNTIME):
+        return ""
+    content = release.content
+    if reason := lacks(release, step.connector):
+        return f"{reason}: nothing to do."
+    for word, rows, name in (("group", content["groups"], step.group), ("flow", content["flows"], step.flow)):
+        if name and not any(row["name"] == name and row["connector"] == step.connector for row in rows):
+            return f"Release {release.number} has no {word} {name} of {step.connector}: nothing to do."
+    return ""
+
+
+def retired(release: Release, environment: Environment, steps: Sequence[StepFields]) -> list[str]:
+    """Which runtimes deploying the release here by these steps stops, because it lacks their connector, and which run on all the same."""
+    rows = Runtime.objects.filter(environment=environment, desired_bundle__isnull=False, held="").select_related("machine", "connector")
+    found = []
+    by_connector: dict[str, list[Runtime]] = {}
+    for row in rows.order_by("machine__name"):
+        by_connector.setdefault(row.connector.name, []).append(row)
+    for connector, runtimes in sorted(by_connector.items()):
+        reason = lacks(release, connector)
+        stops = [row.machine.name for row in runtimes if any(deploys(step, row) for step in steps)]
+        stays = [row for row in runtimes if row.machine.name not in stops and row.desired_running]
+        if reason and stops:
+            found.append(f"{reason}: it is stopped on {' and '.join(stops)}, with everything that it takes.")
+        if reason and stays:
+            keys = " and ".join(row.key for row in stays)
+            found.append(f"{reason}, and no step deploys {keys}: what ran before runs on there. Add a step that deploys or stops it.")
+    return found
+
+
 def disagreements(ran: Layout, comes: Layout) -> list[str]:
     """Why runtimes of one connector must not run both at once, a clause each; empty when they may. Pure.
 

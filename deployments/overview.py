@@ -139,7 +139,7 @@ def fill(places: dict[int, Place], environments: Sequence[Environment], *, now: 
         elif machine.is_silent(now=now):
             place.silent.append(machine)
     for pk, number, count in (
-        Runtime.objects.filter(environment__in=environments)
+        Runtime.objects.filter(environment__in=environments, held="")
         .values_list("environment", "observed_release")
         .annotate(n=Count("pk"))
         .order_by()

@@ -43,6 +43,7 @@ class RuntimeSight:
     refusal: str = ""  # why it cannot be deployed: a missing value, say
     forced: bool = False  # its connector's members stop before any starts anew: nobody can take over
     silent: bool = False
+    lacks: str = ""  # "Release 3 has no connector erp": it stops, and `unchanged` when it is stopped already
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class GroupSight:
     name: str
     leader: str | None
     members: Mapping[str, MemberSight]  # by runtime key
+    leaves: bool = False  # the release does not have it: each member goes out of it with its own step
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Snapshot:
     runtimes: Mapping[str, RuntimeSight]
     groups: Sequence[GroupSight]
     seconds: Mapping[tuple[str, str], float]  # (kind, target) and (kind, "") -> median of how long it took
+    pointless: Mapping[int, str] = field(default_factory=dict)  # number of a step -> why the release has nothing for it
 
 
 # ----------------------------------------------------------------------------------------------------------- what is foreseen
@@ -159,6 +162,7 @@ class _World:
         self.groups = {group.name: group for group in seen.groups}
         self.out = set(leaving_out)
         self.changed: set[str] = set()
+        self.pointless = seen.pointless
 
     # ---- one step
 
@@ -166,6 +170,9 @@ class _World:
         kind = StepKind(step.kind)
         if step.machine in self.out:
             told.outcome, told.sentence = "skipped", f"{step.machine} is left out."
+            return
+        if told.number in self.pointless:
+            told.outcome, told.sentence = "skipped", self.pointless[told.number]
             return
         if step.condition == "changed" and not self._changed(step):
             told.outcome, told.sentence = "skipped", "This deployment changes nothing there before."
@@ -206,6 +213,8 @@ class _World:
             told.outcome = "skipped" if kind in moves.DEPLOYS else "runs"
 
     def _on_runtime(self, kind: StepKind, row: RuntimeSight, told: Foreseen) -> tuple[Outcome, str]:
+        if row.lacks and kind in moves.DEPLOYS:
+            return self._retire(row, told)
         if row.refusal and kind in moves.DEPLOYS:
             return "fails", row.refusal
         if kind in moves.DEPLOYS and row.unchanged and row.running:
@@ -221,7 +230,7 @@ class _World:
             return "runs", f"{row.key} is stopped already."
         if row.silent:
             return "fails", f"{row.machine} is not heard from."
-        if not row.forced and (refusal := self._give_up(row.key, told, stops=kind == StepKind.STOP_RUNTIME)):
+        if not row.forced and (refusal := self._give_up(kind, row.key, told)):
             return "fails", refusal
         self._goes_down(row, told)
         if kind == StepKind.STOP_RUNTIME:
@@ -232,13 +241,36 @@ class _World:
             self.changed.add(row.key)
         return "runs", row.why if kind in moves.DEPLOYS else ""
 
+    def _retire(self, row: RuntimeSight, told: Foreseen) -> tuple[Outcome, str]:
+        """As steps.retire: no gate, no hand-over."""
+        if row.unchanged or not row.deployed:
+            return "skipped", f"{row.lacks}: {row.key} is stopped already."
+        if row.silent:
+            return "fails", f"{row.lacks}, and {row.machine} is not heard from: it cannot be proven that {row.key} stops."
+        for group in list(self.groups.values()):
+            if group.leader == row.key:
+                told.interrupted.append(group.name)
+            self._leave(group, row.key)
+        self.runtimes[row.key] = replace(row, running=False, unchanged=True)
+        self.changed.add(row.key)
+        return "runs", f"{row.lacks}: {row.key} is stopped."
+
+    def _leave(self, group: GroupSight, key: str) -> None:
+        """Out of a group that the release does not have; whoever is left and ready takes over."""
+        left = {other: member for other, member in group.members.items() if other != key}
+        if not left:
+            del self.groups[group.name]
+            return
+        leader = group.leader if group.leader != key else next(iter(self._ready(group, but=key)), None)
+        self.groups[group.name] = replace(group, members=left, leader=leader)
+
     # ---- leadership
 
-    def _sights(self, key: str) -> list[gates.Sight]:
+    def _sights(self, key: str, *, deploys: bool) -> list[gates.Sight]:
         found = []
         for group in self.groups.values():
             own = group.members.get(key)
-            if own is None or own.disabled or len(group.members) < 2:
+            if own is None or own.disabled or len(group.members) < 2 or (group.leaves and deploys):
                 continue
             others = {other: member for other, member in group.members.items() if other != key}
             ready = self._ready(group, but=key)
@@ -257,14 +289,14 @@ class _World:
         able = [key for key, member in group.members.items() if key not in (but, group.leader) and member.able]
         return sorted(able, key=lambda key: (_ORDER.index(Preference(group.members[key].preference)), key))
 
-    def _give_up(self, key: str, told: Foreseen, *, stops: bool) -> str:
+    def _give_up(self, kind: StepKind, key: str, told: Foreseen) -> str:
         """Hand over what it leads; why it must not be touched, or empty."""
-        gate = gates.touch(key, self._sights(key), stops=stops, touched=())
+        gate = gates.touch(key, self._sights(key, deploys=kind in moves.DEPLOYS), stops=kind == StepKind.STOP_RUNTIME, touched=())
         if not gate.open:
             return gate.sentence
         for group in list(self.groups.values()):
-            if group.leader == key and len(group.members) > 1:
-                self._lead(group, self._ready(group, but=key)[0], "deploy", told)
+            if group.leader == key and (ready := self._ready(group, but=key)):
+                self._lead(group, ready[0], "deploy", told)
         return ""
 
     def _lead(self, group: GroupSight, key: str, cause: str, told: Foreseen) -> None:
@@ -275,7 +307,7 @@ class _World:
     def _goes_down(self, row: RuntimeSight, told: Foreseen) -> None:
         for group in list(self.groups.values()):
             own = group.members.get(row.key)
-            if own is None or len(group.members) < 2:
+            if own is None or (len(group.members) < 2 and not group.leaves):
                 continue
             down = replace(own, able=False, lacking=f"{row.key} is stopped.", hopeless=True)
             left = replace(group, members={**group.members, row.key: down}, leader=None if group.leader == row.key else group.leader)
@@ -289,6 +321,9 @@ class _World:
     def _comes_up(self, row: RuntimeSight) -> None:
         for group in list(self.groups.values()):
             own = group.members.get(row.key)
+            if own is not None and group.leaves:
+                self._leave(group, row.key)
+                continue
             if own is None or own.disabled:
                 continue
             up = replace(own, able=True, lacking="", hopeless=False)
@@ -318,6 +353,8 @@ class _World:
     def _balance(self, told: Foreseen) -> None:
         sentences = []
         for group in sorted(self.groups.values(), key=lambda one: one.name):
+            if group.leaves:
+                continue
             here = {key: member for key, member in group.members.items() if self.runtimes[key].machine not in self.out}
             wished = next((key for key, member in here.items() if member.preference == Preference.LEADER), None)
             if wished is None or len(group.members) < 2:
@@ -342,7 +379,7 @@ def preview(release: Release, environment: Environment, *, now: datetime, leavin
         steps=found,
         obstacles=rollout.obstacles(release, environment, now=now, leaving_out=leaving_out),
         missing=releases.missing(release, environment),
-        gaps=[gap.sentence for gap in moves.foreseen(release, environment, recipe)],
+        gaps=[gap.sentence for gap in moves.foreseen(release, environment, recipe)] + moves.retired(release, environment, recipe),
         leaders={group.name: group.leader for group in seen.groups},
         seconds=_whole(found),
     )
@@ -363,7 +400,8 @@ def look(release: Release, environment: Environment, recipe: Sequence[StepFields
     values = Values(stored.only("key", "machine", "connector", "value", "secret", "sealed") if rows else ())
     forced = _forced(release, environment, rows)
     runtimes = {row.key: _runtime(release, row, values, row.key in forced, now) for row in rows}
-    return Snapshot(runtimes, _groups(release, environment, rows, now), _history(environment))
+    pointless = {number: reason for number, step in enumerate(recipe, start=1) if (reason := moves.pointless(release, step))}
+    return Snapshot(runtimes, _groups(release, environment, rows, now), _history(environment), pointless)
 
 
 def _forced(release: Release, environment: Environment, rows: Iterable[Runtime]) -> set[str]:
@@ -382,10 +420,11 @@ def _forced(release: Release, environment: Environment, rows: Iterable[Runtime])
 
 def _runtime(release: Release, row: Runtime, values: Values, forced: bool, now: datetime) -> RuntimeSight:
     unchanged, why, refusal = False, "", ""
+    lacks = moves.lacks(release, row.connector.name)
     try:
         content = releases.bundle_for(release, row, values)
     except NotAllowed as no:
-        refusal = no.sentence
+        refusal, unchanged = no.sentence, bool(lacks) and steps.at_rest(row)
     else:
         unchanged, why = _difference(row, content, now)
     return RuntimeSight(
@@ -399,6 +438,7 @@ def _runtime(release: Release, row: Runtime, values: Values, forced: bool, now: 
         refusal=refusal,
         forced=forced,
         silent=row.machine.is_silent(now=now),
+        lacks=lacks,
     )
 
 
@@ -425,7 +465,7 @@ def _difference(row: Runtime, content: protocol.BundleContent, now: datetime) ->
 
 
 def _groups(release: Release, environment: Environment, rows: Sequence[Runtime], now: datetime) -> list[GroupSight]:
-    """The failover groups that the release has, as they are now; those that come with it have no leader yet."""
+    """The failover groups that the release has, as they are now, and those that go with it; those that come have no leader yet."""
     routers = Machine.objects.filter(environment=environment, router__isnull=False).exists()
     designed = {item["name"]: item for item in release.content["connectors"]}
     present = FailoverGroup.objects.filter(environment=environment, failover=True).select_related("group")
@@ -440,7 +480,16 @@ def _groups(release: Release, environment: Environment, rows: Sequence[Runtime],
         seen = {said.member.runtime.key: said for said in view.members} if view is not None else {}
         leader = view.leader.member.runtime.key if view is not None and view.leader is not None else None
         found.append(GroupSight(item["name"], leader, {row.key: _member(row, view, seen.get(row.key)) for row in members}))
-    return found
+    kept = {item["id"] for item in release.content["groups"]}
+    return found + [_leaving(group, now) for key, group in known.items() if key not in kept and group.members.all()]
+
+
+def _leaving(group: FailoverGroup, now: datetime) -> GroupSight:
+    view = failover.verdict(group, now=now)
+    leader = view.leader.member.runtime.key if view.leader else None
+    return GroupSight(
+        group.name, leader, {said.member.runtime.key: _member(said.member.runtime, view, said) for said in view.members}, leaves=True
+    )
 
 
 def _member(row: Runtime, view: failover.Verdict | None, said: failover.MemberVerdict | None) -> MemberSight:

@@ -172,6 +172,7 @@ def warnings(release: Release, environment: Environment) -> list[str]:
     groups = [group["name"] for group in content["groups"] if group["connector"] in failing_over]
     steps = list(plans.plan_of(environment).steps.all())
     sentences = [item.sentence for item in moves.foreseen(release, environment, steps)]
+    sentences += moves.retired(release, environment, steps)
     sentences += plans.balance_findings(steps, groups)
     if groups and not routers:
         sentences.append(

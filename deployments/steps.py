@@ -315,13 +315,14 @@ def hand_over(step: StepRun, runtime: Runtime, memory: Memory, now: datetime) ->
 
     None: it leads nothing (any more), or a person said that it shall go on without a hand-over.
     """
-    groups = FailoverGroup.objects.filter(failover=True, members__runtime=runtime).prefetch_related(
-        "members__runtime__machine", "members__runtime__connector"
-    )
+    groups = FailoverGroup.objects.filter(failover=True, members__runtime=runtime).select_related("group")
+    groups = groups.prefetch_related("members__runtime__machine", "members__runtime__connector")
     waits = []
     for group in groups:
         view = failover.verdict(group, now=now)
         leads = view.leader is not None and view.leader.member.runtime_id == runtime.pk
+        if leads and ends_here(step, group) and not takers(view, runtime.key):
+            continue
         asked = memory.setdefault("requests", {}).get(str(group.pk))
         if asked:
             wait = _asked(GroupRequest.objects.filter(pk=asked).first(), leads, group, runtime)
@@ -332,6 +333,11 @@ def hand_over(step: StepRun, runtime: Runtime, memory: Memory, now: datetime) ->
         if wait is not None:
             waits.append(wait.sentence)
     return running(" ".join(waits)) if waits else None
+
+
+def ends_here(step: StepRun, group: FailoverGroup) -> bool:
+    """Is it a deploy step of a release that does not have the group: nobody needs to be ready to go on with it."""
+    return step.kind in moves.DEPLOYS and all(item["id"] != group.group.key for item in step.deployment.release.content["groups"])
 
 
 def _asked(request: GroupRequest | None, leads: bool, group: FailoverGroup, runtime: Runtime) -> Outcome | None:
@@ -390,10 +396,12 @@ def takers(view: failover.Verdict, key: str) -> list[Runtime]:
     return sorted(ready, key=lambda other: (_BY_PREFERENCE.index(protocol.Preference(other.preference)), other.key))
 
 
-def sights(runtime: Runtime, now: datetime) -> list[gates.Sight]:
-    """What the gates see of the runtime's failover groups; a group in which it is disabled does not count, for it cannot lead it."""
-    groups = FailoverGroup.objects.filter(failover=True, members__runtime=runtime).prefetch_related(failover.with_members())
-    return [sight for group in groups if (sight := sight_of(failover.verdict(group, now=now), runtime.key)) is not None]
+def sights(step: StepRun, runtime: Runtime, now: datetime) -> list[gates.Sight]:
+    """What the gates see of the runtime's failover groups. A group in which it is disabled does not count, for it cannot lead it; nor one
+    that ends with this step."""
+    groups = FailoverGroup.objects.filter(failover=True, members__runtime=runtime).select_related("group")
+    views = [failover.verdict(group, now=now) for group in groups.prefetch_related(failover.with_members()) if not ends_here(step, group)]
+    return [sight for view in views if (sight := sight_of(view, runtime.key)) is not None]
 
 
 def sight_of(view: failover.Verdict, key: str) -> gates.Sight | None:
@@ -446,7 +454,7 @@ def under_change(step: StepRun) -> set[str]:
 
 def gated(step: StepRun, runtime: Runtime, memory: Memory, now: datetime, *, stops: bool) -> Outcome | None:
     """What forbids to touch the runtime now; None: nothing, or a person took it upon himself."""
-    seen = sights(runtime, now)
+    seen = sights(step, runtime, now)
     found = gates.touch(runtime.key, seen, stops=stops, touched=under_change(step) if seen else ())
     if found.open or (found.may_be_overridden and step.override):
         memory.pop("gate", None)
@@ -596,7 +604,35 @@ def runs_as_ordered(runtime: Runtime, now: datetime) -> bool:
     )
 
 
+def retire(step: StepRun, runtime: Runtime, reason: str, now: datetime) -> Outcome:
+    """Stop a runtime for which the release has nothing. No gate and no hand-over: its groups are not part of the release that a person
+    chose, every member of them goes, and what is still to go takes over until its own step."""
+    memory, machine = memory_of(step, runtime), runtime.machine
+    if runtime.desired_bundle_id is None:
+        return skipped(f"{reason}, and nothing of it was ever deployed to {machine.name}.")
+    if "orders" not in memory:
+        memory["unchanged"] = at_rest(runtime)
+        fleet.retire(runtime, f"{reason}.")
+        remember_orders(memory, runtime)
+        if not memory["unchanged"]:
+            note(step, f"{reason}: {runtime.key} is ordered to stop.", now, machine=machine.name, level="warning")
+    if memory["unchanged"]:
+        return skipped(f"{reason}: {runtime.key} is stopped already.")
+    lacking = _not_proven_stopped(runtime, memory["orders"], now)
+    return running(f"{reason}: {runtime.key} stops. {lacking}") if lacking else done(f"{reason}: {runtime.key} is stopped.")
+
+
+def at_rest(runtime: Runtime) -> bool:
+    """Is it held, and seen stopped."""
+    return bool(runtime.held) and runtime.observed_state == RuntimeState.STOPPED
+
+
 class DeployRuntime(OnRuntime):
+    def _look(self, step: StepRun, runtime: Runtime, now: datetime) -> Outcome:
+        if reason := moves.lacks(step.deployment.release, runtime.connector.name):
+            return retire(step, runtime, reason, now)
+        return super()._look(step, runtime, now)
+
     def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
         content = releases.bundle_for(step.deployment.release, runtime, property_values.Values(frozen.values_of(step.deployment)))
         ordered = runtime.desired_bundle

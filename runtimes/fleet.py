@@ -419,6 +419,15 @@ def hold(runtime: Runtime, why: str) -> None:
         runtime.held = why
 
 
+@transaction.atomic
+def retire(runtime: Runtime, why: str) -> None:
+    """The release that is deployed has nothing for this runtime: hold it, and take it out of its groups, which end with it. Its next
+    bundle brings it back into those that this names. `why` is a sentence for people."""
+    hold(runtime, why)
+    if GroupMember.objects.filter(runtime=runtime).delete()[0]:
+        touch(runtime.machine)
+
+
 def refuse_held(runtime: Runtime) -> None:
     """Raises NotAllowed with the remedy: what it would run must not run beside what its siblings run."""
     why = Runtime.objects.filter(pk=runtime.pk).values_list("held", flat=True).first()

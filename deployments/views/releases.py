@@ -232,7 +232,7 @@ def _activate(request: UserRequest, form: ActivateForm, release: Release, enviro
 
 def verdicts(environment: Environment) -> list[failover.Verdict]:
     """Who leads each group now. Five queries."""
-    groups = FailoverGroup.objects.filter(environment=environment, failover=True)
+    groups = FailoverGroup.objects.filter(environment=environment, failover=True, members__isnull=False).distinct()
     groups = groups.prefetch_related("members__runtime__machine", "members__runtime__connector")
     return [failover.verdict(group, now=timezone.now()) for group in groups]
 

@@ -23,6 +23,7 @@ class Machines:
         self.refusing: str = ""  # why hand-overs fail
         self.leaders: dict[str, str] = {}  # group id -> runtime key
         self.interrupted: list[str] = []  # runtimes that were stopped or changed while they led
+        self.interrupted_groups: list[str] = []  # ids of the groups that they led
         self.handed_over: list[tuple[str, str]] = []  # runtime key, cause
         self.commands: dict[str, protocol.CommandReport] = {}  # name -> what becomes of it
         self.started: list[str] = []  # runtime keys, each time a process began
@@ -98,6 +99,7 @@ class Machines:
         for group, leader in list(self.leaders.items()):
             if leader == order.key and present is not None:
                 self.interrupted.append(order.key)
+                self.interrupted_groups.append(group)
                 del self.leaders[group]
         self._runs.pop(order.key, None)
         if wished is not None:

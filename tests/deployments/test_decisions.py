@@ -18,8 +18,8 @@ from tests.deployments.conftest import Engine, save_version
 from tests.deployments.test_releases import together
 
 
-def runtime(machine: str) -> Runtime:
-    return Runtime.objects.select_related("machine", "connector", "environment").get(machine__name=machine, connector__name="erp")
+def runtime(machine: str, connector: str = "erp") -> Runtime:
+    return Runtime.objects.select_related("machine", "connector", "environment").get(machine__name=machine, connector__name=connector)
 
 
 def statuses(deployment: Deployment) -> list[str]:

@@ -10,11 +10,11 @@ from deployments import plans, preview, releases, rollout
 from deployments.models import Deployment, Release, RunStatus, StepKind
 from deployments.preview import Preview
 from portal import properties
-from portal.models import Environment
+from portal.models import Connector, Environment, Flow, Group, Placement, System
 from runtimes import failover, fleet
-from runtimes.models import FailoverGroup, Runtime
+from runtimes.models import FailoverGroup, Machine, Runtime
 from runtimes.protocol import Preference
-from tests.deployments.conftest import Engine
+from tests.deployments.conftest import Engine, save_version
 from tests.deployments.test_decisions import Upgrade, runtime, upgrade
 
 __all__ = ["upgrade"]
@@ -28,8 +28,7 @@ def compare(upgrade: Upgrade, foreseen: Preview, run: Deployment) -> None:
     for told in foreseen.steps:
         ran = {row.key: (row.observed_digest, row.observed_restarts) for row in Runtime.objects.select_related("machine", "connector")}
         machines.handed_over.clear()
-        machines.interrupted.clear()
-        before = dict(machines.leaders)
+        machines.interrupted_groups.clear()
         for _ in range(60):
             step = run.steps.get(number=told.number)
             if step.status not in (RunStatus.PENDING, RunStatus.RUNNING):
@@ -49,7 +48,7 @@ def compare(upgrade: Upgrade, foreseen: Preview, run: Deployment) -> None:
         assert {names[key]: leader for key, leader in machines.leaders.items()} == {
             name: leader for name, leader in told.leaders.items() if leader
         }, where
-        assert sorted({names[key] for key in before if before[key] in machines.interrupted}) == sorted(told.interrupted), where
+        assert sorted({names[key] for key in machines.interrupted_groups}) == sorted(told.interrupted), where
         if told.outcome == "fails":
             break
 
@@ -109,8 +108,60 @@ def last_member(upgrade: Upgrade) -> Release:
     return upgrade.release(1)
 
 
+def another_flow(connector: Connector, name: str, *, group: str = "") -> Flow:
+    grouped = Group.objects.create(connector=connector, name=group) if group else None
+    like = Flow.objects.get(connector__name="erp", name="erp-orders")
+    copied = {side: getattr(like, side) for side in ("inbound_kind", "inbound_settings", "outbound_kind", "outbound_settings")}
+    return Flow.objects.create(connector=connector, name=name, group=grouped, **copied)
+
+
+def with_shop(upgrade: Upgrade) -> None:
+    """The connector shop beside erp on both external machines, in release 2, which runs."""
+    project = upgrade.environment.project
+    system = System.objects.create(project=project, name="Shop", slug="shop", multiple_runtimes=True, number_of_runtimes=2)
+    shop = Connector.objects.create(project=project, system=system, name="shop", failover=True)
+    for machine in Machine.objects.filter(environment=upgrade.environment, kind="external"):
+        Placement.objects.create(connector=shop, machine=project.designed_machines.get(name=machine.name))
+        Runtime.objects.create(environment=upgrade.environment, machine=machine, connector=shop, failover=True)
+    properties.set_value(upgrade.environment, "erp.outbox", "/srv/shop", connector="shop", machine="external01", by=upgrade.person)
+    save_version(another_flow(shop, "shop-sales", group="shop-sales"))
+    save_version(another_flow(shop, "shop-free"))
+    plans.default_plan(upgrade.environment)
+    assert upgrade.engine.run(upgrade.begin()).status == RunStatus.SUCCEEDED
+    upgrade.engine.machines.handed_over.clear()
+
+
+def back_without_a_connector(upgrade: Upgrade) -> Release:
+    """Release 1 knows erp alone."""
+    with_shop(upgrade)
+    release = Release.objects.get(number=1)
+    releases.activate(release, upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
+    return release
+
+
+def back_without_a_connector_on_one_machine_that_other_steps_name(upgrade: Upgrade) -> Release:
+    release, plan = back_without_a_connector(upgrade), plans.plan_of(upgrade.environment)
+    shop = {"machine": "external02", "connector": "shop"}
+    plans.add_step(plan, StepKind.GROUP_START, **shop, group="shop-sales", position=1)
+    plans.add_step(plan, StepKind.RESTART_RUNTIME, **shop, position=2)
+    plans.add_step(plan, StepKind.FLOW_STOP, **shop, flow="shop-free", position=3)
+    plans.add_step(plan, StepKind.WAIT_HEALTHY, **shop, position=4)
+    fleet.stop(runtime("external02", "shop"))
+    upgrade.engine.pass_time(1)
+    return release
+
+
+def back_without_a_group(upgrade: Upgrade) -> Release:
+    save_version(another_flow(upgrade.flow.connector, "erp-bills", group="erp-bills"))
+    assert upgrade.engine.run(upgrade.begin()).status == RunStatus.SUCCEEDED
+    release = Release.objects.get(number=1)
+    releases.activate(release, upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
+    return release
+
+
 SCENES: list[Callable[[Upgrade], Release]] = [
     everyday, unchanged, one_value, followers_first, other_preference, follower_stopped, all_kinds, last_member,
+    back_without_a_connector, back_without_a_connector_on_one_machine_that_other_steps_name, back_without_a_group,
 ]  # fmt: skip
 
 
