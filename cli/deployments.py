@@ -23,6 +23,9 @@ SUCCEEDED, ENDED_BADLY, A_PERSON_MUST_ACT = 0, 1, 5
 
 DeploymentArgument = Annotated[int, typer.Argument(metavar="DEPLOYMENT", help="Its id")]
 FollowOption = Annotated[bool, typer.Option("--follow/--no-follow", help="Show the steps until it ends")]
+OverrideOption = Annotated[
+    str, typer.Option("--override", help="Why the rules of the environment (order, windows, freezes) are set aside; operators only, kept")
+]
 PeopleOption = Annotated[bool, typer.Option("--wait-for-people/--no-wait-for-people", help="At a manual step: wait, or exit with 5")]
 
 
@@ -31,6 +34,8 @@ def deploy(
     environment: EnvironmentOption = "",
     project: ProjectOption = "",
     activate: Annotated[bool, typer.Option("--activate", help="Choose the release for the environment first")] = False,
+    leave_out: Annotated[list[str] | None, typer.Option("--leave-out", help="An offline machine to go on without; repeatable")] = None,
+    override: OverrideOption = "",
     follow: FollowOption = True,
     wait_for_people: PeopleOption = True,
     json: JsonOption = False,
@@ -43,8 +48,9 @@ def deploy(
     ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
     chosen = given.release(ask, slug, release)
     if activate:
-        ask.post(f"releases/{chosen['id']}/activate/", {"environment": kind})
-    begun = ask.post(f"releases/{chosen['id']}/deployments/", {"environment": kind})
+        ask.post(f"releases/{chosen['id']}/activate/", {"environment": kind, "override": override})
+    wish = {"environment": kind, "override": override, "leaving_out": leave_out or []}
+    begun = ask.post(f"releases/{chosen['id']}/deployments/", wish)
     if not json:
         show.note(f"Deployment {begun['id']}: release {begun['release_number']} goes to {slug} › {kind}.")
     _watch(ask, begun, follow=follow, wait_for_people=wait_for_people, json=json)
@@ -104,13 +110,14 @@ def cancel(deployment: DeploymentArgument, json: JsonOption = False) -> None:
 @app.command()
 def resume(
     deployment: DeploymentArgument,
+    override: OverrideOption = "",
     follow: FollowOption = True,
     wait_for_people: PeopleOption = True,
     json: JsonOption = False,
 ) -> None:
     """Go on from the step that failed: the same run, its history kept."""
     ask = given.portal()
-    _watch(ask, ask.post(f"deployments/{deployment}/resume/"), follow=follow, wait_for_people=wait_for_people, json=json)
+    _watch(ask, ask.post(f"deployments/{deployment}/resume/", {"override": override}), follow=follow, wait_for_people=wait_for_people, json=json)
 
 
 @app.command()
@@ -130,13 +137,14 @@ def decide(
     choice: Annotated[str, typer.Argument(help="retry, override, skip, exclude, roll-back or abort: see `baton deployments choices`")],
     reason: Annotated[str, typer.Option("--reason", "-m", help="Why; kept with the run")] = "",
     machine: Annotated[str, typer.Option("--machine", help="For exclude: which offline machine")] = "",
+    override: OverrideOption = "",
     follow: FollowOption = True,
     wait_for_people: PeopleOption = True,
     json: JsonOption = False,
 ) -> None:
     """Decide how a deployment that stopped at a failure goes on, and show its steps until it ends."""
     ask = given.portal()
-    after = ask.post(f"deployments/{deployment}/decide/", {"choice": choice, "reason": reason, "machine": machine})
+    after = ask.post(f"deployments/{deployment}/decide/", {"choice": choice, "reason": reason, "machine": machine, "override": override})
     if choice == "abort":
         follow = False
     _watch(ask, after, follow=follow, wait_for_people=wait_for_people, json=json)

@@ -6,6 +6,8 @@ skip        the failed step is left as it is, and the next ones run; never a ste
 exclude     an offline machine is left out; it gets the release by itself when it returns
 roll back   this run ends, and what ran before is activated and deployed
 abort       this run ends; nothing is changed any more
+
+All but abort change machines again: outside the deployment windows and in a freeze they need an override with a reason, as a start does.
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
 from django.db.models import F
 
-from deployments import rollback, rollout, steps
+from deployments import promotion, rollback, rollout, steps
 from deployments.models import BROKEN, DONE, LIVE, Choice, Decision, Deployment, Exclusion, Release, RunStatus, StepKind, StepRun
 from portal.errors import Invalid, NotAllowed
 from runtimes.models import Machine, Runtime
@@ -36,6 +38,7 @@ class Offer:
     effect: str
     refusal: str = ""
     machine: str = ""  # which one Leave out is about
+    forbidden: str = ""  # which window or freeze forbids it now: an operator overrides that with a reason
 
     @property
     def label(self) -> str:
@@ -52,7 +55,10 @@ def offers(deployment: Deployment, *, now: datetime) -> list[Offer]:
     if not broken:
         return []
     step = broken[0]
+    rules = promotion.findings(deployment.release, deployment.environment, at=now, returning=deployment.rollback_of_id is not None)
+    closed = " ".join(finding.sentence for finding in rules if finding.rule == "window")
     gone = rollout.superseded(deployment)
+    again = gone or " ".join(finding.sentence for finding in rules if finding.rule == "approvals")
     numbers = " and ".join(str(one.number) for one in broken)
     left = StepRun.objects.filter(deployment=deployment, status=RunStatus.PENDING).count()
     then = f", then the {left} that are left" if left else ""
@@ -61,23 +67,24 @@ def offers(deployment: Deployment, *, now: datetime) -> list[Offer]:
             Choice.RETRY,
             f"Runs step {numbers} again (attempt {step.attempt + 1}){then}. What is done stays done, and leadership moves only as the "
             "steps say.",
-            gone,
+            again,
+            forbidden=closed,
         )
     ]
     if _gated(step) == "leader":
         effect = f"{_target(step)} is touched although it leads and nobody is ready to take over: the data waits until it runs again."
-        found.append(Offer(Choice.OVERRIDE, effect, gone))
-    found.append(Offer(Choice.SKIP, _effect_of_skipping(step), gone or unskippable(step)))
+        found.append(Offer(Choice.OVERRIDE, effect, again, forbidden=closed))
+    found.append(Offer(Choice.SKIP, _effect_of_skipping(step), gone or unskippable(step), forbidden=closed))
     for name in _offline(deployment, broken, now):
         effect = (
             f"Skips what is left to do on {name}; leadership stays where it is, and {name} gets release {deployment.release.number} by "
             "itself when it returns."
         )
-        found.append(Offer(Choice.EXCLUDE, effect, gone, machine=name))
+        found.append(Offer(Choice.EXCLUDE, effect, gone, machine=name, forbidden=closed))
     former = former_release(deployment)
     effect = f"Ends this run, activates release {former.number} again and deploys it by the plan." if former else ""
     nothing = "" if former else f"No other release was deployed successfully on {deployment.environment.name} before."
-    found.append(Offer(Choice.ROLL_BACK, effect, _newer(deployment) or nothing))
+    found.append(Offer(Choice.ROLL_BACK, effect, _newer(deployment) or nothing, forbidden=closed))
     found.append(
         Offer(Choice.ABORT, "Ends this run for good. Everything stays as it is now, leadership too: runtimes may run different releases.")
     )
@@ -137,14 +144,22 @@ def _newer(deployment: Deployment) -> str:
 
 
 def decide(
-    deployment: Deployment, choice: Choice, *, by: AbstractBaseUser, now: datetime, reason: str = "", machine: str = ""
+    deployment: Deployment,
+    choice: Choice,
+    *,
+    by: AbstractBaseUser,
+    now: datetime,
+    reason: str = "",
+    machine: str = "",
+    override: str = "",
 ) -> Deployment:
-    """Carry out a decision; returns the deployment that goes on (another one after a roll-back).
+    """Carry out a decision; returns the deployment that goes on (another one after a roll-back). `override` is the reason of a person
+    who may set windows and freezes aside.
 
     Raises:
         Invalid: a reason is needed and missing, or `machine` is none of those that can be left out.
-        NotAllowed: what `offers` says, the deployment did not fail, or somebody else decided in this moment. Busy: another one is under
-            way.
+        NotAllowed: what `offers` says, a window or freeze, the deployment did not fail, or somebody else decided in this moment. Busy:
+            another one is under way.
     """
     reason = reason.strip()
     if deployment.status not in BROKEN:
@@ -172,7 +187,7 @@ def decide(
             raise NotAllowed(f"Somebody else decided about deployment {deployment.pk} in this moment: look at it again.")
         step = broken[0]
         Decision.objects.create(deployment=deployment, step=step, choice=choice, machine=offer.machine, reason=reason, at=now, by_id=by.pk)
-        after = acts[choice](deployment, step, offer, by, reason, now)
+        after = acts[choice](Decided(deployment, step, offer, by, now, reason, override))
     after.refresh_from_db()
     return after
 
@@ -192,44 +207,61 @@ def _offer(deployment: Deployment, choice: Choice, machine: str, now: datetime) 
     raise NotAllowed(f"Deployment {deployment.pk} has no step that failed.")
 
 
-def _retry(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
-    rollout.resume(deployment, by=by, now=now)
-    return deployment
+@dataclass(frozen=True)
+class Decided:
+    """What was decided, by whom."""
+
+    deployment: Deployment
+    step: StepRun  # the first of those that failed
+    offer: Offer
+    by: AbstractBaseUser
+    now: datetime
+    reason: str
+    override: str
+
+    def by_whom(self, did: str) -> str:
+        """ "Aborted by anna: not today" """
+        return f"{did} by {self.by.get_username()}{': ' + self.reason if self.reason else '.'}"
 
 
-def _override(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
-    sentence = f"{by.get_username()} took it upon himself: {reason}"
-    gated = [one.pk for one in rollout.broken_steps(deployment) if _gated(one) == "leader"]
+def _retry(told: Decided) -> Deployment:
+    rollout.resume(told.deployment, by=told.by, now=told.now, override=told.override)
+    return told.deployment
+
+
+def _override(told: Decided) -> Deployment:
+    sentence = f"{told.by.get_username()} took it upon himself: {told.reason}"
+    gated = [one.pk for one in rollout.broken_steps(told.deployment) if _gated(one) == "leader"]
     StepRun.objects.filter(pk__in=gated).update(override=sentence)
-    rollout.resume(deployment, by=by, now=now)
-    return deployment
+    return _retry(told)
 
 
-def _go_on(deployment: Deployment, now: datetime) -> Deployment:
+def _go_on(told: Decided) -> Deployment:
     """After a failed step was set aside: on, unless another lane's failure still waits for its own decision."""
-    if not rollout.broken_steps(deployment):
-        rollout.reopen(deployment, now=now)
-        rollout.settle(deployment, now)
-    return deployment
+    if not rollout.broken_steps(told.deployment):
+        rollout.admit_again(told.deployment, by=told.by, now=told.now, override=told.override, rules=("window",))
+        rollout.reopen(told.deployment, now=told.now)
+        rollout.settle(told.deployment, told.now)
+    return told.deployment
 
 
-def _skip(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
-    rollout.end_without(step, f"Skipped by {by.get_username()}: {reason}", now)
-    return _go_on(deployment, now)
+def _skip(told: Decided) -> Deployment:
+    rollout.end_without(told.step, told.by_whom("Skipped"), told.now)
+    return _go_on(told)
 
 
-def _exclude(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
-    rollout.leave_out(deployment, offer.machine, reason=reason, by=by, now=now)
+def _exclude(told: Decided) -> Deployment:
+    rollout.leave_out(told.deployment, told.offer.machine, reason=told.reason, by=told.by, now=told.now)
     # What failed because of that machine alone is tried again without it.
-    for one in rollout.broken_steps(deployment):
+    for one in rollout.broken_steps(told.deployment):
         if not one.machine:
-            rollout.try_again(one, now)
-    return _go_on(deployment, now)
+            rollout.try_again(one, told.now)
+    return _go_on(told)
 
 
-def _abort(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
-    _end(deployment, f"Aborted by {by.get_username()}{': ' + reason if reason else '.'}", now)
-    return deployment
+def _abort(told: Decided) -> Deployment:
+    _end(told.deployment, told.by_whom("Aborted"), told.now)
+    return told.deployment
 
 
 def _end(deployment: Deployment, sentence: str, now: datetime) -> None:
@@ -240,9 +272,10 @@ def _end(deployment: Deployment, sentence: str, now: datetime) -> None:
     StepRun.objects.filter(deployment=deployment, status__in=LIVE).update(status=RunStatus.CANCELLED, reason=sentence, ended_at=now)
 
 
-def _roll_back(deployment: Deployment, step: StepRun, offer: Offer, by: AbstractBaseUser, reason: str, now: datetime) -> Deployment:
-    former = former_release(deployment)
+def _roll_back(told: Decided) -> Deployment:
+    environment = told.deployment.environment
+    former = former_release(told.deployment)
     assert former is not None  # the offer said so
-    _end(deployment, f"Rolled back to release {former.number} by {by.get_username()}{': ' + reason if reason else '.'}", now)
-    away = [row.name for row in Machine.objects.filter(environment=deployment.environment) if row.joined_at and row.is_silent(now=now)]
-    return rollback.start(deployment.environment, by=by, now=now, override=reason, leaving_out=away)
+    _end(told.deployment, told.by_whom(f"Rolled back to release {former.number}"), told.now)
+    away = [row.name for row in Machine.objects.filter(environment=environment) if row.joined_at and row.is_silent(now=told.now)]
+    return rollback.start(environment, by=told.by, now=told.now, override=told.override, leaving_out=away)

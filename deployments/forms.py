@@ -197,10 +197,15 @@ class DeployForm(Styled):
 
     confirm = forms.CharField(required=False)
     override = OverrideField()
+    leaving_out = forms.MultipleChoiceField(required=False, widget=forms.CheckboxSelectMultiple)  # offline machines
 
-    def __init__(self, *args: Any, environment: Environment, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, environment: Environment, offline: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.environment = environment
+        field = self.fields["leaving_out"]
+        assert isinstance(field, forms.MultipleChoiceField)
+        field.choices = [(name, name) for name in offline]
+        field.error_messages["invalid_choice"] = "%(value)s is not offline any more: look at the preview again."
         if environment.is_production:
             self.fields["confirm"].label = f"Type {environment.project.slug} to deploy on Production"
         else:
@@ -295,11 +300,11 @@ class StepForm(Styled):
         required=False, min_value=0, max_value=plans.MOST_RETRIES, initial=0, help_text="So often it is tried again by itself."
     )
     timeout_seconds = forms.IntegerField(
+        required=False,
         label="Time limit (seconds)",
         min_value=1,
-        max_value=86400,
-        initial=120,
-        help_text="The step fails with its reason when it is not done by then.",
+        max_value=plans.LONGEST_PERSON_SECONDS,
+        help_text="The step times out when it is not done by then. Empty: 120 s; a manual step waits a day.",
     )
 
     def __init__(self, *args: Any, environment: Environment, changes: bool = False, **kwargs: Any) -> None:
@@ -344,7 +349,7 @@ class StepForm(Styled):
             "lane": given["lane"],
             "condition": given["condition"] or Condition.ALWAYS,
             "retries": given["retries"] or 0,
-            "timeout_seconds": given["timeout_seconds"],
+            "timeout_seconds": given["timeout_seconds"] or plans.usual_seconds(self.step_kind)[0],
         }
 
 

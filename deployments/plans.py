@@ -29,6 +29,7 @@ MOST_RETRIES = 10
 DEPLOY_KINDS = (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME)
 BALANCE_RULE = "Balance failover comes last, after the deployment of all runtimes"
 LONGEST_SECONDS = 24 * 3600
+PERSON_SECONDS, LONGEST_PERSON_SECONDS = 24 * 3600, 14 * 24 * 3600  # time limit of a manual step: usual, longest
 _ASIDE = 1_000_000  # positions are unique, so steps step aside before they take their new places
 
 
@@ -323,10 +324,16 @@ def _fill(environment: Environment, step: Step, fields: dict[str, Any]) -> None:
     step.condition = Condition.ALWAYS if balance else str(fields.get("condition") or Condition.ALWAYS)
     step.expected_status = _number(fields, "expected_status", 200, 100, 599) if kind == StepKind.HTTP_CHECK else 200
     step.retries = _number(fields, "retries", 0, 0, MOST_RETRIES)
-    step.timeout_seconds = _number(fields, "timeout_seconds", 120, 1, LONGEST_SECONDS)
+    usual, longest = usual_seconds(kind)
+    step.timeout_seconds = _number(fields, "timeout_seconds", usual, 1, longest)
     _check_fields(kind, step)
     if found := _Targets(environment).finding(step):
         raise Invalid(found[1], field=found[0])
+
+
+def usual_seconds(kind: StepKind) -> tuple[int, int]:
+    """(time limit of a step of this kind when none is given, the longest)."""
+    return (PERSON_SECONDS, LONGEST_PERSON_SECONDS) if kind == StepKind.MANUAL else (120, LONGEST_SECONDS)
 
 
 _NUMBERS = {"expected_status": "status", "retries": "number of retries", "timeout_seconds": "time-out"}

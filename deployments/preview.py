@@ -357,6 +357,9 @@ class _World:
                 continue
             here = {key: member for key, member in group.members.items() if self.runtimes[key].machine not in self.out}
             wished = next((key for key, member in here.items() if member.preference == Preference.LEADER), None)
+            out = sorted(set(group.members) - set(here))
+            if out:
+                sentences.append(f"{group.name} is proven without {' and '.join(out)}, left out.")
             if wished is None or len(group.members) < 2:
                 continue
             if not here[wished].able:

@@ -140,7 +140,8 @@ def _property(row: Property) -> dict[str, Any]:
 
 
 def _step(row: Step) -> dict[str, Any]:
-    told = {name: getattr(row, name) for name in STEP_FIELDS if name != "kind" and getattr(row, name) != _STEP_DEFAULTS[name]}
+    usual = _STEP_DEFAULTS | {"timeout_seconds": plans.usual_seconds(StepKind(row.kind))[0]}
+    told = {name: getattr(row, name) for name in STEP_FIELDS if name != "kind" and getattr(row, name) != usual[name]}
     return {"kind": str(row.kind)} | told
 
 
@@ -557,7 +558,7 @@ class _Import:
             _known(item, set(STEP_FIELDS))
             if item.get("kind") not in StepKind.values:
                 raise wrong(item.lines.get("kind", line), f"{item.get('kind')} is no kind of step: say {', '.join(StepKind.values)}.")
-            steps.append(Step(**dict(item)))
+            steps.append(Step(**{"timeout_seconds": plans.usual_seconds(StepKind(item["kind"]))[0]} | dict(item)))
         present = [_step(row) for row in Step.objects.filter(plan__environment=environment).order_by("position")]
         if [_step(step) for step in steps] == present:
             return

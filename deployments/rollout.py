@@ -3,7 +3,7 @@
 The state machine lives in the database; `send` and `wake` only say "look again". A lost or doubled wake-up changes nothing: the sweep
 (tasks.nudge_stalled_deployments) sends again, and every move is a compare-and-set UPDATE inside one transaction with what it orders.
 
-    step        PENDING -> RUNNING -> SUCCEEDED | SKIPPED   (or WAITING -> SUCCEEDED, by a person)
+    step        PENDING -> RUNNING -> SUCCEEDED | SKIPPED   (or WAITING -> SUCCEEDED by a person, TIMED_OUT without one)
                               └-----> FAILED | TIMED_OUT -> PENDING, attempt + 1 (by itself or by a person), or SKIPPED
     deployment  PENDING -> RUNNING <-> WAITING -> SUCCEEDED | FAILED | TIMED_OUT (-> RUNNING by a decision) | CANCELLED
 
@@ -110,6 +110,13 @@ def running_on(environments: Collection[int]) -> dict[int, str]:
     """ "Deployment 12 is under way." by the ids of those of the environments where one is."""
     live = Deployment.objects.filter(environment__in=environments, status__in=LIVE).values_list("environment", "pk")
     return {environment: f"Deployment {number} is under way." for environment, number in live}
+
+
+def offline(environment: Environment, *, now: datetime) -> list[Machine]:
+    """Machines that a deployment could leave out now: they have an agent, and it is silent. Two queries."""
+    named = {step.machine for step in plans.plan_of(environment).steps.all()}
+    rows = Machine.objects.filter(environment=environment).prefetch_related("runtimes").order_by("name")
+    return [row for row in rows if row.has_agent and row.is_silent(now=now) and (row.name in named or row.runtimes.all())]
 
 
 def not_offline(machine: Machine | None, name: str, now: datetime) -> str:
@@ -403,6 +410,27 @@ def _stumbled(step_id: int, error: Exception, now: datetime) -> None:
             settle(step.deployment, now)
 
 
+def end_waits(now: datetime) -> list[str]:
+    """Time out the manual steps that nobody confirmed within their limit. By the sweep; a sentence each."""
+    told = []
+    overdue = StepRun.objects.filter(status=RunStatus.WAITING, deadline_at__lte=now)
+    for step in overdue.select_related("deployment__environment__project", "deployment__release"):
+        sentence = f"{steps.KINDS[StepKind(step.kind)].overdue(step)} within {step.timeout_seconds} s: {step.instruction}"
+        with transaction.atomic():
+            waits = Deployment.objects.filter(pk=step.deployment_id, status__in=(RunStatus.WAITING, RunStatus.RUNNING))
+            if not waits.update(status=RunStatus.RUNNING):
+                continue
+            mine = StepRun.objects.filter(pk=step.pk, status=RunStatus.WAITING, deadline_at=step.deadline_at)
+            if not mine.update(status=RunStatus.TIMED_OUT, reason=sentence, ended_at=now):
+                transaction.set_rollback(True)  # confirmed in this instant
+                continue
+            steps.note(step, sentence, now, level="error")
+            _broke(step, RunStatus.TIMED_OUT, sentence, now)
+            settle(step.deployment, now)
+        told.append(f"{step.number}. {step.title}: {sentence}")
+    return told
+
+
 def next_step(deployment: Deployment) -> StepRun | None:
     """The step to look at: the first that is not DONE."""
     return StepRun.objects.filter(deployment=deployment).exclude(status__in=DONE).order_by("number").first()
@@ -514,17 +542,24 @@ def broken_steps(deployment: Deployment) -> list[StepRun]:
     return list(StepRun.objects.filter(deployment=deployment, status__in=BROKEN).select_related("deployment").order_by("number"))
 
 
-def resume(deployment: Deployment, *, by: AbstractBaseUser, now: datetime) -> None:
-    """Go on from the steps that failed: the same run, its history kept. Raises as `reopen` does."""
+def admit_again(deployment: Deployment, *, by: AbstractBaseUser, now: datetime, override: str, rules: Sequence[promotion.Rule]) -> None:
+    """The rules of the environment hold for going on as for beginning; the order of promotion was proven then. Raises NotAllowed."""
+    returning = deployment.rollback_of_id is not None
+    release, environment = deployment.release, deployment.environment
+    promotion.admit(release, environment, act="resume", by=by, at=now, override=override, returning=returning, rules=rules)
+
+
+def resume(deployment: Deployment, *, by: AbstractBaseUser, now: datetime, override: str = "") -> None:
+    """Go on from the steps that failed: the same run, its history kept. `override` is the reason of a person who may set windows and
+    freezes aside. Raises as `reopen` does, and NotAllowed when the rules of the environment forbid it."""
     with transaction.atomic():
         reopen(deployment, now=now)
         broken = broken_steps(deployment)
         for step in broken:
             steps.note(step, f"Resumed by {by.get_username()}, attempt {step.attempt + 1}.", now)
         _freeze_anew(deployment, broken[0], by, now)
-        # What was mended may be a value: whoever approved must have seen it. Windows do not hold up what is half done already.
-        returning = deployment.rollback_of_id is not None
-        promotion.admit(deployment.release, deployment.environment, act="resume", by=by, at=now, returning=returning, rules=("approvals",))
+        # What was mended may be a value: whoever approved must have seen it.
+        admit_again(deployment, by=by, now=now, override=override, rules=("approvals", "window"))
         for step in broken:
             try_again(step, now)
         settle(deployment, now)

@@ -158,10 +158,13 @@ class AlertingOff(Kind):
 
 
 class Manual(Kind):
-    """Waits for a person, without a deadline; rollout.confirm ends it."""
+    """Waits for a person: rollout.confirm ends it, or after its time limit rollout.end_waits."""
 
     def check(self, step: StepRun, now: datetime) -> Outcome:
         return waiting(step.instruction)
+
+    def overdue(self, step: StepRun) -> str:
+        return "Nobody confirmed it"
 
 
 # ------------------------------------------------------------------------------------------------------------------- routers
@@ -955,7 +958,7 @@ class BalanceFailover(Kind):
         looks = [(group, self._look(step, group, without, now)) for group in groups.prefetch_related(failover.with_members())]
         if not looks:
             return done("There is no failover group here: nothing to balance.")
-        step.memory["groups"] = [evidence(group, outcome, now) for group, outcome in looks]
+        step.memory["groups"] = [evidence(group, outcome, without, now) for group, outcome in looks]
         return together([Outcome(outcome.state, _named(group.name, outcome.sentence)) for group, outcome in looks])
 
     def _look(self, step: StepRun, group: FailoverGroup, without: set[str], now: datetime) -> Outcome:
@@ -973,13 +976,15 @@ class BalanceFailover(Kind):
             return running(refusal.sentence)
         except NotAllowed as refusal:
             return failed(refusal.sentence)
-        return Outcome("done" if look.done else "failed" if look.failed else "running", look.reason)
+        out = sorted(member.runtime.machine.name for member in group.members.all() if member.runtime.machine.name in without)
+        tail = f" Proven without {' and '.join(out)}, left out of this deployment." if out and look.done else ""
+        return Outcome("done" if look.done else "failed" if look.failed else "running", look.reason + tail)
 
     def overdue(self, step: StepRun) -> str:
         return "The failover groups were not balanced"
 
 
-def evidence(group: FailoverGroup, outcome: Outcome, now: datetime) -> dict[str, Any]:
+def evidence(group: FailoverGroup, outcome: Outcome, without: set[str], now: datetime) -> dict[str, Any]:
     """What was seen of a group at one look of Balance: who led, since which epoch, and each member as its machine told it."""
     seen = failover.verdict(group, now=now)
     return {
@@ -997,6 +1002,7 @@ def evidence(group: FailoverGroup, outcome: Outcome, now: datetime) -> dict[str,
                 "epoch": said.member.observed_epoch,
                 "release": said.member.runtime.observed_release,
                 "heard_at": said.member.observed_at.isoformat() if said.member.observed_at else None,
+                "left_out": said.machine in without,
             }
             for said in seen.members
         ],

@@ -122,10 +122,11 @@ def forget_old_releases() -> str:
 
 @shared_task
 def nudge_stalled_deployments() -> str:
-    """By beat: wake-ups that were lost with a worker or the broker are sent again."""
+    """By beat: wake-ups that were lost with a worker or the broker are sent again; waits for people and for machines end."""
+    ended = rollout.end_waits(timezone.now())
     stalled = rollout.stalled(timezone.now())
     for step_id in stalled:
         send_step(step_id)
     now = timezone.now()
     told = [returning.catch_up(exclusion, now=now) for exclusion in returning.open_exclusions()]
-    return " ".join([f"Sent again: {len(stalled)}." if stalled else "Nothing stands still.", *told])
+    return " ".join([f"Sent again: {len(stalled)}." if stalled else "Nothing stands still.", *ended, *told])

@@ -1,7 +1,5 @@
 """/api/v1/activations/"""
 
-from typing import Any
-
 from django.db.models import QuerySet
 from django.utils import timezone
 from django_filters import rest_framework as filters
@@ -11,10 +9,11 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from deployments import promotion, schedules
+from deployments import schedules
+from deployments.api.inputs import OverrideField
 from deployments.api.moments import ZonedDateTimeField, due_moment
 from deployments.models import Activation, ActivationStatus
-from portal.api.fields import EnvironmentFilter, ExactInput, Gated, Nothing, signed_in
+from portal.api.fields import EnvironmentFilter, ExactInput, Gated, Nothing, body_of, signed_in
 
 
 class ActivationSerializer(serializers.ModelSerializer[Activation]):
@@ -34,7 +33,7 @@ class ActivationSerializer(serializers.ModelSerializer[Activation]):
 
 class RescheduleInput(ExactInput):
     due_at = ZonedDateTimeField()
-    override = serializers.CharField(default="", allow_blank=True, max_length=promotion.LONGEST_REASON)
+    override = OverrideField()
 
 
 class HoldInput(ExactInput):
@@ -71,7 +70,7 @@ class ActivationViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
     def hold(self, request: Request, pk: str) -> Response:
         """Pause a scheduled one until a person resumes it."""
         activation = self.row_for(request)
-        schedules.hold(activation, reason=self._body(HoldInput, request)["reason"], by=signed_in(request))
+        schedules.hold(activation, reason=body_of(HoldInput, request)["reason"], by=signed_in(request))
         return Response(ActivationSerializer(activation).data)
 
     @extend_schema(request=Nothing, responses=ActivationSerializer)
@@ -87,13 +86,7 @@ class ActivationViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
     def reschedule(self, request: Request, pk: str) -> Response:
         """Another time; a held one is scheduled again. 409 with the next allowed time inside a freeze or outside the windows."""
         activation = self.row_for(request)
-        given = self._body(RescheduleInput, request)
+        given = body_of(RescheduleInput, request)
         due_at = due_moment(given["due_at"], activation.environment)
         schedules.reschedule(activation, due_at=due_at, by=signed_in(request), now=timezone.now(), override=given["override"])
         return Response(ActivationSerializer(activation).data)
-
-    def _body(self, kind: type[ExactInput], request: Request) -> dict[str, Any]:
-        body = kind(data=request.data)
-        body.is_valid(raise_exception=True)
-        given: dict[str, Any] = body.validated_data
-        return given

@@ -13,10 +13,11 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from deployments import decisions, logs, promotion, rollback, rollout
+from deployments import decisions, logs, rollback, rollout
+from deployments.api.inputs import LeavingOutField, OverrideField
 from deployments.models import Choice, Decision, Deployment, Exclusion, FrozenValues, StepAttempt, StepKind, StepRun
 from portal import access
-from portal.api.fields import EnvironmentFilter, ExactInput, Gated, Nothing, signed_in
+from portal.api.fields import EnvironmentFilter, ExactInput, Gated, Nothing, body_of, signed_in
 from portal.models import EnvironmentKind
 
 
@@ -35,6 +36,7 @@ class SeenMemberSerializer(serializers.Serializer[Any]):
     epoch = serializers.IntegerField()
     release = serializers.IntegerField(allow_null=True)
     heard_at = serializers.DateTimeField(allow_null=True)
+    left_out = serializers.BooleanField(required=False, help_text="Its machine was left out: it is not part of the proof.")
 
 
 class EvidenceSerializer(serializers.Serializer[Any]):
@@ -94,12 +96,18 @@ class OfferSerializer(serializers.Serializer[Any]):
     refusal = serializers.CharField()
     machine = serializers.CharField()
     needs_reason = serializers.BooleanField()
+    forbidden = serializers.CharField(help_text="Which window or freeze forbids it now: an operator overrides that with `override`.")
+
+
+class ResumeInput(ExactInput):
+    override = OverrideField()
 
 
 class DecisionInput(ExactInput):
     choice = serializers.ChoiceField(choices=Choice.choices)
     reason = serializers.CharField(default="", allow_blank=True, help_text="Needed for override, skip and exclude.")
     machine = serializers.CharField(default="", allow_blank=True, help_text="For exclude: which offline machine; default: the step's.")
+    override = OverrideField()
 
 
 class LogLineSerializer(serializers.Serializer[Any]):
@@ -149,7 +157,8 @@ class RollBackInput(ExactInput):
     project = serializers.SlugField()
     environment = serializers.ChoiceField(choices=EnvironmentKind.choices)
     back_to = serializers.IntegerField(required=False, help_text="The deployment to go back to, as looked up: 412 when another ran since.")
-    override = serializers.CharField(default="", allow_blank=True, max_length=promotion.LONGEST_REASON)
+    override = OverrideField()
+    leaving_out = LeavingOutField()
 
 
 class RollBackSerializer(serializers.Serializer[Any]):
@@ -189,11 +198,12 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
         rollout.cancel(self.row_for(request), by=signed_in(request), now=timezone.now())
         return self._answer()
 
-    @extend_schema(request=Nothing, responses={202: DeploymentSerializer})
+    @extend_schema(request=ResumeInput, responses={202: DeploymentSerializer})
     @action(detail=True, methods=["post"])
     def resume(self, request: Request, pk: str) -> Response:
-        """Go on from the step that failed: the same run, its history kept."""
-        rollout.resume(self.row_for(request), by=signed_in(request), now=timezone.now())
+        """Go on from the step that failed: the same run, its history kept. 409 in a freeze or outside the windows."""
+        deployment = self.row_for(request)
+        rollout.resume(deployment, by=signed_in(request), now=timezone.now(), override=body_of(ResumeInput, request)["override"])
         return self._answer()
 
     @extend_schema(responses=OfferSerializer(many=True), filters=False, operation_id="deployment_choices")
@@ -206,9 +216,7 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
     @action(detail=True, methods=["post"])
     def decide(self, request: Request, pk: str) -> Response:
         """Retry, override, skip, exclude, roll-back or abort. Answers with the deployment that goes on: after a roll-back another one."""
-        body = DecisionInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        given = body.validated_data
+        given = body_of(DecisionInput, request)
         after = decisions.decide(
             self.row_for(request),
             Choice(given["choice"]),
@@ -216,6 +224,7 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
             now=timezone.now(),
             reason=given["reason"],
             machine=given["machine"],
+            override=given["override"],
         )
         return Response(DeploymentSerializer(after).data, status=status.HTTP_202_ACCEPTED)
 
@@ -275,12 +284,15 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
             if target is None:
                 raise NotFound(f"There is nothing to roll back to on {environment.name}: no earlier release ran there with success.")
             return Response(RollBackSerializer(target).data)
-        body = RollBackInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        given = body.validated_data
+        given = body_of(RollBackInput, request)
         environment = access.get_environment(request.user, given["project"], given["environment"], to_edit=True)
         begun = rollback.start(
-            environment, expected=given.get("back_to"), by=signed_in(request), now=timezone.now(), override=given["override"]
+            environment,
+            expected=given.get("back_to"),
+            by=signed_in(request),
+            now=timezone.now(),
+            override=given["override"],
+            leaving_out=given["leaving_out"],
         )
         return Response(DeploymentSerializer(begun).data, status=status.HTTP_202_ACCEPTED)
 

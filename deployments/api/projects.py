@@ -14,7 +14,7 @@ from rest_framework.views import APIView
 
 from deployments import project_file
 from portal.access import get_project, role_in, role_to_deploy
-from portal.api.fields import signed_in
+from portal.api.fields import body_of, signed_in
 from portal.errors import Invalid
 from portal.models import Project, Role
 
@@ -75,9 +75,8 @@ class ProjectImport(APIView):
     def post(self, request: Request, slug: str) -> Response:
         """What the file would change, or with `?apply=true` change it, whole or not at all. Errors name the line."""
         project = get_project(request.user, slug, role=Role.DEVELOPER)
-        body = ImportInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        text, seen = body.validated_data["text"], body.validated_data["seen"]
+        given = body_of(ImportInput, request)
+        text, seen = given["text"], given["seen"]
         applied = request.query_params.get("apply", "false").lower() == "true"
         user, may = signed_in(request), _editable(request, project)
         if applied:

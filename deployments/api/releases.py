@@ -13,14 +13,15 @@ from rest_framework.response import Response
 from rest_framework.reverse import reverse
 from rest_framework.viewsets import GenericViewSet
 
-from deployments import preview, promotion, releases, rollout, schedules, sides
+from deployments import preview, releases, rollout, schedules, sides
 from deployments.api.activations import ActivationSerializer
 from deployments.api.deployments import DeploymentSerializer
+from deployments.api.inputs import LeavingOutField, OverrideField
 from deployments.api.moments import ZonedDateTimeField, due_moment
 from deployments.models import Release
 from deployments.preview import Preview
 from portal import access
-from portal.api.fields import EnvironmentChoice, signed_in
+from portal.api.fields import EnvironmentChoice, body_of, signed_in
 from portal.errors import Invalid
 from portal.models import EnvironmentKind, Role
 
@@ -52,13 +53,16 @@ class ReleaseInput(serializers.Serializer[Any]):
     note = serializers.CharField(default="", allow_blank=True)
 
 
+class PreviewInput(EnvironmentChoice):
+    leaving_out = LeavingOutField()
+
+
 class DeployInput(EnvironmentChoice):
-    override = serializers.CharField(
-        default="",
-        allow_blank=True,
-        max_length=promotion.LONGEST_REASON,
-        help_text="Why the environment's rules (order, windows, freezes; never approvals) are set aside: operators only, kept.",
-    )
+    override = OverrideField()
+
+
+class StartInput(DeployInput):
+    leaving_out = LeavingOutField()
 
 
 class ActivateInput(DeployInput):
@@ -164,9 +168,7 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
     @extend_schema(request=ReleaseInput, responses={201: ReleaseSerializer})
     def create(self, request: Request) -> Response:
         """A new release from the latest saved version of every flow."""
-        body = ReleaseInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        given = body.validated_data
+        given = body_of(ReleaseInput, request)
         project = access.get_project(request.user, given.pop("project"), role=Role.DEVELOPER)
         release = releases.build(project, **given, by=signed_in(request))
         return Response(ReleaseSerializer(release).data, status=status.HTTP_201_CREATED)
@@ -203,9 +205,7 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
     def activate(self, request: Request, pk: str) -> Response:
         """Choose the release for an environment, now or at `due_at`; 409 with one reason per missing property or rule."""
         release = self.get_object()
-        body = ActivateInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        given = body.validated_data
+        given = body_of(ActivateInput, request)
         environment = access.get_environment(request.user, release.project.slug, given["environment"], to_edit=True)
         due_at, now = given["due_at"], timezone.now()
         if due_at:
@@ -227,29 +227,30 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
     @extend_schema(
         responses=PreviewSerializer,
         filters=False,
-        parameters=[OpenApiParameter("environment", enum=EnvironmentKind.values, required=True)],
+        parameters=[
+            OpenApiParameter("environment", enum=EnvironmentKind.values, required=True),
+            OpenApiParameter("leaving_out", str, many=True, description="Offline machines to go on without."),
+        ],
     )
     @action(detail=True, pagination_class=None)
     def preview(self, request: Request, pk: str) -> Response:
         """What deploying this release by the environment's plan would do now, step by step: restarts, hand-overs, leaders, time."""
         release = self.get_object()
-        asked = EnvironmentChoice(data=request.query_params)
+        asked = PreviewInput(data=request.query_params)
         asked.is_valid(raise_exception=True)
         environment = access.get_environment(request.user, release.project.slug, asked.validated_data["environment"])
-        found = preview.preview(release, environment, now=timezone.now())
+        found = preview.preview(release, environment, now=timezone.now(), leaving_out=asked.validated_data["leaving_out"])
         return Response(PreviewSerializer(found).data)
 
-    @extend_schema(request=DeployInput, responses={202: DeploymentSerializer})
+    @extend_schema(request=StartInput, responses={202: DeploymentSerializer})
     @action(detail=True, methods=["post"], url_path="deployments")
     def deploy(self, request: Request, pk: str) -> Response:
         """Run the environment's plan from this release; 202 with Location."""
         release = self.get_object()
-        body = DeployInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        kind = EnvironmentKind(body.validated_data["environment"])
+        given = body_of(StartInput, request)
+        kind, by = EnvironmentKind(given["environment"]), signed_in(request)
         environment = access.get_environment(request.user, release.project.slug, kind, to_edit=True)
-        deployment = rollout.prepare(
-            release, on=environment, by=signed_in(request), now=timezone.now(), override=body.validated_data["override"]
-        )
+        override, out = given["override"], given["leaving_out"]
+        deployment = rollout.prepare(release, on=environment, by=by, now=timezone.now(), override=override, leaving_out=out)
         location = reverse("api-deployment-detail", args=[deployment.pk], request=request)
         return Response(DeploymentSerializer(deployment).data, status=status.HTTP_202_ACCEPTED, headers={"Location": location})

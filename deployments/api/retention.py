@@ -11,7 +11,7 @@ from rest_framework.views import APIView
 
 from deployments import retention
 from portal import access
-from portal.api.fields import ExactInput, signed_in
+from portal.api.fields import ExactInput, body_of, signed_in
 from portal.models import Project
 
 
@@ -57,7 +57,6 @@ class RetentionView(APIView):
     def patch(self, request: Request, slug: str) -> Response:
         """Change the rule (administrators); every hour it is applied where it is enabled."""
         project = access.get_project(request.user, slug, role=retention.MAY_SET_RULE)
-        body = RetentionInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        retention.set_rule(project, by=signed_in(request), **body.validated_data)
+        given = body_of(RetentionInput, request)
+        retention.set_rule(project, by=signed_in(request), **given)
         return _answer(project)

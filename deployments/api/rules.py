@@ -17,7 +17,7 @@ from deployments import approvals, promotion, windows
 from deployments.api.moments import ZonedDateTimeField, due_moment
 from deployments.models import Approval, ApprovalRequest, ApprovalStatus, DeploymentFreeze, DeploymentWindow, Release
 from portal import access
-from portal.api.fields import EnvironmentFilter, ExactInput, Gated, signed_in
+from portal.api.fields import EnvironmentFilter, ExactInput, Gated, body_of, signed_in
 from portal.errors import Invalid
 from portal.models import Environment, EnvironmentKind, Role
 
@@ -92,9 +92,7 @@ class RulesView(APIView):
     def patch(self, request: Request, slug: str, kind: str) -> Response:
         """Change some of the rules (administrators); what changed is kept with who and when."""
         environment = access.get_environment(request.user, slug, kind, role=promotion.MAY_SET_RULES)
-        body = RulesInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        given = dict(body.validated_data)
+        given = body_of(RulesInput, request)
         lines = given.pop("windows", None)
         wanted = None if lines is None else [promotion.WindowInput(**line) for line in lines]
         promotion.set_rules(environment, by=signed_in(request), now=timezone.now(), windows_=wanted, **given)
@@ -106,9 +104,7 @@ class FreezesView(APIView):
     def post(self, request: Request, slug: str, kind: str) -> Response:
         """Forbid activating and deploying for a time (operators)."""
         environment = access.get_environment(request.user, slug, kind, role=promotion.MAY_FREEZE)
-        body = FreezeInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        given = body.validated_data
+        given = body_of(FreezeInput, request)
         made = promotion.freeze(
             environment,
             starts_at=due_moment(given["starts_at"], environment, field="starts_at"),
@@ -194,9 +190,7 @@ class ApprovalRequestViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, G
     @extend_schema(request=ApprovalRequestInput, responses={201: ApprovalRequestSerializer})
     def create(self, request: Request) -> Response:
         """Ask for approval with the property values of now (developers)."""
-        body = ApprovalRequestInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        given = body.validated_data
+        given = body_of(ApprovalRequestInput, request)
         rows = Release.objects.filter(project__team__memberships__user_id=request.user.pk or 0)
         release = rows.select_related("project").filter(pk=given["release"]).first()
         if release is None:
@@ -230,9 +224,8 @@ class ApprovalRequestViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, G
         return self._answer()
 
     def _comment(self, request: Request) -> str:
-        body = CommentInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        return str(body.validated_data["comment"])
+        given = body_of(CommentInput, request)
+        return str(given["comment"])
 
     def _answer(self) -> Response:
         return Response(ApprovalRequestSerializer(self.get_object()).data)

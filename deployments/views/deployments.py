@@ -15,7 +15,7 @@ from django.shortcuts import render as render_part
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
-from deployments import decisions, logs, rollout
+from deployments import decisions, logs, promotion, rollout
 from deployments.models import BROKEN, DONE, LIVE, Choice, Deployment, RunStatus, StepKind, StepRun
 from deployments.stages import stages_of
 from deployments.views.releases import verdicts
@@ -35,6 +35,7 @@ def _rights(request: UserRequest, environment: Environment) -> dict[str, Any]:
         "environment": environment,
         "may_edit": may(request.user, environment.project.team_id, role),
         "role_to_edit": role.label,
+        "may_override": may(request.user, environment.project.team_id, promotion.MAY_OVERRIDE),
     }
 
 
@@ -189,7 +190,7 @@ def deployment_cancel(request: UserRequest, slug: str, kind: str, pk: int) -> Ht
 
 @require_POST
 def deployment_decide(request: UserRequest, slug: str, kind: str, pk: int) -> HttpResponse:
-    """What a person decides after a failure: `choice`, with `reason` and `machine` where it needs them."""
+    """What a person decides after a failure: `choice`, with `reason`, `machine` and `override` where it needs them."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
     deployment = _deployment(environment, pk)
     choice = request.POST.get("choice", "")
@@ -202,6 +203,7 @@ def deployment_decide(request: UserRequest, slug: str, kind: str, pk: int) -> Ht
         now=timezone.now(),
         reason=request.POST.get("reason", ""),
         machine=request.POST.get("machine", ""),
+        override=request.POST.get("override", ""),
     )
     return redirect(request, after)
 

@@ -1,6 +1,7 @@
 """Deploy › Releases: new ones from Create, activation now or at a time, and the page of one release."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
-from deployments import approvals, plans, preview, promotion, releases, rollout, schedules, sheet, windows
+from deployments import approvals, plans, preview, promotion, releases, rollout, schedules, sheet, steps, windows
 from deployments.forms import DeployForm, ReleaseForm, show_refusal
 from deployments.models import LIVE, Activation, ActivationStatus, ApprovalRequest, Deployment, Release, RunStatus, StepKind
 from deployments.rule_forms import ActivateForm
@@ -240,29 +241,52 @@ def verdicts(environment: Environment) -> list[failover.Verdict]:
 def release_deploy(request: UserRequest, slug: str, kind: str, number: int) -> HttpResponse:
     """What deploying would do and what forbids it; and, posted, the deployment."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
-    release = _release(environment, number)
-    form = DeployForm(request.POST if request.method == "POST" else None, environment=environment)
+    release, absent = _release(environment, number), absent_machines(request, environment)
+    form = DeployForm(request.POST if request.method == "POST" else None, environment=environment, offline=[one.name for one in absent])
     if request.method == "POST" and form.is_valid():
+        given = form.cleaned_data
         try:
             deployment = rollout.prepare(
-                release, on=environment, by=request.user, now=timezone.now(), override=form.cleaned_data["override"]
+                release,
+                on=environment,
+                by=request.user,
+                now=timezone.now(),
+                override=given["override"],
+                leaving_out=given["leaving_out"],
             )
         except NotAllowed as refusal:
             form.add_error(None, refusal.sentence)
         else:
             return redirect(request, deployment)
-    context = _rights(request, environment) | preflight(release, environment) | {"release": release, "form": form}
-    context |= rule_findings(request, release, environment)
+    out = [one.name for one in absent if one.left_out]
+    context = _rights(request, environment) | preflight(release, environment, leaving_out=out) | {"release": release, "form": form}
+    context |= rule_findings(request, release, environment) | {"absent": absent}
     return dialog(request, "deployments/release_deploy.html", context, back=_address(release, environment))
 
 
-def preflight(release: Release, environment: Environment) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Absent:
+    """An offline machine that could be left out; `left_out` is the person's choice so far."""
+
+    name: str
+    sentence: str
+    left_out: bool
+
+
+def absent_machines(request: UserRequest, environment: Environment) -> list[Absent]:
+    """For the boxes of the Deploy and Roll back dialogs, which say it in the address until the form is sent."""
+    now = timezone.now()
+    chosen = (request.POST if request.method == "POST" else request.GET).getlist("leaving_out")
+    return [Absent(one.name, steps.silence(one, now), one.name in chosen) for one in rollout.offline(environment, now=now)]
+
+
+def preflight(release: Release, environment: Environment, *, leaving_out: Collection[str] = ()) -> dict[str, Any]:
     """Steps, findings and leaders. Obstacles that only repeat a missing property are left to the list of missing properties, whose
     entries are linked to their cell."""
-    run = preview.preview(release, environment, now=timezone.now())
+    run = preview.preview(release, environment, now=timezone.now(), leaving_out=leaving_out)
     tried = reach.findings(environment, now=timezone.now())
     said = {entry.sentence for entry in run.missing}
-    steps = list(plans.plan_of(environment).steps.all())
+    recipe = list(plans.plan_of(environment).steps.all())
     return {
         "missing": run.missing,
         "tried": [entry for entry in tried if entry.blocks],
@@ -270,8 +294,8 @@ def preflight(release: Release, environment: Environment) -> dict[str, Any]:
         "tried_sentences": {entry.sentence for entry in tried},
         "obstacles": [sentence for sentence in run.obstacles if sentence not in said],
         "warnings": releases.warnings(release, environment),
-        "steps": steps,
-        "balances": any(step.kind == StepKind.BALANCE_FAILOVER for step in steps),
+        "steps": recipe,
+        "balances": any(step.kind == StepKind.BALANCE_FAILOVER for step in recipe),
         "run": run,
         "verdicts": verdicts(environment),
         "live": _live(environment),

@@ -13,7 +13,7 @@ from deployments import promotion, rollback, schedules, sides, windows
 from deployments.forms import DeployForm
 from deployments.models import Activation, ActivationStatus
 from deployments.rule_forms import ScheduleForm
-from deployments.views.releases import preflight, rule_findings
+from deployments.views.releases import absent_machines, preflight, rule_findings
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -97,7 +97,8 @@ def release_rollback(request: UserRequest, slug: str, kind: str) -> HttpResponse
     """What rolling back would change and do; and, posted, the deployment of the earlier release."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
     target = rollback.target(environment)
-    form = DeployForm(request.POST if request.method == "POST" else None, environment=environment)
+    absent = absent_machines(request, environment)
+    form = DeployForm(request.POST if request.method == "POST" else None, environment=environment, offline=[one.name for one in absent])
     if request.method == "POST" and form.is_valid():
         expected = request.POST.get("back_to", "")
         try:
@@ -107,6 +108,7 @@ def release_rollback(request: UserRequest, slug: str, kind: str) -> HttpResponse
                 by=request.user,
                 now=timezone.now(),
                 override=form.cleaned_data["override"],
+                leaving_out=form.cleaned_data["leaving_out"],
             )
         except NotAllowed as refusal:
             form.add_error(None, refusal.sentence)
@@ -115,7 +117,8 @@ def release_rollback(request: UserRequest, slug: str, kind: str) -> HttpResponse
     context: dict[str, Any] = {"project": environment.project, "environment": environment, "form": form, "target": target}
     if target is not None:
         release = target.back_to.release
-        context |= preflight(release, environment) | rule_findings(request, release, environment, returning=True)
+        context |= preflight(release, environment, leaving_out=[one.name for one in absent if one.left_out])
+        context |= {"absent": absent} | rule_findings(request, release, environment, returning=True)
         # Rolling back activates the release itself.
         context["obstacles"] = [sentence for sentence in context["obstacles"] if "is not active on" not in sentence]
         context |= {

@@ -38,6 +38,14 @@ class ExactInput(serializers.Serializer[Any]):
         return attrs
 
 
+def body_of(kind: type[serializers.Serializer[Any]], request: Request) -> dict[str, Any]:
+    """The body of an act, in the shape of `kind`; raises ValidationError (400) naming the fields."""
+    body = kind(data=request.data)
+    body.is_valid(raise_exception=True)
+    given: dict[str, Any] = body.validated_data
+    return given
+
+
 class EnvironmentChoice(serializers.Serializer[Any]):
     """Body that names an environment of a project known from elsewhere."""
 

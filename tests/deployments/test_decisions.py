@@ -5,14 +5,27 @@ from datetime import timedelta
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils import timezone
 
-from deployments import decisions, plans, releases, returning, rollout, steps
-from deployments.models import BROKEN, LIVE, Choice, Decision, Deployment, Exclusion, Release, RunStatus, StepKind, StepLog
+from deployments import decisions, plans, promotion, releases, returning, rollout, steps
+from deployments.models import (
+    BROKEN,
+    LIVE,
+    Choice,
+    Decision,
+    Deployment,
+    Exclusion,
+    Release,
+    RuleOverride,
+    RunStatus,
+    StepKind,
+    StepLog,
+)
 from portal import properties
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Flow, FlowVersion
 from runtimes import failover, fleet
-from runtimes.models import CommandRun, Runtime
+from runtimes.models import CommandRun, Machine, Runtime
 from runtimes.protocol import CommandReport, CommandStatus, Preference
 from tests.deployments.conftest import Engine, save_version
 from tests.deployments.test_releases import together
@@ -264,6 +277,54 @@ def test_roll_back_deploys_what_ran_before(upgrade: Upgrade, failed: Deployment)
     assert {row.observed_release for row in Runtime.objects.all()} == {1}
 
 
+@pytest.fixture
+def frozen(upgrade: Upgrade, failed: Deployment, operator: User) -> Deployment:
+    """A freeze began after the failure."""
+    now = upgrade.engine.now
+    promotion.freeze(upgrade.environment, starts_at=now, ends_at=now + timedelta(days=1), reason="Stocktaking", by=operator, now=now)
+    upgrade.engine.machines.failing.clear()
+    upgrade.engine.pass_time(1)
+    return failed
+
+
+@pytest.mark.parametrize("choice", [Choice.RETRY, Choice.SKIP, Choice.ROLL_BACK])
+def test_in_a_freeze_going_on_needs_an_operator_with_a_reason(upgrade: Upgrade, frozen: Deployment, operator: User, choice: Choice) -> None:
+    offer = upgrade.offer(frozen, choice)
+    assert offer and not offer.refusal and "Stocktaking" in offer.forbidden
+    with pytest.raises(NotAllowed, match=r"Stocktaking.*An operator or administrator can override this with a reason"):
+        upgrade.decide(frozen, choice, "It must go on.")
+    with pytest.raises(NotAllowed, match="needs the role operator"):
+        decisions.decide(frozen, choice, by=upgrade.person, now=upgrade.engine.now, reason="x", override="I want to.")
+    frozen.refresh_from_db()
+    assert frozen.status == RunStatus.FAILED and not Decision.objects.exists() and not RuleOverride.objects.exists()
+    after = decisions.decide(frozen, choice, by=operator, now=upgrade.engine.now, reason="Half done.", override="Agreed with the shop.")
+    assert after.status == RunStatus.RUNNING or after.status == RunStatus.PENDING
+    assert {row.reason for row in RuleOverride.objects.all()} == {"Agreed with the shop."}
+
+
+def test_in_a_freeze_a_deployment_can_be_aborted(upgrade: Upgrade, frozen: Deployment) -> None:
+    assert upgrade.offer(frozen, Choice.ABORT).forbidden == ""  # type: ignore[union-attr]
+    upgrade.decide(frozen, Choice.ABORT)
+    assert frozen.status == RunStatus.CANCELLED
+
+
+def test_the_decision_bar_and_the_api_ask_why_in_spite_of_the_freeze(
+    client: Client, upgrade: Upgrade, frozen: Deployment, operator: User, admin: User
+) -> None:
+    upgrade.environment.freezes.update(starts_at=timezone.now() - timedelta(hours=1), ends_at=timezone.now() + timedelta(days=1))
+    client.force_login(upgrade.person)
+    html = client.get(frozen.get_absolute_url()).content.decode()
+    assert "Stocktaking" in html and 'name="override"' not in html and "An operator or administrator can override" in html
+    api = f"/api/v1/deployments/{frozen.pk}/"
+    assert client.post(f"{api}resume/").status_code == 409
+    client.force_login(operator)
+    html = client.get(frozen.get_absolute_url()).content.decode()
+    assert html.count('name="override"') == 3
+    answer = client.post(f"{frozen.get_absolute_url()}decide/", {"choice": "roll-back", "override": "The shop is down."})
+    assert answer.status_code == 302 and Deployment.objects.count() == 3
+    assert client.post(f"{api}resume/", {"override": "x", "overide": "y"}, content_type="application/json").status_code == 400
+
+
 # ----------------------------------------------------------------------------------------------------- a machine that is away
 
 
@@ -316,6 +377,60 @@ def test_a_machine_is_left_out_from_the_beginning(upgrade: Upgrade) -> None:
     assert run.steps.get(machine="external02").status == RunStatus.SKIPPED
     upgrade.engine.run(run, every=20)
     assert "no follower is ready to take over" in run.steps.get(machine="external01").reason
+
+
+def test_a_machine_that_is_left_out_goes_through_page_and_api_and_catches_up(client: Client, upgrade: Upgrade, operator: User) -> None:
+    """external02 is off; external01 leads: the gate asks for an override, and Balance says what it proved."""
+    engine, release = upgrade.engine, upgrade.release(7)
+    engine.machines.silent.add("external02")
+    engine.pass_time(60)
+    Machine.objects.exclude(name="external02").update(last_report_at=timezone.now() + timedelta(seconds=60))
+    Machine.objects.filter(name="external02").update(last_report_at=timezone.now() - timedelta(seconds=60))
+    client.force_login(upgrade.person)
+    dialog, api = f"/projects/webshop/test/releases/{release.number}/deploy/", f"/api/v1/releases/{release.pk}/"
+    html = client.get(dialog).content.decode()
+    assert 'value="external02" hx-get' in html and "external02 has not been heard from" in html and "disabled" in html
+    html = client.get(f"{dialog}?leaving_out=external02").content.decode()
+    assert 'value="external02" checked' in html and "and no follower is ready to take over" in html
+    assert client.post(f"{api}deployments/", {"environment": "test"}, content_type="application/json").status_code == 409
+    told = client.get(f"{api}preview/", {"environment": "test", "leaving_out": ["external02"]}).json()
+    assert told["obstacles"] == [] and [step["outcome"] for step in told["steps"]][-1] == "fails"
+    body = {"environment": "test", "leaving_out": ["external02", "external01"]}
+    assert "external01 is online" in client.post(f"{api}deployments/", body, content_type="application/json").json()["detail"]
+    body = {"environment": "test", "leaving_out": ["external02"]}
+    answer = client.post(f"{api}deployments/", body, content_type="application/json")
+    assert answer.status_code == 202 and [one["machine"] for one in answer.json()["exclusions"]] == ["external02"]
+    run = Deployment.objects.get(pk=answer.json()["id"])
+    engine.pass_time(60)
+    engine.run(run, every=10)
+    upgrade.decide(run, Choice.OVERRIDE, "It must be out today.")
+    assert engine.run(run, every=5).status == RunStatus.SUCCEEDED
+    balance = run.steps.get(kind=StepKind.BALANCE_FAILOVER)
+    assert balance.reason == "external01 leads erp-orders, as preferred. Proven without external02, left out of this deployment."
+    assert {one["runtime"]: one["left_out"] for one in balance.memory["groups"][0]["members"]} == {
+        "external01.erp": False, "external02.erp": True,
+    }  # fmt: skip
+    engine.machines.silent.clear()
+    engine.pass_time(1)
+    (exclusion,) = returning.open_exclusions()
+    assert "is back: deployment" in returning.catch_up(exclusion, now=engine.now)
+    made = Deployment.objects.first()
+    assert made is not None and engine.run(made).status == RunStatus.SUCCEEDED
+    assert {row.observed_release for row in Runtime.objects.all()} == {release.number}
+    assert f"deployment {made.pk}" in client.get(run.get_absolute_url()).content.decode()
+
+
+def test_a_roll_back_can_leave_a_machine_out(client: Client, upgrade: Upgrade, failed: Deployment) -> None:
+    upgrade.decide(failed, Choice.ABORT)
+    Machine.objects.update(last_report_at=timezone.now() + timedelta(seconds=60))
+    Machine.objects.filter(name="external02").update(last_report_at=timezone.now() - timedelta(seconds=60))
+    client.force_login(upgrade.person)
+    body = {"project": "webshop", "environment": "test"}
+    assert client.post("/api/v1/deployments/rollback/", body, content_type="application/json").status_code == 409
+    html = client.get("/projects/webshop/test/releases/rollback/?leaving_out=external02").content.decode()
+    assert 'value="external02" checked' in html
+    answer = client.post("/api/v1/deployments/rollback/", body | {"leaving_out": ["external02"]}, content_type="application/json")
+    assert answer.status_code == 202 and answer.json()["exclusions"][0]["machine"] == "external02"
 
 
 def test_a_machine_that_comes_back_after_another_release_need_not_catch_up(upgrade: Upgrade, away: Deployment) -> None:

@@ -7,11 +7,11 @@ import pytest
 from django.contrib.auth.models import User
 from pytest_django import DjangoAssertNumQueries
 
-from deployments import plans, releases, rollout, steps
-from deployments.models import BROKEN, Deployment, Release, RunStatus, Step, StepKind, StepLog, StepRun
+from deployments import decisions, plans, releases, rollout, steps
+from deployments.models import BROKEN, Choice, Deployment, Release, RunStatus, Step, StepKind, StepLog, StepRun
 from deployments.steps import Outcome
 from portal import properties
-from portal.errors import Busy, NotAllowed
+from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import Environment, Flow
 from runtimes import failover, fleet
 from runtimes.models import FailoverGroup, GroupRequest, Machine, Runtime
@@ -464,20 +464,69 @@ def test_what_has_ended_can_not_be_cancelled(broken: Deployment, engine: Engine,
         rollout.cancel(broken, by=operator, now=engine.now)
 
 
-def test_a_manual_step_waits_for_a_person_without_a_deadline(active: Release, filled: Environment, engine: Engine, operator: User) -> None:
-    plans.add_step(plans.plan_of(filled), StepKind.MANUAL, position=2, instruction="Call the warehouse.", timeout_seconds=1)
+def test_a_manual_step_waits_for_a_person(active: Release, filled: Environment, engine: Engine, operator: User) -> None:
+    plans.add_step(plans.plan_of(filled), StepKind.MANUAL, position=2, instruction="Call the warehouse.", timeout_seconds=3 * 24 * 3600)
     run = engine.run(rollout.prepare(active, on=filled, by=operator, now=engine.now))
     step = run.steps.get(number=2)
     assert (run.status, step.status, step.reason) == (RunStatus.WAITING, RunStatus.WAITING, "Call the warehouse.")
     assert run.alerting_off
     engine.now += timedelta(days=2)
-    assert rollout.stalled(engine.now) == []
+    assert rollout.stalled(engine.now) == [] == rollout.end_waits(engine.now)
     rollout.tick(step.pk, now=engine.now)
     engine.pass_time(1)
     rollout.confirm(step, by=operator, now=engine.now)
     rollout.confirm(step, by=operator, now=engine.now)
     assert (step.status, step.reason) == (RunStatus.SUCCEEDED, "Confirmed by operator.")
     assert engine.run(run).status == RunStatus.SUCCEEDED
+
+
+def test_a_manual_step_that_nobody_confirms_times_out_with_a_choice(
+    active: Release, filled: Environment, engine: Engine, operator: User
+) -> None:
+    plans.add_step(plans.plan_of(filled), StepKind.MANUAL, position=2, instruction="Call the warehouse.", timeout_seconds=60)
+    run = engine.run(rollout.prepare(active, on=filled, by=operator, now=engine.now))
+    engine.pass_time(59)
+    assert rollout.end_waits(engine.now) == []
+    engine.pass_time(2)
+    assert rollout.end_waits(engine.now) == ["2. Manual: wait for a person: Nobody confirmed it within 60 s: Call the warehouse."]
+    assert rollout.end_waits(engine.now) == []
+    run.refresh_from_db()
+    assert (run.status, run.steps.get(number=2).status, run.alerting_off) == (RunStatus.TIMED_OUT, RunStatus.TIMED_OUT, False)
+    with pytest.raises(NotAllowed, match="is timed out: it waits for nobody"):
+        rollout.confirm(run.steps.get(number=2), by=operator, now=engine.now)
+    assert [offer.choice for offer in decisions.offers(run, now=engine.now) if not offer.refusal] == ["retry", "skip", "abort"]
+    decisions.decide(run, Choice.RETRY, by=operator, now=engine.now)
+    engine.run(run)
+    rollout.confirm(run.steps.get(number=2), by=operator, now=engine.now)
+    assert engine.run(run).status == RunStatus.SUCCEEDED
+
+
+def test_a_manual_step_that_times_out_in_one_lane_lets_the_other_lane_come_to_its_end(
+    active: Release, filled: Environment, engine: Engine, operator: User
+) -> None:
+    plan = plans.plan_of(filled)
+    plans.add_step(plan, StepKind.MANUAL, position=2, instruction="Look.", timeout_seconds=5, stage="Both", lane="people")
+    plans.add_step(plan, StepKind.RESTART_RUNTIME, machine="external01", connector="erp", position=3, stage="Both", lane="machines")
+    run = rollout.prepare(active, on=filled, by=operator, now=engine.now)
+    StepRun.objects.filter(deployment=run, number=3).update(kind=StepKind.HTTP_CHECK, url="http://127.0.0.1:9/", machine="", connector="")
+    for number in (1, 2, 3):
+        rollout.tick(run.steps.get(number=number).pk, now=engine.now)
+    engine.pass_time(6)
+    assert len(rollout.end_waits(engine.now)) == 1
+    run.refresh_from_db()
+    assert [str(step.status) for step in run.steps.all()][1:3] == ["timed-out", "running"] and run.status == RunStatus.RUNNING
+    rollout.record_answer(run.steps.get(number=3).pk, 1, status=200, reason="", now=engine.now)
+    rollout.tick(run.steps.get(number=3).pk, now=engine.now)
+    run.refresh_from_db()
+    assert (run.status, run.steps.get(number=3).status) == (RunStatus.TIMED_OUT, RunStatus.SUCCEEDED)
+
+
+def test_a_manual_step_without_a_limit_of_its_own_waits_a_day(filled: Environment, active: Release) -> None:
+    step = plans.add_step(plans.plan_of(filled), StepKind.MANUAL, position=1, instruction="Look.")
+    assert step.timeout_seconds == 24 * 3600
+    plans.change_step(step, timeout_seconds=14 * 24 * 3600)
+    with pytest.raises(Invalid, match="from 1 to 1209600"):
+        plans.change_step(step, timeout_seconds=14 * 24 * 3600 + 1)
 
 
 def test_only_a_waiting_step_is_confirmed(run: Deployment, engine: Engine, operator: User) -> None:
