@@ -7,7 +7,7 @@ from django import forms
 from django.http import QueryDict
 
 from deployments import plans, sheet
-from deployments.models import STEP_FIELDS, Condition, Step, StepKind
+from deployments.models import STEP_FIELDS, Condition, HandOvers, Step, StepKind
 from deployments.promotion import LONGEST_REASON
 from portal.errors import NotAllowed
 from portal.models import PROPERTY_KEY, Environment, Flow, Group, Placement, Property, PropertyKind, Role, scope_name
@@ -233,8 +233,10 @@ PICKERS: dict[str, tuple[str, ...]] = {
     StepKind.WAIT_HEALTHY: ("target",),
     StepKind.RUN_COMMAND: ("machine", "command"),
     StepKind.HTTP_CHECK: ("url", "expected_status"),
+    StepKind.BALANCE_FAILOVER: ("hand_overs",),
 }
-OPTIONAL = ("target", "confirm_role", "expected_status")
+OPTIONAL = ("target", "confirm_role", "expected_status", "hand_overs")
+TEXTS = ("group", "flow", "instruction", "confirm_role", "command", "url", "hand_overs")
 WHAT_TO_PICK = {
     "machine": "Pick the machine.",
     "runtime": "Pick the runtime.",
@@ -293,6 +295,12 @@ class StepForm(Styled):
         required=False, label="Address", max_length=500, help_text="http:// or https://; may hold ${placeholders}. Asked every 2 s."
     )
     expected_status = forms.IntegerField(required=False, label="Expected status", min_value=100, max_value=599, initial=200)
+    hand_overs = forms.ChoiceField(
+        required=False,
+        label="Preferences",
+        choices=[("", "Each group goes to its preferred machine"), *HandOvers.choices],
+        help_text="A group that this deployment moved already stays where it is: there is one short gap instead of two.",
+    )
     stage = forms.CharField(required=False, max_length=40, help_text="Neighbours with the same stage belong together.")
     lane = forms.CharField(required=False, max_length=40, help_text="Lanes of one stage run side by side.")
     condition = forms.ChoiceField(required=False, label="Runs", choices=Condition.choices, initial=Condition.ALWAYS)
@@ -339,7 +347,7 @@ class StepForm(Styled):
         given = self.cleaned_data
         picker = "runtime" if "runtime" in needed else "target" if "target" in needed else ""
         machine, _, connector = (given[picker] if picker else "").partition("|")
-        texts = {name: given[name] if name in needed else "" for name in ("group", "flow", "instruction", "confirm_role", "command", "url")}
+        texts = {name: given[name] if name in needed else "" for name in TEXTS}
         return {
             **texts,
             "machine": given["machine"] if "machine" in needed else machine,

@@ -287,6 +287,12 @@ class Condition(models.TextChoices):
     CHANGED = "changed", "Only when this deployment changed its target"
 
 
+class HandOvers(models.TextChoices):
+    """How far Balance failover goes for a preference; empty: as far as it takes."""
+
+    ONCE = "once", "At most one hand-over per group in a deployment"
+
+
 class Plan(models.Model):
     """The ordered recipe of an environment."""
 
@@ -310,6 +316,7 @@ class StepFields(models.Model):
     command = models.CharField(max_length=80, blank=True, default="")  # name in the machine's own list, for Run command
     url = models.CharField(max_length=500, blank=True, default="")  # for HTTP check; may hold ${placeholders}
     expected_status = models.PositiveSmallIntegerField(default=200)  # for HTTP check
+    hand_overs = models.CharField(max_length=8, choices=HandOvers.choices, blank=True, default="")  # for Balance failover
     stage = models.CharField(max_length=40, blank=True, default="")  # neighbours with the same name are one stage
     lane = models.CharField(max_length=40, blank=True, default="")  # lanes of one stage run side by side, steps of one lane in order
     condition = models.CharField(max_length=8, choices=Condition.choices, default=Condition.ALWAYS)

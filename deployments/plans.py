@@ -8,7 +8,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from deployments.models import STEP_FIELDS, Condition, Plan, Step, StepFields, StepKind
+from deployments.models import STEP_FIELDS, Condition, HandOvers, Plan, Step, StepFields, StepKind
 from deployments.stages import stages_of
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Flow, Group, MachineKind, Role
@@ -85,7 +85,8 @@ def _opening(environment: Environment) -> list[Step]:
 
 def followers_first_plan(environment: Environment, *, now: datetime) -> Plan:
     """Replace the steps by a plan made from who leads now. Per connector in failover: upgrade the followers, prove them ready, hand the
-    groups over, upgrade the former leaders, prove them; Balance failover last. Connectors go side by side; others come before.
+    groups over, upgrade the former leaders, prove them; Balance failover last, which moves no group a second time (decision 0071).
+    Connectors go side by side; others come before.
 
     Raises:
         NotAllowed: no runtimes, nothing runs in failover, or of a group nobody is known to lead.
@@ -103,7 +104,7 @@ def followers_first_plan(environment: Environment, *, now: datetime) -> Plan:
             for step in part(members, leaders):
                 step.stage, step.lane = stage, connector
                 steps.append(step)
-    steps.append(Step(kind=StepKind.BALANCE_FAILOVER))
+    steps.append(Step(kind=StepKind.BALANCE_FAILOVER, hand_overs=HandOvers.ONCE))
     return _replace(plan_of(environment), steps)
 
 
@@ -320,6 +321,7 @@ def _fill(environment: Environment, step: Step, fields: dict[str, Any]) -> None:
     step.instruction = text("instruction", used=kind == StepKind.MANUAL)
     step.confirm_role = text("confirm_role", used=kind == StepKind.MANUAL)
     balance = kind == StepKind.BALANCE_FAILOVER  # alone, last, and always
+    step.hand_overs = text("hand_overs", used=balance)
     step.stage, step.lane = text("stage", used=not balance)[:40], text("lane", used=not balance)[:40]
     step.condition = Condition.ALWAYS if balance else str(fields.get("condition") or Condition.ALWAYS)
     step.expected_status = _number(fields, "expected_status", 200, 100, 599) if kind == StepKind.HTTP_CHECK else 200
@@ -358,6 +360,8 @@ def _check_fields(kind: StepKind, step: Step) -> None:
         raise Invalid("Say what the person should do before the plan goes on.", field="instruction")
     if step.confirm_role and step.confirm_role not in Role.values:
         raise Invalid(f"{step.confirm_role} is no role: choose {', '.join(Role.values)}.", field="confirm_role")
+    if step.hand_overs and step.hand_overs not in HandOvers.values:
+        raise Invalid(f"{step.hand_overs} is no choice: say once, or nothing.", field="hand_overs")
     if step.condition not in Condition.values:
         raise Invalid(f"{step.condition} is no condition: choose {' or '.join(Condition.values)}.", field="condition")
     if kind == StepKind.RUN_COMMAND and not COMMAND_NAME.fullmatch(step.command):

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Literal
 
 from deployments import gates, moves, plans, releases, rollout, steps
-from deployments.models import Release, RunStatus, StepFields, StepKind, StepRun
+from deployments.models import HandOvers, Release, RunStatus, StepFields, StepKind, StepRun
 from deployments.stages import Stage, stages_of
 from portal.errors import NotAllowed
 from portal.models import Environment, Property
@@ -162,6 +162,7 @@ class _World:
         self.groups = {group.name: group for group in seen.groups}
         self.out = set(leaving_out)
         self.changed: set[str] = set()
+        self.moved: set[str] = set()  # groups that this run handed over
         self.pointless = seen.pointless
 
     # ---- one step
@@ -182,7 +183,7 @@ class _World:
         elif kind in plans.GROUP_KINDS:
             self._on_group(kind, step, told)
         elif kind == StepKind.BALANCE_FAILOVER:
-            self._balance(told)
+            self._balance(step, told)
         elif kind == StepKind.MANUAL:
             told.outcome, told.sentence = "waits", step.instruction
 
@@ -286,7 +287,8 @@ class _World:
         return found
 
     def _ready(self, group: GroupSight, *, but: str) -> list[str]:
-        able = [key for key, member in group.members.items() if key not in (but, group.leader) and member.able]
+        here = {key: member for key, member in group.members.items() if self.runtimes[key].machine not in self.out}
+        able = [key for key, member in here.items() if key not in (but, group.leader) and member.able]
         return sorted(able, key=lambda key: (_ORDER.index(Preference(group.members[key].preference)), key))
 
     def _give_up(self, kind: StepKind, key: str, told: Foreseen) -> str:
@@ -302,6 +304,7 @@ class _World:
     def _lead(self, group: GroupSight, key: str, cause: str, told: Foreseen) -> None:
         if group.leader is not None and group.leader != key:
             told.hand_overs.append(HandOver(group.name, group.leader, key, cause))
+            self.moved.add(group.name)
         self.groups[group.name] = replace(group, leader=key)
 
     def _goes_down(self, row: RuntimeSight, told: Foreseen) -> None:
@@ -350,7 +353,7 @@ class _World:
             else:
                 told.outcome, told.sentence = "fails", f"No follower is ready to take over {group.name}."
 
-    def _balance(self, told: Foreseen) -> None:
+    def _balance(self, step: StepFields, told: Foreseen) -> None:
         sentences = []
         for group in sorted(self.groups.values(), key=lambda one: one.name):
             if group.leaves:
@@ -362,7 +365,9 @@ class _World:
                 sentences.append(f"{group.name} is proven without {' and '.join(out)}, left out.")
             if wished is None or len(group.members) < 2:
                 continue
-            if not here[wished].able:
+            if step.hand_overs == HandOvers.ONCE and group.name in self.moved and group.leader not in (None, wished):
+                sentences.append(f"{group.name} was handed over once by then and stays on {group.leader}; {wished} is preferred.")
+            elif not here[wished].able:
                 told.outcome = "fails"
                 sentences.append(f"{wished} is preferred for {group.name} but not ready: {here[wished].lacking}")
             else:

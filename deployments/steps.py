@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from django.db.models import F, QuerySet
 
 from deployments import frozen, gates, masking, moves, releases
-from deployments.models import DONE, Deployment, Exclusion, RunStatus, StepKind, StepLog, StepRun
+from deployments.models import DONE, Deployment, Exclusion, HandOvers, RunStatus, StepKind, StepLog, StepRun
 from portal import property_uses, property_values, router_addresses
 from portal.errors import Busy, NotAllowed, NotReady, Stale
 from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol
@@ -970,6 +970,7 @@ class BalanceFailover(Kind):
                 actor=actor(step),
                 step_began_at=step.started_at,
                 left_out=without,
+                once=step.hand_overs == HandOvers.ONCE,
                 now=now,
             )
         except (Busy, NotReady, Stale) as refusal:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from portal.errors import Busy, NotReady, Stale
 from runtimes.failover import MemberVerdict, Verdict, ago, expire_overdue, meant_to_fail_over, obstacle, read_now, switch, verdict, without
-from runtimes.models import LIVE_REQUESTS, FailoverGroup, GroupRequest, LeadershipChange
+from runtimes.models import LIVE_REQUESTS, FailbackPolicy, FailoverGroup, GroupRequest, LeadershipChange
 from runtimes.protocol import Cause, Preference, RequestKind, RequestStatus, State, Status
 
 SILENT_FOR_LONG_SECONDS = 30.0  # no longer is waited for a preferred member whose agent is silent for so long
@@ -24,12 +24,20 @@ class Balanced:
 
 
 def balance(
-    group: FailoverGroup, *, release: int, actor: str, step_began_at: datetime, now: datetime, left_out: Collection[str] = ()
+    group: FailoverGroup,
+    *,
+    release: int,
+    actor: str,
+    step_began_at: datetime,
+    now: datetime,
+    left_out: Collection[str] = (),
+    once: bool = False,
 ) -> Balanced:
     """One idempotent step towards "the preferred member leads, proven": asks for the hand-over when it is due, else looks.
 
     Never overrides a switch made after the step began, never enables (docs/failover.md, Balance failover). Members on machines that
-    were left out of the deployment are not waited for: what can be proven without them is.
+    were left out of the deployment are not waited for: what can be proven without them is. With `once` a group that `actor` handed over
+    already is proven where it is, instead of being handed over again.
     """
     group = read_now(group)
     expire_overdue(now=now, group=group)
@@ -58,6 +66,11 @@ def balance(
         away = any(member.runtime.preference == Preference.LEADER for member in group.members.all())
         why = "The preferred leader is left out" if away else f"{group.name} has no preferred leader"
         return waits(unproven) if unproven else done(f"{why}: {group.name if away else 'it'} stays where it is, on {where}.")
+    if once and found.leader not in (None, preferred) and _handed_over(group, actor):
+        assert found.leader is not None
+        unproven = _unproven(found, found.leader, release)
+        stays = f"{group.name} was handed over once in this deployment and stays on {found.leader.machine}. {_later(group, preferred)}"
+        return waits(unproven) if unproven else done(stays)
     if hopeless := _hopeless(found, preferred, step_began_at, now):
         return failed(hopeless)
     if found.leader is not preferred and (who := _switched_by(group, preferred, actor, step_began_at)):
@@ -66,6 +79,19 @@ def balance(
         unproven = _unproven(found, preferred, release)
         return waits(unproven) if unproven else done(f"{preferred.machine} leads {group.name}, as preferred.")
     return waits(_hand_over(found, preferred, release=release, actor=actor, step_began_at=step_began_at, now=now))
+
+
+def _handed_over(group: FailoverGroup, actor: str) -> bool:
+    """Did this deployment move the group before."""
+    asked = GroupRequest.objects.filter(group=group, kind=RequestKind.SWITCH, actor=actor, status=RequestStatus.SUCCEEDED)
+    return asked.exists()
+
+
+def _later(group: FailoverGroup, preferred: MemberVerdict) -> str:
+    """How the preference comes to its right without this deployment."""
+    if group.failback == FailbackPolicy.MANUAL:
+        return f"{preferred.machine} is preferred: Play there brings it back, or the next deployment."
+    return f"{preferred.machine} is preferred: its failback policy ({group.get_failback_display().lower()}) brings it back."
 
 
 def _hopeless(found: Verdict, preferred: MemberVerdict, step_began_at: datetime, now: datetime) -> str:

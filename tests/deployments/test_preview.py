@@ -73,6 +73,11 @@ def followers_first(upgrade: Upgrade) -> Release:
     return upgrade.release(1)
 
 
+def followers_first_from_the_backup(upgrade: Upgrade) -> Release:
+    failover.prefer(runtime("external02"), Preference.LEADER)
+    return followers_first(upgrade)
+
+
 def other_preference(upgrade: Upgrade) -> Release:
     failover.prefer(runtime("external02"), Preference.LEADER)
     return upgrade.release(1)
@@ -160,7 +165,8 @@ def back_without_a_group(upgrade: Upgrade) -> Release:
 
 
 SCENES: list[Callable[[Upgrade], Release]] = [
-    everyday, unchanged, one_value, followers_first, other_preference, follower_stopped, all_kinds, last_member,
+    everyday, unchanged, one_value, followers_first, followers_first_from_the_backup, other_preference, follower_stopped, all_kinds,
+    last_member,
     back_without_a_connector, back_without_a_connector_on_one_machine_that_other_steps_name, back_without_a_group,
 ]  # fmt: skip
 
@@ -173,6 +179,26 @@ def test_the_run_does_what_the_preview_said(upgrade: Upgrade, scene: Callable[[U
     run = rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
     assert len(foreseen.steps) == run.steps.count() or foreseen.steps[-1].outcome == "fails"
     compare(upgrade, foreseen, run)
+
+
+def test_followers_first_moves_a_group_once_and_balance_proves_it_where_it_is(upgrade: Upgrade) -> None:
+    """external01 is preferred and leads: it must give up once, and is not given back by a second gap."""
+    release = followers_first(upgrade)
+    foreseen = preview.preview(release, upgrade.environment, now=upgrade.engine.now)
+    assert foreseen.hand_overs == {"erp-orders": 1}
+    run = upgrade.engine.run(rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now))
+    assert (run.status, upgrade.engine.machines.handed_over) == (RunStatus.SUCCEEDED, [("external02.erp", "switch")])
+    balance = run.steps.get(kind=StepKind.BALANCE_FAILOVER)
+    assert balance.reason == (
+        "erp-orders was handed over once in this deployment and stays on external02. "
+        "external01 is preferred: Play there brings it back, or the next deployment."
+    )
+    assert [one["leader"] for one in balance.memory["groups"]] == ["external02.erp"]
+    upgrade.engine.machines.handed_over.clear()
+    again = followers_first(upgrade)
+    run = upgrade.engine.run(rollout.prepare(again, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now))
+    assert upgrade.engine.machines.handed_over == [("external01.erp", "switch")], "the next one brings it back, by one gap again"
+    assert run.steps.get(kind=StepKind.BALANCE_FAILOVER).reason == "external01 leads erp-orders, as preferred."
 
 
 def test_a_first_deployment_is_foreseen_too(active: Release, filled: Environment, engine: Engine, developer: User) -> None:

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests import PATIENCE
 from tests.journeys.baton import Baton, until
 from tests.journeys.test_regrouping import Drops, Pages
 
 pytestmark = [pytest.mark.journey, pytest.mark.long]
 
 GROUPS = {"erp-orders": ("erp", "external01", "external02"), "tills-sales": ("tills", "external02", "external01")}  # preferred, backup
-LONGEST_GAP_SECONDS = 0.2
 
 
 class SystemDrops(Drops):
@@ -88,21 +86,24 @@ def upgrade(baton: Baton, name: str) -> dict[str, dict[str, Any]]:
     return told
 
 
-def test_after_a_failover_the_upgrade_hands_each_group_over_once(baton: Baton) -> None:
+def test_each_upgrade_hands_each_group_over_once(baton: Baton) -> None:
+    """From the preferred machines to the others, and by the next upgrade back. The gaps are printed; the figures of a quiet machine stand
+    in docs/deploying.md (decision 0071)."""
+    for name, leads in (("there", 2), ("back", 1)):
+        for group, told in upgrade(baton, name).items():
+            assert told["foreseen"] == len(told["gaps"]) == 1, (name, group, told)
+            assert told["gaps"][0] is not None, (name, group, told)
+        for group, (_, preferred, backup) in GROUPS.items():
+            assert baton.settled(group) == ((backup, preferred) if leads == 2 else (preferred, backup))
+
+
+def test_after_a_failover_the_upgrade_brings_each_group_home_by_one_hand_over(baton: Baton) -> None:
     for group, (_, _, backup) in GROUPS.items():
         answer = baton.post(f"groups/{baton.group(group)['id']}/switch/", candidate=backup)
         assert answer.status_code in (200, 202), answer.text
     for group, (_, preferred, backup) in GROUPS.items():
         until(lambda group=group, wish=(backup, preferred): baton.settled(group) == wish, 20, f"{backup} leads {group}")  # type: ignore[misc]
-    for group, told in upgrade(baton, "once").items():
+    for group, told in upgrade(baton, "home").items():
         assert told["foreseen"] == len(told["gaps"]) == 1, (group, told)
-        assert all(gap is not None and gap <= LONGEST_GAP_SECONDS * PATIENCE for gap in told["gaps"]), (group, told)
     for group, (_, preferred, backup) in GROUPS.items():
         assert baton.settled(group) == (preferred, backup)
-
-
-def test_from_the_preferred_machines_balance_brings_each_group_back_by_a_second_hand_over(baton: Baton) -> None:
-    for group, told in upgrade(baton, "there and back").items():
-        assert told["foreseen"] == len(told["gaps"]) == 2, (group, told)
-        assert all(gap is not None and gap <= LONGEST_GAP_SECONDS * PATIENCE for gap in told["gaps"]), (group, told)
-        assert sorted(told["causes"]) == ["balance", "switch"], (group, told)
