@@ -117,7 +117,8 @@ def resume(
 ) -> None:
     """Go on from the step that failed: the same run, its history kept."""
     ask = given.portal()
-    _watch(ask, ask.post(f"deployments/{deployment}/resume/", {"override": override}), follow=follow, wait_for_people=wait_for_people, json=json)
+    after = ask.post(f"deployments/{deployment}/resume/", {"override": override})
+    _watch(ask, after, follow=follow, wait_for_people=wait_for_people, json=json)
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """The plan of an environment: default plan, edits, and what is wrong with it."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,7 +12,7 @@ from django.utils import timezone
 
 from deployments.models import STEP_FIELDS, Condition, HandOvers, Plan, Step, StepFields, StepKind
 from deployments.stages import stages_of
-from portal.errors import Invalid, NotAllowed
+from portal.errors import Invalid, NotAllowed, Stale
 from portal.models import Environment, Flow, Group, MachineKind, Role
 from portal.placeholders import placeholders
 from portal.property_uses import Use
@@ -175,7 +177,7 @@ def add_step(plan: Plan, kind: StepKind, *, position: int | None = None, **field
     if kind not in StepKind.values:
         raise Invalid(f'"{kind}" is no kind of step.', field="kind")
     step = Step(plan=plan, kind=StepKind(kind))
-    _fill(plan.environment, step, fields)
+    _fill(_Targets(plan.environment), step, fields)
     with transaction.atomic():
         steps = _locked(plan)
         if position is None:
@@ -221,7 +223,7 @@ def change_step(step: Step, **fields: str | int) -> None:
     with transaction.atomic():
         mine = _find(_locked(step.plan), step)
         kept = {name: getattr(mine, name) for name in STEP_FIELDS if name != "kind"}
-        _fill(step.plan.environment, mine, {**kept, **fields})
+        _fill(_Targets(step.plan.environment), mine, {**kept, **fields})
         mine.save()
     step.refresh_from_db()
 
@@ -242,6 +244,31 @@ def copy_to(plan: Plan, environment: Environment) -> Plan:
     if environment.pk == plan.environment_id:
         raise Invalid(f"This is the plan of {environment.name} already: choose another environment.", field="environment")
     return _replace(plan_of(environment), [Step(**{name: getattr(step, name) for name in STEP_FIELDS}) for step in plan.steps.all()])
+
+
+def compose(environment: Environment, items: Sequence[Mapping[str, Any]]) -> list[Step]:
+    """New steps of these fields (`kind` among them), not saved. Raises Invalid naming the step and its field ("steps.2.machine")."""
+    targets, made = _Targets(environment), []
+    for number, item in enumerate(items):
+        step = Step(kind=StepKind(item["kind"]))
+        try:
+            _fill(targets, step, {name: value for name, value in item.items() if name != "kind"})
+        except Invalid as refusal:
+            raise Invalid(f"Step {number + 1}, {step.title}: {refusal.sentence}", field=f"steps.{number}.{refusal.field}") from None
+        made.append(step)
+    return made
+
+
+def digest(steps: Sequence[StepFields]) -> str:
+    """Equal steps in equal order give an equal digest."""
+    told = [written(step) for step in steps]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def refuse_changed(plan: Plan, seen: str) -> None:
+    """Inside the transaction of an edit: nobody else edits the plan until it ends. Raises Stale when it is not as it was seen."""
+    if digest(_locked(plan)) != seen:
+        raise Stale(f"Somebody changed the plan of {plan.environment.name} since you looked: look at it again.")
 
 
 def replace(environment: Environment, steps: list[Step]) -> Plan:
@@ -301,7 +328,7 @@ def _check_order(steps: Sequence[StepFields]) -> None:
         raise Invalid(f"{BALANCE_RULE}: {later} would come after it.", field="position")
 
 
-def _fill(environment: Environment, step: Step, fields: dict[str, Any]) -> None:
+def _fill(targets: "_Targets", step: Step, fields: Mapping[str, Any]) -> None:
     """Set the fields that the step's kind uses. Raises Invalid naming the field."""
     known = {name for name in STEP_FIELDS if name != "kind"}
     if unknown := sorted(set(fields) - known):
@@ -329,7 +356,7 @@ def _fill(environment: Environment, step: Step, fields: dict[str, Any]) -> None:
     usual, longest = usual_seconds(kind)
     step.timeout_seconds = _number(fields, "timeout_seconds", usual, 1, longest)
     _check_fields(kind, step)
-    if found := _Targets(environment).finding(step):
+    if found := targets.finding(step):
         raise Invalid(found[1], field=found[0])
 
 
@@ -341,7 +368,7 @@ def usual_seconds(kind: StepKind) -> tuple[int, int]:
 _NUMBERS = {"expected_status": "status", "retries": "number of retries", "timeout_seconds": "time-out"}
 
 
-def _number(fields: dict[str, Any], name: str, default: int, least: int, most: int) -> int:
+def _number(fields: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
     given = str(fields.get(name, default))
     if not (given.isascii() and given.isdigit() and least <= int(given) <= most):
         unit = "number of seconds" if name == "timeout_seconds" else "number"

@@ -31,11 +31,12 @@ def signed_in(request: Request) -> User:
 class ExactInput(serializers.Serializer[Any]):
     """Body of an act whose fields can be left out: an unknown one is refused, lest a misspelt one change what the act does."""
 
-    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if unknown := [str(name) for name in self.initial_data if name not in self.fields]:
+    def to_internal_value(self, data: Any) -> Any:
+        found = super().to_internal_value(data)
+        if unknown := [str(name) for name in data if name not in self.fields]:
             known = ", ".join(self.fields)
             raise serializers.ValidationError({name: [f"There is no such field; known are: {known}."] for name in unknown})
-        return attrs
+        return found
 
 
 def body_of(kind: type[serializers.Serializer[Any]], request: Request) -> dict[str, Any]:
@@ -44,6 +45,12 @@ def body_of(kind: type[serializers.Serializer[Any]], request: Request) -> dict[s
     body.is_valid(raise_exception=True)
     given: dict[str, Any] = body.validated_data
     return given
+
+
+def if_match(request: Request) -> str:
+    """The digest of `If-Match: "…"`: what the caller saw of the thing that is to be changed; empty: whatever it is now."""
+    given = str(request.headers.get("If-Match", "")).strip().removeprefix("W/").strip('"')
+    return "" if given == "*" else given
 
 
 class EnvironmentChoice(serializers.Serializer[Any]):
