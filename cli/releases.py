@@ -47,6 +47,8 @@ def create(
         show.document(made)
         return
     show.note(f"Release {made['number']} {made['name']} of {slug} is made (digest {made['digest'][:12]}).")
+    for sentence in made["omissions"]:
+        show.warn(sentence)
 
 
 @app.command()

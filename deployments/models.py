@@ -26,6 +26,8 @@ class Release(models.Model):
     note = models.TextField(blank=True)
     content = models.JSONField()
     digest = models.CharField(max_length=64)  # SHA-256 of the canonical JSON of content
+    # What of the Create phase it does not hold, when it was made: [{flow, connector, version: the saved one that it has, or ""}]
+    omitted = models.JSONField(default=list, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
 
@@ -38,6 +40,16 @@ class Release(models.Model):
 
     def get_absolute_url(self) -> str:
         return reverse("release", args=[self.project.slug, self.number])
+
+    @property
+    def omissions(self) -> list[str]:
+        """ "Flow returns (erp) had no saved version and was left out." """
+        return [
+            f"Flow {item['flow']} ({item['connector']}) was edited since {item['version']}, which the release has: its edits are not in it."
+            if item["version"]
+            else f"Flow {item['flow']} ({item['connector']}) had no saved version and was left out."
+            for item in self.omitted
+        ]
 
 
 class ActivationStatus(models.TextChoices):

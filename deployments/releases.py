@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ from deployments import moves, plans, promotion
 from deployments.models import Activation, ActivationStatus, Plan, Release
 from portal import property_uses, property_values
 from portal.errors import Busy, Invalid, NotAllowed
-from portal.models import Connector, DesignedMachine, Environment, FlowVersion, Group, Project
+from portal.models import Connector, DesignedMachine, Environment, Flow, FlowVersion, Group, Project
 from portal.property_values import Missing
 from runtimes import protocol
 from runtimes.models import Machine, Router, Runtime
@@ -36,7 +37,7 @@ def build(project: Project, *, name: str, note: str = "", by: AbstractBaseUser |
         raise Invalid("Give the release a name.", field="name")
     if len(name) > 80:
         raise Invalid("The name is too long: use at most 80 characters.", field="name")
-    content = _snapshot(project)
+    content, omitted = _snapshot(project), omitted_now(project)
     digest = hashlib.sha256(canonical(content)).hexdigest()
     for _ in range(ATTEMPTS):
         last = Release.objects.filter(project=project).aggregate(last=Max("number"))["last"] or 0
@@ -49,11 +50,40 @@ def build(project: Project, *, name: str, note: str = "", by: AbstractBaseUser |
                     note=note,
                     content=content,
                     digest=digest,
+                    omitted=omitted,
                     created_by_id=by.pk if by else None,
                 )
         except IntegrityError:
             continue
     raise Busy("Others are making releases of this project at this moment: try again.")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A flow and the version that a release made now would contain."""
+
+    flow: Flow
+    version: FlowVersion | None
+    unsaved: bool  # edited since
+
+
+def drafts(project: Project) -> list[Draft]:
+    """Two queries."""
+    newest = FlowVersion.objects.filter(flow=OuterRef("pk")).order_by("-major", "-minor", "-patch").values("pk")[:1]
+    flows = Flow.objects.filter(connector__project=project).select_related("connector", "group").annotate(newest=Subquery(newest))
+    flows = flows.order_by("connector__name", "name")
+    versions = FlowVersion.objects.in_bulk([flow.newest for flow in flows if flow.newest])
+    found = [(flow, versions.get(flow.newest)) for flow in flows]
+    return [Draft(flow, version, bool(version and version.definition != flow.definition())) for flow, version in found]
+
+
+def omitted_now(project: Project) -> list[dict[str, str]]:
+    """What a release made now does not hold: flows without a saved version, and edits since the newest one."""
+    return [
+        {"flow": draft.flow.name, "connector": draft.flow.connector.name, "version": draft.version.number if draft.version else ""}
+        for draft in drafts(project)
+        if draft.version is None or draft.unsaved
+    ]
 
 
 def canonical(content: Any) -> bytes:

@@ -20,7 +20,7 @@ def releases(before: Release, after: Release) -> Difference:
     def side(release: Release) -> Side:
         recorded = release.content.get("plans")
         lines = None if recorded is None else [f"{kind}: {plans.line_of(step)}" for kind in kinds for step in recorded.get(kind, [])]
-        return Side(_label(release), release.content, plan=lines)
+        return Side(_label(release), release.content, plan=lines, notes=_omissions(release))
 
     return compare(side(before), side(after))
 
@@ -44,6 +44,10 @@ def _label(release: Release) -> str:
     return f"release {release.number}"
 
 
+def _omissions(release: Release) -> list[str]:
+    return [f"Release {release.number}: {sentence}" for sentence in release.omissions]
+
+
 def _present_side(release: Release, environment: Environment) -> Side:
     """The release with the plan, values and preferences of this moment."""
     return Side(
@@ -52,6 +56,7 @@ def _present_side(release: Release, environment: Environment) -> Side:
         plan=[plans.line_of(plans.written(step)) for step in plans.plan_of(environment).steps.all()],
         values=frozen.compared(frozen.present(release, environment)),
         preferences=frozen.preferences(environment),
+        notes=_omissions(release),
     )
 
 
@@ -65,12 +70,15 @@ def _release_side(release: Release, environment: Environment) -> Side:
         plan=None if recorded is None else [plans.line_of(step) for step in recorded.get(environment.kind, [])],
         values=frozen.compared(frozen.present(release, environment)),
         preferences=frozen.preferences(environment),
-        notes=[f"Release {release.number} was never deployed on {environment.name}: it is shown with the values and preferences of now."],
+        notes=[
+            f"Release {release.number} was never deployed on {environment.name}: it is shown with the values and preferences of now.",
+            *_omissions(release),
+        ],
     )
     if last is None or kept is None:
         return side
     note = f"Release {release.number} is shown with the values and preferences that deployment {last.pk} froze."
-    return replace(side, values=frozen.compared(kept.values), preferences=kept.preferences, notes=[note])
+    return replace(side, values=frozen.compared(kept.values), preferences=kept.preferences, notes=[note, *_omissions(release)])
 
 
 def last_run(environment: Environment) -> Deployment | None:

@@ -30,10 +30,17 @@ class ReleaseSerializer(serializers.ModelSerializer[Release]):
     project = serializers.CharField(source="project.slug")
     active_on = serializers.SerializerMethodField()
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
+    omissions = serializers.ListField(
+        child=serializers.CharField(),
+        read_only=True,
+        help_text="What it does not hold: flows that had no saved version, edits that were not saved.",
+    )
 
     class Meta:
         model = Release
-        fields: tuple[str, ...] = ("id", "project", "number", "name", "note", "digest", "active_on", "created_at", "created_by")
+        fields: tuple[str, ...] = (
+            "id", "project", "number", "name", "note", "digest", "omissions", "active_on", "created_at", "created_by",
+        )  # fmt: skip
 
     def get_active_on(self, release: Release) -> list[str]:
         """Environments that chose this release."""

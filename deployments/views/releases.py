@@ -21,7 +21,7 @@ from deployments.rule_forms import ActivateForm
 from portal.access import get_environment, get_project, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
-from portal.models import Environment, Flow, FlowVersion, Project, Property, Role, scope_name
+from portal.models import Environment, Project, Property, Role, scope_name
 from portal.property_uses import router_name, router_uses, uses
 from runtimes import failover, reach
 from runtimes.models import FailoverGroup
@@ -116,25 +116,6 @@ def _failed_activations(environment: Environment) -> list[Activation]:
 # --------------------------------------------------------------------------------------------------------------------- new
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A flow and the version that a release made now would contain."""
-
-    flow: Flow
-    version: FlowVersion | None
-    unsaved: bool
-
-
-def drafts(project: Project) -> list[Draft]:
-    """Two queries."""
-    newest = FlowVersion.objects.filter(flow=OuterRef("pk")).order_by("-major", "-minor", "-patch").values("pk")[:1]
-    flows = Flow.objects.filter(connector__project=project).select_related("connector", "group").annotate(newest=Subquery(newest))
-    flows = flows.order_by("connector__name", "name")
-    versions = FlowVersion.objects.in_bulk([flow.newest for flow in flows if flow.newest])
-    found = [(flow, versions.get(flow.newest)) for flow in flows]
-    return [Draft(flow, version, bool(version and version.definition != flow.definition())) for flow, version in found]
-
-
 def release_new(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     get_project(request.user, slug, role=Role.DEVELOPER)
     environment = get_environment(request.user, slug, kind)
@@ -146,8 +127,10 @@ def release_new(request: UserRequest, slug: str, kind: str) -> HttpResponse:
             show_refusal(form, refusal)
         else:
             messages.success(request, f"Release {release.number} is made. Activate it where it shall run next.")
+            for sentence in release.omissions:
+                messages.warning(request, sentence)
             return redirect(request, _address(release, environment))
-    context = _rights(request, environment) | {"form": form, "drafts": drafts(environment.project)}
+    context = _rights(request, environment) | {"form": form, "drafts": releases.drafts(environment.project)}
     return dialog(request, "deployments/release_new.html", context, back=reverse("releases", args=[slug, kind]))
 
 

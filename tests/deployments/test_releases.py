@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from django.contrib.auth.models import User
 from django.db import close_old_connections
+from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
@@ -238,3 +239,21 @@ def test_warnings_do_not_forbid(release: Release, filled: Environment, group: Fa
     plans.add_step(plans.plan_of(filled), StepKind.DEPLOY_ROUTERS)
     assert releases.warnings(release, filled)
     assert releases.activate(release, filled, by=developer, now=timezone.now()).status == ActivationStatus.ACTIVE
+
+
+def test_a_release_says_what_it_does_not_hold(flow: Flow, developer: User, client: Client, filled: Environment) -> None:
+    Flow.objects.create(connector=flow.connector, name="returns", inbound_kind="file", outbound_kind="log")
+    whole = releases.build(flow.connector.project, name="Before", by=developer)
+    Flow.objects.filter(pk=flow.pk).update(inbound_settings={"folder": "${erp.other}"})
+    client.force_login(developer)
+    answer = client.post("/api/v1/releases/", {"project": "webshop", "name": "After"}, content_type="application/json").json()
+    left_out = "Flow returns (erp) had no saved version and was left out."
+    edited = "Flow erp-orders (erp) was edited since 1.0.0, which the release has: its edits are not in it."
+    assert whole.omissions == [left_out] and answer["omissions"] == [edited, left_out]
+    assert answer["digest"] == whole.digest, "what it does not hold is no part of its content"
+    page = client.get(f"/projects/webshop/releases/{answer['number']}/").content.decode()
+    assert left_out in page and edited in page
+    compared = client.get(f"/api/v1/releases/{answer['id']}/compare/?with={whole.pk}").json()
+    assert f"Release {answer['number']}: {edited}" in compared["notes"]
+    made = client.post("/projects/webshop/test/releases/new/", {"name": "Third"}, follow=True).content.decode()
+    assert left_out in made
