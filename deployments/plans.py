@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -43,6 +43,12 @@ def plan_of(environment: Environment) -> Plan:
 def written(step: StepFields) -> dict[str, Any]:
     """A step as a release keeps it: {title, and every field that a plan's step and its execution share}."""
     return {"title": step.title} | {field.attname: getattr(step, field.attname) for field in StepFields._meta.local_fields}
+
+
+def digest_of(steps: Iterable[StepFields]) -> str:
+    """Equal steps in equal order give an equal digest, of a plan and of its execution."""
+    lines = [[getattr(step, name) for name in STEP_FIELDS] for step in steps]
+    return hashlib.sha256(json.dumps(lines, separators=(",", ":")).encode()).hexdigest()
 
 
 def line_of(step: Mapping[str, Any]) -> str:
@@ -259,15 +265,9 @@ def compose(environment: Environment, items: Sequence[Mapping[str, Any]]) -> lis
     return made
 
 
-def digest(steps: Sequence[StepFields]) -> str:
-    """Equal steps in equal order give an equal digest."""
-    told = [written(step) for step in steps]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def refuse_changed(plan: Plan, seen: str) -> None:
     """Inside the transaction of an edit: nobody else edits the plan until it ends. Raises Stale when it is not as it was seen."""
-    if digest(_locked(plan)) != seen:
+    if digest_of(_locked(plan)) != seen:
         raise Stale(f"Somebody changed the plan of {plan.environment.name} since you looked: look at it again.")
 
 

@@ -1,11 +1,12 @@
 """One view answers with the whole page or with its part, and a refusal is shown where the person is."""
 
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.contrib import messages
 from django.contrib.auth.models import User
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect as django_redirect
 from django.shortcuts import render as django_render
 from django.template.loader import render_to_string
@@ -13,6 +14,7 @@ from django.utils.deprecation import MiddlewareMixin
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
+from portal import problems
 from portal.errors import NotAllowed
 
 
@@ -67,3 +69,16 @@ class RefusalMiddleware(MiddlewareMixin):
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         return refused(request, exception) if isinstance(exception, NotAllowed) else None
+
+    def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
+        """The address of an act, looked at (a reloaded page, a copied link): Django's answer has no words."""
+        if response.status_code != HTTPStatus.METHOD_NOT_ALLOWED or response.streaming or response.content:
+            return response
+        allowed = {"Allow": response["Allow"]}
+        if request.path.startswith(("/api/", "/agent/")):
+            words = problems.body(405, "method-not-allowed", f'Method "{request.method}" not allowed.')
+            return JsonResponse(words, status=405, content_type=problems.CONTENT_TYPE, headers=allowed)
+        said = NotAllowed("This address carries out an act: press its button on the page instead of opening it.")
+        page = django_render(request, "refused.html", {"refusal": said, "back": "/"}, status=HTTPStatus.METHOD_NOT_ALLOWED)
+        page["Allow"] = response["Allow"]
+        return page

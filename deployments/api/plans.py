@@ -93,7 +93,7 @@ def _answer(plan: Plan, *, status: int = 200) -> Response:
     told = {
         "project": environment.project.slug,
         "environment": environment.kind,
-        "digest": plans.digest(steps),
+        "digest": plans.digest_of(steps),
         "updated_at": plan.updated_at,
         "steps": steps,
         "problems": plans.problems(plan),

@@ -102,3 +102,12 @@ def test_a_refusal_comes_back_as_words_on_the_page_the_person_came_from(rf: Requ
     assert answer.status_code == 200
     assert answer["HX-Reswap"] == "none"
     assert "external02 is silent" in answer.content.decode()
+
+
+def test_the_address_of_an_act_that_is_opened_answers_in_words(webshop: Project, admin: User, client: Client) -> None:
+    client.force_login(admin)
+    answer = client.get("/projects/webshop/test/plan/default/")
+    assert (answer.status_code, answer["Allow"]) == (405, "POST")
+    assert "This address carries out an act" in answer.content.decode() and "Webshop" in client.get("/projects/").content.decode()
+    told = client.get("/api/v1/releases/1/activate/")
+    assert told.status_code == 405 and told.json()["code"] == "method-not-allowed"
