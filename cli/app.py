@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import deployments, fleet, given, groups, properties, releases, settings, show
+from cli import deployments, fleet, given, groups, plans, properties, releases, settings, show
 from cli.portal import Failed, Refused
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(releases.app, name="releases")
 app.add_typer(deployments.app, name="deployments")
+app.add_typer(plans.app, name="plan")
 app.add_typer(properties.app, name="properties")
 app.add_typer(groups.app, name="groups")
 app.add_typer(fleet.machines, name="machines")

@@ -200,3 +200,27 @@ def test_a_switch_for_a_time_is_asked_for_and_the_list_says_when_it_returns(
     row = TimedSwitch.objects.get()
     assert (row.machine, row.until - row.created_at) == ("external02", timedelta(hours=2))
     assert "asked for a switch that ends by itself. In 119 min" in baton("groups", "list").out
+
+
+# -------------------------------------------------------------------------------------------------------------------- plans
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_plan_is_shown_edited_exported_and_applied(baton: Callable[..., Said], active: Release, tmp_path: Path) -> None:
+    shown = baton("plan", "show")
+    assert shown.status == 0 and "Deploy routers" in shown.out and "Balance failover" in shown.out
+    file = tmp_path / "plan.json"
+    file.write_text(baton("plan", "export").out)
+    added = baton("plan", "add", "manual", "instruction=Call.", "--position", "1", "--json").document
+    assert added["steps"][0]["title"] == "Manual: wait for a person"
+    assert baton("plan", "change", "1", "retries=2", "timeout_seconds=60", "--json").document["steps"][0]["timeout_seconds"] == 60
+    assert baton("plan", "move", "1", "2", "--json").document["steps"][1]["kind"] == "manual"
+    refused = baton("plan", "apply", str(file))
+    assert refused.status == 3 and "Somebody changed the plan" in refused.err
+    assert len(baton("plan", "apply", str(file), "--force", "--json").document["steps"]) == 5
+    assert len(baton("plan", "remove", "1", "--json").document["steps"]) == 4
+    assert "Routers exist" not in baton("plan", "default").err
+    wrong = baton("plan", "change", "99", "retries=2")
+    assert wrong.status == 2 and "There is no step 99: the plan has 5." in wrong.err
+    copied = baton("plan", "copy", "acceptance")
+    assert copied.status == 3 and "operator" in copied.err, "a developer may not change Acceptance"
