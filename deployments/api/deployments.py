@@ -13,7 +13,7 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from deployments import decisions, logs, rollback, rollout
+from deployments import decisions, logs, results, rollback, rollout
 from deployments.api.inputs import LeavingOutField, OverrideField
 from deployments.models import Choice, Decision, Deployment, Exclusion, FrozenValues, StepAttempt, StepKind, StepRun
 from portal import access
@@ -60,6 +60,7 @@ class StepRunSerializer(serializers.ModelSerializer[StepRun]):
         fields = (
             "number", "kind", "title", "stage", "stage_number", "lane", "machine", "connector", "group", "flow", "command", "url",
             "condition", "retries", "status", "reason", "attempt", "attempts", "override", "evidence", "started_at", "ended_at",
+            "deadline_at",
         )  # fmt: skip
 
     @extend_schema_field(EvidenceSerializer(many=True))
@@ -127,6 +128,15 @@ class LogSerializer(serializers.Serializer[Any]):
     ended = serializers.BooleanField(help_text="Nothing more will be said.")
 
 
+class ResultSerializer(serializers.Serializer[Any]):
+    """What a deployment brought to a runtime; what runs there today may come from a later one."""
+
+    runtime = serializers.CharField()
+    how = serializers.ChoiceField(choices=["deployed", "unchanged", "stopped", "under way", "failed", "not reached", "skipped"])
+    digest = serializers.CharField(help_text="Of the bundle that it was given; empty: none.")
+    sentence = serializers.CharField()
+
+
 class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
     project = serializers.CharField(source="environment.project.slug")
     environment = serializers.CharField(source="environment.kind")
@@ -139,13 +149,20 @@ class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
     exclusions = ExclusionSerializer(many=True)
     rollback_of = serializers.IntegerField(source="rollback_of_id", allow_null=True)
     steps = StepRunSerializer(many=True)
+    results = serializers.SerializerMethodField()
 
     class Meta:
         model = Deployment
         fields = (
             "id", "project", "environment", "release", "release_number", "status", "completes", "rollback_of",
-            "created_at", "created_by", "started_at", "ended_at", "values_digest", "decisions", "exclusions", "steps",
+            "created_at", "created_by", "started_at", "ended_at", "values_digest", "decisions", "exclusions", "steps", "results",
         )  # fmt: skip
+
+    @extend_schema_field(ResultSerializer(many=True))
+    def get_results(self, deployment: Deployment) -> list[Any]:
+        """Runtime by runtime, what it brought."""
+        found: list[Any] = list(ResultSerializer(results.results(deployment.steps.all()), many=True).data)
+        return found
 
     def get_values_digest(self, deployment: Deployment) -> str | None:
         """SHA-256 over the property values it froze; equal values give an equal digest."""

@@ -15,7 +15,7 @@ from django.shortcuts import render as render_part
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
-from deployments import decisions, logs, promotion, rollout
+from deployments import decisions, logs, promotion, results, rollout
 from deployments.models import BROKEN, DONE, LIVE, Choice, Deployment, RunStatus, StepKind, StepRun
 from deployments.stages import stages_of
 from deployments.views.releases import verdicts
@@ -114,6 +114,8 @@ def _picture(deployment: Deployment) -> dict[str, Any]:
         "balances": [step for step in steps if step.kind == StepKind.BALANCE_FAILOVER and step.memory.get("groups")],
         "past_decisions": list(deployment.decisions.select_related("by", "step")),
         "exclusions": list(deployment.exclusions.select_related("by", "caught_up_by")),
+        "results": results.results(steps),
+        "past": Deployment.objects.filter(environment=deployment.environment, pk__gt=deployment.pk, started_at__isnull=False).exists(),
         "done": done,
         "percent": round(100 * done / len(steps)) if steps else 0,
         "stop": _stop(deployment, steps),

@@ -258,6 +258,20 @@ def test_what_safety_needs_is_not_skipped(upgrade: Upgrade, failed: Deployment, 
     assert failed.status == RunStatus.FAILED and not Decision.objects.exists()
 
 
+def test_a_past_deployment_shows_what_it_deployed_itself(client: Client, upgrade: Upgrade, failed: Deployment) -> None:
+    first = Deployment.objects.get(release__number=1)
+    client.force_login(upgrade.person)
+    html = client.get(first.get_absolute_url()).content.decode()
+    assert "What it deployed" in html and "a later deployment came since" in html and "is-other" not in html
+    told = client.get(f"/api/v1/deployments/{first.pk}/").json()["results"]
+    assert [(one["runtime"], one["how"]) for one in told] == [("external01.erp", "deployed"), ("external02.erp", "deployed")]
+    assert all(len(one["digest"]) == 64 for one in told)
+    told = client.get(f"/api/v1/deployments/{failed.pk}/").json()["results"]
+    assert [(one["runtime"], one["how"]) for one in told] == [("external01.erp", "deployed"), ("external02.erp", "failed")]
+    html = client.get(failed.get_absolute_url()).content.decode()
+    assert "a later deployment came since" not in html
+
+
 def test_abort_ends_it_for_good(upgrade: Upgrade, failed: Deployment) -> None:
     upgrade.decide(failed, Choice.ABORT, "Not today.")
     assert failed.status == RunStatus.CANCELLED
