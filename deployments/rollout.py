@@ -119,6 +119,12 @@ def offline(environment: Environment, *, now: datetime) -> list[Machine]:
     return [row for row in rows if row.has_agent and row.is_silent(now=now) and (row.name in named or row.runtimes.all())]
 
 
+def quiet_on(environments: Collection[int]) -> set[int]:
+    """Those of the environments (ids) whose alerts a deployment keeps off until it ends."""
+    live = Deployment.objects.filter(environment__in=environments, status__in=LIVE, alerting_off=True)
+    return set(live.values_list("environment", flat=True))
+
+
 def not_offline(machine: Machine | None, name: str, now: datetime) -> str:
     """Why a machine cannot be left out; empty when it can. One that reports would be deployed at once again."""
     if machine is None:

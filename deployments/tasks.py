@@ -1,5 +1,6 @@
 """Celery tasks of deployments. Each takes ids, may run twice, returns a sentence; none waits."""
 
+import asyncio
 import logging
 import time
 
@@ -77,15 +78,21 @@ def probe_http(step_id: int, attempt: int) -> str:
 def _ask(url: str) -> tuple[int | None, str]:
     """Status, or None and why there is none. The address itself may hold a secret, so it is never part of the reason."""
     try:
-        with (
-            httpx.Client(timeout=PROBE_TIMEOUT_SECONDS, follow_redirects=False) as client,
-            client.stream("GET", url, headers={"User-Agent": "baton"}) as answer,
-        ):
-            return answer.status_code, ""
-    except httpx.TimeoutException:
+        return asyncio.run(_status_of(url)), ""
+    except (TimeoutError, httpx.TimeoutException):
         return None, f"no answer within {PROBE_TIMEOUT_SECONDS:.0f} s"
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         return None, f"{type(error).__name__}"
+
+
+async def _status_of(url: str) -> int:
+    """Raises TimeoutError when it takes longer in all: a server that sends a byte now and then would hold the worker for ever."""
+    async with (
+        asyncio.timeout(PROBE_TIMEOUT_SECONDS),
+        httpx.AsyncClient(timeout=PROBE_TIMEOUT_SECONDS, follow_redirects=False) as client,
+        client.stream("GET", url, headers={"User-Agent": "baton"}) as answer,
+    ):
+        return answer.status_code
 
 
 def send_probe(step_id: int, attempt: int) -> None:

@@ -4,7 +4,7 @@
 when it is over, and keeps it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,6 +14,8 @@ from runtimes import failover
 from runtimes.models import Alarm, AlarmKind, FailoverGroup
 from runtimes.protocol import State, Status
 
+# Each names those of the environments (ids) in which no alarm is raised now; DeploymentsConfig.ready() adds deployments with alerting off.
+silencers: list[Callable[[Collection[int]], set[int]]] = []
 STANDS_AFTER = timedelta(seconds=3)  # a take-over passes through Off and Partly within milliseconds, a drain within seconds
 LEADS = (Status.LEADER, Status.SINGLE_NODE)
 SHORT = {
@@ -110,8 +112,13 @@ def _silent(found: failover.Verdict, said: failover.MemberVerdict, *, alarm_move
 
 
 def watch(groups: "Iterable[FailoverGroup]", *, now: datetime) -> tuple[int, int]:
-    """Raise what has stood for STANDS_AFTER, clear what is over. Returns how many of each. May run twice, and at the same time."""
+    """Raise what has stood for STANDS_AFTER, clear what is over. Returns how many of each. May run twice, and at the same time.
+
+    What begins where alerting is off is kept in mind, and raised when it still stands afterwards.
+    """
     groups = list(groups)
+    environments = {group.environment_id for group in groups}
+    quiet = {pk for silencer in silencers for pk in silencer(environments)}
     standing: dict[object, dict[tuple[str, str, str], Alarm]] = {group.pk: {} for group in groups}
     for row in Alarm.objects.filter(group__in=groups, cleared_at=None):
         standing[row.group_id][row.runtime, row.kind, row.subject] = row
@@ -123,7 +130,7 @@ def watch(groups: "Iterable[FailoverGroup]", *, now: datetime) -> tuple[int, int
         new += [_row(group, alarm, now) for key, alarm in seen.items() if key not in known]
         for key, row in known.items():
             if key in seen:
-                raised += _stands(row, seen[key], now)
+                raised += _stands(row, seen[key], now, quiet=group.environment_id in quiet)
             else:
                 cleared += _over(row, found, now)
     Alarm.objects.bulk_create(new, ignore_conflicts=True)
@@ -142,11 +149,11 @@ def _row(group: FailoverGroup, alarm: Found, now: datetime) -> Alarm:
     )
 
 
-def _stands(row: Alarm, alarm: Found, now: datetime) -> int:
+def _stands(row: Alarm, alarm: Found, now: datetime, *, quiet: bool) -> int:
     open_row = Alarm.objects.filter(pk=row.pk, cleared_at=None)
     if (row.sentence, row.remedy) != (alarm.sentence, alarm.remedy):
         open_row.update(sentence=alarm.sentence, remedy=alarm.remedy)
-    if row.raised_at is not None or now - row.since < STANDS_AFTER:
+    if quiet or row.raised_at is not None or now - row.since < STANDS_AFTER:
         return 0
     return open_row.filter(raised_at=None).update(raised_at=now)
 

@@ -544,7 +544,16 @@ def test_a_waiting_deployment_is_cancelled(active: Release, filled: Environment,
         rollout.confirm(run.steps.get(number=1), by=operator, now=engine.now)
 
 
+def test_alerts_are_off_while_the_deployment_runs(run: Deployment, engine: Engine, operator: User) -> None:
+    assert rollout.quiet_on([run.environment_id]) == set()
+    engine.tick(run)
+    assert rollout.quiet_on([run.environment_id]) == {run.environment_id}
+    rollout.cancel(run, by=operator, now=engine.now)
+    assert rollout.quiet_on([run.environment_id]) == set()
+
+
 def test_alerts_are_off_only_while_the_deployment_runs(broken: Deployment) -> None:
     assert broken.status in BROKEN
+    assert rollout.quiet_on([broken.environment_id]) == set()
     assert broken.steps.get(number=1).status == RunStatus.SUCCEEDED
     assert not broken.alerting_off

@@ -1,6 +1,11 @@
 """Celery's way in: tasks take ids, may run twice and return a sentence; a broker that is away loses nothing."""
 
+import contextlib
+import socket
+import threading
+import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
@@ -123,3 +128,32 @@ def test_due_releases_are_activated_by_beat(release: Release, filled: Environmen
     assert tasks.activate_due_releases() == "Release 1 is active on Test."
     assert releases.active(filled) == release
     assert tasks.activate_due_releases() == "No activation is due."
+
+
+def test_a_check_gives_up_on_a_server_that_only_drips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, the answer never: no worker is held."""
+    monkeypatch.setattr(tasks, "PROBE_TIMEOUT_SECONDS", 0.5)
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while not over.wait(0.1):
+                    with contextlib.suppress(OSError):
+                        connection.send(b"H")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        answer = tasks._ask(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        took = time.monotonic() - began
+        over.set()
+        thread.join()
+    assert answer == (None, "no answer within 0 s") and took < 5
+    assert tasks._ask("http://127.0.0.1:1/")[0] is None and tasks._ask("nonsense")[0] is None
+
+
+def test_a_check_reads_the_status_and_nothing_more(live_server: Any) -> None:
+    assert tasks._ask(f"{live_server.url}/healthz") == (200, "")
+    assert tasks._ask(f"{live_server.url}/projects/") == (302, "")

@@ -120,6 +120,20 @@ def test_an_alarm_is_raised_once_it_stands_and_cleared_by_itself(group: Failover
     assert alarms.shown().count() == 2, "the next one is another"
 
 
+def test_where_alerting_is_off_nothing_is_raised_until_it_is_on_again(group: FailoverGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet: set[int] = {group.environment_id}
+    monkeypatch.setattr(alarms, "silencers", [lambda environments: quiet])
+    factories.heard(group, "external02", F)
+    factories.heard(group, "external01", L, state=off)
+    rows, now = FailoverGroup.objects.select_related("group").prefetch_related(failover.with_members()), timezone.now()
+    for seconds in (0, 2, 4):
+        assert alarms.watch(rows.all(), now=now + timedelta(seconds=seconds)) == (0, 0)
+    assert not alarms.shown().exists()
+    quiet.clear()
+    assert alarms.watch(rows.all(), now=now + timedelta(seconds=5)) == (1, 0)
+    assert alarms.shown().get().since == now, "it tells since when"
+
+
 def test_what_only_passed_leaves_nothing(group: FailoverGroup) -> None:
     factories.heard(group, "external01", L, state=off)
     look()
