@@ -36,6 +36,9 @@ def catch_up(exclusion: Exclusion, *, now: datetime) -> str:
     balance = list(mine.filter(kind=StepKind.BALANCE_FAILOVER))
     if rollout.live(environment) is not None:
         return f"{name} is back and waits for the deployment that is under way."
+    newest = Deployment.objects.filter(environment=environment).select_related("release", "environment").order_by("-pk").first()
+    if newest is not None and newest != deployment and newest.status in BROKEN and not rollout.superseded(newest):
+        return f"{name} is back and waits for the decision about deployment {newest.pk}."
     if not Exclusion.objects.filter(pk=exclusion.pk, ended_at=None).update(
         ended_at=now, ended_because=f"{name} is back: it gets release {deployment.release.number}."
     ):

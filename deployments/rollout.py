@@ -606,10 +606,15 @@ def confirm(step: StepRun, *, by: AbstractBaseUser, now: datetime) -> None:
         raise NotAllowed(f"Step {step.number}, {step.title}, is {step.get_status_display().lower()}: it waits for nobody.")
 
 
+def confirmed_by(step: StepRun) -> Role:
+    """The least role that may confirm a Manual step: the one it names, else who may deploy there."""
+    return Role(step.confirm_role) if step.confirm_role else access.role_to_deploy(step.deployment.environment)
+
+
 def _refuse_wrong_role(step: StepRun, by: AbstractBaseUser) -> None:
-    team = step.deployment.environment.project.team_id
-    if step.confirm_role and not access.may(by, team, Role(step.confirm_role)):
-        raise NotAllowed(f"Step {step.number} is confirmed by the role {Role(step.confirm_role).label.lower()}: ask one of them.")
+    role = confirmed_by(step)
+    if not access.may(by, step.deployment.environment.project.team_id, role):
+        raise NotAllowed(f"Step {step.number} is confirmed by the role {role.label.lower()}: ask one of them.")
 
 
 def record_answer(step_id: int, attempt: int, *, status: int | None, reason: str, now: datetime) -> None:

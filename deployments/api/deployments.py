@@ -248,8 +248,10 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
     @extend_schema(request=Nothing, responses={202: DeploymentSerializer})
     @action(detail=True, methods=["post"], url_path="steps/(?P<number>[0-9]{1,6})/confirm")
     def confirm(self, request: Request, pk: str, number: str) -> Response:
-        """A person did what a Manual step asks for; a repeated confirmation succeeds."""
-        step = get_object_or_404(StepRun.objects.filter(deployment=self.row_for(request)), number=number)
+        """A person did what a Manual step asks for; a repeated confirmation succeeds. By the role that it names, else who may deploy."""
+        rows = StepRun.objects.select_related("deployment__environment__project")
+        step = get_object_or_404(rows, deployment=self.get_object(), number=number)
+        access.require(request.user, step.deployment.environment.project.team_id, rollout.confirmed_by(step))
         rollout.confirm(step, by=signed_in(request), now=timezone.now())
         return self._answer()
 

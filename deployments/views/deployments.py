@@ -19,7 +19,7 @@ from deployments import decisions, logs, promotion, results, rollout
 from deployments.models import BROKEN, DONE, LIVE, Choice, Deployment, RunStatus, StepKind, StepRun
 from deployments.stages import stages_of
 from deployments.views.releases import verdicts
-from portal.access import get_environment, may, role_to_deploy
+from portal.access import get_environment, may, require, role_to_deploy
 from portal.errors import Invalid
 from portal.htmx import UserRequest, redirect, render
 from portal.models import Environment
@@ -63,6 +63,10 @@ def deployment_page(request: UserRequest, slug: str, kind: str, pk: int) -> Http
     environment = get_environment(request.user, slug, kind)
     deployment = _deployment(environment, pk)
     context = _rights(request, environment) | _picture(deployment)
+    for step in context["stop"].waiting:
+        step.deployment = deployment
+        step.role = rollout.confirmed_by(step)
+        step.may_confirm = may(request.user, environment.project.team_id, step.role)
     if not request.htmx:
         context |= _log(deployment, _wanted(request), logs.Place())
     return render(request, "deployments/deployment.html", context, part="deployments/_deployment.html")
@@ -212,7 +216,9 @@ def deployment_decide(request: UserRequest, slug: str, kind: str, pk: int) -> Ht
 
 @require_POST
 def step_confirm(request: UserRequest, slug: str, kind: str, pk: int, number: int) -> HttpResponse:
-    environment = get_environment(request.user, slug, kind, to_edit=True)
-    deployment = _deployment(environment, pk)
-    rollout.confirm(get_object_or_404(StepRun, deployment=deployment, number=number), by=request.user, now=timezone.now())
+    """By whoever has the role that the step names, else by whoever may deploy here."""
+    deployment = _deployment(get_environment(request.user, slug, kind), pk)
+    step = get_object_or_404(StepRun.objects.select_related("deployment__environment__project"), deployment=deployment, number=number)
+    require(request.user, deployment.environment.project.team_id, rollout.confirmed_by(step))
+    rollout.confirm(step, by=request.user, now=timezone.now())
     return redirect(request, deployment)

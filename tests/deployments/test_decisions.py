@@ -447,6 +447,25 @@ def test_a_roll_back_can_leave_a_machine_out(client: Client, upgrade: Upgrade, f
     assert answer.status_code == 202 and answer.json()["exclusions"][0]["machine"] == "external02"
 
 
+def test_a_machine_that_is_back_does_not_take_the_decision_from_a_deployment_that_stands_still(upgrade: Upgrade, away: Deployment) -> None:
+    """Catching up at once would make the newer one impossible to resume."""
+    engine = upgrade.engine
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    assert engine.run(away, every=5).status == RunStatus.SUCCEEDED
+    properties.set_value(upgrade.environment, "erp.outbox", "/srv/other", by=upgrade.person)
+    again = rollout.prepare(away.release, on=upgrade.environment, by=upgrade.person, now=engine.now, leaving_out=["external02"])
+    Deployment.objects.filter(pk=again.pk).update(status=RunStatus.FAILED)
+    again.steps.filter(machine="external01").update(status=RunStatus.FAILED)
+    engine.machines.silent.clear()
+    engine.pass_time(1)
+    told = [returning.catch_up(exclusion, now=engine.now) for exclusion in returning.open_exclusions()]
+    assert told == [f"external02 is back and waits for the decision about deployment {again.pk}."]
+    again.refresh_from_db()
+    upgrade.decide(again, Choice.ABORT)
+    told = [returning.catch_up(exclusion, now=engine.now) for exclusion in returning.open_exclusions()]
+    assert "is back: deployment" in told[0] and "was cancelled" in told[1]
+
+
 def test_a_machine_that_comes_back_after_another_release_need_not_catch_up(upgrade: Upgrade, away: Deployment) -> None:
     upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
     upgrade.engine.run(away, every=5)
@@ -502,6 +521,23 @@ def test_a_manual_step_is_confirmed_by_its_role_only(upgrade: Upgrade, operator:
         rollout.confirm(step, by=upgrade.person, now=upgrade.engine.now)
     rollout.confirm(step, by=operator, now=upgrade.engine.now)
     assert step.status == RunStatus.SUCCEEDED
+
+
+def test_a_manual_step_is_confirmed_by_the_role_it_names_also_where_that_role_may_not_deploy(
+    client: Client, upgrade: Upgrade, viewer: User
+) -> None:
+    plan = plans.plan_of(upgrade.environment)
+    plans.add_step(plan, StepKind.MANUAL, position=1, instruction="Look at the shop.", confirm_role="viewer")
+    plans.add_step(plan, StepKind.MANUAL, position=2, instruction="Call the bank.")
+    run = upgrade.engine.run(upgrade.begin())
+    client.force_login(viewer)
+    assert "It is done: go on" in client.get(run.get_absolute_url()).content.decode()
+    assert client.post(f"/api/v1/deployments/{run.pk}/steps/1/confirm/").status_code == 202
+    upgrade.engine.run(run)
+    html = client.get(run.get_absolute_url()).content.decode()
+    assert "It is done: go on" not in html and "Confirming it needs the role developer." in html
+    assert client.post(f"/api/v1/deployments/{run.pk}/steps/2/confirm/").status_code == 403
+    assert client.post(f"{run.get_absolute_url()}steps/2/confirm/").status_code == 403
 
 
 def test_the_engine_waits_for_a_follower_that_is_on_its_way(upgrade: Upgrade) -> None:
