@@ -217,6 +217,9 @@ SPECTACULAR_SETTINGS = {
         "RunStatus": "deployments.models.RunStatus",
         "ActivationStatus": "deployments.models.ActivationStatus",
         "ApprovalStatus": "deployments.models.ApprovalStatus",
+        "StepKind": "deployments.models.StepKind",
+        "Condition": "deployments.models.Condition",
+        "Role": "portal.models.Role",
     },
 }
 

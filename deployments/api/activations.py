@@ -36,7 +36,7 @@ class RescheduleInput(ExactInput):
     override = OverrideField()
 
 
-class HoldInput(ExactInput):
+class HoldActivationInput(ExactInput):
     reason = serializers.CharField(default="", allow_blank=True, max_length=500)
 
 
@@ -65,12 +65,12 @@ class ActivationViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
         schedules.cancel(activation, by=signed_in(request))
         return Response(ActivationSerializer(activation).data)
 
-    @extend_schema(request=HoldInput, responses=ActivationSerializer)
+    @extend_schema(request=HoldActivationInput, responses=ActivationSerializer)
     @action(detail=True, methods=["post"])
     def hold(self, request: Request, pk: str) -> Response:
         """Pause a scheduled one until a person resumes it."""
         activation = self.row_for(request)
-        schedules.hold(activation, reason=body_of(HoldInput, request)["reason"], by=signed_in(request))
+        schedules.hold(activation, reason=body_of(HoldActivationInput, request)["reason"], by=signed_in(request))
         return Response(ActivationSerializer(activation).data)
 
     @extend_schema(request=Nothing, responses=ActivationSerializer)

@@ -78,7 +78,7 @@ class ChangedStepInput(StepFieldsInput):
 
 
 class WholePlanInput(ExactInput):
-    steps = PlanStepInput(many=True, max_length=MOST_STEPS)
+    steps = serializers.ListField(child=PlanStepInput(), max_length=MOST_STEPS)
 
 
 class CopyInput(EnvironmentChoice):

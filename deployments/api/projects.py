@@ -40,7 +40,7 @@ class ImportInput(serializers.Serializer[Any]):
     seen = serializers.CharField(required=False, default="", allow_blank=True, help_text="`before` of the plan that was agreed to.")
 
 
-class DifferenceSerializer(serializers.Serializer[Any]):
+class FileDifferenceSerializer(serializers.Serializer[Any]):
     verb = serializers.ChoiceField(choices=["create", "change", "delete"])
     what = serializers.CharField()
     details = serializers.ListField(child=serializers.CharField())
@@ -48,7 +48,7 @@ class DifferenceSerializer(serializers.Serializer[Any]):
 
 class ImportAnswer(serializers.Serializer[Any]):
     applied = serializers.BooleanField()
-    differences = DifferenceSerializer(many=True)
+    differences = FileDifferenceSerializer(many=True)
     notes = serializers.ListField(child=serializers.CharField())
     before = serializers.CharField(help_text="Digest of the project before; give it as `seen` to apply exactly this plan.")
 

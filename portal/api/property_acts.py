@@ -54,7 +54,7 @@ class OneHostInput(Place):
     one_host = serializers.BooleanField()
 
 
-class ChangeSerializer(serializers.ModelSerializer[PropertyChange]):
+class PropertyChangeSerializer(serializers.ModelSerializer[PropertyChange]):
     """A change of a value. Of a secret: only that it changed (`before` and `after` empty)."""
 
     project = serializers.CharField(source="environment.project.slug", read_only=True)
@@ -87,7 +87,7 @@ class ChangeFilter(EnvironmentFilter):
 class PropertyChangeViewSet(mixins.ListModelMixin, GenericViewSet[PropertyChange]):
     """Who changed which value when, the newest first."""
 
-    serializer_class = ChangeSerializer
+    serializer_class = PropertyChangeSerializer
     filterset_class = ChangeFilter
     queryset = PropertyChange.objects.none()
 
