@@ -285,7 +285,7 @@ def _tick(step_id: int, now: datetime, onward: list[int] | None) -> str:
     if begins and not _claim(step, now):
         return f"Step {step.number} of deployment {deployment.pk} was begun by another worker."
     if begins and (pointless := moves.pointless(deployment.release, step)):
-        return _conclude(step, kind, steps.skipped(pointless), now)
+        return _conclude(step, kind, steps.skipped(pointless), now, onward)
     if begins and step.condition == Condition.CHANGED and not steps.changed_before(step):
         target = f"{step.machine}.{step.connector}" if step.connector else step.machine or "anything"
         return _conclude(step, kind, steps.skipped(f"This deployment did not change {target}: nothing to do."), now, onward)
