@@ -544,7 +544,8 @@ def test_a_waiting_deployment_is_cancelled(active: Release, filled: Environment,
         rollout.confirm(run.steps.get(number=1), by=operator, now=engine.now)
 
 
-def test_alerts_are_off_while_the_deployment_runs(run: Deployment, engine: Engine, operator: User) -> None:
+def test_alerts_are_off_while_the_deployment_runs(active: Release, filled: Environment, engine: Engine, operator: User) -> None:
+    run = rollout.prepare(active, on=filled, by=operator, now=engine.now)
     assert rollout.quiet_on([run.environment_id]) == set()
     engine.tick(run)
     assert rollout.quiet_on([run.environment_id]) == {run.environment_id}
