@@ -159,7 +159,7 @@ def test_a_failure_in_one_lane_lets_the_other_end_and_begins_nothing_more(upgrad
     upgrade.engine.pass_time(20)
     rollout.tick(other.pk, now=upgrade.engine.now)
     assert run.steps.get(pk=other.pk).status == RunStatus.RUNNING
-    run.steps.filter(pk=failing.pk).update(group="gone")
+    run.steps.filter(pk=failing.pk).update(machine="gone")
     rollout.tick(failing.pk, now=upgrade.engine.now)
     run.refresh_from_db()
     assert (run.status, statuses(run)) == (RunStatus.RUNNING, ["failed", "running", "pending"]), "the other lane comes to its end"
