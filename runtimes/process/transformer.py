@@ -78,7 +78,7 @@ def read(content: bytes, kind: str) -> dict[str, Any]:
         raise UnreadableError(f"it is no UTF-8 text: {error}") from error
     if kind == "json":
         try:
-            return {"data": json.loads(text), "text": text}
+            return {"data": json.loads(text.removeprefix("\ufeff")), "text": text}  # some put a byte order mark before it
         except (ValueError, RecursionError) as error:
             raise UnreadableError(f"it is no JSON: {error}") from error
     return {"data": None, "text": text}

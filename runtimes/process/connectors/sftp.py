@@ -152,6 +152,7 @@ class SftpInbound(Inbound):
         self.failures: ErrorFolder = ErrorFolder(setting.data / "errors" / setting.flow_id, setting)
         self._seen: dict[bytes, Identity] = {}
         self._waiting: dict[bytes, Item] = {}
+        self._done: dict[bytes, Identity] = {}  # delivered or aside, but not yet removed: never taken twice by this process
         self._look_at = 0.0  # time.monotonic()
         self._answered = 0.0
         self._count: int | None = None  # files of the last look of this leadership
@@ -179,35 +180,28 @@ class SftpInbound(Inbound):
                 self._waiting.clear()
                 raise Unavailable(self._failed) from error
             self._answered = time.time()
-            settled = [each for each in found if self._seen.get(each.name) == each.identity]
+            self._done = {each.name: each.identity for each in found if self._done.get(each.name) == each.identity}
+            settled = [each for each in found if self._seen.get(each.name) == each.identity and each.name not in self._done]
             self._seen = {each.name: each.identity for each in found}
-            self._count = len(found)
+            self._count = len(found) - len(self._done)
+            self._remove_left([each for each in found if each.name in self._done])
             settled.sort(key=lambda each: (each.identity[1], each.name))
             self._waiting = {each.name: self._item(each, duty) for each in settled}
-        elif self._failed and not again:
+        if self._failed and not again and not self._waiting:
             raise Unavailable(self._failed)
         return [*again, *self._waiting.values()]
 
     def remove(self, item: Item, duty: Duty) -> None:
         """Only if it is still the file that was delivered; otherwise it is another item, and stays."""
-        if self.failures.delivered(item):
-            return
-        found: Remote = item.handle
-        self._waiting.pop(found.name, None)
-
-        async def act() -> None:
-            client = await self._session.client()
-            if identity_of(await client.lstat(found.path)) == found.identity:
-                await client.remove(found.path)
-
-        with contextlib.suppress(FileNotFoundError):
-            self._session.run(act())
+        if not self.failures.delivered(item):
+            self._finish(item.handle)
 
     def reject(self, item: Item, reason: str, duty: Duty, tries: int) -> None:
         """It comes to this machine's error folder, then leaves the server."""
         self.failures.put(item, reason, tries)
         if not isinstance(item.handle, Again):
-            self.remove(item, duty)
+            with contextlib.suppress(Unavailable):  # the next look tries again, and says so
+                self._finish(item.handle)
 
     def wait_seconds(self) -> float:
         return min(max(self._look_at - time.monotonic(), 0.05), 1.0)
@@ -226,6 +220,31 @@ class SftpInbound(Inbound):
 
     def depth(self) -> tuple[int | None, int | None]:
         return self._count, None
+
+    def _finish(self, found: Remote) -> None:
+        """Raises Unavailable when it cannot be removed: it is not taken again, and the next look tries to remove it."""
+        self._waiting.pop(found.name, None)
+        self._done[found.name] = found.identity
+
+        async def act() -> None:
+            client = await self._session.client()
+            if identity_of(await client.lstat(found.path)) == found.identity:
+                await client.remove(found.path)
+
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self._session.run(act())
+        except Unavailable as error:
+            name = found.name.decode("utf-8", "replace")
+            self._failed = f"{name} is done with but cannot be removed: {error}; let this user remove files"
+            raise Unavailable(self._failed) from error
+        self._done.pop(found.name, None)
+
+    def _remove_left(self, left: Sequence[Remote]) -> None:
+        """What could not be removed before; the first refusal is enough for one look."""
+        with contextlib.suppress(Unavailable):
+            for each in left:
+                self._finish(each)
 
     async def _list(self) -> list[Remote]:
         client = await self._session.client()

@@ -10,13 +10,15 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from cronsim import CronSim, CronSimError
 
 from runtimes.process.connectors.aside import ErrorFolder
-from runtimes.process.connectors.base import Inbound, Item, Origin, Setting, inbound
+from runtimes.process.connectors.base import Inbound, Item, Origin, Setting, Unavailable, inbound
 from runtimes.process.permits import Duty
 from runtimes.protocol import ComponentKind
 
 ONCE, EVERY, NONE = "once", "every", "none"
 ON_TIME = timedelta(seconds=60)  # an instant that is looked at later than this was missed
-CAUGHT_UP = 1000  # missed instants that are still fired with `every`; older ones are counted in the log
+AHEAD = timedelta(hours=1)  # what was remembered further ahead of the clock than this is taken for a clock that was wrong
+CAUGHT_UP = 1000  # missed instants that are still fired with `every`
+LOOK_BACK_DAYS = (1, 30, 1000)  # a schedule of every minute makes half a million instants a year
 
 
 def wall_clock() -> datetime:
@@ -26,21 +28,30 @@ def wall_clock() -> datetime:
 def due(schedule: str, zone: ZoneInfo, last: datetime, now: datetime, missed: str) -> tuple[list[datetime], list[datetime]]:
     """Instants after `last` up to `now`: to fire, and to leave out; both oldest first. Pure.
 
-    A missed one (looked at more than ON_TIME late) fires as `missed` says: only the latest of them (once), each, or none.
+    A missed one (looked at more than ON_TIME late) fires as `missed` says: only the latest of them (once), each, or none. Of more than
+    CAUGHT_UP only the latest are looked at, however long ago the last one was.
     """
     found: list[datetime] = []
-    for instant in CronSim(schedule, last.astimezone(zone)):
-        moment = instant.astimezone(UTC)
-        if moment > now:
+    for days in (*LOOK_BACK_DAYS, None):
+        start = last if days is None else max(last, now - timedelta(days=days))
+        found = _between(schedule, zone, start, now)
+        if start == last or len(found) > CAUGHT_UP:
             break
-        if moment > last:
-            found.append(moment)
-        if len(found) > 100_000:
-            found = found[-CAUGHT_UP:]
     late = [moment for moment in found if now - moment > ON_TIME]
     timely = found[len(late) :]
     kept = {ONCE: late[-1:], EVERY: late[-CAUGHT_UP:], NONE: []}[missed]
     return kept + timely, late[: len(late) - len(kept)]
+
+
+def _between(schedule: str, zone: ZoneInfo, after: datetime, until: datetime) -> list[datetime]:
+    found = []
+    for instant in CronSim(schedule, after.astimezone(zone)):
+        moment = instant.astimezone(UTC)
+        if moment > until:
+            break
+        if moment > after:
+            found.append(moment)
+    return found
 
 
 @inbound(ComponentKind.TIMER)
@@ -83,16 +94,22 @@ class TimerInbound(Inbound):
 
     def poll(self, duty: Duty) -> Sequence[Item]:
         assert self._last is not None
+        now, again = self.clock(), self.failures.offered(duty)
+        if self._last - now > AHEAD:
+            self._setting.log.warning(f"{self._told_ahead(now)}: that clock was wrong, so it goes on from now")
+            self._remember(now, duty)
+        if self._last - now > ON_TIME and not again:
+            raise Unavailable(f"{self._told_ahead(now)}: nothing fires before that; correct the clocks of the machines")
         if not self._waiting:
-            now = self.clock()
             fired, left_out = due(self._schedule, self._zone, self._last, now, self._missed)
             if left_out:
-                word = f"{len(left_out)} missed instants from {left_out[0]:%Y-%m-%d %H:%M} UTC to {left_out[-1]:%Y-%m-%d %H:%M} UTC"
+                count = f"{len(left_out)}{' or more' if len(left_out) >= CAUGHT_UP else ''}"
+                word = f"{count} missed instants up to {left_out[-1]:%Y-%m-%d %H:%M} UTC"
                 self._setting.log.warning(f"{word} are left out, as the setting missed={self._missed} says")
             if left_out and not fired:
                 self._remember(left_out[-1], duty)
             self._waiting = [self._item(moment, duty) for moment in fired]
-        return [*self.failures.offered(duty), *self._waiting]
+        return [*again, *self._waiting]
 
     def remove(self, item: Item, duty: Duty) -> None:
         if self.failures.delivered(item):
@@ -109,6 +126,11 @@ class TimerInbound(Inbound):
 
     def abort(self) -> None:
         pass
+
+    def _told_ahead(self, now: datetime) -> str:
+        assert self._last is not None
+        minutes = (self._last - now).total_seconds() / 60
+        return f"the last instant, {self._last:%Y-%m-%d %H:%M} UTC, lies {minutes:.0f} minutes ahead of this clock"
 
     def _done(self, item: Item, duty: Duty) -> None:
         """The next leader begins after this one; when that cannot be kept, the item comes again under the same id."""

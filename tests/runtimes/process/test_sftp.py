@@ -18,7 +18,7 @@ from runtimes.process.connectors.base import ConfigError, Item, ItemChanged, Ori
 from runtimes.process.connectors.sftp import SftpInbound, SftpOutbound
 from runtimes.process.permits import Duty, PermitEnded
 from runtimes.protocol import Component, ComponentKind
-from tests.runtimes.process.lab import free_port
+from tests.runtimes.process.lab import free_port, until
 
 LATIN_1 = "bestelling-ü.xml".encode("latin-1")
 
@@ -36,6 +36,7 @@ class Server:
 
     def __init__(self, root: Path) -> None:
         self.root, self.port = root, free_port()
+        self.keeps = False  # lets nobody remove a file
         self.key = asyncssh.generate_private_key("ssh-ed25519")
         self.client_key = asyncssh.generate_private_key("ssh-ed25519")
         (root.parent / "authorized").write_bytes(self.client_key.export_public_key())
@@ -45,10 +46,16 @@ class Server:
         self.acceptor: Any = asyncio.run_coroutine_threadsafe(self._listen(), self.loop).result(10)
 
     async def _listen(self) -> Any:
-        root = str(self.root)
+        root, server = str(self.root), self
+
+        class Folder(asyncssh.SFTPServer):
+            def remove(self, path: bytes) -> Any:
+                if server.keeps:
+                    raise asyncssh.SFTPPermissionDenied("Permission denied")
+                return super().remove(path)
 
         def sftp(channel: Any) -> asyncssh.SFTPServer:
-            return asyncssh.SFTPServer(channel, chroot=root)
+            return Folder(channel, chroot=root)
 
         authorized = str(self.root.parent / "authorized")
         return await asyncssh.create_server(
@@ -180,6 +187,34 @@ def test_a_rejected_file_comes_to_the_machine_and_can_be_tried_again(server: Ser
     source.failures.retry(kept.key)
     (again,) = source.poll(duty())
     assert (again.id, content(again)) == (found.id, b"<x/>")
+
+
+def test_a_file_that_cannot_be_removed_is_taken_once_and_that_is_said(server: Server, connect: Callable[..., Any]) -> None:
+    server.keeps = True
+    for name in ("good", "bad"):
+        (server.root / "box" / name).write_bytes(b"x")
+    source = connect(SftpInbound)
+    bad, good = sorted(settled(source), key=lambda each: each.name)
+    says = "good is done with but cannot be removed: .*Permission denied.* let this user remove files"
+    with pytest.raises(Unavailable, match=says):
+        source.remove(good, duty())
+    source.reject(bad, "it is bad", duty(), 3)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="done with but cannot be removed"):
+            source.poll(duty())
+        time.sleep(0.11)
+    assert source.failures.count() == 1 and source.depth() == (0, None)
+    (server.root / "box" / "other").write_bytes(b"y")
+    assert until(lambda: _offered(source), 5)[0].name == b"other", "the others go on"
+    server.keeps = False
+    until(lambda: sorted(path.name for path in (server.root / "box").iterdir()) == ["other"] or (_offered(source), False)[1], 5)
+
+
+def _offered(source: SftpInbound) -> list[Item]:
+    try:
+        return list(source.poll(duty()))
+    except Unavailable:
+        return []
 
 
 def test_a_private_key_lets_in_too(server: Server, connect: Callable[..., Any]) -> None:

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import structlog
 
-from runtimes.process.connectors.base import ConfigError, Fenced, Setting
+from runtimes.process.connectors.base import ConfigError, Fenced, Setting, Unavailable
 from runtimes.process.connectors.timer import TimerInbound, due
 from runtimes.process.etcd import Etcd, put, read, unchanged
 from runtimes.process.permits import Duty
@@ -37,6 +37,7 @@ def utc(text: str) -> datetime:
         pytest.param("*/5 * * * *", "2026-11-22T10:01", "2026-11-22T10:17", "every", ["10:05", "10:10", "10:15"], 0, id="missed: each"),
         pytest.param("*/5 * * * *", "2026-11-22T10:01", "2026-11-22T10:17", "none", [], 3, id="missed: none"),
         pytest.param("*/5 * * * *", "2026-11-22T10:01", "2026-11-22T10:15:30", "none", ["10:15"], 2, id="in time all the same"),
+        pytest.param("* * * * *", "1990-01-01T10:00", "2026-11-22T10:00:30", "none", ["10:00"], 1439, id="decades of minutes, at once"),
         pytest.param("30 8 * * mon-fri", "2026-11-20T08:00", "2026-11-23T07:31", "once", ["07:30"], 0, id="Monday 8:30 in Amsterdam"),
     ],
 )
@@ -85,6 +86,26 @@ def test_an_instant_is_an_item_with_the_same_id_everywhere_and_is_remembered_onc
     assert again.poll(held) == []
     first.begin(held)
     assert first.poll(held) == [], "another leader finds it done"
+
+
+def test_a_clock_that_was_wrong_stops_no_timer_for_ever(tmp_path: Path) -> None:
+    """A leader whose clock ran ahead remembered an instant of the future; then another leads, or its clock was set right."""
+    held, now = Duty("g", "orders", 0, float("inf")), utc("2026-11-22T10:00:30")
+    made = timer(tmp_path)
+    made.clock = lambda: now
+    made.begin(held)
+    now = utc("2030-01-01T00:00:00")
+    for item in made.poll(held):
+        made.remove(item, held)
+    now = utc("2026-11-22T10:02:30")
+    assert made.poll(held) == [], "it goes on from now"
+    now = utc("2026-11-22T10:03:00")
+    (item,) = made.poll(held)
+    assert b"100300" in item.name
+    made.remove(item, held)
+    now = utc("2026-11-22T09:50:00")
+    with pytest.raises(Unavailable, match="10:03 UTC, lies 13 minutes ahead of this clock: nothing fires before that; correct the clocks"):
+        made.poll(held)
 
 
 def test_a_content_of_its_own(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def out(made: Item | None) -> bytes:
     [
         pytest.param("{{ text | upper }}!", "text", "text", "prijs €".encode(), "PRIJS €!".encode(), id="text"),
         pytest.param("{{ data.lines[0].article }}", "json", "text", b'{"lines": [{"article": 7}]}', b"7", id="from JSON"),
+        pytest.param("{{ data.n }}", "json", "text", b'\xef\xbb\xbf{"n": 7}', b"7", id="from JSON behind a byte order mark"),
         pytest.param('{"n": {{ data.n | tojson }}}', "json", "json", b'{"n": "a\\"b"}', b'{"n": "a\\"b"}', id="to JSON"),
         pytest.param("{{ data.find('n').text }}", "xml", "text", b"<o><n>7</n></o>", b"7", id="from XML"),
         pytest.param("{{ data.find('{urn:x}n').text }}", "xml", "text", b"<o xmlns='urn:x'><n>7</n></o>", b"7", id="a namespace"),
