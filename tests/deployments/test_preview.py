@@ -195,7 +195,8 @@ def test_followers_first_moves_a_group_once_and_balance_proves_it_where_it_is(up
     )
     assert [one["leader"] for one in balance.memory["groups"]] == ["external02.erp"]
     upgrade.engine.machines.handed_over.clear()
-    again = followers_first(upgrade)
+    plans.followers_first_plan(upgrade.environment, now=upgrade.engine.now)
+    again = upgrade.release(2)
     run = upgrade.engine.run(rollout.prepare(again, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now))
     assert upgrade.engine.machines.handed_over == [("external01.erp", "switch")], "the next one brings it back, by one gap again"
     assert run.steps.get(kind=StepKind.BALANCE_FAILOVER).reason == "external01 leads erp-orders, as preferred."
