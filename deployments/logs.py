@@ -4,6 +4,7 @@ Lines of steps are numbered within their deployment without a gap; lines of mach
 may be written down in any order. So a reader that goes on from its `Place` misses nothing and sees nothing twice.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -11,8 +12,8 @@ from datetime import datetime, timedelta
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from deployments import masking
 from deployments.models import Deployment, StepLog
+from runtimes import secrecy
 from runtimes.models import RuntimeLog
 from runtimes.protocol import LogLevel
 
@@ -83,7 +84,7 @@ def read(deployment: Deployment, wanted: Wanted, after: Place, *, at_once: int =
     """The next lines after a place, in order of time. A fixed number of queries."""
     told = list(_told(deployment, wanted, after)[:at_once])
     heard = list(_heard(deployment, wanted, after)[:at_once]) if wanted.step is None else []
-    secrets = masking.secrets_of(deployment.environment_id)
+    secrets = secrecy.pattern(deployment.environment_id)
     lines = [_of_step(line) for line in told] + [_of_machine(line, secrets) for line in heard]
     machines = dict(after.machines)
     for line in heard:
@@ -143,7 +144,7 @@ def _of_step(line: StepLog) -> Line:
     return Line(line.at, line.level, line.machine, line.text, line.step.number, line.attempt, line.number)
 
 
-def _of_machine(line: RuntimeLog, secrets: list[str]) -> Line:
+def _of_machine(line: RuntimeLog, secrets: re.Pattern[str] | None) -> Line:
     """A runtime's key tells its machine; "router" and "agent" do not."""
     own = line.source.startswith(f"{line.machine.name}.")
-    return Line(line.at, line.level, line.source if own else f"{line.source} on {line.machine.name}", masking.mask(line.text, secrets))
+    return Line(line.at, line.level, line.source if own else f"{line.source} on {line.machine.name}", secrecy.masked(line.text, secrets))

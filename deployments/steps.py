@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal
 
 from django.db.models import F, QuerySet
 
-from deployments import frozen, gates, masking, moves, releases
+from deployments import frozen, gates, moves, releases
 from deployments.models import DONE, Deployment, Exclusion, HandOvers, RunStatus, StepKind, StepLog, StepRun
 from portal import property_uses, property_values, router_addresses
 from portal.errors import Busy, NotAllowed, NotReady, Stale
-from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol
+from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol, secrecy
 from runtimes.models import (
     LIVE_COMMANDS,
     LIVE_REQUESTS,
@@ -103,14 +103,13 @@ def note(step: StepRun, text: str, now: datetime, *, machine: str = "", level: s
     """A line of the deployment's log, inside the caller's transaction: until that ends, nobody else writes one, so numbers have no gap."""
     Deployment.objects.filter(pk=step.deployment_id).update(log_lines=F("log_lines") + 1)
     number = Deployment.objects.values_list("log_lines", flat=True).get(pk=step.deployment_id)
-    secrets = masking.secrets_of(step.deployment.environment_id)
     StepLog.objects.create(
         deployment_id=step.deployment_id,
         number=number,
         step=step,
         attempt=step.attempt,
         at=now,
-        text=masking.mask(text, secrets),
+        text=secrecy.masked(text, secrecy.pattern(step.deployment.environment_id)),
         machine=machine,
         level=level,
     )

@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from django.db import connection
 from django.db.models import Model, Q
 
 from portal.models import Environment
-from runtimes import history, protocol
+from runtimes import history, protocol, secrecy
 from runtimes.clocks import Clock
 from runtimes.models import (
     LIVE_COMMANDS,
@@ -88,7 +89,7 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
         runtime.key: runtime
         for runtime in Runtime.objects.filter(machine=machine)
         .select_related("machine", "connector")
-        .only("machine__name", "connector__name", "desired_bundle_id", "desired_release", *RUNTIME_FACTS)
+        .only("machine__name", "machine__environment_id", "connector__name", "desired_bundle_id", "desired_release", *RUNTIME_FACTS)
     }
     heard = [said for said in report.runtimes if _knows(machine, said.key, runtimes)]
     restarted = {said.key for said in heard if runtimes[said.key].observed_started_at != said.started_at}
@@ -186,10 +187,13 @@ def _write(rows: Sequence[Model], names: list[str]) -> None:
 
 
 def _store_runtimes(runtimes: dict[str, Runtime], heard: list[protocol.RuntimeReport], clock: Clock) -> None:
+    machine = next((runtimes[said.key].machine for said in heard), None)
+    troubled = any(said.reason or any(flow.reason for flow in said.flows) for said in heard)
+    hidden = secrecy.pattern(machine.environment_id) if machine is not None and troubled else None
     for said in heard:
         row = runtimes[said.key]
         row.observed_state = said.state
-        row.observed_reason = said.reason
+        row.observed_reason = secrecy.masked(said.reason, hidden)
         row.observed_pid = said.pid
         row.observed_started_at = said.started_at[:40]
         row.observed_starts = said.starts
@@ -198,9 +202,14 @@ def _store_runtimes(runtimes: dict[str, Runtime], heard: list[protocol.RuntimeRe
         # A release that changed nothing here restarts nothing: what runs is what the newest release gives it.
         as_ordered = bool(said.digest) and said.digest == row.desired_bundle_id and row.desired_release is not None
         row.observed_release = row.desired_release if as_ordered else said.release
-        row.observed_flows = msgspec.to_builtins([_timely(flow, clock) for flow in said.flows])
+        row.observed_flows = msgspec.to_builtins([_shown(_timely(flow, clock), hidden) for flow in said.flows])
         row.observed_at = clock.now
     _write([runtimes[said.key] for said in heard], RUNTIME_FACTS)
+
+
+def _shown(flow: protocol.FlowReport, hidden: re.Pattern[str] | None) -> protocol.FlowReport:
+    """Without any secret of the environment, also one that its own runtime does not know."""
+    return msgspec.structs.replace(flow, reason=secrecy.masked(flow.reason, hidden)) if flow.reason and hidden is not None else flow
 
 
 def _timely(flow: protocol.FlowReport, clock: Clock) -> protocol.FlowReport:
@@ -298,6 +307,7 @@ def _store_commands(machine: Machine, reports: Sequence[protocol.CommandReport],
         return False
     ended = False
     rows = {str(row.pk): row for row in CommandRun.objects.filter(machine=machine, status__in=LIVE_COMMANDS)}
+    hidden = secrecy.pattern(machine.environment_id) if any(told.lines or told.reason for told in reports) else None
     for told in reports:
         row = rows.get(told.id)
         if row is None or told.first > len(row.output):
@@ -307,8 +317,8 @@ def _store_commands(machine: Machine, reports: Sequence[protocol.CommandReport],
         CommandRun.objects.filter(pk=row.pk, status__in=LIVE_COMMANDS).update(
             status=told.status if done else protocol.CommandStatus.RUNNING,
             exit_status=told.exit_status,
-            reason=told.reason,
-            output=[*row.output[: told.first], *told.lines][:COMMAND_LINES],
+            reason=secrecy.masked(told.reason, hidden),
+            output=[*row.output[: told.first], *(secrecy.masked(line, hidden) for line in told.lines)][:COMMAND_LINES],
             ended_at=now if done else None,
         )
     return ended

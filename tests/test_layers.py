@@ -12,7 +12,7 @@ CLI = "cli"  # the `baton` command meets the portal over the public API only
 ROOTS = ("portal.settings", "portal.urls", "portal.celery", "portal.asgi", "portal.wsgi")
 # The one documented exception: Django's convention for Celery makes the app load with the package.
 ALLOWED = {("portal", "portal.celery")}
-NO_DJANGO = ("runtimes.protocol", "runtimes.agent", "runtimes.process")
+NO_DJANGO = ("runtimes.protocol", "runtimes.spellings", "runtimes.agent", "runtimes.process")
 DJANGO = ("django", "rest_framework", "celery", "kombu", "axes", "django_htmx", "django_filters", "drf_spectacular")
 
 # Layers inside an app, outermost first; a part may import its own layer and those after it. Everything not named is a domain module.
@@ -26,6 +26,7 @@ LAYER_OF = {
     "management": "edge",
     "tasks": "tasks",
     "models": "models",
+    "spellings": "words",
     "protocol": "words",  # enums that models borrow
     "errors": "words",
     "vault": "words",  # fields of models that keep secrets

@@ -13,10 +13,11 @@ No argument comes from the portal. A command runs at most once: that it was begu
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,12 +26,14 @@ import structlog
 from runtimes.agent import linux
 from runtimes.agent.home import Home
 from runtimes.protocol import CommandOrder, CommandReport, CommandStatus, Wire
+from runtimes.spellings import MASK, pattern_of, where_to_cut
 
 log = structlog.get_logger()
 LIST = "commands.toml"
 KEPT = 200  # ended commands remembered, so that none is run twice
 OUTPUT_BYTES = 256 * 1024
 LINE_LENGTH = 2_000
+HELD_BACK = 16 * 1024  # bytes of a line without end that may be the beginning of a secret
 LINES_PER_REPORT = 500
 TERM_SECONDS = 2.0  # between SIGTERM and SIGKILL
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "USER")  # handed on; nothing else of the agent's
@@ -69,6 +72,7 @@ class Command:
     bytes: int = 0
     stored: int = 0  # lines that the portal has
     task: "asyncio.Task[None] | None" = None
+    pattern: re.Pattern[str] | None = None  # of the secrets that its output must not show
 
 
 def listed(path: Path, name: str) -> Listed:
@@ -97,8 +101,9 @@ def listed(path: Path, name: str) -> Listed:
 class Commands:
     """`take` the latest orders; `report` what became of them."""
 
-    def __init__(self, home: Home, changed: Callable[[], None], machine: str = "") -> None:
+    def __init__(self, home: Home, changed: Callable[[], None], machine: str = "", secrets: Callable[[], Iterable[str]] = tuple) -> None:
         self.home = home
+        self.secrets = secrets  # of what runs here: no line of any output shows them
         self.changed = changed
         self.machine = machine
         self.commands: dict[str, Command] = {}
@@ -158,7 +163,7 @@ class Commands:
     # ---- one command
 
     async def _run(self, command: Command) -> None:
-        order = command.order
+        order, command.pattern = command.order, pattern_of(self.secrets())
         try:
             entry = listed(self.home.root / LIST, order.name)
             limit = min(order.timeout_seconds, entry.timeout_seconds or order.timeout_seconds)
@@ -200,20 +205,27 @@ class Commands:
                 while data := await process.stdout.read(16 * 1024):
                     *whole, rest = (rest + data).split(b"\n")
                     self._say(command, whole)
-                    if len(rest) > LINE_LENGTH:
-                        self._say(command, [rest])
-                        rest = b""
+                    if len(rest) > HELD_BACK + LINE_LENGTH:
+                        rest = self._say_part(command, rest)
                 self._say(command, [rest] if rest else [])
                 return await process.wait()
         finally:
             await _end_tree(process)
+
+    def _say_part(self, command: Command, line: bytes) -> bytes:
+        """Of a line without end; what may be the beginning of a secret stays for the next look. Returns: what is left."""
+        text = line.decode("utf-8", "surrogateescape")
+        at = where_to_cut(text, len(text) - HELD_BACK, command.pattern)
+        self._say(command, [text[:at].encode("utf-8", "surrogateescape")])
+        return text[at:].encode("utf-8", "surrogateescape")
 
     def _say(self, command: Command, lines: list[bytes]) -> None:
         for line in lines:
             if command.bytes > OUTPUT_BYTES:
                 return
             command.bytes += len(line) + 1
-            text = line[:LINE_LENGTH].decode(errors="replace").rstrip("\r").replace("\x00", "\N{REPLACEMENT CHARACTER}")
+            text = line.decode(errors="replace").rstrip("\r").replace("\x00", "\N{REPLACEMENT CHARACTER}")
+            text = (command.pattern.sub(MASK, text) if command.pattern is not None else text)[:LINE_LENGTH]
             left_out = command.bytes > OUTPUT_BYTES
             command.lines.append(f"(output beyond {OUTPUT_BYTES // 1024} KiB is left out)" if left_out else text)
         if lines:

@@ -16,6 +16,7 @@ from runtimes.protocol import UPGRADE, BundleContent, FlowSpec, Inquiry, Inquiry
 
 log = structlog.get_logger()
 SHOWN_BYTES = 64 * 1024  # of one item
+HELD_BACK = 16 * 1024  # bytes beyond, in which a secret may end that begins before
 ACT_SECONDS = 10.0
 
 Where = tuple[BundleContent, Path]  # what the runtime runs or last ran, and its data folder
@@ -70,7 +71,7 @@ def answered(inquiry: Inquiry, where: Where | None) -> InquiryAnswer:
     """Do it. Blocks."""
     from runtimes.process.connectors import INBOUNDS  # here: an agent that nobody asks need not load them
     from runtimes.process.connectors.base import ConfigError, Setting, Unavailable
-    from runtimes.process.masking import MASK, pattern_of
+    from runtimes.spellings import MASK, pattern_of, where_to_cut
 
     if where is None:
         return InquiryAnswer(id=inquiry.id, problem=f"Nothing was deployed to {inquiry.runtime} yet.")
@@ -90,7 +91,7 @@ def answered(inquiry: Inquiry, where: Where | None) -> InquiryAnswer:
     try:
         failures = INBOUNDS[flow.inbound.kind](setting).failures
         if inquiry.act is ItemAct.VIEW and inquiry.keys:
-            shown, size = failures.content(inquiry.keys[0], SHOWN_BYTES)
+            shown, size = failures.content(inquiry.keys[0], SHOWN_BYTES + HELD_BACK)
         elif inquiry.act in (ItemAct.RETRY, ItemAct.DISCARD):
             problem = _act(failures, inquiry)
         total, items = failures.listed()
@@ -99,6 +100,8 @@ def answered(inquiry: Inquiry, where: Where | None) -> InquiryAnswer:
     except (ConfigError, Unavailable, OSError) as error:
         return InquiryAnswer(id=inquiry.id, problem=masked(f"{error}"))
     text = shown.decode("utf-8", "surrogateescape")
+    if len(shown) > SHOWN_BYTES:  # cut where no half of a secret is left
+        text = text[: where_to_cut(text, len(shown[:SHOWN_BYTES].decode("utf-8", "surrogateescape")), pattern)]
     shown = (pattern.sub(MASK, text) if pattern is not None else text).encode("utf-8", "surrogateescape")
     items = [msgspec.structs.replace(item, name=masked(item.name), reason=masked(item.reason)) for item in items]
     return InquiryAnswer(id=inquiry.id, problem=problem, total=total, items=items, content=base64.b64encode(shown).decode(), size=size)

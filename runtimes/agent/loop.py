@@ -73,7 +73,7 @@ class Agent:
         self.etcd_leader = EtcdLeader(self.router, home.tls, lambda: self.orders.namespace if self.orders is not None else "")
         self.carrier = Carrier(home, self.spool, self._place, self.changed.set)
         self.clerk = Clerk(self._where, self.changed.set)
-        self.commands = Commands(home, self.changed.set, identity.machine)
+        self.commands = Commands(home, self.changed.set, identity.machine, self._secrets)
         self.client: Etcd | None = None  # of this machine's router
         self.reach = Reach(identity.machine, home.tls, self.changed.set)
         self.runtimes: dict[str, RuntimeSupervisor] = {}
@@ -247,6 +247,11 @@ class Agent:
 
     def _why_cut_off(self) -> str:
         return why_cut_off(self.router.report(), self.peers.report(), linux.utc_now())
+
+    def _secrets(self) -> list[str]:
+        """Of every bundle that runs here."""
+        contents = [runtime.content() for runtime in self.runtimes.values()]
+        return sorted({secret for content in contents if content is not None for secret in content.secrets})
 
     def _where(self, key: str) -> Where | None:
         """What a runtime of this machine runs or last ran, and its data folder."""

@@ -6,14 +6,11 @@
 import re
 from collections.abc import Iterable
 from typing import Any, TextIO
-from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
 from runtimes.protocol import ProcessNews
-
-MASK = "•••"
-SHORT = 4  # characters; a shorter secret is masked only where it stands by itself, lest every text is riddled
+from runtimes.spellings import MASK, pattern_of
 
 _pattern: re.Pattern[str] | None = None
 
@@ -26,43 +23,6 @@ def hide(secrets: Iterable[str]) -> None:
 
 def masked(text: str) -> str:
     return text if _pattern is None else _pattern.sub(MASK, text)
-
-
-def pattern_of(secrets: Iterable[str]) -> re.Pattern[str] | None:
-    """Matches the secrets in every spelling in which a program may print them, the longest first; None when there is nothing to mask."""
-    spellings = {spelling for secret in secrets for part in _parts(secret) for spelling in _spellings(part)}
-    if not spellings:
-        return None
-    return re.compile("|".join(_bounded(text) for text in sorted(spellings, key=lambda text: (-len(text), text))))
-
-
-def _parts(secret: str) -> set[str]:
-    parts = {secret, *(line for line in secret.splitlines() if len(line) >= SHORT)}
-    try:
-        password = urlsplit(secret).password
-    except ValueError:
-        password = None
-    if password:
-        parts |= {password, unquote(password)}
-    return {part for part in parts if part.strip()}
-
-
-def _spellings(secret: str) -> set[str]:
-    """As it is, trimmed, as Python's repr and JSON escape it, as URLs quote it."""
-    escaped = secret.encode("unicode_escape").decode("ascii")
-    return {
-        secret,
-        secret.strip(),
-        escaped,
-        escaped.replace('"', '\\"'),
-        secret.replace("\\", "\\\\").replace('"', '\\"'),
-        quote(secret, safe=""),
-    }
-
-
-def _bounded(text: str) -> str:
-    literal = re.escape(text)
-    return rf"(?<!\w){literal}(?!\w)" if len(text) < SHORT else literal
 
 
 def mask_event(_: Any, __: str, event: Any) -> Any:

@@ -13,7 +13,7 @@ from runtimes.agent.home import Home
 from runtimes.protocol import CommandOrder, CommandReport, CommandStatus
 from tests.runtimes.agent.conftest import disk_full
 
-LIST = """
+LIST = '''
 [hello]
 run = ["/bin/sh", "-c", "echo one; echo two >&2; echo $BATON_MACHINE; echo secret=$SECRET"]
 [fails]
@@ -27,7 +27,12 @@ run = ["/bin/sh", "-c", "sleep 60"]
 run = ["/bin/sh", "-c", "seq 1 1200"]
 [bad]
 run = "echo"
-"""
+[tells]
+run = ["/bin/sh", "-c", """
+  echo login with hunter2-of-erp
+  printf '%2040s' ' '; printf hunter2-of-erp; printf '%20000s' x; printf hunter2; sleep 0.1; echo -of-erp
+  echo aHVudGVyMi1vZi1lcnA="""]
+'''
 
 
 @pytest.fixture
@@ -165,3 +170,17 @@ def test_long_output_comes_in_pieces_without_a_gap_and_the_end_with_the_last(hom
     told, lines = run(home, "much")
     assert lines == [str(number) for number in range(1, 1201)]
     assert told.status is CommandStatus.SUCCEEDED and len(told.lines) <= LINES_PER_REPORT
+
+
+def test_no_secret_of_what_runs_here_leaves_the_machine_in_an_output(home: Home) -> None:
+    """Also where a line is so long that it is told in parts, or comes in two pieces."""
+
+    async def work() -> tuple[CommandReport, list[str]]:
+        commands = Commands(home, lambda: None, "external01", lambda: ["hunter2-of-erp"])
+        commands.take([order("tells")])
+        return await until_ended(commands)
+
+    told, lines = asyncio.run(work())
+    assert (told.status, lines[0], lines[-1]) == (CommandStatus.SUCCEEDED, "login with •••", "•••=")
+    assert not [line for line in lines if "hunter2" in line or "-of-erp" in line]
+    assert "hunter2" not in (home.root / "commands.json").read_text()
