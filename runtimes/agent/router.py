@@ -492,7 +492,8 @@ class RouterSupervisor:
 
     def _clear(self, revoked: str) -> None:
         self.cleared, self.suspected = revoked, None
-        self.home.write("router/cleared.json", Cleared(revoked=revoked))
+        with contextlib.suppress(OSError):  # a full disk: the next agent looks once more
+            self.home.write("router/cleared.json", Cleared(revoked=revoked))
 
     def _has_data(self) -> bool:
         return (self.data / "member").exists()

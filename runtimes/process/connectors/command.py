@@ -58,6 +58,7 @@ class CommandInbound(Inbound):
         self._health = setting.number("health_seconds", 0.0, 0.0, 3600.0)
         self._folder = setting.data / "commands" / setting.flow_id
         self._health_file = self._folder / ".healthy"
+        self._health_seen, self._health_at = 0, 0.0  # its time (ns) as last seen, and when that was seen first (time.monotonic())
         self._outbox = setting.folder("outbox", setting.data / "outbox" / setting.flow_id)
         self._files: FileInbound | None = None
         errors = ErrorFolder(setting.data / "errors" / setting.flow_id, setting)
@@ -256,9 +257,14 @@ class CommandInbound(Inbound):
         (self._setting.log.warning if failed else self._setting.log.info)(self._sentence)
 
     def _age_of_health(self) -> float:
-        with suppress(OSError):
-            return time.time() - self._health_file.stat().st_mtime
-        return float("inf")
+        """Seconds since its file was seen to change: a step of the clock, which its time would tell, is no sign of illness."""
+        try:
+            touched = self._health_file.stat().st_mtime_ns
+        except FileNotFoundError:
+            return float("inf")
+        if touched != self._health_seen:
+            self._health_seen, self._health_at = touched, time.monotonic()
+        return time.monotonic() - self._health_at
 
     def _said(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip()

@@ -310,6 +310,18 @@ def test_a_program_that_goes_into_the_background_is_told_to_stay(tmp_path: Path,
     assert not any(alive(pid) for pid in pids_in(tmp_path / "pids", 1))
 
 
+def test_a_program_whose_clock_was_set_back_is_not_taken_for_ill(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    script = """
+        import os, time
+        while True:
+            behind = time.time() - 86400  # as a step of the clock would leave it
+            os.utime(os.environ["BATON_HEALTH_FILE"], (behind, behind)); time.sleep(0.1)
+    """
+    flow, _ = run(command(script, health_seconds="0.8"))
+    time.sleep(2.5)
+    assert flow.on and flow.reason == ""
+
+
 def test_a_program_that_gives_no_sign_of_health_is_ended_and_started_again(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
     script = """
         import os, pathlib, time
