@@ -305,7 +305,10 @@ class Agent:
             if time.monotonic() > until:
                 return f"{len(led)} of this machine's groups have not been handed over yet"
             for group in led:
-                request = asked.setdefault(group.group, self._give_away(group))
+                heirs = self._heirs(group.group)
+                if heirs is not None and not heirs:
+                    return "nobody could take over but machines whose certificates were taken back"
+                request = asked.setdefault(group.group, self._give_away(group, heirs[0] if heirs else None))
                 try:
                     outcome = await self._place(request)
                 except NotPlaced as error:
@@ -319,12 +322,20 @@ class Agent:
         reports = (runtime.report() for runtime in self.runtimes.values())
         return [group for report in reports for group in report.groups if group.status is Status.LEADER]
 
-    def _give_away(self, group: GroupReport) -> GroupRequest:
+    def _heirs(self, group: str) -> list[str] | None:
+        """Machines that leadership may go to, where not any may: never to one whose certificate was taken back of late."""
+        revoked = self.certificates.just_revoked
+        contents = [content for runtime in self.runtimes.values() if (content := runtime.content()) is not None]
+        members = {key.split(".")[0] for content in contents for spec in content.groups if spec.id == group for key in spec.members}
+        others = members - {self.identity.machine}
+        return sorted(others - revoked) if others & revoked else None
+
+    def _give_away(self, group: GroupReport, heir: str | None) -> GroupRequest:
         return GroupRequest(
             id=str(uuid.uuid4()),
             kind=RequestKind.SWITCH,
             group=group.group,
-            machine=None,
+            machine=heir,
             expected_epoch=group.epoch,
             cause=Cause.DEPLOY,
             actor=f"restart of the router on {self.identity.machine}",
