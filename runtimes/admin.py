@@ -6,6 +6,7 @@ from django.contrib import admin
 from django.http import HttpRequest
 
 from portal.admin_site import ReadOnly, TabularInline
+from portal.templatetags.baton import epoch as shown_epoch
 from runtimes.models import (
     Alarm,
     Bundle,
@@ -25,6 +26,11 @@ from runtimes.models import (
     RuntimeLog,
     TimedSwitch,
 )
+
+
+@admin.display(description="Epoch", ordering="epoch")
+def epoch(row: FailoverGroup | LeadershipChange | LeadershipEnd) -> str:
+    return shown_epoch(row.epoch)
 
 
 @admin.register(Machine)
@@ -71,7 +77,7 @@ class MemberInline(TabularInline):
 
 @admin.register(FailoverGroup)
 class FailoverGroupAdmin(ReadOnly):
-    list_display = ("name", "environment", "failover", "epoch", "last_gap_seconds")
+    list_display = ("name", "environment", "failover", epoch, "last_gap_seconds", "last_gap_at")
     list_filter = ("environment__kind", "environment__project")
     search_fields = ("name",)
     list_select_related = ("environment__project",)
@@ -80,7 +86,7 @@ class FailoverGroupAdmin(ReadOnly):
 
 @admin.register(LeadershipChange)
 class LeadershipChangeAdmin(ReadOnly):
-    list_display = ("group", "epoch", "runtime", "previous", "cause", "actor", "at", "gap_seconds")
+    list_display = ("group", epoch, "runtime", "previous", "cause", "actor", "at", "gap_seconds")
     list_filter = ("cause", "group__environment__kind", "group__environment__project")
     search_fields = ("group__name", "runtime", "actor")
     date_hierarchy = "at"
@@ -89,7 +95,7 @@ class LeadershipChangeAdmin(ReadOnly):
 
 @admin.register(LeadershipEnd)
 class LeadershipEndAdmin(ReadOnly):
-    list_display = ("group", "epoch", "runtime", "cause", "reason", "at")
+    list_display = ("group", epoch, "runtime", "cause", "reason", "at")
     list_filter = ("cause", "group__environment__project")
     list_select_related = ("group",)
 
@@ -134,9 +140,13 @@ class JoinTokenAdmin(ReadOnly):
 
 @admin.register(CertificateAuthority)
 class CertificateAuthorityAdmin(ReadOnly):
-    list_display = ("environment", "created_at", "revoked_number")
+    list_display = ("environment", "number", "created_at", "is_being_renewed", "revoked_number")
     list_select_related = ("environment__project",)
     exclude = ("encrypted_key",)
+
+    @admin.display(boolean=True, description="Being renewed")
+    def is_being_renewed(self, row: CertificateAuthority) -> bool:
+        return bool(row.former)
 
 
 @admin.register(MembershipChange)
