@@ -124,7 +124,7 @@ class Landscape:
         eventually(lambda: self.leader() == to)
 
     def change(self, within: float = 40, **wished: tuple[str, int] | None) -> MembershipChange:
-        """Wish these addresses (None: the machine's router leaves), as the step Deploy routers does, and wait for the end."""
+        """Wish these addresses (None: the machine's router leaves), and wait for the end; the portal asks for the hand-overs."""
         self.addresses = {name: address for name, address in {**self.addresses, **wished}.items() if address is not None}
         change = membership.assign(self.environment, self.addresses, actor="deployment 2", now=timezone.now())
         assert change is not None
@@ -133,10 +133,6 @@ class Landscape:
     def ended(self, change: MembershipChange, within: float = 40) -> MembershipChange:
         def look() -> bool:
             change.refresh_from_db()
-            if change.hand_over:
-                other = next(name for name in ("external01", "external02") if name != change.hand_over)
-                self.switch(other)
-                membership.handed_over(change, change.hand_over, now=timezone.now())
             return change.status != "running"
 
         try:
