@@ -464,6 +464,8 @@ class Records:
         found = {}
         for entry in answer.get("kvs", []):
             key = base64.b64decode(entry["key"]).decode().split("/", 3)[3]
+            if key == "restarting":  # whose router's turn it is to restart: a bare name
+                continue
             found[key] = Record(json.loads(base64.b64decode(entry["value"])), int(entry["mod_revision"]))
         return found
 
