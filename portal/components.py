@@ -118,7 +118,7 @@ _AMQP_MORE = [
     Setting(
         "heartbeat_seconds",
         "Heartbeat (seconds)",
-        "After two of them the broker notices a machine without power, and gives back what it held. From 2 to 300. Empty: 10.",
+        "Within three of them the broker notices a machine without power, and gives back what it held. From 2 to 300. Empty: 5.",
         required=False,
         least=2,
         most=300,

@@ -14,7 +14,7 @@ import amqp
 
 from runtimes.process.connectors.base import ItemError, Refusing, Setting, Unavailable
 
-HEARTBEAT_SECONDS, TIMEOUT_SECONDS = 10.0, 10.0
+HEARTBEAT_SECONDS, TIMEOUT_SECONDS = 5.0, 10.0
 CONNECT_SECONDS = 4.0  # less than the drain limit: nothing can cut an attempt to connect
 CLOSE_SECONDS = 1.0  # a farewell; the broker gives back what was not acknowledged also without it
 

@@ -25,6 +25,7 @@ LINE_LIMIT = 1024 * 1024  # bytes of one line; a longer one is cut and marked
 PIPE_BYTES = 4096  # what a program may have written that nobody has read yet, and a crash loses
 START_SECONDS = 5.0
 UNREAD_SECONDS = 1.0
+SAID_LINES, SAID_SECONDS = 50, 0.1  # for the log: whoever writes faster than this has to wait
 
 Line = tuple[bytes, bool]  # the text without its line break; was it cut
 
@@ -86,10 +87,11 @@ class Program:
         finally:
             os.close(reporting)
             os.close(handle)
+        paced = Paced(said, self._over)
         self._threads = [
             threading.Thread(target=self._pulse, name="permit of a command", daemon=True),
-            threading.Thread(target=_read, args=(self._guard.stderr, said), name="errors of a command", daemon=True),
-            threading.Thread(target=_read, args=(self._guard.stdout, said, lines), name="output of a command", daemon=True),
+            threading.Thread(target=_read, args=(self._guard.stderr, paced), name="errors of a command", daemon=True),
+            threading.Thread(target=_read, args=(self._guard.stdout, paced, lines), name="output of a command", daemon=True),
         ]
         self._report = os.fdopen(report, "rb", buffering=0)
         for thread in self._threads:
@@ -184,6 +186,30 @@ class Program:
                 if self._page.closed:
                     return
                 PAGE.pack_into(self._page, 0, self._until())
+
+
+class Paced:
+    """Passes lines on to the log, so many at a time: a program that floods it neither drowns the others' lines nor keeps a processor busy.
+    Once the program is over nobody waits."""
+
+    def __init__(self, said: Callable[[bytes], None], over: threading.Event) -> None:
+        self._said, self._over = said, over
+        self._lock = threading.Lock()
+        self._count, self._since, self._told = 0, 0.0, False
+
+    def __call__(self, line: bytes) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._since >= SAID_SECONDS:
+                self._count, self._since = 0, now
+            elif self._count >= SAID_LINES:
+                if not self._told:
+                    self._told = True
+                    self._said(b"the command writes more than %d lines a second for the log: it has to wait" % (SAID_LINES / SAID_SECONDS))
+                self._over.wait(self._since + SAID_SECONDS - now)
+                self._count, self._since = 0, time.monotonic()
+            self._count += 1
+        self._said(line)
 
 
 class Lines:

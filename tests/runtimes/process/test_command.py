@@ -149,6 +149,20 @@ def test_a_program_that_never_reads_its_acknowledgements_holds_nobody_up(
     assert capsys.readouterr().out.count("does not read its standard input: acknowledgements are dropped") == 1
 
 
+def test_a_program_that_floods_the_log_has_to_wait_and_stops_in_time(
+    tmp_path: Path, run: Callable[..., tuple[Flow, Duty]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flow, duty = run(Component(kind=ComponentKind.COMMAND, settings={"program": "yes", "arguments": "flood"}))
+    until(lambda: flow.on, 5)
+    time.sleep(1.0)
+    duty.stop_taking()
+    flow.stop()
+    until(lambda: not flow.busy, 1, "it stops in time")
+    said = capsys.readouterr().out
+    assert "writes more than 500 lines a second for the log: it has to wait" in said
+    assert 50 <= said.count("flood ") <= 3000, "some hundreds a second, and what stood in the pipe"
+
+
 def test_a_line_that_is_too_long_is_moved_aside_and_the_next_arrives(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
     flow, _ = run(command(f"print('x' * {LINE_LIMIT * 3}); print('next'); import time; time.sleep(60)", items="lines"))
     until(lambda: b"next" in arrived(tmp_path).values(), 5)
