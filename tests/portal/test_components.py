@@ -38,7 +38,8 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     key = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
     return {
         "url": "https://erp.example/{cursor}", "cursor_path": "next", "host": "erp.example", "host_key": key, "user": "erp",
-        "password": "p", "folder": "/in", "error_folder": "/errors", "outbox": "/out", "receipts": "/receipts", "program": "true", "schedule": "0 * * * *",
+        "password": "p", "folder": "/in", "error_folder": "/errors", "outbox": "/out", "receipts": "/receipts",
+        "program": "true", "schedule": "0 * * * *",
         "statement": "INSERT INTO orders VALUES (:id)", "tls": "yes", "ca_file": files.authority, "certificate_file": files.machine,
         "key_file": files.machine, "queue": "orders", "routing_key": "orders",
     }  # fmt: skip
