@@ -214,7 +214,7 @@ def activate_due(activation_id: int, *, now: datetime) -> str:
         return f"Activation {activation_id} is gone."
     if activation.status != ActivationStatus.SCHEDULED or activation.due_at is None or now < activation.due_at:
         return _handled(activation_id)
-    decision = _decided(activation, now)
+    decision = _waits_its_turn(activation, now) or _decided(activation, now)
     release, environment = activation.release, activation.environment
     if decision.do == "activate":
         try:
@@ -241,6 +241,12 @@ def _handled(activation_id: int) -> str:
 def _still(activation: Activation) -> QuerySet[Activation]:
     """The row, as long as it is the one that was looked at: not carried out, held, cancelled or rescheduled since."""
     return Activation.objects.filter(pk=activation.pk, status=ActivationStatus.SCHEDULED, due_at=activation.due_at)
+
+
+def _waits_its_turn(activation: Activation, now: datetime) -> Decision | None:
+    """Without asking anything else: there may be many of them, and they are looked at every few seconds."""
+    ahead = _ahead(activation) if activation.expires_at is None or now < activation.expires_at else ""
+    return Decision("wait", ahead) if ahead else None
 
 
 def _decided(activation: Activation, now: datetime) -> Decision:

@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 WORKERS, BEATS, ENVIRONMENTS = 10, 3, 10
 KILL_EVERY = (1.0, 5.0)  # seconds; a worker takes seconds of computing to start
 REST_KILL_EVERY = (8.0, 20.0)  # seconds: of what there is one of only
+DUE_EVERY = 8.0  # seconds
 LIMIT = 1200.0  # seconds
 COMMAND = "note"
 
@@ -281,7 +282,7 @@ def send_agents(places: list[Place], portal: str, book: Book) -> list[Any]:
 
 
 def schedule(places: list[Place], count: int, person: Any) -> None:
-    """The activations of all environments become due within seconds, each environment's in turn with its two releases."""
+    """Every DUE_EVERY seconds one of each environment becomes due, with its two releases in turn: mostly while the one before deploys."""
     from datetime import timedelta
 
     from django.utils import timezone
@@ -291,7 +292,7 @@ def schedule(places: list[Place], count: int, person: Any) -> None:
     now = timezone.now()
     for number in range(count):
         place, turn = places[number % len(places)], number // len(places)
-        due_at = now + timedelta(seconds=3 + turn)
+        due_at = now + timedelta(seconds=3 + DUE_EVERY * turn)
         schedules.schedule(
             place.releases[turn % 2], place.environment, due_at=due_at, by=person, now=now, deploys=True, expires_after_minutes=None
         )
@@ -467,6 +468,7 @@ def main() -> int:
     home = asked.home.resolve()
     home.mkdir(parents=True, exist_ok=True)
     print(f"seed {asked.seed}", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the crowd ends then too
     os.environ |= {"BATON_HOME": str(home), "DJANGO_SETTINGS_MODULE": "portal.settings", "BATON_LOG_LEVEL": "WARNING"}
     os.environ.setdefault("DATABASE_URL", "")
     chance = random.Random(asked.seed)
@@ -479,6 +481,7 @@ def main() -> int:
     from django.db import connection
     from django.utils import timezone
 
+    from portal.models import Heartbeat
     from runtimes.models import Machine
     from tests.journeys.baton import until
 
@@ -492,6 +495,7 @@ def main() -> int:
         fleets = send_agents(places, crowd.portal, book)
         until(lambda: not any(machine.is_silent(now=timezone.now()) for machine in Machine.objects.all()), 60, "all machines report")
         crowd.start_celery()
+        until(Heartbeat.objects.exists, 60, "a worker does what a beat sends")
         schedule(places, asked.activations, person)
         seconds = live_through(crowd, fleets, chance, asked.activations)
         ended = crowd.ended()
