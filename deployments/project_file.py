@@ -226,6 +226,7 @@ class _Import:
         self.notes: list[str] = []
 
     def run(self) -> list[str]:
+        before = {row.kind: _environment(row) for row in self.project.environments.all()}  # before anything: types seal values
         self._project()
         flows, groups = self._items("flows"), self._items("groups")
         systems, machines, placements = self._items("systems"), self._items("machines"), self._items("placements", str)
@@ -241,8 +242,13 @@ class _Import:
         self._applied(systems, machines)
         self._types()
         self._retention()
-        for line, kind, given in self._environments():
-            self._environment(line, kind, given)
+        lines = {}
+        for line, environment, given in self._environments():
+            lines[environment.kind] = line
+            self._environment(environment, given)
+        for environment in self.project.environments.exclude(kind__in=self.editable):
+            if _environment(environment) != before[environment.kind]:
+                raise wrong(lines.get(environment.kind, 1), f"you may not change {environment.name}, and this file changes it.")
         return self.notes
 
     # ------------------------------------------------------------------------------------------------------------- reading
@@ -472,16 +478,13 @@ class _Import:
         with _at(given.line):
             project_rules.carry_out_retention(self.project, given, by=self.by)
 
-    def _environment(self, line: int, environment: Environment, given: Map) -> None:
-        before = _environment(environment)
+    def _environment(self, environment: Environment, given: Map) -> None:
         self._policies(environment, given)
         self._properties(environment, given)
         self._addresses(environment, given)
         self._plan(environment, given)
         self._rules(environment, given)
         self._wishes(environment, given)
-        if environment.kind not in self.editable and _environment(environment) != before:
-            raise wrong(line, f"you may not change {environment.name}, and this file changes it.")
 
     def _policies(self, environment: Environment, given: Map) -> None:
         policies = given.get("policies") or Map()

@@ -14,6 +14,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from portal import components, property_types, property_uses, router_addresses, vault
+from portal.access import may, role_to_deploy
 from portal.errors import Invalid, NotAllowed
 from portal.models import (
     PROPERTY_KEY,
@@ -104,10 +105,12 @@ def expectation(key: str, known: Mapping[str, Expectation]) -> Expectation:
 def declare_type(project: Project, key: str, kind: str, *, by: Any) -> PropertyType | None:
     """Say what every value of a key has to be; an empty kind takes the declaration back (the type is guessed again).
 
-    Type "secret" seals the present values. A secret stays one when its type changes: set it anew to make it readable.
+    Type "secret" seals the present values, so it takes the right to change them. A secret stays one when its type changes: set it anew to
+    make it readable.
 
     Raises:
         Invalid: the key's type is fixed, or present values are not of the new type (one reason each).
+        NotAllowed: values that would be sealed stand in an environment that the person may not change.
     """
     key = _checked_key(key)
     if fixed := failover_expectation(key):
@@ -118,7 +121,7 @@ def declare_type(project: Project, key: str, kind: str, *, by: Any) -> PropertyT
         if not kind:
             PropertyType.objects.filter(project=project, key=key).delete()
             return None
-        rows = list(Property.objects.filter(environment__project=project, key=key).select_related("environment"))
+        rows = list(Property.objects.filter(environment__project=project, key=key).select_related("environment__project"))
         faults = [(row, fault) for row in rows if (fault := property_types.fault(kind, row.reveal()))]
         if faults:
             reasons = [f"{row.environment.name}, {row.scope}: {_quoted(row)} {fault}." for row, fault in faults]
@@ -129,14 +132,28 @@ def declare_type(project: Project, key: str, kind: str, *, by: Any) -> PropertyT
                 field="kind",
                 reasons=reasons,
             )
+        plain = [row for row in rows if not row.secret] if kind == PropertyKind.SECRET else []
+        _refuse_to_rewrite(key, {row.environment.pk: row.environment for row in plain}.values(), by)
         made, _ = PropertyType.objects.update_or_create(project=project, key=key, defaults={"kind": kind, "updated_by": by})
-        if kind == PropertyKind.SECRET and (plain := [row for row in rows if not row.secret]):
+        if plain:
             _apply(
                 [Edit(row.environment, key, row.value, row.machine, row.connector, secret=True) for row in plain],
                 by=by,
                 cause="made secret",
             )
     return made
+
+
+def _refuse_to_rewrite(key: str, environments: Iterable[Environment], by: Any) -> None:
+    """Declaring a type is a developer's; what it rewrites, who may change the values there."""
+    for environment in environments:
+        role = role_to_deploy(environment)
+        if not may(by, environment.project.team_id, role):
+            raise NotAllowed(
+                f"{key} has a readable value on {environment.name}, which becoming a secret would change: that needs the role "
+                f"{role.label.lower()}. Ask one of them to declare it.",
+                field="kind",
+            )
 
 
 def _quoted(row: Property) -> str:

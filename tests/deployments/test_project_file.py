@@ -159,6 +159,26 @@ def test_an_environment_that_one_may_not_change_is_refused(project: Project, dev
     assert project_file.plan(project, text, by=developer, editable={"test"}).differences == []
 
 
+@pytest.mark.parametrize("editable", [{"test"}, ALL], ids=["as the page says", "whatever the page says"])
+def test_a_type_in_a_file_seals_no_value_that_one_may_not_change(
+    project: Project, developer: User, operator: User, editable: set[str]
+) -> None:
+    production = project.environments.get(kind="production")
+    properties.set_value(production, "erp.token", "readable", by=operator)
+    document = project_file.describe(project)
+    document["types"]["erp.token"] = "secret"
+    document["environments"]["production"]["properties"] = [{"key": "erp.token", "secret": True}]
+    text = project_file.yaml_lines.dump(document)
+    for act in (project_file.plan, project_file.apply):
+        with pytest.raises(NotAllowed, match="Production"):
+            act(project, text, by=developer, editable=editable)
+    assert Property.objects.get(key="erp.token").value == "readable"
+    with pytest.raises(Invalid, match="you may not change Production"):  # an operator in a file that is applied for Test alone
+        project_file.apply(project, text, by=operator, editable={"test"})
+    project_file.apply(project, text, by=operator, editable=ALL)
+    assert Property.objects.get(key="erp.token").secret
+
+
 def test_the_page_shows_the_plan_then_applies_it(client: Client, developer: User, viewer: User, project: Project) -> None:
     client.force_login(viewer)
     assert client.get("/projects/webshop/import/").status_code == 403

@@ -4,7 +4,7 @@ import pytest
 from django.contrib.auth.models import User
 
 from portal import properties, property_types
-from portal.errors import Invalid
+from portal.errors import Invalid, NotAllowed
 from portal.models import Connector, Environment, Flow, Property, PropertyKind, PropertyType
 
 GOOD = {
@@ -153,6 +153,22 @@ def test_a_key_that_becomes_secret_is_sealed_with_its_history(test_environment: 
     for change in test_environment.property_changes.all():
         assert "hunter2" not in f"{change.before}{change.after}"
         assert "former1" not in f"{change.before}{change.after}"
+
+
+def test_a_key_becomes_secret_only_by_who_may_change_its_values_everywhere(
+    test_environment: Environment, developer: User, operator: User
+) -> None:
+    project = test_environment.project
+    production = project.environments.get(kind="production")
+    properties.set_value(production, "erp.password", "hunter2", by=operator)
+    with pytest.raises(NotAllowed, match="readable value on Production.*needs the role operator"):
+        properties.declare_type(project, "erp.password", "secret", by=developer)
+    assert (Property.objects.get().value, PropertyType.objects.count(), production.property_changes.count()) == ("hunter2", 0, 1)
+    properties.declare_type(project, "erp.password", "text", by=developer)  # rewrites nothing
+    properties.declare_type(project, "erp.password", "secret", by=operator)
+    assert Property.objects.get().secret
+    properties.declare_type(project, "erp.password", "text", by=developer)
+    properties.declare_type(project, "erp.password", "secret", by=developer)  # sealed already: nothing to rewrite
 
 
 def test_taking_a_declaration_back_lets_the_guess_apply_again(test_environment: Environment, erp: Connector, developer: User) -> None:
