@@ -1,4 +1,4 @@
-"""Approvals: N people say yes to one release on one environment, with the property values of the moment it was asked for."""
+"""Approvals: N people say yes to one release on one environment, with the property values and the plan of the moment it was asked for."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,18 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 
-from deployments import frozen
-from deployments.models import Approval, ApprovalRequest, ApprovalStatus, EnvironmentRules, Release
+from deployments import frozen, plans
+from deployments.models import (
+    Approval,
+    ApprovalRequest,
+    ApprovalStatus,
+    Deployment,
+    EnvironmentRules,
+    FrozenValues,
+    Release,
+    RunStatus,
+    StepRun,
+)
 from portal.access import role_to_deploy
 from portal.errors import Busy, Invalid, NotAllowed, Stale
 from portal.models import Environment, Membership, Role
@@ -40,10 +50,12 @@ def counted(approvals: Sequence[tuple[int, str]], *, requester: int | None, enti
     return list(dict.fromkeys(name for person, name in approvals if person != requester and person in entitled))
 
 
-def why_ended(request: ApprovalRequest, *, digest: str, changed: Sequence[str], now: datetime) -> str:
-    """Why the request no longer holds; empty while it does. Pure."""
+def why_ended(request: ApprovalRequest, *, digest: str, changed: Sequence[str], plan: str, now: datetime) -> str:
+    """Why the request no longer holds; empty while it does. `plan` is the digest of the plan that would run. Pure."""
     if digest != request.values_digest:
         return f"Property values changed since approval was requested ({', '.join(changed)}), so it ended."
+    if plan != request.plan_digest:
+        return "The plan changed since approval was requested, so it ended."
     if now >= request.expires_at:
         return f"The approval request ended on {request.expires_at:%Y-%m-%d %H:%M} UTC: it was open for its full time."
     return ""
@@ -54,13 +66,14 @@ def open_request(release: Release, environment: Environment) -> ApprovalRequest 
     return found.select_related("created_by").prefetch_related("approvals__person").first()
 
 
-def state(release: Release, environment: Environment, *, now: datetime) -> State:
-    """As it is at this moment, changed values and removed rights counted in."""
+def state(release: Release, environment: Environment, *, now: datetime, begun: bool = False) -> State:
+    """As it is at this moment, changed values, a changed plan and removed rights counted in. `begun`: of a deployment that goes on with the
+    steps it began with, so that the plan's later changes do not matter."""
     request = open_request(release, environment)
     if request is None:
         last = ApprovalRequest.objects.filter(release=release, environment=environment).first()
         return State(ended=last.reason if last else "")
-    if ended := _ended(request, release, environment, now):
+    if ended := _ended(request, release, environment, now, begun=begun):
         return State(ended=ended)
     standing = [(row.person_id, row.person.username) for row in request.approvals.all() if row.withdrawn_at is None]
     roles = Role.at_least(role_to_deploy(environment))
@@ -69,16 +82,41 @@ def state(release: Release, environment: Environment, *, now: datetime) -> State
     return State(requested=True, requester=request.created_by.get_username() if request.created_by else "", approvers=names)
 
 
-def _ended(request: ApprovalRequest, release: Release, environment: Environment, now: datetime) -> str:
+def _ended(request: ApprovalRequest, release: Release, environment: Environment, now: datetime, *, begun: bool = False) -> str:
     present = frozen.present(release, environment)
-    return why_ended(request, digest=frozen.digest_of(present), changed=frozen.changed_keys(request.values, present), now=now)
+    plan = request.plan_digest if begun else plans.digest(environment)
+    return why_ended(request, digest=frozen.digest_of(present), changed=frozen.changed_keys(request.values, present), plan=plan, now=now)
+
+
+RUNS_LOOKED_AT = 20  # of the release here, the newest
+
+
+def unlike_what_ran(release: Release, environment: Environment, *, begun: bool = False) -> str:
+    """What a roll back to the release would bring that nobody has seen here, in a sentence: values other than those it ran with, or steps
+    other than those it or the newest deployment here ran by. Empty: nothing. `begun` as in `state`. Six queries."""
+    whole = Deployment.objects.filter(environment=environment, started_at__isnull=False, completes=None)
+    ran = list(whole.filter(release=release, status=RunStatus.SUCCEEDED).order_by("-pk").values_list("pk", flat=True)[:RUNS_LOOKED_AT])
+    present = frozen.present(release, environment)
+    digest = frozen.digest_of(present)
+    kept = FrozenValues.objects.filter(deployment__in=ran)
+    if not kept.filter(digest=digest).exists():
+        last = kept.order_by("-deployment", "-number").first()
+        changed = ", ".join(frozen.changed_keys(last.values, present)) if last else "nobody kept which"
+        return f"Release {release.number} ran here with other values ({changed}), so rolling back to it needs approval."
+    newest = whole.order_by("-pk").values_list("pk", flat=True)[:1]
+    steps: dict[int, list[StepRun]] = {}
+    for step in StepRun.objects.filter(deployment__in=[*ran, *newest]).order_by("number"):
+        steps.setdefault(step.deployment_id, []).append(step)
+    if begun or plans.digest(environment) in {plans.digest_of(mine) for mine in steps.values()}:
+        return ""
+    return "No deployment ran here by the plan as it is now, so rolling back needs approval."
 
 
 # --------------------------------------------------------------------------------------------------------------------- acts
 
 
 def request(release: Release, environment: Environment, *, note: str = "", by: AbstractBaseUser, now: datetime) -> ApprovalRequest:
-    """Ask for approval with the values of now; an open request that no longer holds is ended first.
+    """Ask for approval with the values and the plan of now; an open request that no longer holds is ended first.
 
     Raises:
         Busy: an open request for the release stands.
@@ -97,6 +135,7 @@ def request(release: Release, environment: Environment, *, note: str = "", by: A
                 note=note.strip(),
                 values_digest=frozen.digest_of(values),
                 values=values,
+                plan_digest=plans.digest(environment),
                 created_at=now,
                 created_by_id=by.pk,
                 expires_at=now + timedelta(days=rules.approval_days),
@@ -108,7 +147,7 @@ def request(release: Release, environment: Environment, *, note: str = "", by: A
 
 
 def end_what_no_longer_holds(release: Release, environment: Environment, *, now: datetime) -> None:
-    """An open request whose values changed, or that is too old, is closed with its reason."""
+    """An open request whose values or plan changed, or that is too old, is closed with its reason."""
     present = open_request(release, environment)
     if present is not None and (reason := _ended(present, release, environment, now)):
         _open(present).update(status=ApprovalStatus.ENDED, reason=reason)

@@ -55,7 +55,8 @@ def offers(deployment: Deployment, *, now: datetime) -> list[Offer]:
     if not broken:
         return []
     step = broken[0]
-    rules = promotion.findings(deployment.release, deployment.environment, at=now, returning=deployment.rollback_of_id is not None)
+    returning = deployment.rollback_of_id is not None
+    rules = promotion.findings(deployment.release, deployment.environment, at=now, returning=returning, begun=True)
     closed = " ".join(finding.sentence for finding in rules if finding.rule == "window")
     gone = rollout.superseded(deployment)
     again = gone or " ".join(finding.sentence for finding in rules if finding.rule == "approvals")

@@ -224,7 +224,7 @@ class ApprovalStatus(models.TextChoices):
 
 
 class ApprovalRequest(models.Model):
-    """A wish to take one release to one environment with the property values of that moment; other values need another request."""
+    """A wish to take one release to one environment with the property values and the plan of that moment; others need another request."""
 
     environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="approval_requests")
     release = models.ForeignKey(Release, on_delete=models.CASCADE, related_name="approval_requests")
@@ -232,6 +232,7 @@ class ApprovalRequest(models.Model):
     note = models.TextField(blank=True)
     values_digest = models.CharField(max_length=64)
     values = models.JSONField()  # as FrozenValues.values: to name what changed
+    plan_digest = models.CharField(max_length=64, default="")  # of the environment's plan (plans.digest)
     reason = models.TextField(blank=True)  # why it is no longer open
     created_at = models.DateTimeField()
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")

@@ -51,6 +51,11 @@ def digest_of(steps: Iterable[StepFields]) -> str:
     return hashlib.sha256(json.dumps(lines, separators=(",", ":")).encode()).hexdigest()
 
 
+def digest(environment: Environment) -> str:
+    """Of the environment's plan as it is now; one query."""
+    return digest_of(Step.objects.filter(plan__environment=environment).order_by("position"))
+
+
 def line_of(step: Mapping[str, Any]) -> str:
     """A written step in one line: "Deploy runtime external01.erp (timeout seconds 120)"."""
     told = ("title", "kind", "machine", "connector", "group")
@@ -380,6 +385,16 @@ def url_uses(environment: Environment) -> list[Use]:
     """The keys that the addresses of the plan's HTTP checks name; one query."""
     checks = Step.objects.filter(plan__environment=environment, kind=StepKind.HTTP_CHECK, url__contains="${").order_by("position")
     return [Use(key, f"HTTP check {url}") for url in checks.values_list("url", flat=True) for key in sorted(placeholders(url))]
+
+
+def check(step: Step) -> None:
+    """Whether a step that was not entered field by field has fields as one that was; its target may come later. Raises Invalid."""
+    kind, fields = StepKind(step.kind), {name: getattr(step, name) for name in STEP_FIELDS}
+    if kind == StepKind.HTTP_CHECK:
+        _number(fields, "expected_status", 200, 100, 599)
+    _number(fields, "retries", 0, 0, MOST_RETRIES)
+    _number(fields, "timeout_seconds", 120, 1, LONGEST_SECONDS)
+    _check_fields(kind, step)
 
 
 def _check_fields(kind: StepKind, step: Step) -> None:

@@ -5,7 +5,7 @@ releases.activate, rollout.prepare, rollout.resume and the scheduled activations
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, time
 from typing import Any, Literal
 
@@ -119,12 +119,22 @@ def forbids(
     return found
 
 
-def findings(release: Release, environment: Environment, *, at: datetime, returning: bool = False) -> list[Finding]:
-    """What forbids activating or deploying the release there at that moment. `returning`: it is a roll back, to a release that
-    succeeded there before, which needs no new approval."""
+def findings(release: Release, environment: Environment, *, at: datetime, returning: bool = False, begun: bool = False) -> list[Finding]:
+    """What forbids activating or deploying the release there at that moment.
+
+    `returning`: it is a roll back, to a release that succeeded there before; it needs no new approval as long as it brings the values
+    and the plan that ran there. `begun`: a deployment goes on with the steps it began with.
+    """
     rules = rules_of(environment)
     before = environment_before(environment) if rules.in_order else None
-    needed = 0 if returning else rules.approvals
+    needed, approval = rules.approvals, approvals.State()
+    if needed:
+        unlike = approvals.unlike_what_ran(release, environment, begun=begun) if returning else ""
+        if returning and not unlike:
+            needed = 0
+        else:
+            approval = approvals.state(release, environment, now=at, begun=begun)
+            approval = approval if approval.requested or not unlike else replace(approval, ended=unlike)
     return forbids(
         release.number,
         environment.name,
@@ -132,7 +142,7 @@ def findings(release: Release, environment: Environment, *, at: datetime, return
         before=before.name if before else None,
         passed_before=before is None or returning or succeeded(release, before),
         needed=needed,
-        approval=approvals.state(release, environment, now=at) if needed else approvals.State(),
+        approval=approval,
         calendar=calendar_of(environment, rules),
         at=at,
     )
@@ -147,6 +157,7 @@ def admit(
     at: datetime,
     override: str = "",
     returning: bool = False,
+    begun: bool = False,
     rules: Sequence[Rule] = RULES,
 ) -> None:
     """Let the act pass, or refuse it. With `override` a person who may do so sets the rules aside, and that is kept with the reason.
@@ -154,7 +165,7 @@ def admit(
     Raises:
         NotAllowed: with one reason per rule; an approval that lacks can never be overridden.
     """
-    found = [finding for finding in findings(release, environment, at=at, returning=returning) if finding.rule in rules]
+    found = [finding for finding in findings(release, environment, at=at, returning=returning, begun=begun) if finding.rule in rules]
     if not found:
         return
     reasons = [finding.sentence for finding in found]
@@ -254,6 +265,8 @@ def freeze(
         raise Invalid("A freeze ends after it starts.", field="ends_at")
     if ends_at <= now:
         raise Invalid("This freeze would be over already.", field="ends_at")
+    windows.refuse_far(starts_at, now, field="starts_at")
+    windows.refuse_far(ends_at, now, field="ends_at")
     zone = windows.zone_of(rules_of(environment).time_zone)
     with transaction.atomic():
         made = DeploymentFreeze.objects.create(

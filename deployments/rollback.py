@@ -90,7 +90,8 @@ def start(
     `expected` is the deployment that the person saw as the one to go back to; `leaving_out` as in rollout.prepare.
 
     Raises:
-        NotAllowed: there is nothing to go back to, or what forbids any deployment; a release that ran here needs no new approval.
+        NotAllowed: there is nothing to go back to, or what forbids any deployment; a release that ran here with the values of now needs no
+            new approval.
         Stale: another deployment ran since the person looked.
         Busy: a deployment is under way.
     """

@@ -186,7 +186,17 @@ def begin(
             )
             frozen.freeze(deployment, by=by, now=now)
             # After the values are frozen: one that changes in this instant ends the approval instead of slipping through.
-            promotion.admit(release, on, act="deploy", by=by, at=now, override=override, returning=rollback_of is not None, rules=rules)
+            promotion.admit(
+                release,
+                on,
+                act="deploy",
+                by=by,
+                at=now,
+                override=override,
+                returning=rollback_of is not None,
+                begun=completes is not None,
+                rules=rules,
+            )
             runs = [
                 StepRun(deployment=deployment, number=number, stage_number=stage, **{name: getattr(step, name) for name in STEP_FIELDS})
                 for number, (step, stage) in enumerate(zip(recipe, stages.stage_numbers(recipe), strict=True), start=1)
@@ -233,8 +243,11 @@ def keep_attempt(step: StepRun) -> None:
 
 
 def try_again(step: StepRun, now: datetime, *, by_itself: bool = False) -> None:
-    """Back to PENDING for another attempt. By itself it waits for the sweep; a person's decision begins it at once."""
+    """Back to PENDING for another attempt. By itself it waits for the sweep; a person's decision begins it at once, and ends what a person
+    took upon himself for the attempt before."""
     keep_attempt(step)
+    if not by_itself:
+        StepRun.objects.filter(pk=step.pk, status__in=BROKEN).update(override="")
     StepRun.objects.filter(pk=step.pk, status__in=BROKEN).update(
         status=RunStatus.PENDING,
         attempt=F("attempt") + 1,
@@ -344,7 +357,7 @@ def _conclude(step: StepRun, kind: steps.Kind, outcome: Outcome, now: datetime, 
 
 def _broke(step: StepRun, status: RunStatus, sentence: str, now: datetime) -> None:
     """Try again by itself as often as the plan says. A gate is not worn down by trying: it waits for a person."""
-    if step.retried >= step.retries or "gate" in str(step.memory.get("runtimes", "")):
+    if step.retried >= step.retries or any(told.get("gate") for told in step.memory.get("runtimes", {}).values()):
         return
     step.status, step.reason, step.ended_at = status, sentence, now
     try_again(step, now, by_itself=True)
@@ -552,7 +565,7 @@ def admit_again(deployment: Deployment, *, by: AbstractBaseUser, now: datetime, 
     """The rules of the environment hold for going on as for beginning; the order of promotion was proven then. Raises NotAllowed."""
     returning = deployment.rollback_of_id is not None
     release, environment = deployment.release, deployment.environment
-    promotion.admit(release, environment, act="resume", by=by, at=now, override=override, returning=returning, rules=rules)
+    promotion.admit(release, environment, act="resume", by=by, at=now, override=override, returning=returning, begun=True, rules=rules)
 
 
 def resume(deployment: Deployment, *, by: AbstractBaseUser, now: datetime, override: str = "") -> None:

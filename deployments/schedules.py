@@ -47,7 +47,7 @@ def schedule(
     """Activate later, and `deploys` the release then. Later than `expires_after_minutes` it is not carried out (None: however late).
 
     Raises:
-        Invalid: `due_at` is not in the future; a release of another project.
+        Invalid: `due_at` is not in the future, or more than 5 years ahead; a release of another project.
         NotAllowed: `due_at` lies in a freeze or outside the windows, with the next allowed time.
     """
     if release.project_id != environment.project_id:
@@ -74,6 +74,7 @@ def schedule(
 def _check_future(due_at: datetime, now: datetime) -> None:
     if due_at <= now:
         raise Invalid("Choose a time in the future, or activate now.", field="due_at")
+    windows.refuse_far(due_at, now, field="due_at")
 
 
 def _admit_then(release: Release, environment: Environment, due_at: datetime, by: AbstractBaseUser, override: str) -> None:

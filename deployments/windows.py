@@ -107,6 +107,15 @@ def _candidates(calendar: Calendar, at: datetime) -> Iterator[datetime]:
 # ------------------------------------------------------------------------------------------------------------- times of a zone
 
 
+FURTHEST = timedelta(days=5 * 366)  # nobody plans further, and calendars end
+
+
+def refuse_far(moment: datetime, now: datetime, *, field: str) -> None:
+    """Raises Invalid for a moment more than 5 years away."""
+    if abs(moment - now) > FURTHEST:
+        raise Invalid("Choose a time within 5 years.", field=field)
+
+
 def zone_of(name: str, *, field: str = "time_zone") -> ZoneInfo:
     """Raises Invalid, naming the field, for a zone that does not exist."""
     try:
@@ -121,7 +130,10 @@ def instant(wall: datetime, zone: ZoneInfo, *, second: bool | None = None, field
     Raises:
         Invalid: the clocks skip that time, or show it twice and `second` does not say which.
     """
-    early, late = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    try:
+        early, late = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    except OverflowError:  # at the ends of the calendar
+        raise Invalid("Choose a time within 5 years.", field=field) from None
     if early == late:
         return early
     day = f"{wall:%a} {wall.day} {wall:%b %Y}"

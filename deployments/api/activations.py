@@ -13,7 +13,7 @@ from deployments import schedules
 from deployments.api.inputs import OverrideField
 from deployments.api.moments import ZonedDateTimeField, due_moment
 from deployments.models import Activation, ActivationStatus
-from portal.api.fields import EnvironmentFilter, ExactInput, Gated, Nothing, body_of, signed_in
+from portal.api.fields import EnvironmentFilter, ExactInput, Gated, IdFilter, Nothing, body_of, signed_in
 
 
 class ActivationSerializer(serializers.ModelSerializer[Activation]):
@@ -42,7 +42,7 @@ class HoldActivationInput(ExactInput):
 
 class ActivationFilter(EnvironmentFilter):
     status = filters.ChoiceFilter(choices=ActivationStatus.choices)
-    release = filters.NumberFilter()
+    release = IdFilter()
 
 
 class ActivationViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Activation]):

@@ -17,7 +17,7 @@ from deployments import approvals, promotion, windows
 from deployments.api.moments import ZonedDateTimeField, due_moment
 from deployments.models import Approval, ApprovalRequest, ApprovalStatus, DeploymentFreeze, DeploymentWindow, Release
 from portal import access
-from portal.api.fields import EnvironmentFilter, ExactInput, Gated, body_of, signed_in
+from portal.api.fields import EnvironmentFilter, ExactInput, Gated, IdFilter, body_of, signed_in
 from portal.errors import Invalid
 from portal.models import Environment, EnvironmentKind, Role
 
@@ -148,8 +148,8 @@ class ApprovalRequestSerializer(serializers.ModelSerializer[ApprovalRequest]):
     class Meta:
         model = ApprovalRequest
         fields = (
-            "id", "project", "environment", "release", "status", "note", "reason", "values_digest", "created_at", "created_by",
-            "expires_at", "approvals", "lacking",
+            "id", "project", "environment", "release", "status", "note", "reason", "values_digest", "plan_digest", "created_at",
+            "created_by", "expires_at", "approvals", "lacking",
         )  # fmt: skip
 
     def get_lacking(self, row: ApprovalRequest) -> str:
@@ -172,7 +172,7 @@ class CommentInput(ExactInput):
 
 class ApprovalRequestFilter(EnvironmentFilter):
     status = filters.ChoiceFilter(choices=ApprovalStatus.choices)
-    release = filters.NumberFilter()
+    release = IdFilter()
 
 
 class ApprovalRequestViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[ApprovalRequest]):

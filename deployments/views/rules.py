@@ -16,7 +16,7 @@ from deployments.rule_forms import ApprovalRequestForm, CommentForm, FreezeForm,
 from portal.access import get_environment, may
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
-from portal.models import Environment, Role
+from portal.models import Environment, EnvironmentKind, Role
 
 SHOWN = 50  # changes and overrides on the page
 
@@ -62,7 +62,8 @@ def environment_move(request: UserRequest, slug: str, kind: str) -> HttpResponse
     """`direction`: earlier or later in the order of promotion."""
     environment = get_environment(request.user, slug, kind, role=promotion.MAY_SET_RULES)
     promotion.move(environment, earlier=request.POST.get("direction") == "earlier", by=request.user, now=timezone.now())
-    return redirect(request, "environment-rules", slug, request.POST.get("back") or kind)
+    back = request.POST.get("back", "")
+    return redirect(request, "environment-rules", slug, back if back in EnvironmentKind.values else kind)
 
 
 def freeze_new(request: UserRequest, slug: str, kind: str) -> HttpResponse:

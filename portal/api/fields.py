@@ -2,6 +2,7 @@
 
 from typing import Any, TypeVar
 
+from django import forms
 from django.contrib.auth.models import User
 from django.db.models import Model
 from django_filters import rest_framework as filters
@@ -13,6 +14,15 @@ from portal import access
 from portal.models import Environment, EnvironmentKind, Role
 
 M = TypeVar("M", bound=Model)
+
+
+class IdFilter(filters.Filter):  # type: ignore[misc]
+    """`?release=7`: an id that a database can hold; anything else is a bad request."""
+
+    field_class = forms.IntegerField
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(min_value=0, max_value=2**63 - 1, **options)
 
 
 class EnvironmentFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter has no types

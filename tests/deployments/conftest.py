@@ -6,7 +6,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone
 
-from deployments import plans, releases, rollout
+from deployments import plans, releases, rollout, windows
 from deployments.models import Deployment, Release, RunStatus
 from portal import properties
 from portal.models import Connector, Environment, Flow, FlowVersion
@@ -56,6 +56,12 @@ def filled(test_environment: Environment, developer: User) -> Environment:
 def group(test_environment: Environment, erp: Connector) -> FailoverGroup:
     """Test as applied, with agents that just reported: the group erp-orders of external01 and external02."""
     return factories.applied(test_environment, erp)
+
+
+@pytest.fixture
+def far_future(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of 2098 are near enough: a test with dates, weekdays and clock changes in it must not age."""
+    monkeypatch.setattr(windows, "FURTHEST", timedelta(days=36_600))
 
 
 class Engine:

@@ -18,6 +18,7 @@ from deployments.models import (
     RuleChange,
     RuleOverride,
     RunStatus,
+    StepKind,
 )
 from deployments.windows import Calendar, Freeze
 from portal import properties
@@ -207,6 +208,20 @@ def test_changed_values_end_the_approval_and_are_named(
     again = approvals.request(release, guarded, by=operator, now=NOW)
     asked.refresh_from_db()
     assert asked.status == ApprovalStatus.ENDED and again.approvals.count() == 0
+
+
+def test_a_changed_plan_ends_the_approval(release: Release, guarded: Environment, operator: User, anna: User, admin: User) -> None:
+    plan = plans.plan_of(guarded)
+    plans.add_step(plan, StepKind.MANUAL, instruction="Call the ERP team.")
+    asked = approvals.request(release, guarded, by=operator, now=NOW)
+    approvals.approve(asked, by=anna, now=NOW)
+    approvals.approve(asked, by=admin, now=NOW)
+    assert not promotion.findings(release, guarded, at=NOW)
+    step = plans.add_step(plan, StepKind.HTTP_CHECK, url="http://erp.example.com/drop")
+    with pytest.raises(NotAllowed, match="The plan changed since approval was requested, so it ended"):
+        releases.activate(release, guarded, by=operator, now=NOW)
+    plans.remove_step(step)
+    assert not promotion.findings(release, guarded, at=NOW)  # what they approved is what would run
 
 
 def test_a_value_this_release_does_not_use_ends_nothing(

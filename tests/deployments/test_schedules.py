@@ -9,15 +9,15 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
-from deployments import approvals, promotion, releases, rollback, rollout, schedules
-from deployments.models import Activation, ActivationStatus, Deployment, Release, RuleOverride, RunStatus
+from deployments import approvals, plans, promotion, releases, rollback, rollout, schedules
+from deployments.models import Activation, ActivationStatus, Deployment, Release, RuleOverride, RunStatus, StepKind
 from deployments.promotion import Finding
 from deployments.rollback import Run
 from portal import properties
 from portal.errors import Busy, Invalid, NotAllowed, Stale
 from portal.models import Environment, Flow, Membership, Role
 from tests import factories
-from tests.deployments.conftest import Engine, save_version
+from tests.deployments.conftest import VALUES, Engine, save_version
 from tests.deployments.test_releases import together
 
 DUE = datetime(2026, 11, 23, 2, tzinfo=UTC)
@@ -105,6 +105,29 @@ def test_a_schedule_lies_in_the_future(release: Release, filled: Environment, de
     with pytest.raises(Invalid, match="Choose a time in the future") as refusal:
         schedules.schedule(release, filled, due_at=now, by=developer, now=now)
     assert refusal.value.field == "due_at"
+
+
+@pytest.mark.parametrize("year", [2033, 9999])
+def test_nothing_is_scheduled_or_frozen_further_ahead_than_five_years(
+    client: Client, release: Release, filled: Environment, developer: User, admin: User, year: int
+) -> None:
+    now, far = timezone.now(), datetime(year, 12, 31, 23, 30, tzinfo=UTC)
+    with pytest.raises(Invalid, match="within 5 years"):
+        schedules.schedule(release, filled, due_at=far, by=developer, now=now)
+    planned = schedules.schedule(release, filled, due_at=now + timedelta(hours=1), by=developer, now=now)
+    with pytest.raises(Invalid, match="within 5 years"):
+        schedules.reschedule(planned, due_at=far, by=developer, now=now)
+    promotion.set_rules(filled, time_zone="Asia/Tokyo", by=admin, now=now)
+    with pytest.raises(Invalid, match="within 5 years"):
+        promotion.freeze(filled, starts_at=now, ends_at=far, reason="For ever", by=admin, now=now)
+    promotion.set_rules(filled, time_zone="America/New_York", by=admin, now=now)
+    with pytest.raises(Invalid, match="within 5 years"):
+        promotion.freeze(filled, starts_at=datetime(1, 1, 1, tzinfo=UTC), ends_at=now + timedelta(days=1), reason="x", by=admin, now=now)
+    client.force_login(admin)
+    body = {"environment": "test", "due_at": f"{year}-12-31T23:30:00", "expires_after_minutes": 60}
+    answer = client.post(f"/api/v1/releases/{release.pk}/activate/", body, content_type="application/json")
+    assert (answer.status_code, "within 5 years" in answer.json()["detail"]) == (400, True)
+    assert client.get("/projects/webshop/test/schedule/").status_code == client.get("/api/v1/activations/").status_code == 200
 
 
 def test_a_due_activation_is_carried_out_once(release: Release, filled: Environment, developer: User) -> None:
@@ -382,6 +405,41 @@ def test_what_ran_here_with_success_needs_no_new_approval_to_come_back(
     assert rollback.start(filled, by=developer, now=engine.now).release == active
 
 
+def test_rolling_back_brings_no_value_and_no_step_that_nobody_approved(
+    active: Release, second: Release, engine: Engine, filled: Environment, developer: User, admin: User, operator: User
+) -> None:
+    promotion.set_rules(filled, approvals=1, by=admin, now=engine.now)
+    properties.set_value(filled, "erp.outbox", "/elsewhere", by=developer)
+    runs = Deployment.objects.count()
+    with pytest.raises(NotAllowed, match=r"Release 1 ran here with other values \(erp\.outbox\).* Request approval"):
+        rollback.start(filled, by=developer, now=engine.now)
+    properties.set_value(filled, "erp.outbox", VALUES["erp.outbox"], by=developer)
+    step = plans.add_step(plans.plan_of(filled), StepKind.HTTP_CHECK, url="http://127.0.0.1:9/")
+    with pytest.raises(NotAllowed, match="No deployment ran here by the plan as it is now"):
+        rollback.start(filled, by=developer, now=engine.now)
+    assert (Deployment.objects.count(), releases.active(filled)) == (runs, second)
+    approvals.approve(approvals.request(active, filled, by=developer, now=engine.now), by=operator, now=engine.now)
+    plans.remove_step(step)
+    assert rollback.start(filled, by=developer, now=engine.now).release == active
+
+
+def test_a_roll_back_that_failed_goes_on_by_its_own_steps_but_not_with_other_values(
+    active: Release, second: Release, engine: Engine, filled: Environment, developer: User, admin: User, operator: User
+) -> None:
+    promotion.set_rules(filled, approvals=1, by=admin, now=engine.now)
+    begun = rollback.start(filled, by=developer, now=engine.now)
+    Deployment.objects.filter(pk=begun.pk).update(status=RunStatus.FAILED)
+    begun.steps.filter(number=1).update(status=RunStatus.FAILED)
+    plans.add_step(plans.plan_of(filled), StepKind.MANUAL, instruction="For the next one.")
+    properties.set_value(filled, "erp.outbox", "/elsewhere", by=developer)
+    begun.refresh_from_db()
+    with pytest.raises(NotAllowed, match=r"ran here with other values \(erp\.outbox\)"):
+        rollout.resume(begun, by=developer, now=engine.now)
+    properties.set_value(filled, "erp.outbox", VALUES["erp.outbox"], by=developer)
+    rollout.resume(begun, by=developer, now=engine.now)
+    assert begun.status == RunStatus.RUNNING
+
+
 def test_nothing_to_roll_back_to(active: Release, engine: Engine, filled: Environment, developer: User) -> None:
     with pytest.raises(NotAllowed, match="There is nothing to roll back to on Test"):
         rollback.start(filled, by=developer, now=engine.now)
@@ -392,6 +450,7 @@ def test_nothing_to_roll_back_to(active: Release, engine: Engine, filled: Enviro
 SCHEDULE = "/projects/webshop/test/schedule/"
 
 
+@pytest.mark.usefixtures("far_future")
 def test_the_schedule_page_holds_resumes_reschedules_and_cancels(
     client: Client, developer: User, release: Release, filled: Environment, admin: User
 ) -> None:
@@ -442,6 +501,7 @@ def test_a_viewer_sees_the_schedule_and_changes_nothing(
     assert client.post("/projects/webshop/test/releases/rollback/").status_code == 403
 
 
+@pytest.mark.usefixtures("far_future")
 def test_the_api_schedules_holds_and_rolls_back(
     client: Client, operator: User, active: Release, second: Release, engine: Engine, filled: Environment, settings: Any
 ) -> None:
@@ -465,6 +525,7 @@ def test_the_api_schedules_holds_and_rolls_back(
     assert client.post(f"{one}cancel/").json()["status"] == "cancelled"
 
 
+@pytest.mark.usefixtures("far_future")
 def test_the_api_refuses_a_local_time_that_is_no_moment(
     client: Client, operator: User, release: Release, filled: Environment, admin: User
 ) -> None:

@@ -68,6 +68,7 @@ def test_an_activated_release_is_shown_so_and_can_be_deployed(
     assert 'data-status="active"' in client.get(LIST).content.decode()
 
 
+@pytest.mark.usefixtures("far_future")
 @pytest.mark.parametrize(
     ("zone", "at", "due"),
     [

@@ -49,6 +49,7 @@ def test_refused_rules_say_why(client: Client, admin: User, release: Release, ch
     assert answer.status_code == 200 and sentence in answer.content.decode()
 
 
+@pytest.mark.usefixtures("far_future")
 def test_who_may_change_what(client: Client, viewer: User, operator: User, stranger: User, filled: Environment) -> None:
     client.force_login(operator)
     assert client.post(RULES, FORM).status_code == 403
@@ -62,6 +63,7 @@ def test_who_may_change_what(client: Client, viewer: User, operator: User, stran
     assert client.get(RULES).status_code == 404
 
 
+@pytest.mark.usefixtures("far_future")
 def test_a_freeze_is_entered_in_the_environments_zone(client: Client, admin: User, filled: Environment) -> None:
     promotion.set_rules(filled, time_zone="Europe/Amsterdam", by=admin, now=timezone.now())
     client.force_login(admin)
@@ -75,6 +77,20 @@ def test_a_freeze_is_entered_in_the_environments_zone(client: Client, admin: Use
     assert "Wed 24 Dec 2098 00:00 Europe/Amsterdam" in client.get(RULES).content.decode()
     client.post(f"{RULES}freezes/{made.pk}/lift/")
     assert not DeploymentFreeze.objects.exists()
+
+
+@pytest.mark.parametrize("back", ["a/b", "", "nowhere", "production"])
+def test_after_a_move_one_is_where_one_was(client: Client, admin: User, filled: Environment, back: str) -> None:
+    client.force_login(admin)
+    answer = client.post("/projects/webshop/test/rules/move/", {"direction": "later", "back": back})
+    assert answer.headers["Location"] == f"/projects/webshop/{'production' if back == 'production' else 'test'}/rules/"
+
+
+@pytest.mark.parametrize("address", ["activations", "approvals"])
+@pytest.mark.parametrize(("release", "status"), [("7", 200), ("1e30", 400), ("9" * 30, 400), ("-1", 400), ("x", 400)])
+def test_an_id_that_no_database_holds_is_a_bad_request(client: Client, admin: User, address: str, release: str, status: int) -> None:
+    client.force_login(admin)
+    assert client.get(f"/api/v1/{address}/?release={release}").status_code == status
 
 
 def test_the_order_is_changed_on_the_page(client: Client, admin: User, filled: Environment) -> None:
@@ -142,6 +158,7 @@ def test_the_tab_promotion_needs_a_fixed_number_of_queries(
         client.get(PAGE)
 
 
+@pytest.mark.usefixtures("far_future")
 def test_the_api_sets_rules_freezes_and_approves(
     client: Client, developer: User, operator: User, admin: User, release: Release, filled: Environment
 ) -> None:
