@@ -233,8 +233,9 @@ def _retry(told: Decided) -> Deployment:
 def _override(told: Decided) -> Deployment:
     sentence = f"{told.by.get_username()} took it upon himself: {told.reason}"
     gated = [one.pk for one in rollout.broken_steps(told.deployment) if _gated(one) == "leader"]
-    StepRun.objects.filter(pk__in=gated).update(override=sentence)
-    return _retry(told)
+    after = _retry(told)
+    StepRun.objects.filter(pk__in=gated).update(override=sentence)  # for the attempt that begins now, and for no other
+    return after
 
 
 def _go_on(told: Decided) -> Deployment:

@@ -19,6 +19,7 @@ from runtimes.protocol import LogLevel
 
 LEVELS = [level.value for level in LogLevel]
 LINES_AT_ONCE = 500  # of each source
+MACHINES_AT_MOST = 200  # in one `Place`, which is part of an address and of a query
 AFTERWARDS = timedelta(seconds=5)  # machines' lines that tell how a deployment ended may come a little later
 
 
@@ -32,13 +33,17 @@ class Place:
     @classmethod
     def parse(cls, step: str, machines: str) -> "Place":
         """From the address of a page; what is not a number counts as the beginning."""
-        pairs = [part.partition(":") for part in machines.split(",") if part]
-        known = {int(key): int(value) for key, _, value in pairs if key.isdecimal() and value.isdecimal() and len(key + value) < 38}
+        pairs = [part.partition(":") for part in machines.split(",", MACHINES_AT_MOST)[:MACHINES_AT_MOST] if part]
+        known = {int(key): int(value) for key, _, value in pairs if _is_id(key) and _is_id(value)}
         return cls(int(step) if step.isdecimal() and len(step) < 10 else 0, known)
 
     @property
     def machines_text(self) -> str:
         return ",".join(f"{key}:{value}" for key, value in sorted(self.machines.items()))
+
+
+def _is_id(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 18  # what a database can hold
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from deployments import gates, moves, plans, releases, rollout, steps
+from deployments import gates, moves, plans, promotion, releases, rollout, steps
 from deployments.models import HandOvers, Release, RunStatus, StepFields, StepKind, StepRun
 from deployments.stages import Stage, stages_of
 from portal.errors import NotAllowed
@@ -113,6 +113,7 @@ class Preview:
     gaps: Sequence[str]
     leaders: Mapping[str, str | None]  # before the first step
     seconds: float | None  # of the whole, lanes side by side; None: no history
+    rules: Sequence[str] = ()  # what the environment's rules forbid now
 
     @property
     def stages(self) -> list[Stage[Foreseen]]:
@@ -390,6 +391,7 @@ def preview(release: Release, environment: Environment, *, now: datetime, leavin
         gaps=[gap.sentence for gap in moves.foreseen(release, environment, recipe)] + moves.retired(release, environment, recipe),
         leaders={group.name: group.leader for group in seen.groups},
         seconds=_whole(found),
+        rules=[finding.sentence for finding in promotion.findings(release, environment, at=now)],
     )
 
 

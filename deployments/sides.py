@@ -98,11 +98,18 @@ def running_side(environment: Environment) -> Side:
     return Side(
         f"what runs on {environment.name} (release {last.release.number}, deployment {last.pk})",
         last.release.content,
-        plan=[plans.line_of(plans.written(step)) for step in last.steps.all()],
+        plan=[plans.line_of(plans.written(step)) for step in _whole(last).steps.all()],
         values=frozen.compared(kept.values) if kept else None,
         preferences=kept.preferences if kept else None,
         notes=[*_unsettled(environment, last), *_others(environment, last.release)],
     )
+
+
+def _whole(run: Deployment) -> Deployment:
+    """The deployment by whose plan it ran: one that brings a machine what it missed follows only a part of it."""
+    while run.completes is not None:
+        run = run.completes
+    return run
 
 
 def _unsettled(environment: Environment, last: Deployment) -> Sequence[str]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from django.db.models import F, QuerySet
 
 from deployments import frozen, gates, moves, releases
-from deployments.models import DONE, Deployment, Exclusion, HandOvers, RunStatus, StepKind, StepLog, StepRun
+from deployments.models import DONE, Deployment, Exclusion, HandOvers, RunStatus, StepAttempt, StepKind, StepLog, StepRun
 from portal import property_uses, property_values, router_addresses
 from portal.errors import Busy, NotAllowed, NotReady, Stale
 from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol, secrecy
@@ -101,17 +101,28 @@ class Kind:
 
 def note(step: StepRun, text: str, now: datetime, *, machine: str = "", level: str = "info") -> None:
     """A line of the deployment's log, inside the caller's transaction: until that ends, nobody else writes one, so numbers have no gap."""
-    Deployment.objects.filter(pk=step.deployment_id).update(log_lines=F("log_lines") + 1)
-    number = Deployment.objects.values_list("log_lines", flat=True).get(pk=step.deployment_id)
-    StepLog.objects.create(
-        deployment_id=step.deployment_id,
-        number=number,
-        step=step,
-        attempt=step.attempt,
-        at=now,
-        text=secrecy.masked(text, secrecy.pattern(step.deployment.environment_id)),
-        machine=machine,
-        level=level,
+    notes(step, [text], now, machine=machine, level=level)
+
+
+def notes(step: StepRun, texts: Sequence[str], now: datetime, *, machine: str = "", level: str = "info") -> None:
+    """Several lines at once, in four queries."""
+    if not texts:
+        return
+    Deployment.objects.filter(pk=step.deployment_id).update(log_lines=F("log_lines") + len(texts))
+    last = Deployment.objects.values_list("log_lines", flat=True).get(pk=step.deployment_id)
+    secrets = secrecy.pattern(step.deployment.environment_id)
+    StepLog.objects.bulk_create(
+        StepLog(
+            deployment_id=step.deployment_id,
+            number=number,
+            step=step,
+            attempt=step.attempt,
+            at=now,
+            text=secrecy.masked(text, secrets),
+            machine=machine,
+            level=level,
+        )
+        for number, text in enumerate(texts, start=last - len(texts) + 1)
     )
 
 
@@ -140,12 +151,20 @@ def _because(reason: str) -> str:
 
 
 def changed_before(step: StepRun) -> bool:
-    """Did an earlier step of this deployment change the step's target: its runtime, its machine, or anything at all."""
-    rows = StepRun.objects.filter(deployment_id=step.deployment_id, number__lt=step.number, status=RunStatus.SUCCEEDED)
-    rows = rows.filter(kind__in=moves.DEPLOYS)
-    if step.machine:
-        rows = rows.filter(machine=step.machine)
-    return (rows.filter(connector__in=("", step.connector)) if step.connector else rows).exists()
+    """Did an earlier step of this deployment give the step's target something else to run, in whichever attempt: its runtime, one of its
+    machine, or any at all."""
+    earlier = StepRun.objects.filter(deployment_id=step.deployment_id, number__lt=step.number, kind__in=moves.DEPLOYS)
+    memories = [
+        *earlier.values_list("memory", flat=True),
+        *StepAttempt.objects.filter(step__in=earlier).values_list("memory", flat=True),
+    ]
+    changed = {
+        key for memory in memories for key, told in memory.get("runtimes", {}).items() if "orders" in told and not told.get("unchanged")
+    }
+    if not step.machine:
+        return bool(changed)
+    own, prefix = f"{step.machine}.{step.connector}", f"{step.machine}."
+    return any(key == own or (not step.connector and key.startswith(prefix)) for key in changed)
 
 
 class AlertingOff(Kind):
@@ -323,11 +342,11 @@ def hand_over(step: StepRun, runtime: Runtime, memory: Memory, now: datetime) ->
     for group in groups:
         view = failover.verdict(group, now=now)
         leads = view.leader is not None and view.leader.member.runtime_id == runtime.pk
-        if leads and ends_here(step, group) and not takers(view, runtime.key):
+        if (leads or view.leader is None) and ends_here(step, group) and not takers(view, runtime.key):
             continue
         asked = memory.setdefault("requests", {}).get(str(group.pk))
         if asked:
-            wait = _asked(GroupRequest.objects.filter(pk=asked).first(), leads, group, runtime)
+            wait = _asked(GroupRequest.objects.filter(pk=asked).first(), view, group, runtime)
         else:
             wait = _ask(step, view, runtime, memory, now) if leads else None
         if wait is not None and wait.state == "failed":
@@ -342,12 +361,17 @@ def ends_here(step: StepRun, group: FailoverGroup) -> bool:
     return step.kind in moves.DEPLOYS and all(item["id"] != group.group.key for item in step.deployment.release.content["groups"])
 
 
-def _asked(request: GroupRequest | None, leads: bool, group: FailoverGroup, runtime: Runtime) -> Outcome | None:
+def _asked(request: GroupRequest | None, view: failover.Verdict, group: FailoverGroup, runtime: Runtime) -> Outcome | None:
+    """How far the hand-over is that was asked for. None: the runtime leads no more, and that is known, not only no longer heard."""
     if request is not None and request.status in LIVE_REQUESTS:
         return running(f"{request.machine} is taking over {group} from {runtime.key}{_because(request.reason)}")
-    if not leads:
+    handed = request is None or request.status == RequestStatus.SUCCEEDED
+    if view.leader is None and not handed:
+        tail = _because(request.reason or request.status) if request is not None else "."
+        return running(f"{group} was not handed over from {runtime.key}, and nobody is known to lead it now{tail}")
+    if view.leader is None or view.leader.member.runtime_id != runtime.pk:
         return None
-    if request is None or request.status == RequestStatus.SUCCEEDED:
+    if handed or request is None:
         return running(f"{group} was handed over; {runtime.machine} has yet to report it.")
     return failed(f"{runtime.key} leads {group}, and its leadership was not handed over{_because(request.reason or request.status)}")
 
@@ -514,9 +538,11 @@ class OnRuntime(Kind):
             if self.needs_order(step, runtime, memory, now):
                 wait = self.clear_the_way(step, runtime, memory, now)
                 if wait is None and self.gives_up_leadership and "stopping" not in memory and not memory.get("forced"):
-                    asked = bool(memory.get("requests"))  # a hand-over under way passed the gate already
+                    asked = bool(memory.get("requests"))  # while a hand-over is under way the gate would see its follower busy
                     wait = None if asked else gated(step, runtime, memory, now, stops=self.stops)
                     wait = wait or hand_over(step, runtime, memory, now)
+                    if wait is None and asked:  # it ended, but who took over may be gone again
+                        wait = gated(step, runtime, memory, now, stops=self.stops)
                 if wait is not None:
                     return wait
                 self.order(step, runtime, memory, now)
@@ -890,8 +916,7 @@ class RunCommand(Kind):
         if run is None:
             return failed(f"{step.machine} was removed while {step.command} was to be run.")
         told = step.memory.get("lines", 0)
-        for line in run.output[told : told + LINES_AT_ONCE]:
-            note(step, line, now, machine=step.machine)
+        notes(step, run.output[told : told + LINES_AT_ONCE], now, machine=step.machine)
         step.memory["lines"] = told = min(len(run.output), told + LINES_AT_ONCE)
         if told < len(run.output):
             return running(f"{step.command} says more than is written down yet.")

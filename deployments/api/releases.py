@@ -21,7 +21,7 @@ from deployments.api.moments import ZonedDateTimeField, due_moment
 from deployments.models import Release
 from deployments.preview import Preview
 from portal import access
-from portal.api.fields import EnvironmentChoice, body_of, signed_in
+from portal.api.fields import EnvironmentChoice, IdFilter, body_of, signed_in
 from portal.errors import Invalid
 from portal.models import EnvironmentKind, Role
 
@@ -142,6 +142,7 @@ class PreviewSerializer(serializers.Serializer[Any]):
     obstacles = serializers.ListField(child=serializers.CharField())
     missing = serializers.SerializerMethodField()
     gaps = serializers.ListField(child=serializers.CharField())
+    rules = serializers.ListField(child=serializers.CharField(), help_text="What the environment's rules forbid now.")
     leaders = serializers.DictField(child=serializers.CharField(allow_null=True), help_text="Group to runtime, before the first step.")
     hand_overs = serializers.DictField(child=serializers.IntegerField(), help_text="How often each group changes its leader.")
     seconds = serializers.FloatField(allow_null=True)
@@ -152,7 +153,7 @@ class PreviewSerializer(serializers.Serializer[Any]):
 
 class ReleaseFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter has no types
     project = filters.CharFilter(field_name="project__slug")
-    number = filters.NumberFilter()
+    number = IdFilter()
 
 
 class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Release]):

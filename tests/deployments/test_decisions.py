@@ -7,10 +7,12 @@ from urllib.parse import quote
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deployments import decisions, plans, promotion, releases, returning, rollout, steps
+from deployments import decisions, plans, promotion, releases, returning, rollout, sides, steps
 from deployments.models import (
     BROKEN,
     LIVE,
@@ -115,6 +117,63 @@ def test_a_person_may_override_with_a_reason_that_is_kept(upgrade: Upgrade, stuc
     assert any("goes on without a hand-over. developer took it upon himself" in line for line in log(stuck))
     kept = Decision.objects.get()
     assert (kept.choice, kept.reason, kept.by) == (Choice.OVERRIDE, "The window ends at six.", upgrade.person)
+
+
+def test_an_override_is_for_one_attempt(upgrade: Upgrade, stuck: Deployment) -> None:
+    upgrade.decide(stuck, Choice.OVERRIDE, "The window ends at six.")
+    upgrade.engine.machines.failing["external01.erp"] = "no memory"
+    upgrade.engine.run(stuck)
+    step = stuck.steps.get(number=3)
+    assert (step.status, step.attempt, bool(step.override)) == (RunStatus.FAILED, 2, True)
+    upgrade.engine.machines.failing.clear()
+    upgrade.engine.pass_time(1)
+    upgrade.decide(stuck, Choice.RETRY)
+    step.refresh_from_db()
+    assert (step.attempt, step.override) == (3, "")
+    properties.set_value(upgrade.environment, "erp.outbox", "/srv/other", by=upgrade.person)  # so that there is something to change
+    upgrade.engine.run(stuck)
+    assert stuck.steps.get(number=3).attempt == 3
+
+
+def stopping_the_leader(upgrade: Upgrade) -> Deployment:
+    """Step 1 stops external01, which leads; external02 was asked to take over first."""
+    plan = plans.plan_of(upgrade.environment)
+    plan.steps.all().delete()
+    plans.add_step(plan, StepKind.STOP_RUNTIME, machine="external01", connector="erp")
+    run = upgrade.begin()
+    upgrade.engine.tick(run)
+    assert "external02.erp is asked to take over" in run.steps.get().reason
+    return run
+
+
+def nobody_leads(upgrade: Upgrade) -> None:
+    """external02 dies, and external01 does not lead either."""
+    upgrade.engine.machines.failing["external02.erp"] = "no memory"
+    for group in upgrade.engine.machines.leaders:
+        upgrade.engine.machines.leaders[group] = "elsewhere.erp"
+    upgrade.engine.pass_time(1)
+
+
+def test_after_a_hand_over_that_failed_nothing_is_touched_while_nobody_is_known_to_lead(upgrade: Upgrade) -> None:
+    run = stopping_the_leader(upgrade)
+    upgrade.engine.machines.refusing = "external02 lost its router"
+    nobody_leads(upgrade)
+    upgrade.engine.tick(run)
+    step = run.steps.get()
+    assert (step.status, runtime("external01").desired_running) == (RunStatus.RUNNING, True)
+    assert step.reason == (
+        "erp-orders was not handed over from external01.erp, and nobody is known to lead it now: external02 lost its router."
+    )
+
+
+def test_after_a_hand_over_the_gate_is_asked_again(upgrade: Upgrade) -> None:
+    run = stopping_the_leader(upgrade)
+    upgrade.engine.pass_time(1)
+    assert list(upgrade.engine.machines.leaders.values()) == ["external02.erp"]
+    nobody_leads(upgrade)
+    upgrade.engine.tick(run)
+    assert "external01.erp is the last member of erp-orders that could lead" in run.steps.get().reason
+    assert runtime("external01").desired_running
 
 
 def test_the_last_member_is_never_stopped_whatever_anybody_says(upgrade: Upgrade) -> None:
@@ -237,6 +296,18 @@ def test_a_step_is_tried_again_by_itself_as_often_as_the_plan_says(upgrade: Upgr
     step = run.steps.get(number=4)
     assert (run.status, step.attempt, step.attempts.count()) == (RunStatus.FAILED, 3, 2)
     assert "Tried again by itself (2 of 2)." in log(run)
+
+
+def test_a_connector_whose_name_begins_with_gate_is_tried_again_too(upgrade: Upgrade) -> None:
+    plans.change_step(plans.plan_of(upgrade.environment).steps.get(machine="external02"), retries=2)
+    run = upgrade.begin()
+    upgrade.engine.run(run, until=4)
+    upgrade.engine.machines.failing["external02.erp"] = "no memory"
+    upgrade.engine.tick(run)
+    step = run.steps.get(number=4)
+    run.steps.filter(number=4).update(memory=step.memory | {"runtimes": step.memory["runtimes"] | {"external02.gateway": {"orders": 1}}})
+    upgrade.engine.run(run)
+    assert "Tried again by itself (1 of 2)." in log(run)
 
 
 def test_a_step_is_skipped_with_a_reason_and_the_next_ones_run(upgrade: Upgrade, failed: Deployment) -> None:
@@ -371,6 +442,10 @@ def test_an_offline_machine_is_left_out_and_catches_up_by_itself(upgrade: Upgrad
     exclusion.refresh_from_db()
     made = exclusion.caught_up_by
     assert made and made.completes == away
+    side = sides.running_side(upgrade.environment)
+    assert side.label.endswith(f"deployment {away.pk})") or engine.run(made).status == RunStatus.SUCCEEDED
+    plan = [plans.line_of(plans.written(step)) for step in away.steps.all()]
+    assert sides.running_side(upgrade.environment).plan == plan, "the plan it ran by, not the two steps that caught up"
     assert [step.title for step in made.steps.all()] == ["Deploy runtime external02.erp", "Balance failover"]
     assert engine.run(made).status == RunStatus.SUCCEEDED
     assert {row.observed_release for row in Runtime.objects.all()} == {2}
@@ -593,6 +668,26 @@ def test_a_secret_in_a_commands_output_is_written_down_nowhere(upgrade: Upgrade,
     assert "one " in repr(kept) and "•••" in repr(kept)
     for form in (secret, *forms.values()):
         assert form[4:] not in "\n".join(map(str, kept))
+
+
+def test_many_lines_of_output_are_written_down_at_once(upgrade: Upgrade) -> None:
+    def queries(count: int) -> int:
+        lines = [f"line {number}" for number in range(count)]
+        upgrade.engine.machines.commands["flush"] = CommandReport(id="", status=CommandStatus.SUCCEEDED, exit_status=0, lines=lines)
+        run = only(upgrade, StepKind.RUN_COMMAND, machine="external01", command="flush")
+        upgrade.engine.tick(run)
+        upgrade.engine.pass_time(1)
+        with CaptureQueriesContext(connection) as told:
+            upgrade.engine.tick(run)
+        run.refresh_from_db()
+        logged = list(StepLog.objects.filter(deployment=run).order_by("number"))
+        assert [line.number for line in logged] == list(range(1, run.log_lines + 1))
+        assert [line.text for line in logged if line.text.startswith("line ")] == lines
+        assert run.status == RunStatus.SUCCEEDED
+        return len(told)
+
+    few = queries(1)
+    assert queries(150) <= few + 2, "SQLite takes some hundred values at once"
 
 
 def test_a_command_that_is_not_listed_fails_with_the_machines_reason(upgrade: Upgrade) -> None:

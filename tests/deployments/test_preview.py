@@ -6,14 +6,14 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from deployments import plans, preview, releases, rollout
-from deployments.models import Deployment, Release, RunStatus, StepKind
+from deployments import plans, preview, promotion, releases, rollout, steps
+from deployments.models import Choice, Deployment, Release, RunStatus, StepKind
 from deployments.preview import Preview
 from portal import properties
-from portal.models import Connector, Environment, Flow, Group, Placement, System
+from portal.models import Connector, DesignedMachine, Environment, Flow, Group, MachineKind, Placement, System
 from runtimes import failover, fleet
 from runtimes.models import FailoverGroup, Machine, Runtime
-from runtimes.protocol import Preference
+from runtimes.protocol import CommandReport, CommandStatus, Preference
 from tests.deployments.conftest import Engine, save_version
 from tests.deployments.test_decisions import Upgrade, runtime, upgrade
 
@@ -202,6 +202,108 @@ def test_followers_first_moves_a_group_once_and_balance_proves_it_where_it_is(up
     assert run.steps.get(kind=StepKind.BALANCE_FAILOVER).reason == "external01 leads erp-orders, as preferred."
 
 
+def with_wms(upgrade: Upgrade) -> dict[str, Flow]:
+    """A second connector, wms, without failover: on external01 and on external03, each with a flow of its own."""
+    project, flows = upgrade.environment.project, {}
+    system = System.objects.create(project=project, name="WMS", slug="wms")
+    connector = Connector.objects.create(project=project, system=system, name="wms")
+    designed = DesignedMachine.objects.create(project=project, name="external03", kind=MachineKind.EXTERNAL)
+    Machine.objects.create(environment=upgrade.environment, name="external03", kind=MachineKind.EXTERNAL, joined_at=upgrade.engine.now)
+    for name in ("external01", "external03"):
+        machine = project.designed_machines.get(name=name)
+        Placement.objects.create(connector=connector, machine=machine)
+        Runtime.objects.create(
+            environment=upgrade.environment, machine=Machine.objects.get(environment=upgrade.environment, name=name), connector=connector
+        )
+    assert designed.placements.count() == 1
+    flows["stock"] = Flow.objects.create(
+        connector=connector,
+        name="stock",
+        inbound_kind="file",
+        inbound_settings={"folder": "/srv/wms"},
+        outbound_kind="file",
+        outbound_settings={"folder": "/srv/stock"},
+    )
+    save_version(flows["stock"])
+    upgrade.engine.pass_time(1)
+    return flows
+
+
+def newest(upgrade: Upgrade) -> Release:
+    made = releases.build(upgrade.environment.project, name="With WMS", by=upgrade.person)
+    releases.activate(made, upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
+    return made
+
+
+def test_only_when_changed_looks_at_the_runtime_not_at_its_machine(upgrade: Upgrade) -> None:
+    with_wms(upgrade)
+    plan = plans.plan_of(upgrade.environment)
+    plan.steps.all().delete()
+    plans.add_step(plan, StepKind.DEPLOY_MACHINE, machine="external01")  # erp is what it was, wms is new
+    for connector in ("erp", "wms"):
+        plans.add_step(plan, StepKind.RESTART_RUNTIME, machine="external01", connector=connector, condition="changed")
+    release = newest(upgrade)
+    foreseen = preview.preview(release, upgrade.environment, now=upgrade.engine.now)
+    assert [step.outcome for step in foreseen.steps] == ["runs", "skipped", "runs"]
+    assert foreseen.steps[0].restarts == ["external01.wms"]
+    run = rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
+    compare(upgrade, foreseen, run)
+    assert run.steps.get(number=2).reason == "This deployment did not change external01.erp: nothing to do."
+
+
+def test_what_a_first_attempt_changed_is_changed(upgrade: Upgrade) -> None:
+    plan = plans.plan_of(upgrade.environment)
+    plan.steps.all().delete()
+    plans.add_step(plan, StepKind.DEPLOY_MACHINE, machine="external02")
+    plans.add_step(plan, StepKind.RESTART_RUNTIME, machine="external02", connector="erp", condition="changed")
+    run = upgrade.begin()
+    upgrade.engine.machines.failing["external02.erp"] = "no memory"
+    assert upgrade.engine.run(run).status == RunStatus.FAILED
+    upgrade.engine.machines.failing.clear()
+    upgrade.engine.pass_time(1)  # it runs the new bundle meanwhile, so that the second attempt finds nothing to do
+    upgrade.decide(run, Choice.RETRY)
+    upgrade.engine.run(run)
+    assert [step.status for step in run.steps.all()] == [RunStatus.SKIPPED, RunStatus.SUCCEEDED]
+
+
+def test_two_connectors_two_lanes_a_machine_left_out_a_check_and_a_command(upgrade: Upgrade, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_wms(upgrade)
+    engine, plan = upgrade.engine, plans.plan_of(upgrade.environment)
+    plan.steps.all().delete()
+    plans.add_step(plan, StepKind.DEPLOY_RUNTIME, machine="external02", connector="erp", stage="All", lane="erp")
+    plans.add_step(plan, StepKind.DEPLOY_RUNTIME, machine="external01", connector="erp", stage="All", lane="erp")
+    plans.add_step(plan, StepKind.DEPLOY_MACHINE, machine="external03", stage="All", lane="wms")
+    plans.add_step(plan, StepKind.DEPLOY_RUNTIME, machine="external01", connector="wms", stage="All", lane="wms")
+    plans.add_step(plan, StepKind.RUN_COMMAND, machine="external01", command="flush", stage="All", lane="wms", condition="changed")
+    plans.add_step(plan, StepKind.RUN_COMMAND, machine="external03", command="flush")
+    plans.add_step(plan, StepKind.HTTP_CHECK, url="http://127.0.0.1:9/health", condition="changed")
+    plans.add_step(plan, StepKind.WAIT_HEALTHY, machine="external01")
+    plans.add_step(plan, StepKind.BALANCE_FAILOVER)
+    save_version(upgrade.flow, 1)
+    release = newest(upgrade)
+    engine.machines.commands["flush"] = CommandReport(id="", status=CommandStatus.SUCCEEDED, exit_status=0)
+    engine.machines.silent.add("external03")
+    engine.pass_time(20)
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(steps, "probe", lambda step, attempt: asked.append((step, attempt)))
+
+    def pass_time(seconds: float) -> None:
+        while asked:
+            rollout.record_answer(*asked.pop(), status=200, reason="", now=engine.now)
+        Engine.pass_time(engine, seconds)
+
+    monkeypatch.setattr(engine, "pass_time", pass_time)
+    foreseen = preview.preview(release, upgrade.environment, now=engine.now, leaving_out=["external03"])
+    assert foreseen.obstacles == []
+    assert [step.outcome for step in foreseen.steps] == [
+        "runs", "runs", "skipped", "runs", "runs", "skipped", "runs", "runs", "runs",
+    ]  # fmt: skip
+    run = rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=engine.now, leaving_out=["external03"])
+    compare(upgrade, foreseen, run)
+    run.refresh_from_db()
+    assert run.status == RunStatus.SUCCEEDED
+
+
 def test_a_first_deployment_is_foreseen_too(active: Release, filled: Environment, engine: Engine, developer: User) -> None:
     failover.prefer(runtime("external02"), Preference.LEADER)
     foreseen = preview.preview(active, filled, now=engine.now)
@@ -243,6 +345,10 @@ def test_the_preview_has_a_page_and_an_api(client: Client, upgrade: Upgrade, vie
     told = client.get(f"/api/v1/releases/{release.pk}/preview/?environment=test").json()
     assert [step["restarts"] for step in told["steps"]] == [[], [], ["external01.erp"], ["external02.erp"], []]
     assert told["hand_overs"] == {"erp-orders": 2}
+    assert told["rules"] == []
+    promotion.set_rules(upgrade.environment, approvals=1, by=upgrade.person, now=upgrade.engine.now)
+    (rule,) = client.get(f"/api/v1/releases/{release.pk}/preview/?environment=test").json()["rules"]
+    assert rule.startswith(f"Release {release.number} lacks approval on Test")
     assert client.get(f"/api/v1/releases/{release.pk}/preview/").status_code == 400
     client.force_login(stranger)
     assert client.get(f"/api/v1/releases/{release.pk}/preview/?environment=test").status_code == 404
