@@ -151,7 +151,10 @@ def _remove(release: Release, *, now: datetime, by: AbstractBaseUser | None) -> 
     project = release.project
     try:
         with transaction.atomic():
-            # The record comes first: until the transaction ends, of two sweeps one waits for the other and then finds nothing to do.
+            # The row is held first: whoever schedules, activates or deploys the release at this moment refers to it, so that either he is
+            # waited for and seen below, or he waits and finds it gone (SQLite has one writer at a time). Of two sweeps one does nothing.
+            if not Release.objects.select_for_update().filter(pk=release.pk).values_list("pk", flat=True):
+                return False
             if ReleaseRemoval.objects.filter(project=project, number=release.number).exists() or needs(project).get(release.pk):
                 return False
             runs = Deployment.objects.filter(release=release)

@@ -1,9 +1,12 @@
 """Retention: what may go, as tables; what never goes; the dry run, the sweep, the page and the API."""
 
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import transaction
 from django.test import Client
 from django.utils import timezone
 
@@ -14,6 +17,7 @@ from portal.errors import Invalid
 from portal.models import Environment
 from runtimes.models import Bundle, Runtime
 from tests.deployments.conftest import Engine
+from tests.deployments.test_releases import together
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -171,3 +175,28 @@ def test_the_api_shows_the_dry_run(
     assert client.patch(address, {"keep_last": 9}, content_type="application/json").status_code == 403
     client.force_login(stranger)
     assert client.get(address).status_code == 404
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("strict")
+def test_what_is_scheduled_in_the_same_instant_stays(release: Release, old: list[Release], filled: Environment, developer: User) -> None:
+    """The sweep has decided that release 2 goes; before it removes it, somebody schedules it and has not committed yet."""
+    now = timezone.now()
+    decided, scheduled = threading.Event(), threading.Event()
+
+    def schedule() -> None:
+        decided.wait(10)
+        with transaction.atomic():
+            schedules.schedule(old[1], filled, due_at=now + timedelta(hours=1), by=developer, now=now)
+            scheduled.set()
+            time.sleep(0.5)  # long enough for a sweep that does not wait
+
+    def sweep() -> list[int]:
+        found = retention.verdicts(release.project, now=now)
+        decided.set()
+        scheduled.wait(10)
+        return [row.number for row, verdict in found if verdict.goes and retention._remove(row, now=now, by=None)]
+
+    _, removed = together(schedule, sweep)
+    assert removed == [4, 3, 1]
+    assert Activation.objects.get().release == old[1]
