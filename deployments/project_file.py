@@ -44,6 +44,7 @@ HEAD = "# A project of Baton. Values of secrets are not in here. Import shows wh
 # What an environment is, as opposed to how it behaves; every other plain field is a policy.
 _IDENTITY = {"id", "project", "kind", "position", "cluster", "generation"}
 _PLAIN = (models.BooleanField, models.CharField, models.TextField, models.IntegerField, models.FloatField)
+_STEP_NUMBERS = {field.name for field in Step._meta.get_fields() if isinstance(field, models.IntegerField)}
 _STEP_DEFAULTS = {field.attname: field.get_default() for field in Step._meta.get_fields() if field.name in STEP_FIELDS}  # type: ignore[union-attr]
 
 
@@ -390,13 +391,13 @@ class _Import:
     # --------------------------------------------------------------------------------------------------------------- flows
 
     def _drop_flows(self, items: Items) -> None:
-        wished = {(item.get("connector"), item.get("name")) for item in items}
+        wished = {(_text(item, "connector"), _text(item, "name")) for item in items}
         for row in Flow.objects.filter(connector__project=self.project).select_related("connector"):
             if (row.connector.name, row.name) not in wished:
                 creation.remove_flow(row)
 
     def _drop_groups(self, items: Items) -> None:
-        wished = {(item.get("connector"), item.get("name")) for item in items}
+        wished = {(_text(item, "connector"), _text(item, "name")) for item in items}
         for row in Group.objects.filter(connector__project=self.project).select_related("connector"):
             if (row.connector.name, row.name) not in wished:
                 row.flows.update(group=None)
@@ -432,7 +433,7 @@ class _Import:
                     outbound_settings=sides["outbound"][1],
                     auto_start=_flag(item, "auto_start", True),
                 )
-            wish = item.get("group")
+            wish = _text(item, "group") if item.get("group") is not None else None
             if wish is not None and (connector.pk, wish) not in groups:
                 raise wrong(item.lines["group"], f"{wish} is no group of connector {connector.name}: list it under groups.")
             creation.pick_group(row, groups[connector.pk, wish] if wish is not None else None)
@@ -561,12 +562,14 @@ class _Import:
             _known(item, set(STEP_FIELDS))
             if item.get("kind") not in StepKind.values:
                 raise wrong(item.lines.get("kind", line), f"{item.get('kind')} is no kind of step: say {', '.join(StepKind.values)}.")
-            steps.append(Step(**{"timeout_seconds": plans.usual_seconds(StepKind(item["kind"]))[0]} | dict(item)))
+            plain = {name: item[name] if name in _STEP_NUMBERS else _text(item, name, "") for name in item}
+            steps.append(Step(**{"timeout_seconds": plans.usual_seconds(StepKind(item["kind"]))[0]} | plain))
         present = [_step(row) for row in Step.objects.filter(plan__environment=environment).order_by("position")]
         if [_step(step) for step in steps] == present:
             return
         for line, step in zip(lines, steps, strict=True):
             with _at(line):
+                plans.check(step)
                 step.full_clean(exclude=["plan", "position"])
         with _at(items.line if items else given.lines["plan"]):
             found = plans.replace(environment, steps)

@@ -3,6 +3,7 @@
 Built on PyYAML's composer (safe: it makes nodes, never objects).
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from portal.errors import Invalid
 
 CHARACTERS_AT_MOST = 5_000_000
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
 DEEPEST = 12
 
 
@@ -87,6 +89,11 @@ def _made(loader: yaml.SafeLoader, node: yaml.Node, depth: int) -> Any:
         items = Items(_made(loader, item, depth + 1) for item in node.value)
         items.line, items.lines = line, [item.start_mark.line + 1 for item in node.value]
         return items
-    if node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"):
-        return str(node.value)  # a number with a point, a date: texts of their own here
-    return loader.construct_object(node)
+    text = str(node.value)
+    if node.tag == "tag:yaml.org,2002:null":
+        return None
+    if node.tag == "tag:yaml.org,2002:int" and _WHOLE.fullmatch(text):
+        return int(text)
+    if node.tag == "tag:yaml.org,2002:bool" and text in ("true", "false"):
+        return text == "true"
+    return text  # 22:30, 0123, 0x1f, on, 1.0 or a date: YAML would make something else of it, here it is what was written

@@ -141,6 +141,55 @@ def test_a_wrong_file_is_refused_with_its_line_and_changes_nothing(
         assert f"Line {line_of(wrong, new.splitlines()[0])}:" in refusal.value.sentence
 
 
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        pytest.param({"kind": "manual", "instruction": "Call.", "confirm_role": "boss"}, "boss is no role", id="a role"),
+        pytest.param({"kind": "alerting-off", "retries": 9999}, "number from 0 to 10", id="retries"),
+        pytest.param({"kind": "alerting-off", "timeout_seconds": 0}, "number of seconds from 1", id="a time-out"),
+        pytest.param({"kind": "run-command", "machine": "external01", "command": "a b"}, "letters, digits", id="a command"),
+        pytest.param({"kind": "http-check", "url": "ftp://x"}, "begins with http", id="an address"),
+        pytest.param({"kind": "http-check", "url": "http://x", "expected_status": 99}, "from 100 to 599", id="a status"),
+        pytest.param({"kind": "manual"}, "what the person should do", id="no instruction"),
+        pytest.param({"kind": "run-command", "machine": ["external01"], "command": "x"}, "machine is a text", id="a list"),
+    ],
+)
+def test_a_step_in_a_file_is_checked_as_one_that_is_entered(project: Project, developer: User, step: dict[str, Any], says: str) -> None:
+    document = project_file.describe(project)
+    document["environments"]["test"]["plan"] = [step]
+    with pytest.raises(Invalid, match=f"Line [0-9]+: .*{says}"):
+        imported(project, project_file.yaml_lines.dump(document), developer)
+
+
+def test_the_mark_of_one_host_is_taken_back_only_where_the_addresses_agree(project: Project, filled: Environment, developer: User) -> None:
+    router_addresses.mark_one_host(filled, True, by=developer)
+    properties.set_value(filled, "external01.failover.port", "2381", by=developer)
+    properties.set_value(filled, "external01.failover.internal-ip", "10.0.0.12", by=developer)
+    document = project_file.describe(Project.objects.get(pk=project.pk))
+    document["environments"]["test"]["policies"]["one_host"] = False
+    text = project_file.yaml_lines.dump(document)
+    with pytest.raises(Invalid, match=r"Line [0-9]+: The addresses say otherwise"):
+        imported(project, text, developer)
+    imported(project, text.replace("value: 10.0.0.12", "value: 10.0.0.13", 1), developer)
+    filled.refresh_from_db()
+    assert not filled.one_host
+
+
+@pytest.mark.parametrize(
+    "text", ["22:30", "0123", "on", "No", "0x1f", "1_000", "+5", "1e3", "2026-11-22", "5.0", "0o17", "true", "-7", "12"]
+)
+def test_a_value_stays_what_was_written(project: Project, filled: Environment, developer: User, text: str) -> None:
+    given = project_file.export(project).replace("value: /two", f"value: /two/{text}").replace("value: 'baton:'", f"value: {text}")
+    imported(project, given, developer)
+    assert Property.objects.get(environment=filled, key="queues.prefix").value == text
+
+
+@pytest.mark.parametrize(("old", "new"), [("connector: erp", "connector: [erp]"), ("group: erp-orders", "group: [erp-orders]")])
+def test_a_list_where_a_name_belongs_is_refused_with_its_line(project: Project, developer: User, old: str, new: str) -> None:
+    with pytest.raises(Invalid, match=r"Line [0-9]+: (connector|group) is a text"):
+        imported(project, project_file.export(project).replace(old, new), developer)
+
+
 def test_what_runs_in_an_environment_is_not_dropped(project: Project, developer: User) -> None:
     text = project_file.export(project)
     document = json.loads(json.dumps(project_file.describe(project)))
