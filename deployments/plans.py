@@ -393,7 +393,8 @@ def check(step: Step) -> None:
     if kind == StepKind.HTTP_CHECK:
         _number(fields, "expected_status", 200, 100, 599)
     _number(fields, "retries", 0, 0, MOST_RETRIES)
-    _number(fields, "timeout_seconds", 120, 1, LONGEST_SECONDS)
+    usual, longest = usual_seconds(kind)
+    _number(fields, "timeout_seconds", usual, 1, longest)
     _check_fields(kind, step)
 
 

@@ -25,6 +25,11 @@ class UserRequest(HttpRequest):
     htmx: HtmxDetails
 
 
+def whole_number(text: str, *, digits: int = 9) -> int | None:
+    """What a person or a program put into a field or an address: a number of at most so many digits, or None."""
+    return int(text) if text.isdecimal() and len(text) <= digits else None
+
+
 def render(request: HttpRequest, template: str, context: dict[str, Any] | None = None, *, part: str | None = None) -> HttpResponse:
     """The page, or only its `part` (a template "_name.html") when htmx asks. A refused form answers 200 too: htmx swaps nothing else."""
     htmx: HtmxDetails = request.htmx  # type: ignore[attr-defined]

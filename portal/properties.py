@@ -202,7 +202,9 @@ class Planned:
             return "delete" if self.before else "none"
         if self.before is None:
             return "add"
-        return "none" if self.before.secret == self.secret and self.before.reveal() == self.value else "change"
+        if self.before.secret != self.secret or self.secret:
+            return "change"  # an equal secret too: "none" would tell whoever tries values which one is right
+        return "none" if self.before.reveal() == self.value else "change"
 
 
 def plan(edits: Sequence[Edit]) -> list[Planned]:

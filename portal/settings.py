@@ -176,6 +176,11 @@ AXES_COOLOFF_TIME = 0.1  # hours
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_VERBOSE = False
 SESSION_COOKIE_NAME = "baton_session"
+# Behind a proxy that speaks TLS: cookies go over TLS only, and the proxy's X-Forwarded-Proto says whether a request came so. The proxy
+# must set that header itself, or a sender could.
+BATON_TLS = env.flag("BATON_TLS", any(origin.startswith("https://") for origin in CSRF_TRUSTED_ORIGINS))
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = BATON_TLS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BATON_TLS else None
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 
@@ -193,8 +198,8 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": [
         "portal.api.parsers.JSONParser",
-        "rest_framework.parsers.FormParser",
-        "rest_framework.parsers.MultiPartParser",
+        "portal.api.parsers.FormParser",
+        "portal.api.parsers.MultiPartParser",
     ],
     "EXCEPTION_HANDLER": "portal.problems.handle",
 }

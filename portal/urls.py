@@ -4,15 +4,15 @@ from django.contrib import admin
 from django.contrib.auth import views as auth_views
 from django.urls import URLPattern, URLResolver, include, path, re_path
 from drf_spectacular.views import SpectacularAPIView
-from rest_framework.authtoken.views import obtain_auth_token
 
 from portal.api.root import NoSuchEndpoint
+from portal.api.token import Token
 from portal.views import create, design, health, teams
 from portal.views import help as docs
 
 api_patterns: list[URLPattern | URLResolver] = [
     path("schema/", SpectacularAPIView.as_view(), name="api-schema"),
-    path("token/", obtain_auth_token, name="api-token"),
+    path("token/", Token.as_view(), name="api-token"),
     path("", include("portal.api.urls")),
     path("", include("runtimes.api.urls")),
     path("", include("deployments.api.urls")),

@@ -5,6 +5,7 @@ one per line, mode 0600, made at the first need. Who has the database without th
 """
 
 import base64
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 
-from portal.errors import NotAllowed
+from portal.errors import Invalid, NotAllowed
 
 _opened: tuple[object, list[str]] | None = None  # what the keys were read from (variable, or the file's state), and the keys
 
@@ -50,6 +51,22 @@ def seal(text: str) -> str:
 def unseal(token: str) -> str:
     """Raises Unreadable when it was sealed under a key that is no longer among the property keys."""
     return _open(token.encode()).decode()
+
+
+def seal_for(purpose: str, text: str) -> str:
+    """Sealed for one purpose, such as "the lines this person previewed": `unseal_for` opens it for that alone, and only for a time."""
+    return seal(json.dumps([purpose, text]))
+
+
+def unseal_for(purpose: str, token: str, *, seconds: int) -> str:
+    """Raises Invalid for what was sealed for another purpose (every secret in the database is), or longer ago."""
+    try:
+        found = json.loads(_cipher().decrypt(token.encode(), ttl=seconds))
+    except (InvalidToken, ValueError):
+        found = None
+    if not isinstance(found, list) or len(found) != 2 or found[0] != purpose:
+        raise Invalid("What was shown before is no longer kept: enter it again.")
+    return str(found[1])
 
 
 def seal_bytes(data: bytes) -> bytes:

@@ -1,11 +1,17 @@
 """The public API as its callers see it: who may, what is answered, how it says no."""
 
+import io
+
 import pytest
 from django.contrib.auth.models import User
+from django.core.exceptions import RequestDataTooBig
 from django.core.management import call_command
 from django.utils import timezone
+from rest_framework.parsers import BaseParser
 from rest_framework.test import APIClient
 
+from deployments.api.projects import YAMLParser
+from portal.api import parsers
 from portal.models import Connector, Environment, Property
 from runtimes.models import FailoverGroup, GroupMember, Runtime
 from runtimes.protocol import State, Status
@@ -62,6 +68,47 @@ def test_a_token_works_as_well_as_a_password(viewer: User) -> None:
     client = APIClient()
     client.credentials(HTTP_AUTHORIZATION=f"Token {token}")
     assert client.get("/api/v1/groups/").json() == {"count": 0, "next": None, "previous": None, "results": []}
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        pytest.param("{" + '"username": "' + "x" * 20_000 + '"}', "application/json", 413, id="long JSON"),
+        pytest.param("username=" + "x" * 20_000, "application/x-www-form-urlencoded", 413, id="a long form"),
+        pytest.param("[" * 5_000, "application/json", 400, id="nested too deeply"),
+        pytest.param("username=viewer&password=wrong", "application/x-www-form-urlencoded", 400, id="a wrong password"),
+        pytest.param("--x\r\n" + "x" * 20_000, "multipart/form-data; boundary=x", 413, id="long parts"),
+    ],
+)
+def test_a_stranger_who_asks_for_a_token_is_answered_in_bounds(viewer: User, body: str, kind: str, status: int) -> None:
+    assert APIClient().generic("POST", "/api/v1/token/", body, content_type=kind).status_code == status
+
+
+def test_tokens_are_not_asked_for_without_end(viewer: User) -> None:
+    asked = [APIClient().post("/api/v1/token/", {}, REMOTE_ADDR="10.9.8.7") for _ in range(31)]
+    assert [answer.status_code for answer in asked] == [400] * 30 + [429]
+    assert int(asked[-1]["Retry-After"]) <= 60
+    assert APIClient().post("/api/v1/token/", {}, REMOTE_ADDR="10.9.8.6").status_code == 400
+
+
+class Endless(io.RawIOBase):
+    """A body that says nothing of its length and never ends."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def read(self, size: int = -1) -> bytes:
+        assert size >= 0, "it would be read for ever"
+        self.given += size
+        return b" " * size
+
+
+@pytest.mark.parametrize("parser", [parsers.JSONParser, parsers.FormParser, YAMLParser])
+def test_of_a_body_without_end_little_is_read(parser: type[BaseParser]) -> None:
+    body = Endless()
+    with pytest.raises(RequestDataTooBig):
+        parser().parse(body, parser.media_type, {})
+    assert body.given == parsers.MOST_BYTES + 1
 
 
 def test_a_viewer_sees_who_leads(viewer: User, group: FailoverGroup) -> None:

@@ -6,7 +6,7 @@ from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
-from rest_framework.parsers import BaseParser, JSONParser
+from rest_framework.parsers import BaseParser
 from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -15,6 +15,7 @@ from rest_framework.views import APIView
 from deployments import project_file
 from portal.access import get_project, role_in, role_to_deploy
 from portal.api.fields import body_of, signed_in
+from portal.api.parsers import MOST_BYTES, JSONParser, bounded
 from portal.errors import Invalid
 from portal.models import Project, Role
 
@@ -26,7 +27,7 @@ class YAMLParser(BaseParser):
 
     def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> dict[str, str]:
         try:
-            return {"text": stream.read().decode("utf-8-sig")}
+            return {"text": bounded(stream, parser_context, MOST_BYTES).read().decode("utf-8-sig")}
         except UnicodeDecodeError:
             raise Invalid("The body is not UTF-8.", field="text") from None
 

@@ -15,7 +15,7 @@ from deployments.models import Plan, Step, StepKind
 from deployments.stages import stages_of
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
-from portal.htmx import UserRequest, dialog, redirect, render
+from portal.htmx import UserRequest, dialog, redirect, render, whole_number
 from portal.models import Environment
 
 
@@ -108,11 +108,11 @@ def step_move(request: UserRequest, slug: str, kind: str, pk: int) -> HttpRespon
     """To the `position` (counted from 1) that the buttons, the keyboard or a drop says."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
     step = get_object_or_404(Step, plan__environment=environment, pk=pk)
-    title, position = step.title, request.POST.get("position", "")
-    if not position.isdigit():
+    title, position = step.title, whole_number(request.POST.get("position", ""))
+    if position is None:
         return _answer(request, environment, "", NotAllowed("Say the new position as a number, counted from 1."))
     try:
-        plans.move_step(step, int(position))
+        plans.move_step(step, position)
     except NotAllowed as refusal:
         return _answer(request, environment, "", refusal)
     return _answer(request, environment, f"{title} is step {position} now.")

@@ -18,11 +18,12 @@ from deployments.models import Release
 from portal import access, properties, property_imports, property_uses, router_addresses, vault
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
-from portal.htmx import UserRequest, dialog, redirect, render
+from portal.htmx import UserRequest, dialog, redirect, render, whole_number
 from portal.models import Environment, Project, Property, PropertyChange, PropertyType, Role
 from runtimes.models import Machine
 
 HISTORY_PER_PAGE = 100
+PREVIEW_KEPT_SECONDS = 3600  # of pasted lines, until they are applied
 
 
 def _context(request: UserRequest, environment: Environment) -> dict[str, Any]:
@@ -145,8 +146,9 @@ def paste(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     if not editable:
         raise PermissionDenied("You may not change values here.")
     given = request.POST.copy() if request.method == "POST" else None
+    purpose = f"paste {request.user.pk} {environment.pk}"
     if given and given.get("sealed"):  # the previewed lines, which may hold secrets
-        given["text"] = vault.unseal(str(given["sealed"]))
+        given["text"] = vault.unseal_for(purpose, str(given["sealed"]), seconds=PREVIEW_KEPT_SECONDS)
     form = PasteForm(given, request.FILES or None)
     context = _context(request, environment) | {"form": form}
     if form.is_bound and form.is_valid():
@@ -163,7 +165,7 @@ def paste(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         counts = [(verb, found.count(verb)) for verb in ("refused", "add", "change", "none", "kept")]
         secret = any(read.planned and read.planned.secret for read in found.reads)
         shown = PasteForm(initial={"text": "" if secret else text})  # a secret that was typed does not come back
-        context |= {"preview": found, "counts": counts, "sealed": vault.seal(text), "form": shown}
+        context |= {"preview": found, "counts": counts, "sealed": vault.seal_for(purpose, text), "form": shown}
     return render(request, "deployments/property_paste.html", context)
 
 
@@ -251,7 +253,7 @@ def undo(request: UserRequest, slug: str, kind: str) -> HttpResponse:
 def fill(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     """Repair on the spot: a missing value, filled in where it is missed, for everything in the environment."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
-    release = get_object_or_404(Release, project=environment.project, number=request.POST.get("release") or 0)
+    release = get_object_or_404(Release, project=environment.project, number=whole_number(request.POST.get("release", "")))
     key = request.POST.get("fill", "")
     value = next((text for text in request.POST.getlist(f"value:{key}") if text), "")
     context = _context(request, environment) | {"release": release, "filled_in": True}

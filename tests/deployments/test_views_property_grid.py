@@ -11,7 +11,8 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from deployments.models import Deployment, Release, RunStatus
-from portal import properties
+from deployments.views import property_grid
+from portal import properties, vault
 from portal.models import Connector, Environment, Property, PropertyChange, PropertyType
 
 BASE = "/projects/webshop/test/properties"
@@ -148,6 +149,36 @@ def test_what_is_exported_can_be_imported_and_changes_nothing(client: Client, de
     before = PropertyChange.objects.count()
     client.post(f"{BASE}/paste/", {"text": text, "act": "apply"})
     assert PropertyChange.objects.count() == before
+
+
+def test_the_paste_form_opens_only_what_it_sealed_for_this_person_and_place(
+    client: Client, developer: User, operator: User, some: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties.set_value(some, "erp.password", "hunter2", secret=True, by=developer)
+    stolen = Property.objects.get(key="erp.password").sealed
+    client.force_login(developer)
+
+    def sent(sealed: str, base: str = BASE) -> str:
+        return client.post(f"{base}/paste/", {"sealed": sealed, "act": "plan"}, headers={"hx-request": "true"}).content.decode()
+
+    page = client.post(f"{BASE}/paste/", {"text": "erp.outbox\t/mine", "act": "plan"})
+    mine = page.context["sealed"]
+    for sealed in (stolen, vault.seal('["other", "erp.outbox\\t/x"]'), "nonsense"):
+        answer = sent(sealed)
+        assert "no longer kept: enter it again" in answer and "hunter2" not in answer
+    assert "/mine" in sent(mine)
+    client.force_login(operator)
+    assert "no longer kept" in sent(mine)
+    assert "no longer kept" in sent(mine, BASE.replace("/test/", "/production/"))
+    client.force_login(developer)
+    monkeypatch.setattr(property_grid, "PREVIEW_KEPT_SECONDS", -1)
+    assert "no longer kept" in sent(mine)
+
+
+@pytest.mark.parametrize("release", ["abc", "²", "1" * 30, "-1", ""])
+def test_a_fill_for_no_release_is_not_found(client: Client, developer: User, some: Environment, release: str) -> None:
+    client.force_login(developer)
+    assert client.post(f"{BASE}/fill/", {"release": release, "fill": "erp.outbox"}).status_code == 404
 
 
 def test_the_page_of_a_key_tells_type_use_values_and_history(client: Client, developer: User, some: Environment) -> None:

@@ -48,6 +48,20 @@ def test_history_and_undo(client: Client, developer: User, test_environment: Env
     assert not Property.objects.filter(key="a").exists()
 
 
+def test_trying_values_tells_nothing_about_a_secret(client: Client, developer: User, test_environment: Environment) -> None:
+    properties.set_value(test_environment, "erp.password", "hunter2", secret=True, by=developer)
+    properties.set_value(test_environment, "erp.folder", "/srv", by=developer)
+    client.force_login(developer)
+
+    def verb(key: str, value: str) -> str:
+        edit = {"environment": "test", "key": key, "value": value}
+        answer = client.post("/api/v1/property-edits/", {"project": "webshop", "apply": False, "edits": [edit]}, **JSON)
+        return str(answer.json()[0]["verb"])
+
+    assert verb("erp.password", "hunter2") == verb("erp.password", "hunter3") == "change"
+    assert (verb("erp.folder", "/srv"), verb("erp.folder", "/other")) == ("none", "change")
+
+
 def test_types_are_declared(client: Client, developer: User, viewer: User, test_environment: Environment) -> None:
     properties.set_value(test_environment, "retries", "often", by=developer)
     client.force_login(developer)

@@ -161,7 +161,7 @@ def test_a_key_becomes_secret_only_by_who_may_change_its_values_everywhere(
     project = test_environment.project
     production = project.environments.get(kind="production")
     properties.set_value(production, "erp.password", "hunter2", by=operator)
-    with pytest.raises(NotAllowed, match="readable value on Production.*needs the role operator"):
+    with pytest.raises(NotAllowed, match=r"readable value on Production.*needs the role operator"):
         properties.declare_type(project, "erp.password", "secret", by=developer)
     assert (Property.objects.get().value, PropertyType.objects.count(), production.property_changes.count()) == ("hunter2", 0, 1)
     properties.declare_type(project, "erp.password", "text", by=developer)  # rewrites nothing
