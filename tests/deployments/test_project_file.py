@@ -168,7 +168,7 @@ def test_the_mark_of_one_host_is_taken_back_only_where_the_addresses_agree(proje
     document = project_file.describe(Project.objects.get(pk=project.pk))
     document["environments"]["test"]["policies"]["one_host"] = False
     text = project_file.yaml_lines.dump(document)
-    with pytest.raises(Invalid, match=r"Line [0-9]+: The addresses say otherwise"):
+    with pytest.raises(Invalid, match=r"Line [0-9]+: external02 already uses 10\.0\.0\.12"):
         imported(project, text, developer)
     imported(project, text.replace("value: 10.0.0.12", "value: 10.0.0.13", 1), developer)
     filled.refresh_from_db()
