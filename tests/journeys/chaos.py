@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WORKERS, BEATS, ENVIRONMENTS = 10, 3, 10
-KILL_EVERY = (1.0, 5.0)  # seconds; a worker takes seconds of computing to start
+WORKERS, BEATS = 10, 3
+KILL_EVERY = (2.0, 6.0)  # seconds; a worker takes seconds of computing to start
 REST_KILL_EVERY = (8.0, 20.0)  # seconds: of what there is one of only
-DUE_EVERY = 8.0  # seconds
+DUE_EVERY = 6.0  # seconds
 LIMIT = 1200.0  # seconds
 COMMAND = "note"
 
@@ -462,6 +462,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(prog="python -m tests.journeys.chaos")
     arguments.add_argument("home", type=Path)
     arguments.add_argument("--activations", type=int, default=100)
+    arguments.add_argument("--environments", type=int, default=4, help="in which they become due, with three machines each")
     arguments.add_argument("--seed", type=int, default=secrets.randbelow(10_000))
     arguments.add_argument("--kill", default="", help="beside workers and beats: web, broker, data (the broker's, with it)")
     asked = arguments.parse_args()
@@ -489,7 +490,7 @@ def main() -> int:
     try:
         call_command("migrate", verbosity=0)
         watch_the_database()
-        person, places = landscape(min(ENVIRONMENTS, asked.activations))
+        person, places = landscape(min(asked.environments, asked.activations))
         crowd.start_broker()
         crowd.start_web()
         fleets = send_agents(places, crowd.portal, book)
