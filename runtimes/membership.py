@@ -122,7 +122,7 @@ def under_way(environment: Environment) -> MembershipChange | None:
 
 def unfinished(environment: Environment) -> MembershipChange | None:
     """The newest change, when it has not come to its end: it goes on, was stopped halfway, or was refused."""
-    newest = MembershipChange.objects.filter(environment=environment).first()
+    newest = MembershipChange.objects.filter(environment=environment).order_by("-pk").first()
     return newest if newest is not None and newest.status in UNFINISHED else None
 
 
@@ -168,7 +168,7 @@ def resume(change: MembershipChange, *, actor: str, now: datetime) -> Membership
     change waits, saying why, while nobody can take over.
 
     Raises:
-        NotAllowed: it goes on already, or has ended.
+        NotAllowed: a deployment drives it, or it has ended.
     """
     _refuse_ended(change)
     return begin(change.environment, _addresses(change.wished), _addresses(change.passing_on), actor=actor, now=now)
@@ -188,7 +188,7 @@ def _refuse_ended(change: MembershipChange) -> None:
     newest = unfinished(change.environment)
     if newest is None or newest.pk != change.pk:
         raise NotAllowed("This change of the routers has ended: there is nothing to resume or to roll back.")
-    if newest.status == MembershipStatus.RUNNING:
+    if newest.is_driven:
         raise NotAllowed(f"The routers are being changed ({newest.actor}): cancel that deployment first, or let it go on.")
 
 

@@ -178,6 +178,11 @@ class MembershipChange(models.Model):
     def __str__(self) -> str:
         return f"routers of {self.environment}: {self.status}"
 
+    @property
+    def is_driven(self) -> bool:
+        """It goes on, and a deployment looks after it; else a person may resume it or roll it back."""
+        return self.status == MembershipStatus.RUNNING and self.driven_at is not None
+
 
 class CertificateAuthority(models.Model):
     """The environment's own authority: whoever bears a certificate of it may speak to its routers. Made when the first machine asks.

@@ -45,10 +45,11 @@ def test_a_change_that_was_left_unfinished_is_shown_with_its_two_ways_on(client:
 def test_an_operator_chooses_how_it_goes_on(client: Client, operator: User, halted: MembershipChange, act: str, host: str) -> None:
     client.force_login(operator)
     assert client.post(f"{PLACE}router-change/", {"act": act}).status_code == 302
-    newest = MembershipChange.objects.first()
+    newest = MembershipChange.objects.order_by("-pk").first()
     assert newest is not None and newest.actor == operator.get_username() and newest.wished["external01"][0] == host
     halted.refresh_from_db()
     assert halted.status == "replaced"
+    MembershipChange.objects.filter(pk=newest.pk).update(status="running", driven_at=timezone.now())
     again = client.post(f"{PLACE}router-change/", {"act": act}).content.decode()
     assert "are being changed" in again
 
@@ -60,6 +61,7 @@ def test_by_the_api_too(client: Client, operator: User, viewer: User, halted: Me
     client.force_login(operator)
     answer = client.post(f"/api/v1/machines/{machine.pk}/roll-back-router-change/")
     assert (answer.status_code, answer.json()["wished"]) == (202, BEFORE)
+    MembershipChange.objects.filter(actor="operator").update(status="running", driven_at=timezone.now())
     refused = client.post(f"/api/v1/machines/{machine.pk}/resume-router-change/")
     assert refused.status_code == 409 and "are being changed" in refused.json()["detail"]
     MembershipChange.objects.update(status="succeeded")

@@ -203,13 +203,28 @@ def test_a_change_whose_deployment_was_cancelled_stands_still_and_is_resumed(clu
     resumed = membership.resume(change, actor="operator", now=cluster.now)
     with pytest.raises(NotAllowed, match="has ended"):
         membership.resume(change, actor="operator", now=cluster.now)
-    with pytest.raises(NotAllowed, match="are being changed"):
-        membership.resume(resumed, actor="operator", now=cluster.now)
     cluster.round(8)
     resumed.refresh_from_db()
     assert resumed.status == "succeeded", resumed.sentence
     assert cluster.runs["external01"] == "https://10.0.0.9:7500" and cluster.runs["external02"] == "https://10.0.0.7:7500"
     assert membership.unfinished(cluster.environment) is None
+
+
+def test_a_change_that_a_deployment_drives_is_not_taken_out_of_its_hands(cluster: Cluster) -> None:
+    change = assign(cluster, external01=("10.0.0.9", 7500))
+    assert change is not None and change.is_driven
+    for act in (membership.resume, membership.roll_back):
+        with pytest.raises(NotAllowed, match=r"are being changed \(deployment 2\)"):
+            act(change, actor="operator", now=cluster.now)
+
+
+def test_what_was_resumed_and_cannot_go_on_is_rolled_back_instead(cluster: Cluster) -> None:
+    resumed = membership.resume(halfway(cluster), actor="operator", now=cluster.now)
+    back = membership.roll_back(resumed, actor="operator", now=cluster.now)
+    cluster.round(8)
+    back.refresh_from_db()
+    assert back.status == "succeeded", back.sentence
+    assert cluster.runs == {name: f"https://{host}:{port}" for name, (host, port) in THREE.items()}
 
 
 def test_a_change_that_was_stopped_halfway_is_rolled_back(cluster: Cluster) -> None:
@@ -261,6 +276,7 @@ def test_without_a_deployment_the_portal_hands_over_what_the_machine_leads(clust
     cluster.round()
     resumed.refresh_from_db()
     assert resumed.refused and "No follower is ready" in resumed.sentence, "it waits, and says for what"
+    assert not resumed.is_driven, "a person may still choose to roll it back"
     at = {"at": cluster.now + timedelta(seconds=2)}
     factories.heard(group, machine, protocol.Status.LEADER, **at)
     factories.heard(group, other, protocol.Status.FOLLOWER, **at)

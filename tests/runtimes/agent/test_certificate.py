@@ -304,3 +304,56 @@ def test_a_client_shows_a_renewed_certificate_from_the_next_connection_on(tmp_pa
     asyncio.run(story())
     serials = {f"{made.serial_number:x}" for made in authority.issued}
     assert len(set(shown)) == 2 and set(shown) <= serials
+
+
+def test_while_the_authority_is_renewed_everybody_accepts_everybody_and_afterwards_the_former_counts_no_more(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    before = authority.files("before")  # trusts the former one only, as an etcd that was started before
+    former = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    former.load_cert_chain(before.machine)
+    former.load_verify_locations(cafile=before.authority)
+    former.verify_mode = ssl.CERT_REQUIRED
+    authority.renew()
+    mine = authority.files("external01")
+    both = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    both.load_cert_chain(mine.machine)
+    both.load_verify_locations(cafile=mine.authority)
+    both.verify_mode = ssl.CERT_REQUIRED
+
+    def said(context: ssl.SSLContext, tls: TlsFiles) -> str:
+        return asyncio.run(ask(context, tls))
+
+    assert [said(server, client) for server in (former, both) for client in (before, mine)] == ["", "", "", ""]
+    authority.retire()
+    after = authority.files("external02")
+    only = router_of(authority, authority)  # trusts the new one only
+    assert said(only, after) == said(former, mine) == "", "a router that has yet to restart takes the new ones too"
+    assert "does not accept" in said(only, before)
+    assert said(former, after).startswith("its certificate is not accepted here: ")
+
+
+def test_a_client_that_goes_on_trusts_a_retired_authority_no_more(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    mine = authority.files("external01")
+    tls, server = ClientTls(mine), router_of(authority, authority)
+
+    async def handshake() -> str:
+        tls.refresh()
+        running = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=server)
+        try:
+            port = running.sockets[0].getsockname()[1]
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls.context, server_hostname="127.0.0.1")
+            writer.close()
+            return ""
+        except ssl.SSLCertVerificationError as error:
+            return error.verify_message
+        finally:
+            running.close()
+
+    assert asyncio.run(handshake()) == ""
+    authority.renew()
+    authority.retire()
+    replacement = authority.files("later")
+    replace_by(mine.machine, replacement.machine)
+    replace_by(mine.authority, replacement.authority)
+    assert asyncio.run(handshake()) != "", "one and the same client, from its next connection on"
