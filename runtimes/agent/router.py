@@ -119,7 +119,8 @@ def may_start(order: RouterOrder, member: Member | None, *, data: bool) -> tuple
     if order.join_existing:
         return _may_join(order, member, data=data)
     if not data:
-        if order.may_start_empty:
+        led = member is not None and member.led and member.cluster_token == order.cluster_token
+        if order.may_start_empty and not led:  # the portal may not have heard yet that the cluster came to be
             return Begin.GO, "a new member"
         return Begin.OUTSIDE, (
             "the data directory of this router is empty although its cluster is known: an emptied member could vote twice; "

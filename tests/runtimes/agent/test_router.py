@@ -118,6 +118,11 @@ MOVED = {"a": "https://10.0.0.9:7000", "b": "https://10.0.0.2:7000"}
     ("order", "member", "data", "begin", "said"),
     [
         pytest.param({}, None, False, Begin.GO, "new member", id="the first start"),
+        pytest.param({}, MEMBER, False, Begin.OUTSIDE, "add it again", id="emptied before the portal heard that the cluster came to be"),
+        pytest.param(
+            {}, msgspec.structs.replace(MEMBER, led=False), False, Begin.GO, "new member", id="emptied before there was a cluster"
+        ),
+        pytest.param({"cluster_token": "t2"}, MEMBER, False, Begin.GO, "new member", id="emptied, and another cluster is founded"),
         pytest.param({"may_start_empty": False}, MEMBER, False, Begin.OUTSIDE, "add it again", id="an emptied data directory"),
         pytest.param({"may_start_empty": False}, MEMBER, True, Begin.GO, "", id="a restart"),
         pytest.param({"cluster_token": "t2"}, MEMBER, True, Begin.OUTSIDE, "belongs to the cluster t1", id="another cluster's data"),
