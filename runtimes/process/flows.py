@@ -314,7 +314,8 @@ class Flow:
             self._aside(item, duty, trouble)
 
     def _aside(self, item: Item, duty: Duty, trouble: Trouble) -> None:
-        """Move a failing item out of the way; when even that fails it stays in the source and the rest goes on."""
+        """Move a failing item out of the way; when even that fails it stays in the source and the rest goes on. Raises PermitEnded."""
+        duty.check()
         try:
             self._inbound.reject(item, trouble.reason, duty, trouble.tries)
         except Unavailable as error:

@@ -5,10 +5,12 @@
 again/               pairs that somebody ordered to be tried again: the inbound offers them like new items
 """
 
+import errno
 import hashlib
 import itertools
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from runtimes.process.connectors.base import CHUNK, Item, ItemChanged, ItemError, Origin, Setting, Unavailable, make_folder
 from runtimes.process.permits import Duty
@@ -96,7 +98,7 @@ class ErrorFolder:
     def note(self, name: bytes, facts: dict[str, Any]) -> bytes:
         """Write the reason; gives its path. First the reason, then the item: an item here always has its reason beside it."""
         path = os.path.join(self._bytes, name + REASON)  # noqa: PTH118
-        with open(path, "wb") as file:  # noqa: PTH123
+        with open(path, "xb") as file:  # noqa: PTH123
             file.write(json.dumps(facts).encode() + b"\n")
         return path
 
@@ -111,7 +113,9 @@ class ErrorFolder:
             note = self.note(name, facts_of(item, reason, tries))
             part = os.path.join(self._bytes, b".part-" + key_of(note).encode())  # noqa: PTH118 - nobody tries half an item again
             try:
-                with open(part, "wb") as file:  # noqa: PTH123
+                with suppress(FileNotFoundError):
+                    os.unlink(part)  # noqa: PTH108
+                with open(part, "xb") as file:  # noqa: PTH123
                     with suppress(ItemError, ItemChanged), item.open() as chunks:  # what of it can be read
                         for chunk in chunks:
                             file.write(chunk)
@@ -150,7 +154,9 @@ class ErrorFolder:
         most = int(self._setting.number("failed_items", KEPT_ITEMS, 1, 100_000))
         oldest = (now or time.time()) - days * 86400
         with suppress(OSError), os.scandir(self._bytes) as entries:
-            notes = sorted(((entry.stat().st_mtime, entry.name) for entry in entries if entry.name.endswith(REASON)), reverse=True)
+            notes = sorted(
+                ((entry.stat(follow_symlinks=False).st_mtime, entry.name) for entry in entries if entry.name.endswith(REASON)), reverse=True
+            )
             for index, (modified, note) in enumerate(notes):
                 if index >= most or modified < oldest:
                     self._remove(note.removesuffix(REASON))
@@ -168,7 +174,7 @@ class ErrorFolder:
         """How many there are, and the newest of them."""
         notes: list[tuple[float, bytes]] = []
         with suppress(OSError), os.scandir(self._bytes) as entries:
-            notes = [(entry.stat().st_mtime, entry.name) for entry in entries if entry.name.endswith(REASON)]
+            notes = [(entry.stat(follow_symlinks=False).st_mtime, entry.name) for entry in entries if entry.name.endswith(REASON)]
         notes.sort(reverse=True)
         return len(notes), [item for _, note in notes[:LISTED] if (item := self._read(note)) is not None]
 
@@ -176,7 +182,7 @@ class ErrorFolder:
         """The first bytes of an item, and its whole size. Raises KeyError."""
         path = os.path.join(self._bytes, self._named(key))  # noqa: PTH118
         try:
-            with open(path, "rb") as file:  # noqa: PTH123
+            with _regular(path) as file:
                 return file.read(limit), os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             raise KeyError(key) from None
@@ -229,9 +235,9 @@ class ErrorFolder:
     def _read(self, note: bytes) -> FailedItem | None:
         path = os.path.join(self._bytes, note)  # noqa: PTH118
         try:
-            with open(path, "rb") as file:  # noqa: PTH123
+            with _regular(path) as file:
                 facts = json.loads(file.read())
-            size = os.stat(path.removesuffix(REASON)).st_size  # noqa: PTH116
+            size = _size(path.removesuffix(REASON))
             return FailedItem(
                 key=key_of(note),
                 item=str(facts["id"]),
@@ -249,9 +255,9 @@ class ErrorFolder:
     def _offer(self, name: bytes, duty: Duty) -> Item | None:
         path = os.path.join(self._again, name)  # noqa: PTH118
         try:
-            with open(path + REASON, "rb") as file:  # noqa: PTH123
+            with _regular(path + REASON) as file:
                 facts = json.loads(file.read())
-            size = os.stat(path).st_size  # noqa: PTH116
+            size = _size(path)
             origin = Origin(self._setting.flow, duty.group_name, duty.epoch, self._setting.machine)
             opened, properties = partial(_opened, path), dict(facts.get("properties", {}))
             return Item(str(facts["id"]), os.fsencode(str(facts["name"])), size, origin, opened, Again(path), properties=properties)
@@ -278,10 +284,28 @@ def _shown(text: str) -> str:
     return text.encode("utf-8", "replace").decode()[:500]
 
 
+def _regular(path: bytes) -> BinaryIO:
+    """An item or its reason: never what a link that somebody laid here points to, nor a pipe that would be waited for. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file
+
+
+def _size(path: bytes) -> int:
+    """Of a regular file. Raises OSError."""
+    facts = os.lstat(path)
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return facts.st_size
+
+
 @contextmanager
 def _opened(path: bytes) -> Iterator[Iterator[bytes]]:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with _regular(path) as file:
             yield iter(partial(file.read, CHUNK), b"")
     except OSError as error:
         raise ItemChanged(f"it cannot be read: {error.strerror}") from error

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -81,9 +81,20 @@ class Caller:
         self._lock = threading.Lock()
 
     @contextmanager
-    def call(self, method: str, url: str, *, follow: bool, **more: Any) -> Iterator[httpx.Response]:
-        """The answer, its body unread. Raises Unavailable."""
-        request = self._client.build_request(method, url, extensions={"trace": self._trace}, **more)
+    def call(
+        self, method: str, url: str, *, follow: bool, check: Callable[[], None] | None = None, **more: Any
+    ) -> Iterator[httpx.Response]:
+        """The answer, its body unread; `check` is asked when a connection stands, immediately before the request leaves.
+
+        Raises: Unavailable, and what `check` raises.
+        """
+
+        def trace(event: str, facts: dict[str, Any]) -> None:
+            self._trace(event, facts)
+            if check is not None and event.endswith("send_request_headers.started"):
+                check()
+
+        request = self._client.build_request(method, url, extensions={"trace": trace}, **more)
         try:
             response = self._client.send(request, stream=True)
             for _ in range(REDIRECTS):
@@ -188,7 +199,7 @@ class HttpOutbound(Outbound):
             body = self._body(chunks, duty)
             duty.check()
             with self._caller.call(
-                self._method, self._caller.url, follow=False, content=body, headers=self._headers(item, duty)
+                self._method, self._caller.url, follow=False, check=duty.check, content=body, headers=self._headers(item, duty)
             ) as response:
                 asked = retry_after(response.headers.get("Retry-After", ""), datetime.now(UTC))
                 reason = "" if response.is_success else _first_words(response)

@@ -116,6 +116,12 @@ class Session:
             self._client = await self._connection.start_sftp_client()
         return self._client
 
+    def standing(self) -> asyncssh.SFTPClient:
+        """The client of the connection that stands: who commits must not spend his permit on another handshake. Raises Unavailable."""
+        if self._client is None:
+            raise Unavailable(f"the connection to {self._where} broke")
+        return self._client
+
     def drop(self) -> None:
         """Cut the connection, at once; never blocks."""
         loop = self._loop
@@ -323,10 +329,12 @@ class SftpOutbound(Outbound):
             return await (await self._session.client()).open(part, "wb")
 
         async def commit() -> None:
-            client = await self._session.client()
+            client = self._session.standing()
             try:
+                duty.check()
                 await client.posix_rename(part, target)
             except asyncssh.SFTPOpUnsupported:
+                duty.check()
                 await client.rename(part, target)
 
         try:
@@ -343,7 +351,6 @@ class SftpOutbound(Outbound):
             self._session.run(file.close())
             if item.sha256 is not None and digest.hexdigest() != item.sha256:
                 raise ItemError(f"its content does not match its header: sha256 {digest.hexdigest()}, expected {item.sha256}")
-            duty.check()
             self._session.run(commit())
         except FileNotFoundError as error:
             raise Unavailable(f"the folder {self._session.folder} is not on the server: create it, or correct the setting") from error

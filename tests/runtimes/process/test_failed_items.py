@@ -17,7 +17,8 @@ from runtimes.process.connectors.aside import LISTED, ErrorFolder
 from runtimes.process.connectors.base import Item, ItemError, Origin, Setting
 from runtimes.process.connectors.file import FileInbound
 from runtimes.process.connectors.queue import QueueInbound
-from runtimes.process.permits import Duty
+from runtimes.process.flows import Flow, Trouble
+from runtimes.process.permits import Duty, PermitEnded
 from runtimes.protocol import BundleContent, Component, ComponentKind, FlowSpec, Inquiry, InquiryAnswer, ItemAct
 from tests.runtimes.process.lab import Broker, folder, queue
 from tests.runtimes.process.test_connectors import send, source
@@ -153,6 +154,48 @@ def test_every_item_means_every_one_also_of_more_than_a_list_names(machine: Mach
         failures.put(each, "still bad", 3)
     assert machine.ask(ItemAct.LIST).total == LISTED + 50
     assert machine.ask(ItemAct.DISCARD).total == 0 and failures.offered(FREE) == []
+
+
+def test_an_item_is_not_moved_aside_once_the_permit_has_ended(machine: Machine, tmp_path: Path) -> None:
+    flow = Flow(
+        machine.content.flows[0],
+        key="external01.erp",
+        machine="external01",
+        data=machine.data,
+        changed=lambda: None,
+        log=structlog.get_logger(),
+    )
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox" / "order").write_bytes(b"x")
+    flow._inbound.prepare()
+    flow._inbound.poll(FREE)
+    time.sleep(0.55)
+    (item,) = flow._inbound.poll(FREE)
+    ended = Duty("g", "orders", 5, 1.0, lambda: 2.0)
+    with pytest.raises(PermitEnded):
+        flow._aside(item, ended, Trouble(3, 0.0, "it is bad"))
+    assert (tmp_path / "outbox" / "order").exists()
+    assert machine.ask(ItemAct.LIST).total == 0
+
+
+def test_what_was_laid_there_instead_of_an_item_is_never_followed_nor_waited_for(machine: Machine, tmp_path: Path) -> None:
+    inbound, errors = FileInbound(machine.setting), machine.data / "errors" / "f"
+    fail(inbound, tmp_path / "outbox" / "order", b"x")
+    (item,) = machine.ask(ItemAct.LIST).items
+    (tmp_path / "private").write_bytes(b"a secret of the agent's user")
+    (errors / "order").unlink()
+    (errors / "order").symlink_to(tmp_path / "private")
+    assert machine.ask(ItemAct.VIEW, item.key).content == ""
+    (errors / "order").unlink()
+    os.mkfifo(errors / "order")
+    answer = machine.ask(ItemAct.VIEW, item.key)
+    assert (answer.content, "no regular file" in answer.problem) == ("", True)
+    assert machine.ask(ItemAct.LIST).items == []
+    machine.ask(ItemAct.RETRY, item.key)
+    assert inbound.poll(FREE) == []
+    os.mkfifo(errors / "pipe.reason.json")
+    assert machine.ask(ItemAct.LIST).total == 1
+    assert machine.ask(ItemAct.LIST).items == []
 
 
 def test_a_huge_item_is_shown_in_part_and_a_key_leads_nowhere_else(machine: Machine, tmp_path: Path) -> None:

@@ -189,10 +189,21 @@ def test_an_ended_permit_sends_nothing_and_one_that_ends_halfway_keeps_the_last_
 ) -> None:
     with pytest.raises(PermitEnded):
         outbound().deliver(item(), duty(clock=lambda: 2.0))
-    answers = iter([0.0, 2.0, 2.0, 2.0])
+    answers = iter([0.0, 0.0, 0.0, 2.0, 2.0, 2.0])
     with pytest.raises(PermitEnded):
         outbound().deliver(item(), duty(clock=lambda: next(answers)))
     assert all(body != b"<x/>" for _, _, _, body in server.asked)
+
+
+def test_a_permit_that_ends_while_a_connection_is_made_sends_not_even_an_empty_item(
+    server: Server, outbound: Callable[..., HttpOutbound]
+) -> None:
+    target, answers = outbound(), iter([0.0, 2.0, 2.0])
+    with pytest.raises(PermitEnded):
+        target.deliver(item(b""), duty(clock=lambda: next(answers)))
+    assert server.asked == []
+    target.deliver(item(b""), duty())
+    assert len(server.asked) == 1
 
 
 def test_an_emit_in_flight_is_cut_when_the_permit_ends(server: Server, outbound: Callable[..., HttpOutbound]) -> None:

@@ -299,6 +299,39 @@ def test_an_id_of_others_stays_in_the_folder(server: Server, connect: Callable[.
     assert path.parent == server.root / "box" and len(os.fsencode(path.name)) <= 255
 
 
+def test_a_connection_that_broke_before_the_rename_is_not_made_anew_for_it(
+    server: Server, connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another handshake could take longer than the permit lasts."""
+    target = connect(SftpOutbound)
+    target.begin(duty())
+    session, broken = target._session, item(b"x")
+
+    def checks() -> None:
+        if len(asked) == 1:  # the last check is in the rename itself
+            session._abort()
+        asked.append(1)
+
+    asked: list[int] = []
+    held = duty()
+    monkeypatch.setattr(Duty, "check", lambda _: checks())
+    with pytest.raises(Unavailable, match="broke"):
+        target.deliver(broken, held)
+    assert all(path.name.startswith(".baton-") for path in (server.root / "box").iterdir())
+
+
+def test_the_permit_is_asked_where_the_rename_is_made(server: Server, connect: Callable[..., Any]) -> None:
+    target, threads = connect(SftpOutbound), []
+    target.begin(duty())
+
+    def clock() -> float:
+        threads.append(threading.current_thread().name)
+        return 0.0
+
+    target.deliver(item(b"x"), duty(clock))
+    assert threads[-1].startswith("sftp ")
+
+
 def test_a_full_or_forbidden_folder_keeps_the_item(server: Server, connect: Callable[..., Any]) -> None:
     target = connect(SftpOutbound)
     target.begin(duty())
