@@ -91,7 +91,7 @@ class Cause(Told):
     LOST_MAJORITY = "lost-majority"  # the former leader had no answer from a majority of the routers
     POWER_OFF = "power-off"  # the former leader's machine has booted anew since
     RELEASE = "release"  # the leader stopped cleanly
-    NOT_READY = "not-ready"  # one of the leader's flows could not work any more
+    NOT_READY = "not-ready"  # one of the leader's flows said so; those of this version say it only before they have been ready once
     SWITCH = "switch"  # Play or Stop by a person
     BALANCE = "balance"
     DEPLOY = "deploy"  # handed over before its runtime was redeployed
@@ -722,7 +722,7 @@ class KeeperCommand(Wire, frozen=True):
 
 
 class KeeperNews(Wire, frozen=True):
-    """Sent whole on connect and after every change."""
+    """Sent whole on connect, after every change, and at least every SIGN_OF_LIFE_SECONDS."""
 
     launch: str
     keeper_pid: int
@@ -732,6 +732,7 @@ class KeeperNews(Wire, frozen=True):
     was_ready: bool = False
     ready: bool = False
     reason: str = ""
+    speaks: bool = False  # its keeper says something every SIGN_OF_LIFE_SECONDS, so that its silence means something
     hangs: str = ""  # "the process of external02.erp has not answered for 3 s (pid 4711)"; empty as soon as it speaks again
     groups: list[GroupReport] = []
     flows: list[FlowReport] = []

@@ -5,6 +5,8 @@ The agent works on them by itself, without the runtime's process: also when that
 
 import asyncio
 import base64
+import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ class Clerk:
         self._changed = changed
         self._begun: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: dict[str, asyncio.Lock] = {}  # by runtime: one inquiry at a time
+        self._hanging: set[str] = set()  # runtimes of which one has not been answered in time, and still is not
         self.answers: list[InquiryAnswer] = []
 
     def take(self, inquiries: list[Inquiry]) -> None:
@@ -51,12 +55,11 @@ class Clerk:
 
     async def _answer(self, inquiry: Inquiry) -> None:
         try:
-            async with asyncio.timeout(ACT_SECONDS):
-                answer = await asyncio.to_thread(answered, inquiry, self._where(inquiry.runtime))
+            async with self._turns.setdefault(inquiry.runtime, asyncio.Lock()):
+                answer = await self._ask(inquiry)
         except TimeoutError:
-            answer = InquiryAnswer(
-                id=inquiry.id, problem=f"Where the items of {inquiry.runtime} are, nobody answered within {ACT_SECONDS:g} s."
-            )
+            problem = f"Where the items of {inquiry.runtime} are, nobody answered within {ACT_SECONDS:g} s."
+            answer = InquiryAnswer(id=inquiry.id, problem=problem)
         except Exception as error:
             log.exception("inquiry_failed", text=f"An inquiry about failed items of {inquiry.runtime} failed.")
             answer = InquiryAnswer(id=inquiry.id, problem=f"{type(error).__name__} on the machine: see the agent's log.")
@@ -65,6 +68,40 @@ class Clerk:
             log.info("items", text=f"{inquiry.actor}: {inquiry.act} {what} of {inquiry.runtime}. {answer.problem}".strip())
         self.answers.append(answer)
         self._changed()
+
+    async def _ask(self, inquiry: Inquiry) -> InquiryAnswer:
+        """In a thread of its own, which a dead mount may hold for ever: nothing else waits for it, and no second one joins it.
+
+        Raises: TimeoutError.
+        """
+        if inquiry.runtime in self._hanging:
+            problem = f"Where the items of {inquiry.runtime} are, nobody has answered an earlier question yet: is a mount dead?"
+            return InquiryAnswer(id=inquiry.id, problem=problem)
+        loop, where = asyncio.get_running_loop(), self._where(inquiry.runtime)
+        done: asyncio.Future[InquiryAnswer] = loop.create_future()
+
+        def tell(answer: InquiryAnswer | Exception) -> None:
+            self._hanging.discard(inquiry.runtime)
+            if done.done():  # too late
+                return
+            done.set_exception(answer) if isinstance(answer, Exception) else done.set_result(answer)
+
+        def work() -> None:
+            answer: InquiryAnswer | Exception
+            try:
+                answer = answered(inquiry, where)
+            except Exception as error:
+                answer = error
+            with contextlib.suppress(RuntimeError):  # the agent has ended
+                loop.call_soon_threadsafe(tell, answer)
+
+        threading.Thread(target=work, name=f"items of {inquiry.runtime}", daemon=True).start()
+        try:
+            async with asyncio.timeout(ACT_SECONDS):
+                return await done
+        except TimeoutError:
+            self._hanging.add(inquiry.runtime)
+            raise
 
 
 def answered(inquiry: Inquiry, where: Where | None) -> InquiryAnswer:

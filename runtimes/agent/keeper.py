@@ -41,6 +41,7 @@ from runtimes.protocol import (
     LIFELINE_FD_ENV,
     PERMIT,
     PRESENCE_FD_ENV,
+    SIGN_OF_LIFE_SECONDS,
     Cause,
     FlowReport,
     GroupReport,
@@ -111,6 +112,7 @@ class Connection(Lines):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self.owed = True  # does it need a fresh KeeperNews
+        self.told_at = 0.0  # monotonic: when it was given one last
         self.is_agent = False
 
 
@@ -254,6 +256,8 @@ class Keeper:
             return 0.002
         if self.page is not None or any(connection.owed for connection in self.connections):
             return WATCH_SECONDS
+        if any(connection.is_agent for connection in self.connections):
+            return 0.1
         return 0.1 if self.stop_at is not None or self.lifeline_ended_at is not None else None
 
     def _tree_is_empty(self) -> bool:
@@ -470,6 +474,7 @@ class Keeper:
             was_ready=self.was_ready,
             ready=self.ready and self.pid is not None and not self.hangs,
             reason=self.reason,
+            speaks=True,
             hangs=self.hangs,
             groups=self.groups,
             flows=self.flows,
@@ -489,7 +494,10 @@ class Keeper:
     def _publish(self) -> None:
         """Send the whole picture to whoever is owed one and has read the last; a slow agent gets fewer, never older, news."""
         for connection in list(self.connections):
+            if connection.is_agent and time.monotonic() - connection.told_at > SIGN_OF_LIFE_SECONDS:
+                connection.owed = True
             if connection.owed and not connection.unsent:
+                connection.told_at = time.monotonic()
                 log: list[LogLine] = []
                 if connection.is_agent:
                     log, self.log_sent = self.log.since(self.log_sent)

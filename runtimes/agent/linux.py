@@ -67,15 +67,51 @@ def descendants(pid: int) -> list[int]:
 
 
 def processes_marked(marker: bytes) -> list[int]:
-    """Processes whose environment holds the entry `marker` ("NAME=value"): what a killed keeper may have left behind."""
+    """Processes whose environment holds the entry `marker` ("NAME=value"): what a killed keeper may have left behind.
+
+    A process that is dying has none any more in its first thread, while another may still be in a system call.
+    """
     found = []
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
-        with contextlib.suppress(OSError):
-            if marker in (process / "environ").read_bytes().split(b"\0"):
-                found.append(int(process.name))
+        if marker in _environment(process).split(b"\0"):
+            found.append(int(process.name))
     return found
+
+
+def _environment(process: Path) -> bytes:
+    """Empty when nobody in this process has one, or it may not be read."""
+    with contextlib.suppress(OSError):
+        if found := (process / "environ").read_bytes():
+            return found
+    with contextlib.suppress(OSError):
+        for task in (process / "task").iterdir():
+            with contextlib.suppress(OSError):
+                if found := (task / "environ").read_bytes():
+                    return found
+    return b""
+
+
+def _begun(pid: int) -> str:
+    """When this process began, by which it is known from a later one of the same number; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def is_over(pid: int) -> bool:
+    """Does no thread of this process run any more: it is gone, or waits for its parent only."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return True
+    for task in tasks:
+        with contextlib.suppress(OSError):
+            if (task / "stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X"):
+                return False
+    return True
 
 
 def end_marked(marker: bytes, patience: float) -> list[int]:
@@ -84,8 +120,12 @@ def end_marked(marker: bytes, patience: float) -> list[int]:
     Returns: the processes that are still there after `patience` seconds (none: proven gone).
     """
     until = time.monotonic() + patience
+    known: dict[int, str] = {}  # with its start: one that was killed may lose its environment before its last thread has ended
     while True:
-        left = processes_marked(marker)
+        known = {pid: begun for pid, begun in known.items() if begun == _begun(pid)} | {
+            pid: _begun(pid) for pid in processes_marked(marker)
+        }
+        left = sorted(pid for pid, begun in known.items() if begun and not is_over(pid))
         if not left or time.monotonic() > until:
             return left
         for pid in left:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import structlog
 
 from runtimes.agent import linux
 from runtimes.agent.decide import Keeping, restart_delay
-from runtimes.agent.keeper import LOCKED, STARTED, KeeperSpec
+from runtimes.agent.keeper import LOCKED, LONGEST_LOOK, SILENCE_SECONDS, STARTED, KeeperSpec, silence
 from runtimes.agent.lines import INPUT_BYTES
 from runtimes.protocol import (
     LIFELINE_FD_ENV,
@@ -65,6 +65,7 @@ class Program:
         self.store = store  # puts an event or outcome into the spool before it is acknowledged; OSError: the keeper shall keep it
         self.write = write  # takes one line of the program's log
         self.news: KeeperNews | None = None
+        self.silent = ""  # why its keeper is not believed; empty while it speaks
         self.keeping = Keeping.GONE
         self.looked = False  # was it looked for since this agent started
         self.launching = False  # a keeper is being started
@@ -95,12 +96,12 @@ class Program:
 
     @property
     def ready(self) -> bool:
-        return self.pid is not None and self.news is not None and self.news.ready and not self.news.hangs
+        return self.pid is not None and self.news is not None and self.news.ready and not self.hangs
 
     @property
     def hangs(self) -> str:
         """Why nothing its process said last may be believed; empty while it answers."""
-        return self.news.hangs if self.news is not None and self.pid is not None else ""
+        return self.silent or self.news.hangs if self.news is not None and self.pid is not None else ""
 
     # ------------------------------------------------------------------------------------------------------------- attach
 
@@ -152,15 +153,40 @@ class Program:
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while line := await reader.readline():
+            async for line in self._lines(reader):
                 self._hear(decode(KeeperNews, line))
         except Exception as error:  # whatever it is: who stops listening without a word believes what was said last for ever
             log.error("keeper_unreadable", program=self.name, text=f"The keeper of {self.name} sent news that cannot be read: {error}.")
         finally:
             writer.close()
-        self._writer = None
+        self._writer, self.silent = None, ""
         await self._await_release()
         self.changed()
+
+    async def _lines(self, reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+        """Until the keeper hangs up. One that stands still does not: it is known by its silence, while this agent was awake."""
+        looked_at, silent_for = linux.boot_seconds(), 0.0
+        reading = asyncio.ensure_future(reader.readline())
+        try:
+            while True:
+                await asyncio.wait({reading}, timeout=LONGEST_LOOK)
+                now, before = linux.boot_seconds(), looked_at
+                looked_at = now
+                if reading.done():
+                    silent_for, self.silent = 0.0, ""
+                    line = reading.result()
+                    if not line:
+                        return
+                    reading = asyncio.ensure_future(reader.readline())
+                    yield line
+                    continue
+                silent_for = silence(silent_for, now - before)
+                if silent_for > SILENCE_SECONDS and not self.silent and self.news is not None and self.news.speaks:
+                    self.silent = f"the keeper of {self.name} has not answered for {SILENCE_SECONDS:g} s (pid {self.news.keeper_pid})"
+                    log.error("keeper_silent", program=self.name, text=f"{self.silent[0].upper()}{self.silent[1:]}.")
+                    self.changed()
+        finally:
+            reading.cancel()
 
     async def _await_release(self) -> None:
         """The connection has ended; the keeper drops its lock within a moment, or it is only the connection that broke."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import struct
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
+from runtimes.agent import linux
 from runtimes.agent.decide import Act, BundleState, Keeping, Launched, Seen, Step, next_step, retry_delay
 from runtimes.agent.home import Home, TamperedBundle
 from runtimes.agent.linux import python_command, utc_now, write_atomically
@@ -17,6 +19,8 @@ from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.protocol import (
     ALONE_BECAUSE,
     ISOLATED_BECAUSE,
+    PERMIT,
+    PROFILES,
     BundleContent,
     FlowReport,
     GroupReport,
@@ -33,7 +37,7 @@ from runtimes.protocol import (
 )
 
 log = structlog.get_logger()
-STOP_MARGIN = 3.0  # seconds beyond the drain limit that a stopping process gets
+STOP_MARGIN = 3.0  # seconds beyond its own limit (drain and TTL) that a stopping process gets
 ATTACH_AGAIN = 0.5
 PROCESS_MODULE = "runtimes.process"
 
@@ -183,12 +187,17 @@ class RuntimeSupervisor:
             return 0.0
         if step.act is Act.STOP:
             log.info("runtime_stops", program=self.key, text=f"{self.key} is stopped: {step.because}.")
-            assert self.around is not None
-            self.program.stop(step.because, self.around.timing.drain + STOP_MARGIN)
+            self.program.stop(step.because, self._stop_seconds())
             return None
         assert step.launch is not None
         await self._start(step.launch)
         return 0.0
+
+    def _stop_seconds(self) -> float:
+        """How long its process may take by the profile that it runs under, which may not be the environment's yet."""
+        content = self.content()
+        timing = content.timing if content is not None else max(PROFILES.values(), key=lambda each: each.drain + each.ttl)
+        return timing.drain + timing.ttl + STOP_MARGIN
 
     def _tell(self) -> None:
         """Preferences and stopped flows go to the living process without a restart."""
@@ -322,6 +331,8 @@ class RuntimeSupervisor:
         flows: list[FlowReport] = news.flows if alive and news is not None else []
         if not groups:
             groups = self._absent_groups(launched, state, reason)
+        elif program.silent and self._says_on():  # the process goes on without its keeper: what it said last is the best that is known
+            groups = [msgspec.structs.replace(group, ready=False, reason=program.silent) for group in groups]
         elif program.hangs:
             groups, flows = self._hanging(groups, flows, program.hangs)
         else:
@@ -340,6 +351,14 @@ class RuntimeSupervisor:
             groups=groups,
             flows=flows or self._absent_flows(launched, state, reason),
         )
+
+    def _says_on(self) -> bool:
+        """Does the permit page say that some group is On, under a permit that has not ended."""
+        try:
+            until, on = PERMIT.unpack((self.folder / "permit").read_bytes()[: PERMIT.size])
+        except (OSError, struct.error):
+            return False
+        return bool(on) and linux.boot_seconds() < until
 
     def _absence(self, state: RuntimeState, reason: str) -> str:
         if self.program.pid is not None:

@@ -2,17 +2,30 @@
 
 import asyncio
 import base64
+import threading
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from runtimes.agent import linux
+from runtimes.agent import items, linux
 from runtimes.agent.carrier import AT_ONCE, Carrier
 from runtimes.agent.home import Home, Identity
 from runtimes.agent.loop import Agent
 from runtimes.agent.spool import LogBuffer, Spool
-from runtimes.protocol import Cause, CommandOrder, GroupRequest, Inquiry, ItemAct, Orders, RequestKind, RequestOutcome, RequestStatus, Trust
+from runtimes.protocol import (
+    Cause,
+    CommandOrder,
+    GroupRequest,
+    Inquiry,
+    InquiryAnswer,
+    ItemAct,
+    Orders,
+    RequestKind,
+    RequestOutcome,
+    RequestStatus,
+    Trust,
+)
 from tests.certified import Authority
 from tests.runtimes.agent.conftest import cluster, disk_full, erp
 
@@ -96,6 +109,57 @@ def test_what_was_to_be_done_once_is_not_done_after_a_reboot(agent: Agent, trust
         await agent._close()
 
     asyncio.run(scenario())
+
+
+async def eventually_empty(some: set[str]) -> None:
+    for _ in range(2000):
+        if not some:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(some)
+
+
+def test_a_dead_mount_of_one_flow_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted, asked = threading.Event(), []
+
+    def answered(inquiry: Inquiry, where: object) -> InquiryAnswer:
+        asked.append(inquiry.id)
+        if inquiry.runtime == "external01.erp":
+            mounted.wait(30)
+        return InquiryAnswer(id=inquiry.id)
+
+    monkeypatch.setattr(items, "answered", answered)
+    monkeypatch.setattr(items, "ACT_SECONDS", 0.3)
+
+    async def scenario() -> None:
+        changed = asyncio.Event()
+        clerk = items.Clerk(lambda _: None, changed.set)
+
+        async def until(count: int) -> dict[str, str]:
+            async with asyncio.timeout(20):
+                while len(clerk.answers) < count:
+                    changed.clear()
+                    await changed.wait()
+            return {answer.id: answer.problem for answer in clerk.answers}
+
+        hang = [Inquiry(id=f"h{number}", runtime="external01.erp", flow="f", act=ItemAct.LIST) for number in range(12)]
+        clerk.take([*hang, Inquiry(id="i", runtime="external01.crm", flow="f", act=ItemAct.LIST)])
+        problems = await until(13)
+        assert problems["i"] == ""
+        assert "nobody answered within 0.3 s" in problems["h0"]
+        assert all("earlier question" in problems[f"h{number}"] for number in range(1, 12))
+        assert sorted(asked) == ["h0", "i"]
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 5) == "free"
+        mounted.set()
+        again = Inquiry(id="again", runtime="external01.erp", flow="f", act=ItemAct.LIST)
+        await eventually_empty(clerk._hanging)
+        clerk.take([again])
+        assert await until(1) == {"again": ""}
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        mounted.set()
 
 
 class Etcd:

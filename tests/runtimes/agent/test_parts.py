@@ -2,7 +2,10 @@
 
 import asyncio
 import mmap
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.agent.supervisor import BundleUnavailable, RuntimeSupervisor, Surroundings
 from runtimes.protocol import (
     PERMIT,
+    PROFILES,
     Cause,
     LeadershipEnd,
     LeadershipEvent,
@@ -37,9 +41,11 @@ from runtimes.protocol import (
     RuntimeOrder,
     RuntimeState,
     Timing,
+    TimingProfile,
     digest_of,
+    encode,
 )
-from tests.runtimes.agent.conftest import disk_full
+from tests.runtimes.agent.conftest import content, disk_full, erp
 
 NEAR = PeerReport(machine="core01", address="10.0.0.10:2380", reachable=True, since="2026-11-22T08:00:00.000000Z", error="")
 CUT_OFF = PeerReport(
@@ -430,3 +436,49 @@ def test_why_a_machine_is_cut_off_is_said_with_peer_address_and_time(
     router: RouterReport | None, peers: list[PeerReport], said: str
 ) -> None:
     assert why_cut_off(router, peers, "2026-11-22T12:10:00.000000Z") == said
+
+
+def test_a_process_is_given_the_time_to_stop_that_its_own_profile_promises_it(tmp_path: Path) -> None:
+    """It may run under another one than the environment has by now."""
+    home = Home(tmp_path)
+    runtime = RuntimeSupervisor("external01.erp", home, fetch=no_bundle, changed=lambda: None, spool=Spool(home), logs=LogBuffer())
+    data = encode(content(timing=PROFILES[TimingProfile.WAN]))
+    home.keep_bundle(digest_of(data), data)
+    around = Surroundings(namespace="/baton/1/", generation=1, timing=PROFILES[TimingProfile.LAN], etcd=None, machine="external01")
+    assert runtime._stop_seconds() == 12.0, "nothing is known of it"
+    runtime.take(erp(digest_of(data)), around)
+    assert runtime._stop_seconds() == 5.0 + 4.0 + 3.0
+    data = encode(content())
+    home.keep_bundle(digest_of(data), data)
+    runtime.take(erp(digest_of(data)), around)
+    assert runtime._stop_seconds() == 5.0 + 1.0 + 3.0
+
+
+async def no_bundle(_: str) -> bytes:
+    raise BundleUnavailable
+
+
+DIES = """
+import ctypes, os, platform, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+print("ready", flush=True)
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)  # only this thread ends
+"""
+
+
+def test_a_process_whose_first_thread_is_dead_is_not_proven_gone_while_another_works() -> None:
+    """As one that is killed while it writes to a disk that hangs: nothing of its environment is left in its first thread."""
+    marker = f"BATON_TEST_MARKER={os.getpid()}"
+    name, _, value = marker.partition("=")
+    command = [sys.executable, "-c", DIES]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {name: value}) as process:
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+        until = time.monotonic() + 10
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert not linux.is_over(process.pid)
+        assert linux.processes_marked(marker.encode()) == [process.pid]
+        assert linux.end_marked(marker.encode(), patience=10) == []
+        assert linux.is_over(process.pid)

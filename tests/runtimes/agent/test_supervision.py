@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.protocol import Preference, RuntimeState, Status
+from runtimes.protocol import PERMIT, Preference, RuntimeState, Status
 from tests.runtimes.agent.conftest import Host, LittlePortal, content, erp, eventually, is_alive
 
 pytestmark = pytest.mark.journey
@@ -68,6 +68,35 @@ def test_a_process_that_crashes_while_the_agent_is_away_is_restarted_by_the_next
     portal.reports.clear()
     running.start("--portal", portal.url)
     assert eventually(running.ready).pid != old
+
+
+def write(page: Path, data: bytes) -> None:
+    """In place: the keeper has it mapped."""
+    with page.open("r+b") as file:
+        file.write(data)
+
+
+def test_a_keeper_that_stands_still_with_its_process_is_not_believed(running: Host) -> None:
+    """Its last word was that all is well. A process that goes on without it says On in its permit page."""
+    pid = running.ready().pid
+    keeper = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    time.sleep(4)
+    assert running.ready(), "one that has nothing new to say speaks all the same"
+    page = running.folder() / "permit"
+    for number in (keeper, pid):
+        os.kill(number, signal.SIGSTOP)
+    try:
+        told = eventually(lambda: runtime if (runtime := running.runtime()).state == RuntimeState.HANGING else None, within=5)
+        said = f"the keeper of external01.erp has not answered for 3 s (pid {keeper})"
+        assert (told.reason, told.groups[0].status, told.groups[0].ready) == (said, Status.ISOLATED, False)
+        write(page, PERMIT.pack(time.clock_gettime(time.CLOCK_BOOTTIME) + 60, 1))
+        group = eventually(lambda: group if (group := running.runtime().groups[0]).status == Status.FOLLOWER else None, within=5)
+        assert (group.ready, group.reason) == (False, said)
+    finally:
+        write(page, PERMIT.pack(0.0, 0))
+        for number in (pid, keeper):
+            os.kill(number, signal.SIGCONT)
+    assert eventually(running.ready).pid == pid
 
 
 def test_the_whole_tree_of_a_killed_process_dies_with_it(running: Host, portal: LittlePortal) -> None:
