@@ -557,8 +557,10 @@ def shared_addresses(environment: Environment, addresses: Mapping[str, tuple[str
     only the first can run. They never join each other: each environment has its own certificates and its own cluster."""
     others = Router.objects.filter(desired_running=True).exclude(machine__environment=environment)
     taken: dict[tuple[str, int | None], Router] = {
-        (router.desired_host.strip().lower(), router.desired_port): router
+        (router.desired_host.strip().lower(), port): router
         for router in others.select_related("machine__environment__project").order_by("-pk")
+        if router.desired_port is not None
+        for port in (router.desired_port, router.desired_port + 1)[: 2 if router.desired_gateways else 1]
     }
     found = []
     for machine, (host, port) in sorted(addresses.items()):

@@ -1,7 +1,7 @@
 """Which routers vote, what their addresses must be like, and how a running cluster comes from one membership to another. Pure;
 `runtimes.membership` writes the answers down."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -25,8 +25,11 @@ def peer_url(host: str, port: int) -> str:
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
-def check_addresses(addresses: Mapping[str, tuple[str, int]]) -> None:
-    """Raises Invalid naming the machine, or both machines of an address used twice."""
+def check_addresses(addresses: Mapping[str, tuple[str, int]], serving: Collection[str] = ()) -> None:
+    """`serving`: machines whose routers listen on the port after their Failover port too, for those that only pass traffic on.
+
+    Raises Invalid naming the machine, or both machines of an address used twice.
+    """
     taken: dict[tuple[str, int], str] = {}
     for machine, (host, port) in sorted(addresses.items()):
         if not host.strip():
@@ -38,6 +41,15 @@ def check_addresses(addresses: Mapping[str, tuple[str, int]]) -> None:
             raise Invalid(
                 f"{other} and {machine} both say {host}:{port}: give each its own Internal IP or Failover port.",
                 field=f"{machine}.failover.port",
+            )
+    for machine in sorted(serving):
+        host, port = addresses[machine]
+        other = taken.setdefault((host.strip().lower(), port + 1), machine)
+        if other != machine:
+            raise Invalid(
+                f"{machine} listens on {host}:{port + 1} too, the port after its own, for the routers without a vote; {other} has that: "
+                "leave a port free after each Failover port.",
+                field=f"{other}.failover.port",
             )
 
 
@@ -68,8 +80,8 @@ def electorate(kinds: Mapping[str, str], addresses: Mapping[str, tuple[str, int]
     Raises:
         Invalid: an address used twice, or an even number of votes without a witness.
     """
-    check_addresses(addresses)
     found = electors({name: kinds[name] for name in addresses})
+    check_addresses(addresses, found.voters if found.gateways else ())
     if found.lacks_witness:
         raise Invalid(
             f"{WORDS[len(found.voters)]} votes cannot decide a majority: {' and '.join(found.voters)} need a witness. "

@@ -212,6 +212,11 @@ def gateway_command(binary: str, order: RouterOrder, client_port: int) -> list[s
     return [binary, "gateway", "start", listen, f"--endpoints={','.join(voters)}", "--retry-delay=1s"]
 
 
+def network_ports(order: RouterOrder) -> list[int]:
+    """Where other machines reach it."""
+    return [] if passes_on(order) else [order.peer_port, order.peer_port + 1] if order.gateways else [order.peer_port]
+
+
 def passes_on(order: RouterOrder) -> bool:
     return order.name not in order.members
 
@@ -323,7 +328,8 @@ class RouterSupervisor:
         assert self.order is not None
         if self.member is not None and (self.program.keeping is not Keeping.GONE or not linux.why_not_free("127.0.0.1", self._port())):
             return
-        port = pick_port("127.0.0.1", avoid={peer for _, peer in addresses(self.order, own=True).values()})
+        peers = {peer for _, peer in addresses(self.order, own=True).values()}
+        port = pick_port("127.0.0.1", avoid=peers | {peer + 1 for peer in peers})
         if self.member is None:
             # an empty token: the member was never started
             self.member = Member(name=self.order.name, cluster_token="", members={}, client_port=port)
@@ -422,21 +428,30 @@ class RouterSupervisor:
         if begin is Begin.REFUSE or self.certificates.trouble():
             self.refused = because if begin is Begin.REFUSE else self.certificates.trouble()
             return RETRY_SECONDS
-        if begin is Begin.GO and waits_for_its_turn(launched.order, order):
+        waits = await self._why_not_there(launched.order, order)
+        if not waits and begin is Begin.GO and waits_for_its_turn(launched.order, order):
             if not looked:
                 await self._look(launched, order)
                 await self._make_change()
-            if self.health.state is RouterState.RUNNING:
-                waits = await self._why_wait(order)
-                if waits:
-                    if waits != self.waits:
-                        log.info("router_restart_waits", text=f"The router is to restart ({why}), and waits: {waits}.")
-                    self.waits = waits
-                    return LOOK_SECONDS
+            waits = await self._why_wait(order) if self.health.state is RouterState.RUNNING else ""
+        if waits:
+            if waits != self.waits:
+                log.info("router_restart_waits", text=f"The router is to restart ({why}), and waits: {waits}.")
+            self.waits = waits
+            return LOOK_SECONDS
         log.info("router_restarts", text=f"The router is restarted: {why} ({because}).")
         self.waits = ""
         self.program.stop(why, STOP_SECONDS)
         return None
+
+    async def _why_not_there(self, before: RouterOrder, order: RouterOrder) -> str:
+        """Why it could not listen where it is ordered to; empty when it could, or does already."""
+        try:
+            host = await resolve(order.peer_host)
+        except OSError as error:
+            return f"{order.peer_host} cannot be resolved: {error}; correct the machine's Internal IP address"
+        held = network_ports(before) if before.peer_host == order.peer_host else []
+        return next((why for port in network_ports(order) if port not in held and (why := linux.why_not_free(host, port))), "")
 
     async def _why_wait(self, order: RouterOrder) -> str:
         """What a restart waits for; empty when it may be made now."""
@@ -485,7 +500,7 @@ class RouterSupervisor:
         marker = f"{MARKER_ENV}={self.home.root}/".encode()
         return standing.suspects(
             standing.read_tables(),
-            network_ports={order.peer_port, *([order.peer_port + 1] if order.gateways else [])},
+            network_ports=network_ports(order),
             client_port=self._port(),
             trusted_hosts=trusted,
             own_sockets=standing.sockets_of(standing.own_pids(marker)),
@@ -515,8 +530,7 @@ class RouterSupervisor:
         except OSError as error:
             self._refuse(f"{order.peer_host} cannot be resolved: {error}; correct the machine's Internal IP address")
             return
-        ports = [] if passes_on(order) else [order.peer_port, order.peer_port + 1] if order.gateways else [order.peer_port]
-        taken = next((why for port in ports if (why := linux.why_not_free(listen_host, port))), "")
+        taken = next((why for port in network_ports(order) if (why := linux.why_not_free(listen_host, port))), "")
         if taken:
             self._propose_port(listen_host, order)
             self._refuse(f"{taken} ({self.free_port} is free)" if self.free_port else taken)

@@ -221,8 +221,19 @@ def test_two_external_machines_and_a_witness_are_three_votes(group: FailoverGrou
 )
 def test_votes_are_odd(external: int, core: int, members: list[str], gateways: list[str], unused: list[str]) -> None:
     kinds = {f"e{n}": "external" for n in range(1, external + 1)} | {f"c{n}": "core" for n in range(1, core + 1)}
-    result = votes.electorate(kinds, {name: ("10.0.0.1", 7000 + index) for index, name in enumerate(kinds)})
+    result = votes.electorate(kinds, {name: ("10.0.0.1", 7000 + 2 * index) for index, name in enumerate(kinds)})
     assert (sorted(result.members), result.gateways, result.unused) == (members, gateways, unused)
+
+
+def test_a_voter_that_serves_others_needs_the_port_after_its_own_too() -> None:
+    def addresses(count: int) -> dict[str, tuple[str, int]]:
+        return {f"e{number}": ("10.0.0.1", 7000 + number) for number in range(count)}
+
+    assert len(votes.electorate(dict.fromkeys(addresses(5), "external"), addresses(5)).members) == 5
+    with pytest.raises(
+        Invalid, match=r"e0 listens on 10\.0\.0\.1:7001 too, .*; e1 has that: leave a port free after each Failover port"
+    ):
+        votes.electorate(dict.fromkeys(addresses(6), "external"), addresses(6))
 
 
 @pytest.mark.parametrize(("count", "sentence"), [(2, "Two votes cannot decide a majority"), (4, "Four votes cannot decide a majority")])

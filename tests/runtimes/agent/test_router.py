@@ -364,6 +364,26 @@ def test_a_port_already_taken_is_named_and_taken_over_once_it_is_free(host: Host
 
 
 @pytest.mark.journey
+def test_a_router_that_is_ordered_to_a_taken_port_runs_on_where_it_is(host: Host, portal: LittlePortal) -> None:
+    """Also where all routers get the order at once: none is stopped before it could run again."""
+    order = cluster("external01")["external01"]
+    portal.order("external01", router=order)
+    host.start()
+    running = eventually(
+        lambda: (report := portal.last("external01")) and report.router and report.router.state == "running" and report.router
+    )
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", order.peer_port + 1))
+        other.listen()
+        portal.order("external01", router=msgspec.structs.replace(order, gateways=True))
+        waits = f"127.0.0.1:{order.peer_port + 1} is already taken by another program"
+        eventually(lambda: waits in portal.last("external01").router.reason)
+        assert portal.last("external01").router.state == "running"
+        assert serving(running.client_port, host)
+    eventually(lambda: listens(order.peer_port + 1) and serving(running.client_port, host), within=20)
+
+
+@pytest.mark.journey
 def test_an_emptied_member_of_a_known_cluster_is_not_started(host: Host, portal: LittlePortal) -> None:
     order = msgspec.structs.replace(cluster("external01")["external01"], may_start_empty=False)
     portal.order("external01", router=order)
