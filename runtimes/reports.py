@@ -4,7 +4,7 @@ import base64
 import logging
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -228,6 +228,7 @@ def _store_members(
     rows = list(GroupMember.objects.filter(runtime__in=by_runtime).select_related("group__group"))
     spoken: set[tuple[int, str]] = set()
     epochs: dict[FailoverGroup, int] = {}
+    disabled: dict[uuid.UUID, Sequence[str]] = {}  # by group, as control/<group> says
     for row in rows:
         runtime = by_runtime[row.runtime_id]
         said = next((group for group in runtime.groups if group.group == row.group.group.key), None)
@@ -249,17 +250,48 @@ def _store_members(
         row.observed_last_activity = clock.text(said.last_activity) or row.observed_last_activity  # a new process has none yet
         row.observed_isolation = said.isolation
         row.observed_ttl = said.ttl
-        row.observed_disabled = runtime.key in said.disabled or said.status == protocol.Status.DISABLED
+        row.observed_disabled = _is_disabled(runtime.key, said, before=row.observed_disabled)
+        if row.observed_disabled and said.status == protocol.Status.ISOLATED:
+            row.observed_status = protocol.Status.DISABLED  # it stays so, whatever else keeps it from leading
         unbroken = None if silent or runtime.key in restarted else row.ready_since
         row.ready_since = (unbroken or clock.now) if said.ready and not row.observed_disabled else None
         epochs[row.group] = max(said.epoch, epochs.get(row.group, 0))
+        if _hears_majority(said):
+            disabled[row.group_id] = said.disabled
     _write(rows, MEMBER_FACTS)
+    _store_siblings(by_runtime, disabled)
     for group, epoch in epochs.items():
         history.raise_epoch(group, epoch)
     for runtime_id, runtime in by_runtime.items():
         for said in runtime.groups:
             if (runtime_id, said.group) not in spoken:
                 logger.info("%s reports group %s in %s, which it is no member of: ignored.", machine, said.group, runtime.key)
+
+
+def _hears_majority(said: protocol.GroupReport) -> bool:
+    """Is what this member says of the group's records as new as a renewal."""
+    if said.status == protocol.Status.DISABLED:
+        return not said.reason.startswith(protocol.ISOLATED_BECAUSE)
+    return said.status in (protocol.Status.LEADER, protocol.Status.FOLLOWER)
+
+
+def _is_disabled(key: str, said: protocol.GroupReport, *, before: bool) -> bool:
+    """A member whose process is not there, or hears no majority, cannot tell: then what was known `before` stands."""
+    if said.status == protocol.Status.DISABLED or key in said.disabled:
+        return True
+    return before and said.status != protocol.Status.SINGLE_NODE and not _hears_majority(said)
+
+
+def _store_siblings(told: Collection[int], disabled: Mapping[uuid.UUID, Sequence[str]]) -> None:
+    """Who hears the majority knows of all members who is disabled, also of those whose agent is silent. `told`: runtimes that spoke."""
+    if not disabled:
+        return
+    others = GroupMember.objects.filter(group__in=list(disabled)).exclude(runtime__in=told)
+    columns = ("pk", "group_id", "observed_disabled", "runtime__machine__name", "runtime__connector__name")
+    for member, group, before, machine, connector in others.values_list(*columns):
+        known = protocol.runtime_key(machine, connector) in disabled[group]
+        if before != known:
+            GroupMember.objects.filter(pk=member).update(observed_disabled=known)
 
 
 def _store_outcomes(machine: Machine, outcomes: list[protocol.RequestOutcome], now: datetime) -> None:
@@ -278,9 +310,18 @@ def _store_outcomes(machine: Machine, outcomes: list[protocol.RequestOutcome], n
         elif outcome.status in (protocol.RequestStatus.SUCCEEDED, protocol.RequestStatus.FAILED, protocol.RequestStatus.EXPIRED):
             # An agent without a majority knows nothing of a wish that another one has carried.
             ended = (protocol.RequestStatus.PENDING,) if outcome.code == "no-majority" else LIVE_REQUESTS
-            request.filter(status__in=(*ended, protocol.RequestStatus.EXPIRED)).update(
+            told = request.filter(status__in=(*ended, protocol.RequestStatus.EXPIRED)).update(
                 status=outcome.status, code=outcome.code[:40], reason=outcome.reason, ended_at=now
             )
+            if told and outcome.status == protocol.RequestStatus.SUCCEEDED:
+                _store_wish(request.get())
+
+
+def _store_wish(request: GroupRequest) -> None:
+    """A member that was disabled or enabled is so from now on, also where none of the group's processes is there to say so."""
+    if request.kind in (protocol.RequestKind.DISABLE, protocol.RequestKind.ENABLE):
+        members = GroupMember.objects.filter(group_id=request.group_id, runtime__machine__name=request.machine)
+        members.update(observed_disabled=request.kind == protocol.RequestKind.DISABLE)
 
 
 def _store_answers(machine: Machine, answers: list[protocol.InquiryAnswer], now: datetime) -> None:

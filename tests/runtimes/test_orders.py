@@ -230,9 +230,7 @@ def test_a_voter_that_serves_others_needs_the_port_after_its_own_too() -> None:
         return {f"e{number}": ("10.0.0.1", 7000 + number) for number in range(count)}
 
     assert len(votes.electorate(dict.fromkeys(addresses(5), "external"), addresses(5)).members) == 5
-    with pytest.raises(
-        Invalid, match=r"e0 listens on 10\.0\.0\.1:7001 too, .*; e1 has that: leave a port free after each Failover port"
-    ):
+    with pytest.raises(Invalid, match=r"e0 listens on 10\.0\.0\.1:7001 too, .*; e1 has that: leave a port free after each Failover port"):
         votes.electorate(dict.fromkeys(addresses(6), "external"), addresses(6))
 
 

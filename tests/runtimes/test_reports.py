@@ -152,6 +152,45 @@ def wish(group: FailoverGroup, **more: Any) -> GroupRequest:
     )
 
 
+def in_group(runtime: Runtime, group: FailoverGroup, status: protocol.Status, *disabled: str, reason: str = "") -> protocol.RuntimeReport:
+    part = protocol.GroupReport(group=group.group.key, status=status, state=State.OFF, reason=reason, disabled=list(disabled))
+    return protocol.RuntimeReport(key=runtime.key, state=protocol.RuntimeState.READY, groups=[part])
+
+
+def test_a_disabled_member_stays_known_as_disabled_while_nobody_is_there_to_say_so(
+    external01: Machine, external02: Machine, erp01: Runtime, erp02: Runtime, group: FailoverGroup
+) -> None:
+    def disabled() -> list[tuple[bool, str]]:
+        rows = GroupMember.objects.filter(group=group).order_by("runtime__machine__name")
+        return [(row.observed_disabled, row.observed_status) for row in rows]
+
+    def hears(machine: Machine, number: int, told: protocol.RuntimeReport) -> None:
+        assert fleet.record_report(machine, said(number, runtimes=[told]), now=NOW + timedelta(seconds=number))
+
+    hears(external01, 1, in_group(erp01, group, Status.DISABLED, erp01.key))
+    hears(external01, 2, in_group(erp01, group, Status.ISOLATED, reason="the process of external01.erp is not running"))
+    assert disabled()[0] == (True, "disabled")
+    hears(external02, 1, in_group(erp02, group, Status.LEADER))
+    assert disabled()[0][0] is False, "enabled, as a member says that hears the majority"
+    hears(external02, 2, in_group(erp02, group, Status.LEADER, erp01.key))
+    assert disabled()[0][0] is True
+    hears(external02, 3, in_group(erp02, group, Status.DISABLED, erp02.key, reason=f"{protocol.ISOLATED_BECAUSE}no majority"))
+    assert [known for known, _ in disabled()] == [True, True], "what was read before the majority went says nothing of the other"
+
+
+@pytest.mark.parametrize(("kind", "after"), [("disable", True), ("enable", False)])
+def test_a_wish_that_was_carried_out_is_known_though_its_machine_is_silent(
+    external02: Machine, erp01: Runtime, group: FailoverGroup, kind: str, after: bool
+) -> None:
+    """A cluster that is built anew from the silent machine must not forget it."""
+    GroupMember.objects.filter(runtime=erp01).update(observed_disabled=not after)
+    request = wish(group, kind=kind, cause="disable", machine="external01")
+    outcome = protocol.RequestOutcome(id=str(request.pk), status=protocol.RequestStatus.SUCCEEDED)
+    fleet.record_report(external02, said(1, outcomes=[outcome]), now=NOW)
+    assert GroupMember.objects.get(runtime=erp01).observed_disabled is after
+    assert fleet._disabled(group.environment)[group.group.key] == (["external01.erp"] if after else [])
+
+
 @pytest.mark.parametrize(
     ("before", "told", "after"),
     [
@@ -288,7 +327,7 @@ def test_a_report_costs_the_same_queries_however_many_runtimes(
     three = quiet(2, _three_runtimes(external01, erp01, group))
     # transaction begin and end; claim, router; runtimes and members, each read and written
     for report in (one, three):
-        with django_assert_num_queries(8):
+        with django_assert_num_queries(9):
             assert fleet.record_report(external01, report, now=NOW)
 
 
