@@ -14,7 +14,7 @@ from tests.lab.network import inside
 
 A, B, W = "external01", "external02", "core01"
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 
 def manage(lab: Lab, *words: str) -> str:
