@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ESTABLISHED = "01"
+LOOPBACK = "127.0.0.1"  # where a router's client port is
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 
 
@@ -65,7 +66,7 @@ def suspects(
         connection
         for connection in connections
         if (connection.local_port in network_ports and connection.remote_host not in trusted_hosts)
-        or (connection.remote_port == client_port and connection.inode not in own_sockets)
+        or (connection.remote_port == client_port and connection.remote_host == LOOPBACK and connection.inode not in own_sockets)
     )
 
 

@@ -48,6 +48,11 @@ def test_an_own_connection_is_known_by_its_socket() -> None:
         assert found.local_port == client.getsockname()[1]
 
 
+def test_the_same_port_number_elsewhere_is_another_program() -> None:
+    elsewhere = Connection(54323, "192.0.2.7", 20000, 114)
+    assert suspects([elsewhere], network_ports={2379}, client_port=20000, trusted_hosts=(), own_sockets=()) == frozenset()
+
+
 @pytest.mark.parametrize(
     ("read", "roots", "restart"),
     [
