@@ -121,10 +121,13 @@ def request(release: Release, environment: Environment, *, note: str = "", by: A
     Raises:
         Busy: an open request for the release stands.
         Invalid: the release belongs to another project.
+        NotAllowed: the environment asks for no approval.
     """
     if release.project_id != environment.project_id:
         raise Invalid(f"Release {release.number} belongs to another project.", field="release")
     rules = EnvironmentRules.objects.filter(environment=environment).first() or EnvironmentRules(environment=environment)
+    if not rules.approvals:
+        raise NotAllowed(f"{environment.name} asks for no approval: release {release.number} can be activated there without one.")
     values = frozen.present(release, environment)
     end_what_no_longer_holds(release, environment, now=now)
     try:

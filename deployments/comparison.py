@@ -5,7 +5,7 @@ enter: of a secret only a digest is known, and the difference says "changed".
 """
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class Side:
     plan: Sequence[str] | None = None  # one line per step
     values: Mapping[tuple[str, str], Value] | None = None  # by key and scope
     preferences: Mapping[str, str] | None = None  # runtime -> preference
+    uses: Collection[str] | None = None  # keys of properties that it needs; None: not known
     notes: Sequence[str] = ()
 
 
@@ -104,7 +105,7 @@ def compare(before: Side, after: Side) -> Difference:
         lacking = " and ".join(side.label for side in (before, after) if side.plan is None)
         notes.append(f"Plans are not compared: there is none in {lacking}.")
     if before.values is not None and after.values is not None:
-        sections.append(_properties(before.values, after.values))
+        sections.append(_properties(before.values, after.values, before.uses, after.uses))
     if before.preferences is not None and after.preferences is not None:
         sections.append(_preferences(before.preferences, after.preferences))
     return Difference(before.label, after.label, sections, list(dict.fromkeys(notes)))
@@ -279,7 +280,13 @@ def _steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
 
-def _properties(old: Mapping[tuple[str, str], Value], new: Mapping[tuple[str, str], Value]) -> Section:
+def _properties(
+    old: Mapping[tuple[str, str], Value],
+    new: Mapping[tuple[str, str], Value],
+    used_before: Collection[str] | None,
+    used_after: Collection[str] | None,
+) -> Section:
+    """A side holds the values of the keys that it uses: one that it lacks and does not use has not come or gone."""
     items = []
     for place in sorted({*old, *new}):
         before, after = old.get(place), new.get(place)
@@ -288,7 +295,11 @@ def _properties(old: Mapping[tuple[str, str], Value], new: Mapping[tuple[str, st
         kind = "Secret" if secret else "Property"
         if before is None:
             how: How = "new"
-            sentence = f"{kind} {name} is new."
+            unused = used_before is not None and place[0] not in used_before
+            sentence = f"{kind} {name} is used for the first time." if unused else f"{kind} {name} is new."
+        elif after is None and used_after is not None and place[0] not in used_after:
+            items.append(Item("changed", name, f"{kind} {name} is no longer used; its value stays."))
+            continue
         elif after is None:
             how, sentence = "gone", f"{kind} {name} is gone."
         elif before.digest == after.digest and before.secret == after.secret:

@@ -10,26 +10,11 @@ from deployments import plans, sheet
 from deployments.models import STEP_FIELDS, Condition, HandOvers, Step, StepKind
 from deployments.promotion import LONGEST_REASON
 from portal.errors import NotAllowed
+from portal.forms import Form
 from portal.models import PROPERTY_KEY, Environment, Flow, Group, Placement, Property, PropertyKind, Role, scope_name
 from runtimes.models import Machine, Runtime
 
 Choices = list[tuple[str, str]]
-
-
-class Styled(forms.Form):
-    """Widgets with the classes of the CSS framework."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for field in self.fields.values():
-            widget = field.widget
-            if isinstance(widget, forms.CheckboxInput | forms.RadioSelect):
-                widget.attrs.setdefault("class", "form-check-input")
-            elif isinstance(widget, forms.Select):
-                widget.attrs.setdefault("class", "form-select")
-            elif not widget.is_hidden:
-                widget.attrs.setdefault("class", "form-control")
-            widget.attrs.setdefault("autocomplete", "off")
 
 
 def show_refusal(form: forms.Form, refusal: NotAllowed) -> None:
@@ -51,7 +36,7 @@ class KeyField(forms.CharField):
         return (super().to_python(value) or "").removeprefix("${").removesuffix("}").strip()
 
 
-class PropertyForm(Styled):
+class PropertyForm(Form):
     """A value of one key for one scope. `values` of a secret are never shown again: an empty one is refused, not saved."""
 
     key = KeyField(max_length=200, validators=[PROPERTY_KEY])
@@ -109,7 +94,7 @@ class CellForm(forms.Form):
         return value.replace("\r\n", "\n")
 
 
-class BulkForm(Styled):
+class BulkForm(Form):
     """The same value for many keys, in one or several columns."""
 
     keys = forms.MultipleChoiceField(required=True, error_messages={"required": "Choose the keys first, by their boxes."})
@@ -126,7 +111,7 @@ class BulkForm(Styled):
         places.choices = columns
 
 
-class PasteForm(Styled):
+class PasteForm(Form):
     text = forms.CharField(
         required=False,
         strip=False,
@@ -160,7 +145,7 @@ class ProjectFileForm(PasteForm):
         self.fields["file"].help_text = "YAML, as exported."
 
 
-class TypeForm(Styled):
+class TypeForm(Form):
     key = KeyField(max_length=200, validators=[PROPERTY_KEY], widget=forms.HiddenInput)
     kind = forms.ChoiceField(label="Type", required=False)
 
@@ -174,7 +159,7 @@ class TypeForm(Styled):
 # ---------------------------------------------------------------------------------------------------------------- releases
 
 
-class ReleaseForm(Styled):
+class ReleaseForm(Form):
     name = forms.CharField(max_length=80, help_text="What people call it: “Orders by noon”.")
     note = forms.CharField(required=False, widget=forms.Textarea(attrs={"rows": 3}), help_text="What changed, and why.")
 
@@ -192,7 +177,7 @@ class OverrideField(forms.CharField):
         )
 
 
-class DeployForm(Styled):
+class DeployForm(Form):
     """On Production the name of the project is typed, so that nobody deploys there by accident."""
 
     confirm = forms.CharField(required=False)
@@ -275,7 +260,7 @@ def _targets(environment: Environment) -> tuple[Choices, Choices, Choices]:
     )
 
 
-class StepForm(Styled):
+class StepForm(Form):
     """One step of a plan. Existing things are picked, never typed; a target that is gone stays visible until it is changed."""
 
     kind = forms.ChoiceField(choices=StepKind.choices)
@@ -301,8 +286,15 @@ class StepForm(Styled):
         choices=[("", "Each group goes to its preferred machine"), *HandOvers.choices],
         help_text="A group that this deployment moved already stays where it is: there is one short gap instead of two.",
     )
-    stage = forms.CharField(required=False, max_length=40, help_text="Neighbours with the same stage belong together.")
-    lane = forms.CharField(required=False, max_length=40, help_text="Lanes of one stage run side by side.")
+    stage = forms.CharField(
+        required=False,
+        max_length=40,
+        widget=forms.TextInput(attrs={"list": "stages"}),
+        help_text="Neighbours with the same stage belong together.",
+    )
+    lane = forms.CharField(
+        required=False, max_length=40, widget=forms.TextInput(attrs={"list": "lanes"}), help_text="Lanes of one stage run side by side."
+    )
     condition = forms.ChoiceField(required=False, label="Runs", choices=Condition.choices, initial=Condition.ALWAYS)
     retries = forms.IntegerField(
         required=False, min_value=0, max_value=plans.MOST_RETRIES, initial=0, help_text="So often it is tried again by itself."

@@ -36,10 +36,15 @@ def _keys_of_routers(machines: Iterable[str]) -> set[str]:
     return {use.key for machine in machines for use in property_uses.router_uses(machine)}
 
 
-def present(release: Release, environment: Environment) -> list[dict[str, Any]]:
-    """What would be frozen now: every value, in every scope, of a key that the release, an applied router or the plan names."""
+def keys_used(release: Release, environment: Environment) -> set[str]:
+    """Every key that the release, an applied router or the plan names there."""
     routers = Router.objects.filter(machine__environment=environment).values_list("machine__name", flat=True)
-    keys = keys_of(release) | _keys_of_routers(routers) | {use.key for use in plans.url_uses(environment)}
+    return keys_of(release) | _keys_of_routers(routers) | {use.key for use in plans.url_uses(environment)}
+
+
+def present(release: Release, environment: Environment) -> list[dict[str, Any]]:
+    """What would be frozen now: every value, in every scope, of a key that is used."""
+    keys = keys_used(release, environment)
     rows = Property.objects.filter(environment=environment).order_by("key", "machine", "connector")
     return [_entry(row) for row in rows if row.key in keys]
 

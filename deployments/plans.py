@@ -57,10 +57,25 @@ def digest(environment: Environment) -> str:
 
 
 def line_of(step: Mapping[str, Any]) -> str:
-    """A written step in one line: "Deploy runtime external01.erp (timeout seconds 120)"."""
-    told = ("title", "kind", "machine", "connector", "group")
-    rest = [f"{name.replace('_', ' ')} {value}" for name, value in step.items() if name not in told and value not in ("", None, [], {})]
-    return str(step["title"]) + (f" ({', '.join(rest)})" if rest else "")
+    """A written step in one line, with what a person set: "Deploy runtime external01.erp (time limit 120 s, only when changed)"."""
+    rest = [words.format(step[name]) for name, words in _SET.items() if step.get(name)]
+    if step.get("kind") == StepKind.HTTP_CHECK:
+        rest.append(f"expects status {step.get('expected_status', 200)}")
+    if step.get("condition") == Condition.CHANGED:
+        rest.append("only when changed")
+    instruction = f": {' '.join(str(step['instruction']).split())}" if step.get("instruction") else ""
+    return str(step["title"]) + (f" ({', '.join(rest)})" if rest else "") + instruction
+
+
+# Fields of a step that its title does not tell, in words; nothing is said of one that is empty.
+_SET = {
+    "stage": "stage {}",
+    "lane": "lane {}",
+    "confirm_role": "confirmed by the role {}",
+    "hand_overs": "hand-overs {}",
+    "retries": "retries {}",
+    "timeout_seconds": "time limit {} s",
+}
 
 
 def default_plan(environment: Environment) -> Plan:

@@ -57,10 +57,14 @@ class MemberSight:
 
 @dataclass(frozen=True)
 class GroupSight:
-    name: str
+    name: str  # as it is told: with its connector where two connectors have a group of that name
     leader: str | None
     members: Mapping[str, MemberSight]  # by runtime key
     leaves: bool = False  # the release does not have it: each member goes out of it with its own step
+    plain: str = ""  # its own name, where `name` says more
+
+    def is_called(self, name: str) -> bool:
+        return name == (self.plain or self.name)
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,18 @@ class Foreseen:
     lane: str
     outcome: Outcome = "runs"
     sentence: str = ""
-    restarts: list[str] = field(default_factory=list)  # runtime keys
+    restarts: list[str] = field(default_factory=list)  # runtime keys whose process begins anew, or for the first time
+    starts: list[str] = field(default_factory=list)  # those of them that do not run before
     hand_overs: list[HandOver] = field(default_factory=list)
     without_standby: list[str] = field(default_factory=list)  # groups, while the step runs
     interrupted: list[str] = field(default_factory=list)  # groups that nobody leads for a while
     leaders: dict[str, str | None] = field(default_factory=dict)  # after the step
     seconds: float | None = None
+
+    @property
+    def restarted(self) -> list[str]:
+        """What runs before and begins anew."""
+        return [key for key in self.restarts if key not in self.starts]
 
 
 @dataclass(frozen=True)
@@ -225,8 +235,7 @@ class _World:
             return "fails", f"Nothing was deployed to {row.key} yet: deploy it first."
         if kind == StepKind.START_RUNTIME:
             if not row.running:
-                told.restarts.append(row.key)
-                self._comes_up(row)
+                self._begins(row, told)
             return "runs", ""
         if kind == StepKind.STOP_RUNTIME and not row.running:
             return "runs", f"{row.key} is stopped already."
@@ -237,8 +246,7 @@ class _World:
         self._goes_down(row, told)
         if kind == StepKind.STOP_RUNTIME:
             return "runs", ""
-        told.restarts.append(row.key)
-        self._comes_up(row)
+        self._begins(row, told)
         if kind in moves.DEPLOYS:
             self.changed.add(row.key)
         return "runs", row.why if kind in moves.DEPLOYS else ""
@@ -265,6 +273,12 @@ class _World:
             return
         leader = group.leader if group.leader != key else next(iter(self._ready(group, but=key)), None)
         self.groups[group.name] = replace(group, members=left, leader=leader)
+
+    def _begins(self, row: RuntimeSight, told: Foreseen) -> None:
+        told.restarts.append(row.key)
+        if not row.running or not row.deployed:
+            told.starts.append(row.key)
+        self._comes_up(row)
 
     # ---- leadership
 
@@ -336,8 +350,9 @@ class _World:
         self.runtimes[row.key] = replace(row, running=True, deployed=True, unchanged=True)
 
     def _on_group(self, kind: StepKind, step: StepFields, told: Foreseen) -> None:
-        key, group = f"{step.machine}.{step.connector}", self.groups.get(step.group)
-        if group is None or key not in group.members:
+        key = f"{step.machine}.{step.connector}"
+        group = next((one for one in self.groups.values() if one.is_called(step.group) and key in one.members), None)
+        if group is None:
             told.outcome, told.sentence = "fails", f"{key} has no group {step.group} in what is deployed then."
             return
         if kind == StepKind.GROUP_START:
@@ -480,8 +495,10 @@ def _groups(release: Release, environment: Environment, rows: Sequence[Runtime],
     designed = {item["name"]: item for item in release.content["connectors"]}
     present = FailoverGroup.objects.filter(environment=environment, failover=True).select_related("group")
     known = {group.group.key: group for group in present.prefetch_related(failover.with_members())}
+    names = [item["name"] for item in release.content["groups"]]
     found = []
     for item in release.content["groups"]:
+        told = item["name"] if names.count(item["name"]) == 1 else f"{item['name']} of {item['connector']}"
         members = [row for row in rows if row.connector.name == item["connector"]]
         if item["connector"] not in designed or not moves.fails_over(designed[item["connector"]], len(members), routers=routers):
             continue
@@ -489,7 +506,8 @@ def _groups(release: Release, environment: Environment, rows: Sequence[Runtime],
         view = failover.verdict(group, now=now) if group is not None else None
         seen = {said.member.runtime.key: said for said in view.members} if view is not None else {}
         leader = view.leader.member.runtime.key if view is not None and view.leader is not None else None
-        found.append(GroupSight(item["name"], leader, {row.key: _member(row, view, seen.get(row.key)) for row in members}))
+        sights = {row.key: _member(row, view, seen.get(row.key)) for row in members}
+        found.append(GroupSight(told, leader, sights, plain=item["name"]))
     kept = {item["id"] for item in release.content["groups"]}
     return found + [_leaving(group, now) for key, group in known.items() if key not in kept and group.members.all()]
 

@@ -7,11 +7,12 @@ from zoneinfo import ZoneInfo
 from django import forms
 
 from deployments import windows
-from deployments.forms import OverrideField, Styled
+from deployments.forms import OverrideField
 from deployments.models import DeploymentWindow, EnvironmentRules
 from deployments.promotion import WindowInput
 from deployments.schedules import LONGEST_MINUTES
 from portal.errors import Invalid
+from portal.forms import Form
 
 WALL_FORMATS = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
 WEEKDAYS = [(str(number), name) for number, name in enumerate(windows.DAYS)]
@@ -59,7 +60,7 @@ def moment(form: forms.Form, name: str, zone: ZoneInfo, *, second: bool | None) 
 # --------------------------------------------------------------------------------------------------------------- activations
 
 
-class ScheduleForm(Styled):
+class ScheduleForm(Form):
     """A moment of the environment's own time zone; `due_at` comes out in UTC."""
 
     at = WallField(required=False, label="Date and time")
@@ -107,7 +108,7 @@ class ActivateForm(ScheduleForm):
 # -------------------------------------------------------------------------------------------------------------------- rules
 
 
-class RulesForm(Styled):
+class RulesForm(Form):
     in_order = forms.BooleanField(
         required=False,
         label="Only after success in the environment before",
@@ -138,7 +139,7 @@ class RulesForm(Styled):
         return {name: getattr(rules, name) for name in RulesForm.base_fields}
 
 
-class WindowForm(Styled):
+class WindowForm(Form):
     """One deployment window; the empty last one adds another."""
 
     days = forms.MultipleChoiceField(choices=WEEKDAYS, required=False, widget=forms.CheckboxSelectMultiple)
@@ -172,7 +173,7 @@ class WindowForm(Styled):
 WindowForms = forms.formset_factory(WindowForm, extra=1, max_num=20)
 
 
-class FreezeForm(Styled):
+class FreezeForm(Form):
     starts = WallField(label="From")
     ends = WallField(label="Until")
     second = SecondField()
@@ -192,20 +193,20 @@ class FreezeForm(Styled):
 # ---------------------------------------------------------------------------------------------------------------- approvals
 
 
-class ApprovalRequestForm(Styled):
+class ApprovalRequestForm(Form):
     note = forms.CharField(
         required=False, max_length=2000, widget=forms.Textarea(attrs={"rows": 3}), help_text="What the approvers should know."
     )
 
 
-class CommentForm(Styled):
+class CommentForm(Form):
     comment = forms.CharField(required=False, max_length=2000, widget=forms.Textarea(attrs={"rows": 3}))
 
 
 # ---------------------------------------------------------------------------------------------------------------- retention
 
 
-class RetentionForm(Styled):
+class RetentionForm(Form):
     enabled = forms.BooleanField(required=False, label="Remove old releases every hour")
     keep_last = forms.IntegerField(min_value=1, max_value=10_000, label="Keep the newest")
     keep_days = forms.IntegerField(min_value=0, max_value=3650, label="Keep those younger than (days)")

@@ -56,6 +56,7 @@ def _present_side(release: Release, environment: Environment) -> Side:
         plan=[plans.line_of(plans.written(step)) for step in plans.plan_of(environment).steps.all()],
         values=frozen.compared(frozen.present(release, environment)),
         preferences=frozen.preferences(environment),
+        uses=frozen.keys_used(release, environment),
         notes=_omissions(release),
     )
 
@@ -70,6 +71,7 @@ def _release_side(release: Release, environment: Environment) -> Side:
         plan=None if recorded is None else [plans.line_of(step) for step in recorded.get(environment.kind, [])],
         values=frozen.compared(frozen.present(release, environment)),
         preferences=frozen.preferences(environment),
+        uses=frozen.keys_used(release, environment),
         notes=[
             f"Release {release.number} was never deployed on {environment.name}: it is shown with the values and preferences of now.",
             *_omissions(release),
@@ -101,6 +103,7 @@ def running_side(environment: Environment) -> Side:
         plan=[plans.line_of(plans.written(step)) for step in _whole(last).steps.all()],
         values=frozen.compared(kept.values) if kept else None,
         preferences=kept.preferences if kept else None,
+        uses=frozen.keys_used(last.release, environment),
         notes=[*_unsettled(environment, last), *_others(environment, last.release)],
     )
 

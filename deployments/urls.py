@@ -17,6 +17,7 @@ from deployments.views import (
     routers,
     rules,
     schedules,
+    search,
 )
 
 _environment = "projects/<slug:slug>/<slug:kind>/"
@@ -25,6 +26,7 @@ _machine = _environment + "machines/<slug:name>/"
 urlpatterns: list[URLPattern] = [
     # Dashboard
     path("", dashboard.dashboard, name="dashboard"),
+    path("projects/<slug:slug>/search/", search.search, name="search"),
     # A project as a file
     path("projects/<slug:slug>/export/", project_files.project_export, name="project-export"),
     path("projects/<slug:slug>/import/", project_files.project_import, name="project-import"),

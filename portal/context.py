@@ -48,6 +48,70 @@ PARENT = {
 }
 
 
+# The chapter that explains a page, by URL name (also with "-something" behind): for dialogs, whose own text is short.
+CHAPTERS = {
+    "dashboard": "operating",
+    "projects": "vocabulary",
+    "project": "vocabulary",
+    "project-import": "project-file",
+    "team": "vocabulary",
+    "search": "operating#finding-things",
+    "solution": "design#solution",
+    "system": "design#solution",
+    "design-architecture": "design#architecture",
+    "design-architecture-apply": "design#apply-settings",
+    "flows": "create",
+    "flow": "create#flows",
+    "flow-group": "create#groups",
+    "flows-group": "create#groups",
+    "flow-version": "create#versions",
+    "transfer": "create#transfer-from-design",
+    "architecture": "architecture#desired-and-observed",
+    "machine": "operating#on-the-machine",
+    "machine-register": "operating#a-machine-joins",
+    "runtime": "architecture#desired-and-observed",
+    "runtime-preference": "failover#play-stop-balance",
+    "router": "failover#routers-come-go-and-move",
+    "cluster": "failover#routers-come-go-and-move",
+    "properties": "properties",
+    "property": "properties",
+    "property-type": "properties#types",
+    "property-paste": "properties#paste",
+    "property-history": "properties#history",
+    "plan": "deploying#plan",
+    "step": "deploying#plan",
+    "releases": "release",
+    "release": "release",
+    "release-compare": "release#compare",
+    "release-activate": "release#schedule",
+    "release-deploy": "deploying#preview",
+    "release-rollback": "release#roll-back",
+    "release-retention": "release#retention",
+    "approval": "release#rules",
+    "schedule": "release#schedule",
+    "activation": "release#schedule",
+    "environment-rules": "release#rules",
+    "freeze": "release#rules",
+    "deployments": "deploying#deployment",
+    "deployment": "deploying#deployment",
+    "groups": "failover#statuses",
+    "group": "failover#play-stop-balance",
+    "group-failback": "failover#failback-and-switches-for-a-time",
+    "group-return": "failover#failback-and-switches-for-a-time",
+    "group-isolation": "failover#lost-majority-stop-or-run-alone",
+    "group-history": "failover#history",
+    "timing-profile": "failover#timing-profiles",
+    "items": "operating#items-that-cannot-be-delivered",
+    "timeline": "failover#history",
+}
+
+
+def longest_prefix(name: str, known: dict[str, str]) -> str | None:
+    """What `known` says of a URL name, or of the longest beginning of it up to a dash."""
+    found = [key for key in known if name == key or name.startswith(f"{key}-")]
+    return known[max(found, key=len)] if found else None
+
+
 @dataclass(frozen=True)
 class Link:
     label: str
@@ -145,8 +209,25 @@ class Frame:
     @property
     def current(self) -> str:
         """URL name of the sidebar's page: "architecture" also on a machine's."""
-        known = [key for key in PARENT if self._name == key or self._name.startswith(f"{key}-")]
-        return PARENT[max(known, key=len)] if known else self._name
+        return longest_prefix(self._name, PARENT) or self._name
+
+    @property
+    def chapter(self) -> str:
+        """The docs' chapter on this page: "release#roll-back"."""
+        return longest_prefix(self._name, CHAPTERS) or "index"
+
+    @property
+    def _here(self) -> Link | None:
+        return next((link for part in self.nav for link in part.links if link.active), None)
+
+    @property
+    def here(self) -> str:
+        """The page of the sidebar to which this address belongs; else the project's, or the dashboard."""
+        return self._here.url if self._here else self.project.get_absolute_url() if self.project else "/"
+
+    @property
+    def here_label(self) -> str:
+        return f"To {self._here.label}" if self._here else f"To {self.project.name}" if self.project else "To the dashboard"
 
     @cached_property
     def nav(self) -> list[Section]:

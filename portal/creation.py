@@ -106,6 +106,12 @@ def pick_group(flow: Flow, group: Group | None, *, new_name: str = "") -> Flow:
     return flow
 
 
+def namesakes(group: Group) -> list[str]:
+    """Other connectors of the project that have a group of this name. They share nothing but the name."""
+    same = Group.objects.filter(connector__project=group.connector.project_id, name=group.name).exclude(pk=group.pk)
+    return list(same.order_by("connector__name").values_list("connector__name", flat=True))
+
+
 def rename_group(group: Group, name: str) -> Group:
     """Another name; machines keep knowing the group by its key, so leadership is not disturbed. Raises Invalid for a taken one."""
     _checked_name(name, "group")

@@ -11,7 +11,7 @@ from portal.models import Connector, DesignedMachine, Flow, MachineKind, Role
 
 
 class Form(forms.Form):
-    """A form in the frame's clothes."""
+    """A form in the frame's clothes: every form of a page is one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -20,14 +20,15 @@ class Form(forms.Form):
 
 
 def dress(field: forms.Field) -> None:
-    """Tabler's class for the widget."""
+    """Tabler's class for the widget; browsers suggest nothing that was typed into another form."""
     widget = field.widget
-    if isinstance(widget, (forms.CheckboxInput, forms.RadioSelect)):
+    if isinstance(widget, forms.CheckboxInput | forms.RadioSelect):
         widget.attrs.setdefault("class", "form-check-input")
     elif isinstance(widget, forms.Select):
         widget.attrs.setdefault("class", "form-select")
-    else:
+    elif not widget.is_hidden:
         widget.attrs.setdefault("class", "form-control")
+    widget.attrs.setdefault("autocomplete", "off")
 
 
 def carried_out(form: forms.Form, act: Callable[[dict[str, Any]], object]) -> bool:
@@ -99,6 +100,12 @@ class PlaceForm(Form):
 # ------------------------------------------------------------------------------------------------------------------ create
 
 
+def _may_stay(bound: forms.BoundField, setting: components.Setting) -> bool:
+    """Nothing need be said of it, nothing was, and nothing is wrong with it."""
+    usual = not setting.required or bool(setting.choices)
+    return usual and not bound.errors and (bound.value() or "") in ("", setting.default)
+
+
 class FlowForm(Form):
     """A flow with the settings of every kind; those of the chosen kinds count. Fields are "inbound_file_folder"."""
 
@@ -122,13 +129,16 @@ class FlowForm(Form):
             for kind, settings in kinds.items():
                 for setting in settings:
                     chosen = flow.pk and getattr(flow, f"{side}_kind") == kind
-                    value = kept.get(setting.name, "") if chosen else setting.default
+                    # One that a choice was added to since: the choice that stands for how it was.
+                    lacking = setting.default if setting.choices else ""
+                    value = kept.get(setting.name, lacking) if chosen else setting.default
                     self.fields[f"{side}_{kind}_{setting.name}"] = setting_field(setting, value)
         for field in self.fields.values():
             dress(field)
 
     def sides(self) -> list[dict[str, Any]]:
-        """For the template: the kind's field and, per kind, its settings' fields."""
+        """For the template: the kind's field and, per kind, the fields of its settings: those to look at, and `more`, which may stay as
+        they are."""
         return [
             {
                 "side": side,
@@ -139,13 +149,19 @@ class FlowForm(Form):
                     {
                         "kind": str(kind),
                         "label": str(getattr(kind, "label", kind)),
-                        "fields": [(self[f"{side}_{kind}_{setting.name}"], setting) for setting in settings],
+                        "fields": [
+                            (bound, setting) for bound, setting in self._fields(side, kind, settings) if not _may_stay(bound, setting)
+                        ],
+                        "more": [(bound, setting) for bound, setting in self._fields(side, kind, settings) if _may_stay(bound, setting)],
                     }
                     for kind, settings in kinds.items()
                 ],
             }
             for side, kinds in components.REGISTRY.items()
         ]
+
+    def _fields(self, side: str, kind: str, settings: list[components.Setting]) -> list[tuple[forms.BoundField, components.Setting]]:
+        return [(self[f"{side}_{kind}_{setting.name}"], setting) for setting in settings]
 
     def settings(self, side: components.Side) -> dict[str, str]:
         """The settings of the chosen kind."""

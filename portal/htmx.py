@@ -70,7 +70,8 @@ def refused(request: HttpRequest, refusal: NotAllowed) -> HttpResponse:
 
 
 class RefusalMiddleware(MiddlewareMixin):
-    """Turns a NotAllowed that a page's view did not catch into words (the API has its own: portal.problems)."""
+    """Turns a NotAllowed that a page's view did not catch into words (the API has its own: portal.problems); and the address of an act
+    that somebody opened, from the history or a bookmark, into a page that says where the act is."""
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         return refused(request, exception) if isinstance(exception, NotAllowed) else None
@@ -83,7 +84,6 @@ class RefusalMiddleware(MiddlewareMixin):
         if request.path.startswith(("/api/", "/agent/")):
             words = problems.body(405, "method-not-allowed", f'Method "{request.method}" not allowed.')
             return JsonResponse(words, status=405, content_type=problems.CONTENT_TYPE, headers=allowed)
-        said = NotAllowed("This address carries out an act: press its button on the page instead of opening it.")
-        page = django_render(request, "refused.html", {"refusal": said, "back": "/"}, status=HTTPStatus.METHOD_NOT_ALLOWED)
+        page = django_render(request, "405.html", status=HTTPStatus.METHOD_NOT_ALLOWED)
         page["Allow"] = response["Allow"]
         return page

@@ -59,6 +59,10 @@ class Change:
         return epoch_words(self.row.epoch)
 
     @property
+    def connector(self) -> str:
+        return self.row.runtime.partition(".")[2]
+
+    @property
     def deployment(self) -> int | None:
         """Number of the deployment that asked for it."""
         found = DEPLOYMENT.fullmatch(self.row.actor)
@@ -107,6 +111,11 @@ class Board:
         return epoch_words(self.group.epoch)
 
     @property
+    def told(self) -> str:
+        """What the list of problems says."""
+        return " ".join(self.problems)
+
+    @property
     def alarms(self) -> list[Found]:
         return [alarm for line in self.lines for alarm in line.alarms]
 
@@ -122,7 +131,8 @@ class Board:
     def problems(self) -> list[str]:
         """One sentence each: what the verdict finds, what leads without hearing of its source, and why nobody could take over."""
         silent = [alarm.sentence for alarm in self.alarms if alarm.kind == AlarmKind.SILENT]
-        return self.verdict.problems + silent + self.verdict.without_standby
+        found = self.verdict.problems + silent + self.verdict.without_standby
+        return [one for one in found if not any(one != other and one.rstrip(".") in other for other in found)]  # said once is enough
 
     @property
     def request_is_live(self) -> bool:

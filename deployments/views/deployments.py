@@ -19,6 +19,7 @@ from deployments import decisions, logs, promotion, results, rollout
 from deployments.models import BROKEN, DONE, LIVE, Choice, Deployment, RunStatus, StepKind, StepRun
 from deployments.stages import stages_of
 from deployments.views.releases import verdicts
+from portal import exports
 from portal.access import get_environment, may, require, role_to_deploy
 from portal.errors import Invalid
 from portal.htmx import UserRequest, redirect, render
@@ -41,12 +42,18 @@ def _rights(request: UserRequest, environment: Environment) -> dict[str, Any]:
 
 @require_GET
 def deployment_list(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """Newest first; the filter `?status=` lives in the URL, `?format=csv` exports the list."""
     environment = get_environment(request.user, slug, kind)
     found = Deployment.objects.filter(environment=environment).select_related("release", "created_by", "environment__project")
     found = found.annotate(step_count=Count("steps"), done_count=Count("steps", filter=Q(steps__status__in=DONE)))
     status = request.GET.get("status", "")
     if status in RunStatus.values:
         found = found.filter(status=status)
+    if exports.wanted(request.GET):
+        columns = ["number", "release", "name", "status", "steps_done", "steps", "by", "started_at", "ended_at", "rollback_of"]
+        fields = ("pk", "release__number", "release__name", "status", "done_count", "step_count", "created_by__username")
+        rows = found.order_by("-id").values_list(*fields, "started_at", "ended_at", "rollback_of")
+        return exports.as_csv(f"deployments-{slug}-{kind}", columns, rows.iterator())
     page = Paginator(found.order_by("-id"), DEPLOYMENTS_PER_PAGE).get_page(request.GET.get("page", 1))
     context = _rights(request, environment) | {"page": page, "status": status, "statuses": RunStatus.choices, "now": timezone.now()}
     return render(request, "deployments/deployments.html", context)
@@ -108,6 +115,8 @@ def _picture(deployment: Deployment) -> dict[str, Any]:
         step.seconds = _seconds(step.started_at, step.ended_at)  # type: ignore[attr-defined]
     machines = Machine.objects.filter(environment=deployment.environment).select_related("router")
     machines = machines.prefetch_related("runtimes__connector", "runtimes__machine", "runtimes__desired_bundle")
+    for machine in machines:
+        machine.silent = machine.is_silent(now=timezone.now())  # type: ignore[attr-defined]
     done = sum(1 for step in steps if step.status in DONE)
     return {
         "deployment": deployment,

@@ -105,14 +105,14 @@ def _show_form(request: UserRequest, environment: Environment, form: StepForm, s
 
 @require_POST
 def step_move(request: UserRequest, slug: str, kind: str, pk: int) -> HttpResponse:
-    """To the `position` (counted from 1) that the buttons, the keyboard or a drop says."""
+    """To the `position` (counted from 1) that the buttons, the keyboard or a drop says; a drop also says into which `stage` and `lane`."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
     step = get_object_or_404(Step, plan__environment=environment, pk=pk)
     title, position = step.title, whole_number(request.POST.get("position", ""))
     if position is None:
         return _answer(request, environment, "", NotAllowed("Say the new position as a number, counted from 1."))
     try:
-        plans.move_step(step, position)
+        plans.move_step(step, position, stage=request.POST.get("stage"), lane=request.POST.get("lane"))
     except NotAllowed as refusal:
         return _answer(request, environment, "", refusal)
     return _answer(request, environment, f"{title} is step {position} now.")

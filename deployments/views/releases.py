@@ -18,6 +18,7 @@ from deployments import approvals, plans, preview, promotion, releases, rollout,
 from deployments.forms import DeployForm, ReleaseForm, show_refusal
 from deployments.models import LIVE, Activation, ActivationStatus, ApprovalRequest, Deployment, Release, RunStatus, StepKind
 from deployments.rule_forms import ActivateForm
+from portal import exports
 from portal.access import get_environment, get_project, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -84,6 +85,8 @@ def _rights(request: UserRequest, environment: Environment) -> dict[str, Any]:
 @require_GET
 def release_list(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     environment = get_environment(request.user, slug, kind)
+    if exports.wanted(request.GET):
+        return _as_csv(environment.project)
     found = Paginator(environment.project.releases.select_related("created_by").defer("content").order_by("-number"), RELEASES_PER_PAGE)
     page, pills = found.get_page(request.GET.get("page", 1)), _pills(environment.project)
     context = _rights(request, environment) | {
@@ -94,6 +97,26 @@ def release_list(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         "failed_activations": _failed_activations(environment),
     }
     return render(request, "deployments/releases.html", context)
+
+
+def _as_csv(project: Project) -> HttpResponse:
+    """Every release, newest first, with the environments where it is active and where it was deployed last."""
+    pills = _pills(project)
+    rows = [
+        (
+            release.number,
+            release.name,
+            release.note,
+            release.digest,
+            release.created_by.get_username() if release.created_by else "",
+            release.created_at,
+            ", ".join(pill.environment.name for pill in pills.get(release.pk, []) if pill.active),
+            ", ".join(pill.environment.name for pill in pills.get(release.pk, []) if pill.deployed),
+        )
+        for release in project.releases.select_related("created_by").defer("content").order_by("-number")
+    ]
+    columns = ["number", "name", "note", "digest", "made_by", "made_at", "active_on", "deployed_on"]
+    return exports.as_csv(f"releases-{project.slug}", columns, rows)
 
 
 def _live(environment: Environment) -> Deployment | None:
@@ -217,6 +240,7 @@ def _activate(request: UserRequest, form: ActivateForm, release: Release, enviro
 def verdicts(environment: Environment) -> list[failover.Verdict]:
     """Who leads each group now. Five queries."""
     groups = FailoverGroup.objects.filter(environment=environment, failover=True, members__isnull=False).distinct()
+    groups = groups.select_related("group__connector")
     groups = groups.prefetch_related("members__runtime__machine", "members__runtime__connector")
     return [failover.verdict(group, now=timezone.now()) for group in groups]
 
@@ -269,16 +293,17 @@ def preflight(release: Release, environment: Environment, *, leaving_out: Collec
     run = preview.preview(release, environment, now=timezone.now(), leaving_out=leaving_out)
     tried = reach.findings(environment, now=timezone.now())
     said = {entry.sentence for entry in run.missing}
-    recipe = list(plans.plan_of(environment).steps.all())
+    plan = plans.plan_of(environment)
+    obstacles = [sentence for sentence in run.obstacles if sentence not in said]
+    warnings = dict.fromkeys([*releases.warnings(release, environment), *plans.lint(plan)])
     return {
         "missing": run.missing,
         "tried": [entry for entry in tried if entry.blocks],
         "untried": [entry for entry in tried if not entry.blocks],
         "tried_sentences": {entry.sentence for entry in tried},
-        "obstacles": [sentence for sentence in run.obstacles if sentence not in said],
-        "warnings": releases.warnings(release, environment),
-        "steps": recipe,
-        "balances": any(step.kind == StepKind.BALANCE_FAILOVER for step in recipe),
+        "obstacles": obstacles,
+        "warnings": [sentence for sentence in warnings if sentence not in obstacles],
+        "balances": plan.steps.filter(kind=StepKind.BALANCE_FAILOVER).exists(),
         "run": run,
         "verdicts": verdicts(environment),
         "live": _live(environment),
@@ -390,7 +415,17 @@ def _content(release: Release) -> dict[str, Any]:
     """The snapshot, with names beside the keys that it stores."""
     content: dict[str, Any] = release.content
     names = {group.get("id"): group.get("name") for group in content.get("groups", [])}
-    return content | {"flows": [flow | {"group_name": names.get(flow.get("group"), "")} for flow in content.get("flows", [])]}
+    return content | {
+        "flows": [
+            flow | {"group_name": names.get(flow.get("group"), "")} | {side: _endpoint(flow[side]) for side in ("inbound", "outbound")}
+            for flow in content.get("flows", [])
+        ]
+    }
+
+
+def _endpoint(side: dict[str, Any]) -> dict[str, Any]:
+    """Its settings in words, without those that are empty."""
+    return {"kind": side["kind"], "settings": {name.replace("_", " "): value for name, value in side["settings"].items() if value != ""}}
 
 
 @dataclass(frozen=True)

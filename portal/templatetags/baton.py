@@ -189,6 +189,12 @@ def duration(seconds: Any) -> str:
 
 
 @register.filter
+def seconds_since(end: datetime | None, begin: datetime | None) -> float | None:
+    """From one moment to another; None while either is not known."""
+    return (end - begin).total_seconds() if end and begin else None
+
+
+@register.filter
 def countdown(seconds: float) -> str:
     """200.4 → "3 min 20 s", 7300 → "2 h 1 min": rounded up, so that it ends with 1 s."""
     left = ceil(seconds)

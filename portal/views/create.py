@@ -105,6 +105,16 @@ def remove_flow(request: UserRequest, slug: str, connector: str, flow: str) -> H
     return dialog(request, "portal/flow_remove_dialog.html", {"flow": row}, back=_address(row))
 
 
+def _tell_namesakes(request: UserRequest, group: Group | None) -> None:
+    """Two groups of one name are easily taken for one."""
+    if group is not None and (others := creation.namesakes(group)):
+        messages.warning(
+            request,
+            f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} a group {group.name}, too. They share nothing but the name: "
+            f"the group of {group.connector.name} is led by runtimes of {group.connector.name} only. Another name would tell them apart.",
+        )
+
+
 @require_http_methods(["GET", "POST"])
 def group(request: UserRequest, slug: str, connector: str, flow: str) -> HttpResponse:
     row = _flow(get_project(request.user, slug, role=Role.DEVELOPER), connector, flow)
@@ -115,6 +125,7 @@ def group(request: UserRequest, slug: str, connector: str, flow: str) -> HttpRes
         creation.pick_group(row, existing, new_name=data["new_name"] if data["group"] == form.NEW else "")
 
     if request.method == "POST" and carried_out(form, pick):
+        _tell_namesakes(request, row.group)
         return redirect(request, _address(row))
     return dialog(request, "portal/group_dialog.html", {"flow": row, "form": form}, back=_address(row))
 
@@ -125,6 +136,7 @@ def rename_group(request: UserRequest, slug: str, connector: str, group: str) ->
     row = get_object_or_404(Group.objects.select_related("connector"), connector__project=project, connector__name=connector, name=group)
     form = NameForm(request.POST or None, initial={"name": row.name})
     if request.method == "POST" and carried_out(form, lambda data: creation.rename_group(row, data["name"])):
+        _tell_namesakes(request, row)
         return redirect(request, "flows", slug)
     note = "Leadership is not disturbed: machines know the group by a key that stays. Its flows need a new version."
     context = {"project": project, "form": form, "title": f"Rename group {group}", "submit": "Rename", "note": note}

@@ -1,5 +1,6 @@
 """Operate › Groups: who leads, what was wished, and the buttons that move leadership."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from portal import exports
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -24,9 +26,37 @@ from runtimes.protocol import Preference
 
 @require_GET
 def groups(request: UserRequest, slug: str, kind: str) -> HttpResponse:
-    """The table of groups; its part asks for itself every 2 s."""
+    """The table of groups; its part asks for itself every 2 s, `?format=csv` exports it."""
     environment = get_environment(request.user, slug, kind)
-    return render(request, "runtimes/groups.html", groups_context(request, environment), part="runtimes/_groups.html")
+    context = groups_context(request, environment)
+    if exports.wanted(request.GET):
+        return _as_csv(environment, context["boards"])
+    return render(request, "runtimes/groups.html", context, part="runtimes/_groups.html")
+
+
+def _as_csv(environment: Environment, found: Sequence[boards.Board]) -> HttpResponse:
+    """One row per member, as the page tells it now."""
+    columns = ["group", "connector", "system", "machine", "status", "state", "preference", "reason", "epoch", "since", "last_activity"]
+    rows = [
+        (
+            board.group.name,
+            board.group.group.connector.name,
+            board.system,
+            line.machine.name,
+            line.said.status,
+            line.said.state,
+            line.said.member.runtime.preference,
+            line.said.reason,
+            board.group.epoch,
+            line.since,
+            line.last_activity,
+            line.said.member.observed_at,
+            board.group.last_gap_seconds,
+        )
+        for board in found
+        for line in board.lines
+    ]
+    return exports.as_csv(f"groups-{environment.project.slug}-{environment.kind}", [*columns, "reported", "last_gap_seconds"], rows)
 
 
 def groups_context(request: UserRequest, environment: Environment) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
+from portal import exports
 from portal.access import get_environment
 from portal.htmx import UserRequest, render
 from runtimes import alarms, boards, history, protocol
@@ -31,7 +32,7 @@ def group_history(request: UserRequest, slug: str, kind: str, pk: UUID) -> HttpR
     every = LeadershipChange.objects.filter(group=group).select_related("group")
     cause = request.GET.get("cause", "")
     chosen = every.filter(cause=cause) if cause in list(protocol.Cause) else every
-    if request.GET.get("format") == "csv":
+    if exports.wanted(request.GET):
         return as_csv(environment, chosen)
     page = Paginator(chosen, ON_A_PAGE).get_page(request.GET.get("page"))
     counts = Counter(every.order_by().values_list("cause", flat=True))

@@ -1,5 +1,6 @@
 """Operate › Items: what waits in each flow, and the failed items, which the machine shows on demand."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -10,12 +11,13 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
+from portal import exports
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, redirect, render
 from portal.models import Environment
 from runtimes import protocol
-from runtimes.items import ask, by_flow, content_of, flow_of
+from runtimes.items import FlowItems, ask, by_flow, content_of, flow_of
 from runtimes.models import ItemInquiry, Runtime
 
 ACTS = {"view": protocol.ItemAct.VIEW, "retry": protocol.ItemAct.RETRY, "discard": protocol.ItemAct.DISCARD}
@@ -28,6 +30,8 @@ def items(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     environment = get_environment(request.user, slug, kind)
     lines = by_flow(environment, now=timezone.now())
     only_failed = request.GET.get("show") == "failed"
+    if exports.wanted(request.GET):
+        return _as_csv(environment, [line for line in lines if line.flow.kept or not only_failed])
     context = {
         "environment": environment,
         "lines": [line for line in lines if line.flow.kept] if only_failed else lines,
@@ -37,6 +41,28 @@ def items(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         "here": request.get_full_path(),
     }
     return render(request, "runtimes/items.html", context, part="runtimes/_items.html")
+
+
+def _as_csv(environment: Environment, lines: Sequence[FlowItems]) -> HttpResponse:
+    columns = ["flow", "runtime", "on", "waiting", "in_flight", "taken", "delivered", "failed", "kept", "last_item", "reported", "silent"]
+    rows = [
+        (
+            line.flow.name,
+            line.runtime.key,
+            line.flow.on,
+            line.flow.waiting,
+            line.flow.pending,
+            line.flow.taken,
+            line.flow.delivered,
+            line.flow.failed,
+            line.flow.kept,
+            line.flow.last_activity,
+            line.runtime.observed_at,
+            line.silent,
+        )
+        for line in lines
+    ]
+    return exports.as_csv(f"items-{environment.project.slug}-{environment.kind}", columns, rows)
 
 
 @require_GET

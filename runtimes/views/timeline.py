@@ -1,6 +1,5 @@
 """Operate › Timeline: who led when, why it changed, and how long nobody led."""
 
-import csv
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,6 +9,7 @@ from django.http import HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
+from portal import exports
 from portal.access import get_environment
 from portal.htmx import UserRequest, render
 from portal.models import Environment
@@ -32,7 +32,7 @@ def timeline(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     """Lanes for a window, then every change; filters live in the URL, `?format=csv` exports the list."""
     environment = get_environment(request.user, slug, kind)
     changes = chosen(environment, request.GET.get("group", ""), request.GET.get("cause", ""))
-    if request.GET.get("format") == "csv":
+    if exports.wanted(request.GET):
         return as_csv(environment, changes)
     now = timezone.now()
     page = Paginator(changes, 50).get_page(request.GET.get("page"))
@@ -97,20 +97,6 @@ def heard_until(leader: Any, window: Window) -> datetime:
 
 
 def as_csv(environment: Environment, changes: "QuerySet[LeadershipChange]") -> HttpResponse:
-    answer = HttpResponse(content_type="text/csv; charset=utf-8")
-    answer["Content-Disposition"] = f'attachment; filename="leadership-{environment.project.slug}-{environment.kind}.csv"'
-    writer = csv.writer(answer)
-    writer.writerow(["at", "group", "epoch", "leader", "previous", "cause", "detail", "actor", "gap_seconds", "detection_seconds"])
-    for change in changes.iterator():
-        row = [
-            change.at.isoformat(),
-            change.group.name,
-            change.epoch,
-            change.runtime,
-            change.previous,
-            change.cause,
-            change.detail,
-            change.actor,
-        ]
-        writer.writerow([*row, change.gap_seconds, change.detection_seconds])
-    return answer
+    columns = ["at", "group", "epoch", "leader", "previous", "cause", "detail", "actor", "gap_seconds", "detection_seconds"]
+    fields = ("at", "group__name", "epoch", "runtime", "previous", "cause", "detail", "actor", "gap_seconds", "detection_seconds")
+    return exports.as_csv(f"leadership-{environment.project.slug}-{environment.kind}", columns, changes.values_list(*fields).iterator())

@@ -379,3 +379,24 @@ def test_a_new_system_is_designed_released_and_fails_over(baton: Baton, sits_dow
     assert baton.received(baton.drop(b"another contact", "c2.json", system="crm"))["machine"] == "external01"
 
     a_viewer_sees_and_may_not(sits_down("viewer"), baton)
+
+
+def test_the_keyboard_finds_its_way_and_every_page_fits_a_phone(sits_down: Callable[[str], Page]) -> None:
+    page = sits_down("operator")
+    page.keyboard.press("/")
+    page.keyboard.type("external01.erp")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Search: external01.erp")
+    page.get_by_role("link", name="external01.erp").first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("external01")
+
+    pages = [str(link.get_attribute("href")) for link in page.locator(".sidebar a").all()]
+    pages += [f"{TEST}machines/external01/?tab={tab}" for tab in ("runtimes", "failover", "start-stop", "log", "history")]
+    pages += [f"{TEST}deployments/1/", f"{TEST}releases/1/deploy/", f"{TEST}releases/compare/?from=running&to=1"]
+    page.set_viewport_size({"width": 360, "height": 780})
+    wide = []
+    for address in pages:
+        page.goto(address)
+        if page.evaluate("document.documentElement.scrollWidth") > 360:
+            wide.append(address)
+    assert wide == []

@@ -120,6 +120,17 @@ def test_values_of_properties(before: Any, after: Any, sentences: list[str]) -> 
     assert "plain" not in shown
 
 
+def test_a_value_that_a_side_does_not_use_has_not_gone() -> None:
+    before = side(values={("a", "global"): Value("1", "x"), ("old", "global"): Value("2", "y")}, uses=["a", "old"])
+    after = side(values={("a", "global"): Value("1", "x"), ("fresh", "global"): Value("3", "z")}, uses=["a", "fresh"])
+    assert comparison.compare(before, after).sentences == [
+        "Property fresh (global) is used for the first time.",
+        "Property old (global) is no longer used; its value stays.",
+    ]
+    without = side(values={("a", "global"): Value("1", "x")}, uses=["a", "old"])
+    assert comparison.compare(before, without).sentences == ["Property old (global) is gone."]
+
+
 def test_preferences_and_plans() -> None:
     before = side(plan=["Deploy routers", "Balance failover"], preferences={"external01.erp": "leader"})
     after = side(plan=["Deploy routers", "Manual", "Balance failover"], preferences={"external01.erp": "backup", "external02.erp": "none"})

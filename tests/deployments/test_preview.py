@@ -312,6 +312,8 @@ def test_a_first_deployment_is_foreseen_too(active: Release, filled: Environment
         None, None, "external01.erp", "external01.erp", "external02.erp",
     ]  # fmt: skip
     assert foreseen.seconds is None
+    assert [step.starts for step in foreseen.steps] == [[], [], ["external01.erp"], ["external02.erp"], []]
+    assert [step.restarted for step in foreseen.steps] == [[]] * 5
     run = engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
     assert (run.status, engine.machines.handed_over) == (RunStatus.SUCCEEDED, [("external02.erp", "balance")])
     after = preview.preview(active, filled, now=engine.now)
@@ -324,6 +326,7 @@ def test_the_preview_says_why_a_runtime_changes_and_when_there_is_no_standby(upg
     first, second = foreseen.steps[2], foreseen.steps[3]
     assert first.sentence == "external01.erp: flow orders-1 1.0.0 → 1.1.0."
     assert [one.sentence for one in first.hand_overs] == ["erp-orders is handed over from external01.erp to external02.erp."]
+    assert (first.starts, first.restarted) == ([], ["external01.erp"])
     assert (first.without_standby, second.without_standby) == (["erp-orders"], ["erp-orders"])
     assert foreseen.hand_overs == {"erp-orders": 2}
 

@@ -175,6 +175,11 @@ def guarded(accepted: Environment, release: Release, test_environment: Environme
     return accepted
 
 
+def test_where_no_approval_is_asked_for_none_can_be_requested(release: Release, test_environment: Environment, operator: User) -> None:
+    with pytest.raises(NotAllowed, match="Test asks for no approval: release 1 can be activated there without one"):
+        approvals.request(release, test_environment, by=operator, now=NOW)
+
+
 def test_two_people_who_are_not_the_requester(release: Release, guarded: Environment, operator: User, anna: User, admin: User) -> None:
     asked = approvals.request(release, guarded, note="Friday", by=operator, now=NOW)
     with pytest.raises(NotAllowed, match="operator requested this approval: somebody else must approve it"):

@@ -5,7 +5,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from deployments import plans
-from deployments.models import Plan, StepKind
+from deployments.models import Plan, Release, StepKind
 from portal.models import Environment
 from runtimes.models import FailoverGroup
 
@@ -109,6 +109,32 @@ def test_a_plan_without_balance_is_complained_about_beside_it(client: Client, de
     html = client.get(PAGE).content.decode()
     assert "erp-orders" in html.split("Check")[1]
     assert "Nothing to complain about" not in html
+
+
+def test_stages_and_lanes_are_shown_and_a_dropped_step_joins_the_lane(client: Client, developer: User, plan: Plan) -> None:
+    first, second = plan.steps.filter(kind="deploy-runtime")
+    plans.change_step(first, stage="Runtimes", lane="orders")
+    client.force_login(developer)
+    html = client.get(PAGE).content.decode()
+    assert [html.count(words) for words in ("Stage 1</span>", "Stage 2: Runtimes</span>", "Stage 3</span>")] == [1, 1, 1]
+    client.post(f"{PAGE}steps/{second.pk}/move/", {"position": "4", "stage": "Runtimes", "lane": "sales"})
+    html = client.get(PAGE).content.decode()
+    assert "2 lanes side by side" in html
+    assert ">orders</h3>" in html and ">sales</h3>" in html
+
+
+def test_a_step_tells_in_one_line_what_a_person_set(plan: Plan) -> None:
+    check = plans.add_step(plan, StepKind.HTTP_CHECK, url="http://shop/health", retries=2, condition="changed")
+    assert plans.line_of(plans.written(check)) == (
+        "HTTP check http://shop/health (retries 2, time limit 120 s, expects status 200, only when changed)"
+    )
+    assert plans.line_of(plans.written(plan.steps.get(position=2))) == "Deploy routers (time limit 120 s)"
+
+
+def test_the_deploy_page_repeats_what_the_plans_check_says(client: Client, developer: User, active: Release, filled: Environment) -> None:
+    plans.remove_step(plans.plan_of(filled).steps.get(machine="external02"))
+    client.force_login(developer)
+    assert "No step deploys external02.erp." in client.get("/projects/webshop/test/releases/1/deploy/").content.decode()
 
 
 def test_a_plan_is_copied_only_where_one_may_edit(

@@ -5,7 +5,7 @@
   // --------------------------------------------------------------------------------------------------------------- plan
   let dragged = null;
   const steps = () => [...document.querySelectorAll(".plan-step[data-move]")];
-  const move = (step, position) => htmx.ajax("POST", step.dataset.move, { target: "#plan", swap: "outerHTML", values: { position } });
+  const move = (step, position, place = {}) => htmx.ajax("POST", step.dataset.move, { target: "#plan", swap: "outerHTML", values: { position, ...place } });
   const clear = () => steps().forEach((step) => step.classList.remove("is-dragged", "drop-before", "drop-after"));
 
   const place = (event) => {
@@ -35,7 +35,8 @@
     const from = Number(dragged.dataset.position);
     let to = Number(at.step.dataset.position) + (at.after ? 1 : 0);
     if (to > from) to -= 1;
-    if (to !== from) move(dragged, to);
+    const { stage, lane } = at.step.dataset;
+    if (to !== from || stage !== dragged.dataset.stage || lane !== dragged.dataset.lane) move(dragged, to, { stage, lane });
   });
   document.addEventListener("dragend", () => { clear(); dragged = null; });
   document.addEventListener("keydown", (event) => {

@@ -210,6 +210,13 @@
     }
   });
   document.addEventListener("keydown", (event) => {
+    // "/" goes to the search, as elsewhere on the web; not while typing.
+    const typing = event.target.closest?.("input, textarea, select, dialog[open], [contenteditable]");
+    const search = document.querySelector("[data-search]");
+    if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && search?.offsetParent) {
+      event.preventDefault();
+      search.focus();
+    }
     if (event.key === "Escape" && document.body.classList.contains("sidebar-open")) {
       document.body.classList.remove("sidebar-open");
       document.querySelector("button[data-toggle-sidebar]")?.focus();
