@@ -240,6 +240,23 @@ def test_a_queue_that_is_deleted_is_said_and_found_again(rabbit: Rabbit, connect
     assert content(held(source, 1)[0]) == b"back"
 
 
+@pytest.mark.parametrize("tls", ["no", "yes"])
+def test_a_hand_over_waits_a_moment_only_for_a_broker_that_stands_still(rabbit: Rabbit, connect: Callable[..., Any], tls: str) -> None:
+    rabbit.publish(rabbit.queue(f"still-{tls}"), b"x")
+    port = {"tls": "yes", "port": str(rabbit.tls_port), "ca_file": rabbit.tls.authority} if tls == "yes" else {}
+    source = connect(AmqpInbound, queue=f"still-{tls}", **port)
+    source.begin(duty())
+    held(source, 1)
+    rabbit.signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        source.stop(duty())
+        assert source.stopped() and time.monotonic() - began < 2.5
+    finally:
+        rabbit.signal(signal.SIGCONT)
+    until(lambda: rabbit.count(f"still-{tls}") == 1, 5, "it is given back")
+
+
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_can_be_declared_and_bound(rabbit: Rabbit, connect: Callable[..., Any], kind: str) -> None:
     source = connect(AmqpInbound, queue=f"made-{kind}", declare=kind, exchange="amq.topic", routing_key=f"orders.{kind}.#")
