@@ -544,6 +544,7 @@ class FlowReport(Wire, frozen=True):
     waiting: int | None = None  # items in its source that nobody took yet; None: not known here
     pending: int | None = None  # taken, not yet delivered
     kept: int | None = None  # failed items that are kept
+    again: int | None = None  # those that shall be tried again, and wait until this flow runs here
     silent_since: str = ""  # On, and its source has not answered since then: longer than it should; empty otherwise
 
 

@@ -79,6 +79,7 @@ class Flow:
         self._waiting: int | None = None
         self._pending: int | None = None
         self._kept: int | None = None
+        self._again: int | None = None
         self._answered = 0.0  # when the source last answered, or an item was done with (time.monotonic())
         self._delivering = False
         self._silent_since = ""
@@ -140,6 +141,7 @@ class Flow:
             waiting=self._waiting,
             pending=self._pending,
             kept=self._kept,
+            again=self._again,
             silent_since=self._silence(time.monotonic()),
         )
 
@@ -333,8 +335,9 @@ class Flow:
             try:
                 self._waiting, self._pending = self._inbound.depth()
                 self._kept = self._inbound.failures.count()
+                self._again = self._inbound.failures.ordered()
             except Unavailable:
-                self._waiting = self._pending = self._kept = None
+                self._waiting = self._pending = self._kept = self._again = None
             except Exception:
                 self._log.exception("what waits in the source could not be counted")
             with self._wake:

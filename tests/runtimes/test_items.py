@@ -28,7 +28,7 @@ def runtime(group: FailoverGroup) -> Runtime:
     row = Runtime.objects.select_related("machine", "connector", "environment__project").get(
         environment=group.environment, machine__name="external01"
     )
-    flow = protocol.FlowReport(flow="f1", name="erp-orders", on=True, delivered=7, waiting=12, pending=2, kept=1)
+    flow = protocol.FlowReport(flow="f1", name="erp-orders", on=True, delivered=7, waiting=12, pending=2, kept=1, again=3)
     report = said_of(row, group, protocol.Status.LEADER, epoch=41, flows=[flow])
     assert fleet.record_report(row.machine, said(1, runtimes=[report]), now=timezone.now())
     return Runtime.objects.select_related("machine", "connector", "environment__project").get(pk=row.pk)
@@ -55,7 +55,7 @@ def test_a_viewer_sees_what_waits_and_what_failed_and_a_stranger_nothing(
 ) -> None:
     client.force_login(viewer)
     text = client.get("/projects/webshop/test/items/").content.decode()
-    assert "external01.erp" in text and ">12<" in text and ">2<" in text and page() in text
+    assert "external01.erp" in text and ">12<" in text and ">2<" in text and page() in text and "3 to be tried again" in text
     assert "No flow has failed items" not in client.get("/projects/webshop/test/items/?show=failed").content.decode()
     client.force_login(stranger)
     for url in ("/projects/webshop/test/items/", page()):

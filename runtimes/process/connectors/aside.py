@@ -170,6 +170,11 @@ class ErrorFolder:
             return sum(entry.name.endswith(REASON) for entry in entries)
         return 0
 
+    def ordered(self) -> int:
+        with suppress(OSError), os.scandir(self._again) as entries:
+            return sum(entry.name.endswith(REASON) for entry in entries)
+        return 0
+
     def listed(self) -> tuple[int, list[FailedItem]]:
         """How many there are, and the newest of them."""
         notes: list[tuple[float, bytes]] = []

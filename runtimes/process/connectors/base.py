@@ -190,6 +190,9 @@ class Failures(Protocol):
 
     def count(self) -> int: ...
 
+    def ordered(self) -> int:
+        """How many shall be tried again, and wait for that here."""
+
     def listed(self) -> tuple[int, list[FailedItem]]:
         """How many there are, and the newest of them."""
 

@@ -298,6 +298,9 @@ class QueueErrors:
     def count(self) -> int:
         return int(self._broker.command("XLEN", self._broker.errors))
 
+    def ordered(self) -> int:
+        return 0  # they go back into the queue
+
     def listed(self) -> tuple[int, list[FailedItem]]:
         entries = self._broker.command("XREVRANGE", self._broker.errors, "+", "-", "COUNT", LISTED)
         return int(self._broker.command("XLEN", self._broker.errors)), [self._read(entry, fields_of(flat)) for entry, flat in entries]

@@ -110,6 +110,7 @@ def test_two_of_one_name_that_are_tried_again_are_two(machine: Machine) -> None:
         failures.put(item(content, name=b"order.xml"), "it is bad", 3)
         failures.retry(failures.listed()[1][0].key)
     offered = failures.offered(FREE)
+    assert (failures.count(), failures.ordered()) == (0, 2)
     assert sorted(read(each) for each in offered) == [b"first", b"second"] and {each.name for each in offered} == {b"order.xml"}
 
 
