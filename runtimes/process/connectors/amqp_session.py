@@ -121,7 +121,7 @@ class Session:
             if self._connection is None:
                 return
             with contextlib.suppress(*ERRORS):
-                self._connection.sock.settimeout(CLOSE_SECONDS)
+                self._connection.sock.settimeout(CLOSE_SECONDS / 2)  # for the broker's answer, and for that of TLS
                 self._connection.close()
             self.drop()
 
