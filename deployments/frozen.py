@@ -20,6 +20,7 @@ from deployments.models import Deployment, FrozenValues, Release
 from portal import property_uses
 from portal.errors import NotAllowed
 from portal.models import Environment, Property, scope_name
+from portal.placeholders import placeholders
 from runtimes.models import Router, Runtime
 
 Scoped = tuple[str, str, str]  # key, machine, connector
@@ -42,9 +43,9 @@ def keys_used(release: Release, environment: Environment) -> set[str]:
     return keys_of(release) | _keys_of_routers(routers) | {use.key for use in plans.url_uses(environment)}
 
 
-def present(release: Release, environment: Environment) -> list[dict[str, Any]]:
-    """What would be frozen now: every value, in every scope, of a key that is used."""
-    keys = keys_used(release, environment)
+def present(release: Release, environment: Environment, *, urls: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """What would be frozen now: every value, in every scope, of a key that is used, or that one of these addresses names."""
+    keys = keys_used(release, environment) | {key for url in urls for key in placeholders(url)}
     rows = Property.objects.filter(environment=environment).order_by("key", "machine", "connector")
     return [_entry(row) for row in rows if row.key in keys]
 
@@ -80,7 +81,9 @@ def preferences(environment: Environment) -> dict[str, str]:
 
 def freeze(deployment: Deployment, *, by: AbstractBaseUser | None, now: datetime) -> FrozenValues:
     """Freeze the values as they are now, for this deployment; resuming freezes anew, and what was frozen before is kept."""
-    entries = present(deployment.release, deployment.environment)
+    # A deployment that is resumed has its own steps, whatever became of the plan.
+    urls = deployment.steps.exclude(url="").values_list("url", flat=True)
+    entries = present(deployment.release, deployment.environment, urls=urls)
     last = FrozenValues.objects.filter(deployment=deployment).aggregate(last=Max("number"))["last"] or 0
     return FrozenValues.objects.create(
         deployment=deployment,

@@ -12,7 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deployments import decisions, plans, promotion, releases, returning, rollout, sides, steps
+from deployments import decisions, plans, promotion, releases, returning, rollout, sides, steps, tasks
 from deployments.models import (
     BROKEN,
     LIVE,
@@ -730,6 +730,23 @@ def test_an_address_is_asked_until_it_answers_as_expected(upgrade: Upgrade, monk
     engine.tick(run)
     run.refresh_from_db()
     assert (run.status, run.steps.get().reason) == (RunStatus.SUCCEEDED, "http://127.0.0.1:9/health answered 204.")
+
+
+def test_a_resumed_check_has_its_value_though_the_plan_lost_the_step(upgrade: Upgrade, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(steps, "probe", tasks.probe_http)
+    monkeypatch.setattr(tasks, "_ask", lambda url: (asked.append(url), (503, ""))[1])
+    properties.set_value(upgrade.environment, "erp.health", "up", by=upgrade.person)
+    run = only(upgrade, StepKind.HTTP_CHECK, url="http://127.0.0.1:9/${erp.health}", timeout_seconds=4)
+    assert upgrade.engine.run(run, every=3).status == RunStatus.TIMED_OUT
+    plans.plan_of(upgrade.environment).steps.all().delete()
+    properties.set_value(upgrade.environment, "erp.health", "ready", by=upgrade.person)
+    upgrade.decide(run, Choice.RETRY)
+    upgrade.engine.tick(run)
+    assert (asked[0], asked[-1]) == ("http://127.0.0.1:9/up", "http://127.0.0.1:9/ready")
+    properties.set_value(upgrade.environment, "erp.health", "newer", by=upgrade.person)
+    tasks.probe_http(run.steps.get().pk, 2)
+    assert asked[-1] == "http://127.0.0.1:9/ready", "the value that was frozen"
 
 
 def test_waiting_until_healthy_waits_for_every_runtime_and_group(upgrade: Upgrade) -> None:
