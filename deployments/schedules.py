@@ -58,6 +58,7 @@ def schedule(
     if expires_after_minutes is not None and not 1 <= expires_after_minutes <= LONGEST_MINUTES:
         raise Invalid(f"Say a number of minutes from 1 to {LONGEST_MINUTES}, or never.", field="expires_after_minutes")
     with transaction.atomic():
+        promotion.hold(release)
         _admit_then(release, environment, due_at, by, override)
         return Activation.objects.create(
             environment=environment,

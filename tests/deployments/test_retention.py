@@ -13,7 +13,7 @@ from django.utils import timezone
 from deployments import approvals, releases, retention, rollout, schedules, tasks
 from deployments.models import Activation, ActivationStatus, Deployment, Release, ReleaseRemoval, RunStatus
 from deployments.retention import Facts
-from portal.errors import Invalid
+from portal.errors import Invalid, NotAllowed
 from portal.models import Environment
 from runtimes.models import Bundle, Runtime
 from tests.deployments.conftest import Engine
@@ -200,3 +200,14 @@ def test_what_is_scheduled_in_the_same_instant_stays(release: Release, old: list
     _, removed = together(schedule, sweep)
     assert removed == [4, 3, 1]
     assert Activation.objects.get().release == old[1]
+
+
+def test_who_comes_too_late_is_told_that_the_release_is_gone(
+    release: Release, old: list[Release], filled: Environment, developer: User
+) -> None:
+    now = timezone.now()
+    Release.objects.filter(pk=old[1].pk).delete()
+    with pytest.raises(NotAllowed, match="Release 2 was removed a moment ago"):
+        schedules.schedule(old[1], filled, due_at=now + timedelta(hours=1), by=developer, now=now)
+    with pytest.raises(NotAllowed, match="Release 2 was removed a moment ago"):
+        releases.activate(old[1], filled, by=developer, now=now)
