@@ -10,7 +10,7 @@ from django.db import transaction
 from django.test import Client
 from django.utils import timezone
 
-from deployments import approvals, releases, retention, rollout, schedules, tasks
+from deployments import approvals, promotion, releases, retention, rollout, schedules, tasks
 from deployments.models import Activation, ActivationStatus, Deployment, Release, ReleaseRemoval, RunStatus
 from deployments.retention import Facts
 from portal.errors import Invalid, NotAllowed
@@ -70,6 +70,7 @@ def test_what_is_needed_never_goes(
     now = timezone.now()
     releases.activate(old[0], filled, by=developer, now=now)
     planned = schedules.schedule(old[1], filled, due_at=now + timedelta(hours=1), by=developer, now=now)
+    promotion.set_rules(acceptance, approvals=1, by=operator, now=now)
     approvals.request(old[2], acceptance, by=developer, now=now)
     Deployment.objects.create(environment=acceptance, release=old[3], status=RunStatus.WAITING)
     assert kept(release) == {
