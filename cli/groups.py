@@ -45,7 +45,7 @@ def list_groups(environment: EnvironmentOption = "", project: ProjectOption = ""
     for row in rows:
         for problem in row["problems"]:
             show.warn(f"{row['name']}: {problem}")
-        for reason in row["without_standby"]:
+        for reason in row.get("without_standby", ()):  # a portal of before does not tell
             show.warn(f"{row['name']} has no standby: {reason}")
         for alarm in row["alarms"]:
             show.warn(f"{row['name']}: {alarm['sentence']} {alarm['remedy']}")
