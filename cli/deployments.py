@@ -128,8 +128,14 @@ def choices(deployment: DeploymentArgument, json: JsonOption = False) -> None:
     if json:
         show.document(found)
         return
-    cells = ((row["choice"], row["machine"], row["effect"] or f"not now: {row['refusal']}") for row in found)
+    cells = ((row["choice"], row["machine"], _said(row)) for row in found)
     show.table(["choice", "machine", "what it does"], cells, empty=f"Nothing is to be decided about deployment {deployment}.")
+
+
+def _said(offer: dict[str, Any]) -> str:
+    if offer["refusal"]:
+        return f"not now: {offer['refusal']}"
+    return f"{offer['effect']} {offer['forbidden']} Say --override with a reason." if offer["forbidden"] else str(offer["effect"])
 
 
 @app.command()

@@ -10,6 +10,7 @@ from deployments import plans, preview, promotion, releases, rollout, steps
 from deployments.models import Choice, Deployment, Release, RunStatus, StepKind
 from deployments.preview import Preview
 from portal import properties
+from portal.errors import NotAllowed
 from portal.models import Connector, DesignedMachine, Environment, Flow, Group, MachineKind, Placement, System
 from runtimes import failover, fleet
 from runtimes.models import FailoverGroup, Machine, Runtime
@@ -302,6 +303,36 @@ def test_two_connectors_two_lanes_a_machine_left_out_a_check_and_a_command(upgra
     compare(upgrade, foreseen, run)
     run.refresh_from_db()
     assert run.status == RunStatus.SUCCEEDED
+
+
+def test_what_a_roll_back_stopped_stays_so_and_comes_back_with_a_release_that_has_it(upgrade: Upgrade) -> None:
+    release, engine = back_without_a_connector(upgrade), upgrade.engine
+    assert "Release 1 has no connector shop: it is stopped on external01 and external02, with everything that it takes." in (
+        releases.warnings(release, upgrade.environment)
+    )
+    run = engine.run(rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=engine.now))
+    shop = runtime("external01", "shop")
+    assert (run.status, shop.observed_state, shop.memberships.count()) == (RunStatus.SUCCEEDED, "stopped", 0)
+    assert "shop-sales" not in str(run.steps.get(kind=StepKind.BALANCE_FAILOVER).memory)
+    with pytest.raises(NotAllowed, match=r"Release 1 has no connector shop\. Deploy a release to start it"):
+        fleet.start(shop)
+    newer = Release.objects.get(number=2)
+    releases.activate(newer, upgrade.environment, by=upgrade.person, now=engine.now)
+    run = engine.run(rollout.prepare(newer, on=upgrade.environment, by=upgrade.person, now=engine.now))
+    shop.refresh_from_db()
+    assert (run.status, shop.observed_state, shop.memberships.count(), shop.held) == (RunStatus.SUCCEEDED, "ready", 1, "")
+
+
+def test_a_connector_that_the_release_lacks_and_no_step_deploys_is_told(upgrade: Upgrade) -> None:
+    release, plan = back_without_a_connector(upgrade), plans.plan_of(upgrade.environment)
+    for step in plan.steps.filter(connector="shop", machine="external02"):
+        plans.remove_step(step)
+    gaps = preview.preview(release, upgrade.environment, now=upgrade.engine.now).gaps
+    assert gaps == [
+        "Release 1 has no connector shop: it is stopped on external01, with everything that it takes.",
+        "Release 1 has no connector shop, and no step deploys external02.shop: what ran before runs on there. "
+        "Add a step that deploys or stops it.",
+    ]
 
 
 def test_a_first_deployment_is_foreseen_too(active: Release, filled: Environment, engine: Engine, developer: User) -> None:
