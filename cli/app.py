@@ -12,12 +12,16 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import deployments, fleet, given, groups, plans, properties, releases, settings, show
+from cli import deployments, fleet, given, groups, plans, projects, properties, releases, rules, schedules, settings, show
 from cli.portal import Failed, Refused
 
 app = typer.Typer(
     name="baton",
     help="Design, release and deploy integrations in failover: Baton's portal from a terminal.",
+    epilog=(
+        "Exit status: 0 done; 1 what was asked for ended badly; 2 wrong usage; 3 the portal refused (its reasons are on standard error); "
+        "4 the portal cannot be reached; 5 a person must act first; 130 interrupted."
+    ),
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode="rich",
@@ -29,9 +33,19 @@ app.add_typer(deployments.app, name="deployments")
 app.add_typer(plans.app, name="plan")
 app.add_typer(properties.app, name="properties")
 app.add_typer(groups.app, name="groups")
+app.add_typer(rules.app, name="rules")
+app.add_typer(rules.approvals, name="approvals")
+app.add_typer(schedules.app, name="schedules")
+app.add_typer(projects.app, name="project")
 app.add_typer(fleet.machines, name="machines")
 app.add_typer(fleet.runtimes, name="runtimes")
-for command in (deployments.deploy, releases.compare, groups.switch):  # the daily ones, by their first name
+for command in (
+    releases.preview,
+    deployments.deploy,
+    deployments.rollback,
+    releases.compare,
+    groups.switch,
+):  # the daily ones, by their first name
     app.command()(command)
 
 

@@ -59,23 +59,42 @@ def deploy(
 @app.command("list")
 def list_deployments(environment: EnvironmentOption = "", project: ProjectOption = "", json: JsonOption = False) -> None:
     """Deployments, newest first."""
-    ask, slug = given.portal(), given.project(project)
-    rows = list(ask.every("deployments/", project=slug, environment=environment))
-    if json:
-        show.document(rows)
-        return
-    cells = (
-        (
-            row["id"],
-            row["environment"],
-            f"{row['release_number']}",
-            show.status(row["status"]),
-            row["created_by"],
-            show.moment(row["started_at"]),
-        )
-        for row in rows
+    show.listed(
+        given.rows("deployments/", project, environment),
+        json,
+        {
+            "#": lambda row: row["id"],
+            "environment": lambda row: row["environment"],
+            "release": lambda row: f"{row['release_number']}",
+            "status": lambda row: show.status(row["status"]),
+            "by": lambda row: row["created_by"],
+            "started": lambda row: show.moment(row["started_at"]),
+        },
+        empty="Nothing was deployed yet: `baton deploy RELEASE`.",
     )
-    show.table(["#", "environment", "release", "status", "by", "started"], cells, empty="Nothing was deployed yet: `baton deploy RELEASE`.")
+
+
+def rollback(
+    look: Annotated[bool, typer.Option("--look", help="Only say where it would lead")] = False,
+    leave_out: Annotated[list[str] | None, typer.Option("--leave-out", help="An offline machine to go on without; repeatable")] = None,
+    override: OverrideOption = "",
+    environment: EnvironmentOption = "",
+    project: ProjectOption = "",
+    follow: FollowOption = True,
+    wait_for_people: PeopleOption = True,
+    json: JsonOption = False,
+) -> None:
+    """Deploy the release that ran with success before; what is scheduled there is held. Exit status as of `baton deploy`."""
+    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
+    if look:
+        found = ask.get("deployments/rollback/", project=slug, environment=kind)
+        show.answer(found, json, lambda it: show.note("; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in it.items())))
+        return
+    body = {"project": slug, "environment": kind, "override": override, "leaving_out": leave_out or []}
+    begun = ask.post("deployments/rollback/", body)
+    if not json:
+        show.note(f"Deployment {begun['id']}: {slug} › {kind} goes back to release {begun['release_number']}.")
+    _watch(ask, begun, follow=follow, wait_for_people=wait_for_people, json=json)
 
 
 @app.command("show")

@@ -1,10 +1,16 @@
 """`baton machines` and `baton runtimes`: what runs where, as last reported."""
 
+import time
+from typing import Annotated, Any
+
 import typer
 
 from cli import given, show
 from cli.given import EnvironmentOption, JsonOption, ProjectOption
-from cli.portal import Usage
+from cli.portal import Portal, Usage
+
+POLL_SECONDS = 0.5
+REACH_SECONDS = 30.0
 
 machines = typer.Typer(help="Machines of an environment.", no_args_is_help=True)
 runtimes = typer.Typer(help="Runtimes: one connector on one machine.", no_args_is_help=True)
@@ -13,46 +19,73 @@ runtimes = typer.Typer(help="Runtimes: one connector on one machine.", no_args_i
 @machines.command("list")
 def list_machines(environment: EnvironmentOption = "", project: ProjectOption = "", json: JsonOption = False) -> None:
     """Machines with agent and router."""
-    ask, slug = given.portal(), given.project(project)
-    rows = list(ask.every("machines/", project=slug, environment=environment))
-    if json:
-        show.document(rows)
-        return
-    cells = [
-        (
-            row["name"], row["environment"], row["kind"], show.status("unknown" if row["silent"] else "on"),
-            show.age(row["last_report_at"]), *((row["router"]["state"], row["router"]["reason"]) if row["router"] else ("none", "")),
-        )
-        for row in rows
-    ]  # fmt: skip
-    columns = ["machine", "environment", "kind", "agent", "heard", "router", "reason"]
-    show.table(columns, cells, empty=f"No machine is registered in {slug}: Deploy › Machines gives the command.")
+    show.listed(
+        given.rows("machines/", project, environment),
+        json,
+        {
+            "machine": lambda row: row["name"],
+            "environment": lambda row: row["environment"],
+            "kind": lambda row: row["kind"],
+            "agent": lambda row: show.status("unknown" if row["silent"] else "on"),
+            "heard": lambda row: show.age(row["last_report_at"]),
+            "router": lambda row: row["router"]["state"] if row["router"] else "none",
+            "reason": lambda row: row["router"]["reason"] if row["router"] else "",
+        },
+        empty=f"No machine is registered in {given.project(project)}: Deploy › Machines gives the command.",
+    )
+
+
+@machines.command()
+def reach(
+    machine: str,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until every other machine has answered")] = True,
+    environment: EnvironmentOption = "",
+    project: ProjectOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Have the other machines try its Internal IP and Failover port, before any router runs. Exit status 1: not reached by all."""
+    ask = given.portal()
+    path = f"machines/{_machine(ask, machine, environment, project)['id']}/reach-test/"
+    found = ask.post(path)
+    ends = time.monotonic() + REACH_SECONDS
+    while wait and found["under_way"] and time.monotonic() < ends:
+        time.sleep(POLL_SECONDS)
+        found = ask.get(path)
+    show.answer(found, json, lambda it: show.note("\n".join(f"{it['address']}: {sentence}" for sentence in it["sentences"])))
+    if wait and not found["reachable"]:
+        raise typer.Exit(1)
+
+
+def _machine(ask: Portal, name: str, environment: str, project: str) -> dict[str, Any]:
+    slug, kind = given.project(project), given.environment(environment)
+    rows = ask.get("machines/", project=slug, environment=kind, name=name)["results"]
+    if not rows:
+        raise Usage(f"{slug} › {kind} has no machine {name}: `baton machines list` shows them.")
+    found: dict[str, Any] = rows[0]
+    return found
 
 
 @machines.command()
 def token(machine: str, environment: EnvironmentOption = "", project: ProjectOption = "") -> None:
     """A one-time token with which an agent joins as this machine; shown once."""
-    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
-    rows = ask.get("machines/", project=slug, environment=kind, name=machine)["results"]
-    if not rows:
-        raise Usage(f"{slug} › {kind} has no machine {machine}: `baton machines list` shows them.")
-    typer.echo(ask.post(f"machines/{rows[0]['id']}/token/")["token"])
+    ask = given.portal()
+    typer.echo(ask.post(f"machines/{_machine(ask, machine, environment, project)['id']}/token/")["token"])
 
 
 @runtimes.command("list")
 def list_runtimes(environment: EnvironmentOption = "", project: ProjectOption = "", json: JsonOption = False) -> None:
     """Runtimes with state, release and reason."""
-    ask, slug = given.portal(), given.project(project)
-    rows = list(ask.every("runtimes/", project=slug, environment=environment))
-    if json:
-        show.document(rows)
-        return
-    cells = (
-        (
-            row["runtime"], row["environment"], show.status(row["state"]), row["release"], row["desired_release"],
-            show.age(row["last_report_at"]), row["reason"],
-        )
-        for row in rows
-    )  # fmt: skip
-    columns = ["runtime", "environment", "state", "release", "wished", "heard", "reason"]
-    show.table(columns, cells, empty=f"{slug} has no runtime yet: apply the architecture, then deploy.")
+    show.listed(
+        given.rows("runtimes/", project, environment),
+        json,
+        {
+            "runtime": lambda row: row["runtime"],
+            "environment": lambda row: row["environment"],
+            "state": lambda row: show.status(row["state"]),
+            "release": lambda row: row["release"],
+            "wished": lambda row: row["desired_release"],
+            "heard": lambda row: show.age(row["last_report_at"]),
+            "reason": lambda row: row["reason"],
+        },
+        empty=f"{given.project(project)} has no runtime yet: apply the architecture, then deploy.",
+    )

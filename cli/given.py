@@ -5,12 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import settings
+from cli import settings, show
 from cli.portal import Portal, Usage
 
 ProjectOption = Annotated[str, typer.Option("--project", "-p", envvar="BATON_PROJECT", help="Its slug, such as webshop")]
 EnvironmentOption = Annotated[str, typer.Option("--environment", "-e", envvar="BATON_ENVIRONMENT", help="test, acceptance or production")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The API's own document, for programs")]
+
+MomentArgument = Annotated[str, typer.Argument(metavar="WHEN", help="2026-12-01T02:00 in this machine's time zone, or with Z or an offset")]
 
 opened = ExitStack()  # what ends with the command line (cli/app.py)
 
@@ -35,6 +37,19 @@ def environment(given: str) -> str:
     if not found:
         raise Usage("Which environment? Say --environment test, acceptance or production, or set BATON_ENVIRONMENT.")
     return found
+
+
+def rows(path: str, given_project: str, given_environment: str = "", **query: Any) -> list[Any]:
+    """Every row of a list of the API, of the project and, when one was named on the command line, of the environment."""
+    return list(portal().every(path, project=project(given_project), environment=given_environment, **query))
+
+
+def moment(text: str) -> str:
+    """RFC 3339. Raises Usage."""
+    try:
+        return show.instant(text).astimezone().isoformat()
+    except ValueError:
+        raise Usage(f"{text} is no moment: say it as 2026-12-01T02:00 or 2026-12-01T02:00:00Z.") from None
 
 
 def release(ask: Portal, slug: str, number: str) -> dict[str, Any]:

@@ -62,6 +62,10 @@ class Portal:
     def post(self, path: str, body: Any = None, **query: Any) -> Any:
         return self.ask("POST", path, json={} if body is None else body, params=query)
 
+    def text(self, path: str) -> str:
+        """A document that is no JSON, such as a project's YAML."""
+        return str(self.ask("GET", path, headers={"Accept": "*/*"}) or "")
+
     def every(self, path: str, **query: Any) -> Iterator[Any]:
         """The rows of a list, page by page."""
         answer = self.get(path, **query)

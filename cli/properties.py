@@ -24,15 +24,16 @@ def list_properties(
     json: JsonOption = False,
 ) -> None:
     """Values and their scopes. Secrets are shown as set."""
-    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
-    rows = list(ask.every("properties/", project=slug, environment=kind, search=search))
-    if json:
-        show.document(rows)
-        return
-    cells = ((row["key"], row["scope"], "•••• (set)" if row["secret"] else row["value"], show.moment(row["updated_at"])) for row in rows)
-    show.table(
-        ["key", "scope", "value", "changed"],
-        cells,
+    slug, kind = given.project(project), given.environment(environment)
+    show.listed(
+        given.rows("properties/", slug, kind, search=search),
+        json,
+        {
+            "key": lambda row: row["key"],
+            "scope": lambda row: row["scope"],
+            "value": lambda row: "•••• (set)" if row["secret"] else row["value"],
+            "changed": lambda row: show.moment(row["updated_at"]),
+        },
         empty=f"No property of {slug} › {kind} {f'has {search} in its key' if search else 'is set'}.",
     )
 

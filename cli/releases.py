@@ -7,7 +7,6 @@ from rich.text import Text
 
 from cli import given, show
 from cli.given import EnvironmentOption, JsonOption, ProjectOption
-from cli.portal import Usage
 
 app = typer.Typer(help="Immutable, numbered snapshots of a project.", no_args_is_help=True)
 
@@ -17,19 +16,18 @@ ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="Its num
 @app.command("list")
 def list_releases(project: ProjectOption = "", json: JsonOption = False) -> None:
     """Releases, newest first."""
-    ask, slug = given.portal(), given.project(project)
-    rows = list(ask.every("releases/", project=slug))
-    if json:
-        show.document(rows)
-        return
-    cells = (
-        (row["number"], row["name"], row["created_by"], show.moment(row["created_at"]), ", ".join(row["active_on"]), row["digest"][:12])
-        for row in rows
-    )
-    show.table(
-        ["#", "name", "author", "made", "active on", "digest"],
-        cells,
-        empty=f"{slug} has no release yet: make one by `baton releases create`.",
+    show.listed(
+        given.rows("releases/", project),
+        json,
+        {
+            "#": lambda row: row["number"],
+            "name": lambda row: row["name"],
+            "author": lambda row: row["created_by"],
+            "made": lambda row: show.moment(row["created_at"]),
+            "active on": lambda row: ", ".join(row["active_on"]),
+            "digest": lambda row: row["digest"][:12],
+        },
+        empty=f"{given.project(project)} has no release yet: make one by `baton releases create`.",
     )
 
 
@@ -64,10 +62,7 @@ def activate(
     chosen = given.release(ask, slug, release)
     body: dict[str, Any] = {"environment": kind}
     if at:
-        try:
-            body["due_at"] = show.instant(at).astimezone().isoformat()
-        except ValueError:
-            raise Usage(f"--at {at} is no moment: say it as 2026-12-01T02:00 or 2026-12-01T02:00:00Z.") from None
+        body["due_at"] = given.moment(at)
     answer = ask.post(f"releases/{chosen['id']}/activate/", body)
     if json:
         show.document(answer)
@@ -115,3 +110,60 @@ def _difference(answer: dict[str, Any]) -> None:
         show.note("No difference.")
     for sentence in answer["notes"]:
         show.warn(sentence)
+
+
+def preview(
+    release: ReleaseArgument,
+    leave_out: Annotated[list[str] | None, typer.Option("--leave-out", help="An offline machine; repeatable")] = None,
+    environment: EnvironmentOption = "",
+    project: ProjectOption = "",
+    json: JsonOption = False,
+) -> None:
+    """What deploying RELEASE would do now: steps, restarts, leadership, gaps. Exit status 1: something forbids it."""
+    ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
+    chosen = given.release(ask, slug, release)
+    found = ask.get(f"releases/{chosen['id']}/preview/", environment=kind, leaving_out=",".join(leave_out or []))
+    show.answer(found, json, _foreseen)
+    if found["obstacles"]:
+        raise typer.Exit(1)
+
+
+def _foreseen(found: dict[str, Any]) -> None:
+    for step in found["steps"]:
+        show.line(f"{step['number']:3} {step['title']}: {step['sentence']}")
+        for text in [f"restarts {', '.join(step['restarts'])}"] if step["restarts"] else []:
+            show.line(f"      {text}")
+        for moved in step["hand_overs"]:
+            show.line(f"      {moved['group']}: {moved['before']} → {moved['after']}")
+        for group in step["without_standby"]:
+            show.warn(f"      {group} has no standby meanwhile")
+        for group in step["interrupted"]:
+            show.warn(f"      nobody leads {group} for a while")
+    for sentence in [*found["missing"], *found["gaps"]]:
+        show.warn(sentence)
+    for sentence in found["obstacles"]:
+        show.warn(f"forbids it: {sentence}")
+    show.note(f"About {show.seconds(found['seconds'])}." if found["seconds"] is not None else "How long it takes is not known yet.")
+
+
+@app.command()
+def retention(
+    enabled: Annotated[bool | None, typer.Option("--enable/--disable", help="May releases go by themselves")] = None,
+    keep_last: Annotated[int | None, typer.Option("--keep-last", help="The newest so many stay")] = None,
+    keep_days: Annotated[int | None, typer.Option("--keep-days", help="Those younger than so many days stay")] = None,
+    project: ProjectOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Which releases may go, and why the others stay; with options, change the rule (administrators)."""
+    path = f"projects/{given.project(project)}/retention/"
+    wish = {"enabled": enabled, "keep_last": keep_last, "keep_days": keep_days}
+    body = {name: value for name, value in wish.items() if value is not None}
+    found = given.portal().ask("PATCH", path, json=body) if body else given.portal().get(path)
+    show.answer(found, json, _kept)
+
+
+def _kept(found: dict[str, Any]) -> None:
+    word = "on" if found["enabled"] else "off"
+    show.note(f"Retention is {word}: the newest {found['keep_last']} and those of the last {found['keep_days']} days stay.")
+    for row in found["releases"]:
+        show.line(f"{row['number']:5} {'goes' if row['goes'] else 'stays'}  {row['reason']}")

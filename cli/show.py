@@ -1,8 +1,8 @@
 """How answers look in a terminal: tables that fit, words for moments and durations, and JSON for programs."""
 
-import json
+import json as jsons
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,9 +28,9 @@ BAD = ("failed", "timed-out", "isolated", "unknown", "partly", "crashed")
 BUSY = ("running", "waiting", "pending", "scheduled", "single-node", "disabled")
 
 
-def document(answer: Any) -> None:
+def document(found: Any) -> None:
     """For programs: the API's own document on standard output."""
-    json.dump(answer, sys.stdout, indent=2, ensure_ascii=False)
+    jsons.dump(found, sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
 
 
@@ -52,6 +52,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) 
         _console(stderr=False).print(made)
     else:
         line(empty)
+
+
+def answer(found: Any, json: bool, tell: Callable[[Any], None]) -> None:
+    """One document of the API: as it is for programs, told for people."""
+    if json:
+        document(found)
+    else:
+        tell(found)
+
+
+def listed(rows: Sequence[Any], json: bool, columns: Mapping[str, Callable[[Any], Any]], *, empty: str) -> None:
+    """The rows of a list of the API: as they are for programs, a table for people. `columns`: heading to what stands below it."""
+    answer(rows, json, lambda found: table(list(columns), ([cell(row) for cell in columns.values()] for row in found), empty=empty))
 
 
 def instant(text: str) -> datetime:

@@ -46,6 +46,8 @@ PARENT = {
     "step": "plan",
     "members": "team",
 }
+# Beside those of the sidebar: pages of an environment that everybody in the team may read.
+READ_BY_ALL = ("property-grid", "property-key", "property-history", "release-compare", "schedule")
 
 
 # The chapter that explains a page, by URL name (also with "-something" behind): for dialogs, whose own text is short.
@@ -269,10 +271,11 @@ class Frame:
 
     @cached_property
     def environment_links(self) -> list[EnvironmentLink]:
-        """The same page in each environment; a page of one machine or deployment leads to the list of its kind."""
+        """The same page in each environment; a page of one machine or deployment, and a form, which one may not be allowed to use there,
+        leads to the list of its kind."""
         if not self.project:
             return []
-        same = set(self._arguments) == {"slug", "kind"}
+        same = set(self._arguments) == {"slug", "kind"} and self._name in {*PARENT.values(), *READ_BY_ALL}
         links = []
         for environment in self.environments:
             arguments = [self.project.slug, environment.kind]

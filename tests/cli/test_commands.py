@@ -120,7 +120,7 @@ def test_a_list_of_several_pages_is_read_whole(baton: Callable[..., Said], relea
         pytest.param(["switch", "no-such", "--for", "long"], "--for long is no time: say it as 90m, 2h or 1d", id="no time"),
         pytest.param(["properties", "unset", "no.such"], "no.such has no value", id="a property that is not there"),
         pytest.param(["properties", "set", "a", "b", "--connector", "erp"], "--connector needs --machine", id="half a scope"),
-        pytest.param(["releases", "activate", "1", "--at", "soon"], "--at soon is no moment", id="no moment"),
+        pytest.param(["releases", "activate", "1", "--at", "soon"], "soon is no moment", id="no moment"),
     ],
 )
 def test_what_is_wrong_in_the_line_is_named(baton: Callable[..., Said], release: Release, arguments: list[str], sentence: str) -> None:
@@ -224,3 +224,99 @@ def test_the_plan_is_shown_edited_exported_and_applied(baton: Callable[..., Said
     assert wrong.status == 2 and "There is no step 99: the plan has 5." in wrong.err
     copied = baton("plan", "copy", "acceptance")
     assert copied.status == 3 and "operator" in copied.err, "a developer may not change Acceptance"
+
+
+# ------------------------------------------------------------------------------------------- rules, schedules, approvals, project
+
+
+@pytest.fixture
+def rank(developer: User) -> Callable[[Role], None]:
+    def give(role: Role) -> None:
+        Membership.objects.filter(user=developer).update(role=role)
+
+    return give
+
+
+def test_rules_are_shown_changed_and_refused_with_the_portals_reason(baton: Callable[..., Said], release: Release, rank: Any) -> None:
+    said = baton("rules", "set", "--approvals", "2")
+    assert said.status == 3 and "baton:" in said.err and said.out == ""
+    rank(Role.ADMINISTRATOR)
+    said = baton("rules", "set", "--approvals", "1", "--window", "mon-fri@08:00-17:00", "--window", "sat@22:00-02:00")
+    assert said.status == 0, said.err
+    assert "1 approvals" in said.out and "Open Mon, Tue, Wed, Thu, Fri 08:00–17:00." in said.out
+    assert [row["days"] for row in baton("rules", "show", "--json").document["windows"]] == ["01234", "5"]
+    assert baton("rules", "set", "--window", "someday@8").status == 2
+    assert baton("rules", "set").status == 2
+    assert baton("rules", "set", "--window", "none", "--approvals", "0", "--any-order").status == 0
+    said = baton("rules", "freeze", "2099-01-01T00:00:00Z", "2099-01-02T00:00:00Z", "Year's end")
+    assert (said.status, "Year's end" in said.out) == (0, True), said.err
+    (made,) = baton("rules", "show", "--json").document["freezes"]
+    assert baton("rules", "lift", str(made["id"])).status == 0
+    assert baton("rules", "show", "--json").document["freezes"] == []
+
+
+def test_an_activation_is_scheduled_moved_held_and_cancelled(
+    baton: Callable[..., Said], filled: Environment, release: Release, rank: Any
+) -> None:
+    rank(Role.OPERATOR)
+    made = baton("schedules", "add", "latest", "2099-01-01T02:00:00Z", "--deploy", "--json").document
+    assert (made["status"], made["deploys"]) == ("scheduled", True)
+    key = str(made["id"])
+    assert baton("schedules", "move", key, "2099-01-03T02:00:00Z", "--json").document["due_at"].startswith("2099-01-03")
+    assert "is held" in baton("schedules", "hold", key, "first the audit").out
+    assert "scheduled" in baton("schedules", "resume", key).out
+    assert [row["id"] for row in baton("schedules", "list", "--json").document] == [made["id"]]
+    assert "cancelled" in baton("schedules", "cancel", key).out
+    assert "Nothing is scheduled" in baton("schedules", "list").out
+    assert baton("schedules", "add", "latest", "tomorrow").status == 2
+
+
+def test_an_approval_is_asked_for_and_the_asker_cannot_give_it(
+    baton: Callable[..., Said], filled: Environment, release: Release, rank: Any
+) -> None:
+    rank(Role.ADMINISTRATOR)
+    assert baton("rules", "set", "--approvals", "1").status == 0
+    made = baton("approvals", "request", "latest", "--note", "please", "--json").document
+    said = baton("approvals", "approve", str(made["id"]))
+    assert (said.status, said.out) == (3, "")
+    assert "baton:" in said.err
+    assert str(made["id"]) in baton("approvals", "list").out
+    assert baton("approvals", "withdraw", str(made["id"])).status == 0
+
+
+def test_a_project_goes_through_a_file(baton: Callable[..., Said], filled: Environment, release: Release, tmp_path: Path) -> None:
+    file = tmp_path / "webshop.yaml"
+    assert baton("project", "export", str(file)).status == 0
+    assert baton("project", "export").out == file.read_text()
+    assert "No difference" in baton("project", "plan", str(file), "--exit-code").out
+    file.write_text(file.read_text().replace("value: /srv/erp/outbox", "value: /srv/erp/elsewhere"))
+    said = baton("project", "plan", str(file), "--exit-code")
+    assert (said.status, "/srv/erp/outbox → /srv/erp/elsewhere" in said.out) == (1, True)
+    before = baton("project", "plan", str(file), "--json").document["before"]
+    assert baton("project", "apply", str(file), "--seen", before).status == 0
+    assert Property.objects.get(key="erp.outbox").value == "/srv/erp/elsewhere"
+    assert baton("project", "apply", str(file), "--seen", before).status == 3
+    file.write_text("baton: 1\nsystems: 7\n")
+    said = baton("project", "apply", str(file))
+    assert (said.status, "Line 2:" in said.err) == (3, True)
+    assert baton("project", "apply", str(tmp_path / "none.yaml")).status == 2
+
+
+def test_preview_retention_rollback_and_reach_say_what_the_portal_says(
+    baton: Callable[..., Said], active: Any, release: Release, rank: Any
+) -> None:
+    said = baton("preview", "latest")
+    assert said.status in (0, 1) and "Balance failover" in said.out
+    assert baton("preview", "latest", "--json").document["steps"]
+    assert "Retention is off" in baton("releases", "retention").out
+    assert baton("releases", "retention", "--enable").status == 3
+    rank(Role.ADMINISTRATOR)
+    assert baton("releases", "retention", "--enable", "--keep-last", "3", "--json").document["keep_last"] == 3
+    assert baton("rollback", "--look").status == 3
+    said = baton("machines", "reach", "external01", "--no-wait")
+    assert (said.status, "external01 is tried on 10.0.0.11:2380" in said.out) == (0, True), said.err
+    assert baton("machines", "reach", "nobody").status == 2
+
+
+def test_the_help_tells_the_exit_statuses(baton: Callable[..., Said]) -> None:
+    assert "4 the portal cannot be reached" in " ".join(baton("--help").out.split())

@@ -131,7 +131,7 @@ def test_the_architecture_shows_machines_runtimes_routers_and_what_differs(
     client.force_login(viewer)
     text = text_of(client, f"{TEST}architecture/")
     assert 'data-machine="external01"' in text and 'data-runtime="external02.erp"' in text and "Witness" in text
-    assert "Runs release 2; release 3 is active." in text and "1 runtime differs from it" in text
+    assert "Runs release 2; release 3 is active." in text and "1 runtime does not run it yet" in text
     assert 'data-context-menu="#menu-external01"' in text and 'aria-label="Menu of external01.erp"' in text
 
 
