@@ -263,10 +263,10 @@ def prefer(runtime: Runtime, preference: protocol.Preference) -> None:
     try:
         with transaction.atomic():
             touched = []
+            members = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id, failover=True)
+            fleet.take_rows([runtime.machine_id, *members.values_list("machine_id", flat=True)])
             if preference == Preference.LEADER:
-                siblings = Runtime.objects.filter(
-                    environment_id=runtime.environment_id, connector_id=runtime.connector_id, failover=True
-                ).exclude(pk=runtime.pk)
+                siblings = members.exclude(pk=runtime.pk)
                 others = siblings.exclude(preference=Preference.BACKUP)
                 touched += [sibling.machine for sibling in others.select_related("machine")]
                 others.update(preference=Preference.BACKUP)

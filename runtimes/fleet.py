@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -180,6 +180,13 @@ def _tell(machine: Machine) -> None:
 # -------------------------------------------------------------------------------------------------------------------- orders
 
 
+def take_rows(machines: Iterable[int]) -> None:
+    """Inside a transaction, before anything of these machines (ids) is written: a report takes its machine's row first and then its
+    runtimes', so whoever took them the other way round would wait for a report that waits for him. (SQLite's lock is the transaction.)"""
+    if connection.features.has_select_for_update and connection.in_atomic_block:
+        list(Machine.objects.select_for_update().filter(pk__in=set(machines)).order_by("pk").values_list("pk", flat=True))
+
+
 def touch(*machines: Machine) -> None:
     """What these machines should do has changed: raise orders_version, and wake their waiting agents after commit."""
     ids = sorted({machine.pk for machine in machines})
@@ -339,6 +346,8 @@ def assign(runtime: Runtime, bundle: Bundle, *, release: int | None = None) -> N
     `release`: the number of the release that gives it this bundle, when an earlier one gave it the same (None: the bundle's own).
     """
     content = protocol.decode(protocol.BundleContent, bytes(bundle.content))
+    siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
+    take_rows(siblings.values_list("machine_id", flat=True) if content.groups else [runtime.machine_id])
     touched = _refresh_groups(runtime, content)
     row = Runtime.objects.select_for_update(of=("self",)).select_related("desired_bundle").get(pk=runtime.pk)
     if row.desired_bundle != bundle or row.held:
@@ -405,6 +414,7 @@ def stop(runtime: Runtime) -> None:
 
 @transaction.atomic
 def _want(runtime: Runtime, *, running: bool) -> None:
+    take_rows([runtime.machine_id])
     if Runtime.objects.filter(pk=runtime.pk).exclude(desired_running=running).update(desired_running=running):
         touch(runtime.machine)
     runtime.desired_running = running
@@ -414,6 +424,7 @@ def _want(runtime: Runtime, *, running: bool) -> None:
 def hold(runtime: Runtime, why: str) -> None:
     """Stop the runtime until it is deployed; that it was wished to run stays wished. Its agent starts it again only with the bundle that
     is ordered then. `why` is a sentence for people."""
+    take_rows([runtime.machine_id])
     if Runtime.objects.filter(pk=runtime.pk, held="").update(held=why):
         touch(runtime.machine)
         runtime.held = why
@@ -443,6 +454,7 @@ def restart(runtime: Runtime) -> None:
         NotAllowed: it is stopped; start it instead. Or it is held.
     """
     refuse_held(runtime)
+    take_rows([runtime.machine_id])
     if not Runtime.objects.filter(pk=runtime.pk, desired_running=True).update(desired_restarts=F("desired_restarts") + 1):
         raise NotAllowed(f"{runtime.key} is stopped: start it instead.")
     runtime.refresh_from_db(fields=["desired_restarts"])
@@ -462,6 +474,7 @@ def stop_flow(runtime: Runtime, flow_key: str) -> None:
 @transaction.atomic
 def _want_flow(runtime: Runtime, flow_key: str, *, running: bool) -> None:
     # On SQLite the transaction is the lock (IMMEDIATE); elsewhere the row is.
+    take_rows([runtime.machine_id])
     row = Runtime.objects.select_for_update(of=("self",)).select_related("desired_bundle", "machine", "connector").get(pk=runtime.pk)
     if row.desired_bundle is None:
         raise Invalid(f"Nothing was deployed to {row.key} yet.", field="flow")
@@ -545,6 +558,7 @@ def order_router(router: Router, **wish: Any) -> bool:
     """Write what is wished of a router, and wake its agent when that is new."""
     if all(getattr(router, field) == value for field, value in wish.items()):
         return False
+    take_rows([router.machine_id])
     Router.objects.filter(pk=router.pk).update(**wish)
     for field, value in wish.items():
         setattr(router, field, value)

@@ -35,7 +35,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKERS, BEATS = 10, 3
-KILL_EVERY = (2.0, 6.0)  # seconds; a worker takes seconds of computing to start
 REST_KILL_EVERY = (8.0, 20.0)  # seconds: of what there is one of only
 DUE_EVERY = 6.0  # seconds
 LIMIT = 1200.0  # seconds
@@ -298,7 +297,7 @@ def schedule(places: list[Place], count: int, person: Any) -> None:
         )
 
 
-def live_through(crowd: Crowd, fleets: list[Any], chance: random.Random, count: int) -> float:
+def live_through(crowd: Crowd, fleets: list[Any], chance: random.Random, count: int, every: float) -> float:
     """Kill until everything is over. How long it took, in seconds."""
     from django.db import OperationalError
 
@@ -311,7 +310,7 @@ def live_through(crowd: Crowd, fleets: list[Any], chance: random.Random, count: 
         now = time.monotonic()
         if now >= kill_at:
             crowd.kill_one()
-            kill_at = time.monotonic() + chance.uniform(*KILL_EVERY)
+            kill_at = time.monotonic() + chance.uniform(0.5, 1.5) * every
         if crowd.rest and now >= rest_at:
             crowd.kill_of_the_rest()
             rest_at = time.monotonic() + chance.uniform(*REST_KILL_EVERY)
@@ -464,6 +463,7 @@ def main() -> int:
     arguments.add_argument("--activations", type=int, default=100)
     arguments.add_argument("--environments", type=int, default=4, help="in which they become due, with three machines each")
     arguments.add_argument("--seed", type=int, default=secrets.randbelow(10_000))
+    arguments.add_argument("--every", type=float, default=4.0, help="seconds between two kills, on average")
     arguments.add_argument("--kill", default="", help="beside workers and beats: web, broker, data (the broker's, with it)")
     asked = arguments.parse_args()
     home = asked.home.resolve()
@@ -498,7 +498,7 @@ def main() -> int:
         crowd.start_celery()
         until(Heartbeat.objects.exists, 60, "a worker does what a beat sends")
         schedule(places, asked.activations, person)
-        seconds = live_through(crowd, fleets, chance, asked.activations)
+        seconds = live_through(crowd, fleets, chance, asked.activations, asked.every)
         ended = crowd.ended()
     finally:
         crowd.end()

@@ -1,15 +1,19 @@
+import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
+from django.utils import timezone
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import DesignedMachine, Environment, Group
 from runtimes import fleet, protocol, votes
 from runtimes.models import Bundle, FailoverGroup, GroupMember, GroupRequest, Machine, Router, Runtime
-from tests.runtimes.conftest import NOW, content_for, routers_of
+from tests.runtimes.conftest import NOW, content_for, routers_of, said, said_of
 
 TWO = {"external01": ("10.0.0.1", 7400), "external02": ("10.0.0.2", 7400)}
 THREE = {**TWO, "core01": ("10.0.0.3", 7400)}
@@ -285,3 +289,36 @@ def test_an_environment_without_routers_orders_none(test_environment: Environmen
 def test_a_token_names_who_made_it(external01: Machine, admin: User) -> None:
     fleet.register(external01, by=admin)
     assert external01.join_tokens.get().created_by == admin
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one lock, and nobody can wait for another one")
+def test_orders_and_reports_of_one_machine_never_wait_for_each_other(external01: Machine, erp01: Runtime, group: FailoverGroup) -> None:
+    """A report takes the machine's row and then its runtimes'; an order that took them the other way round ended one of the two
+    ("deadlock detected")."""
+    errors: list[Exception] = []
+
+    def again_and_again(act: Callable[[int], object]) -> None:
+        try:
+            for number in range(1, 60):
+                act(number)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            connection.close()
+
+    def report(number: int) -> None:
+        fleet.record_report(
+            external01, said(number, runtimes=[said_of(erp01, group, protocol.Status.LEADER, epoch=41)]), now=timezone.now()
+        )
+
+    def order(number: int) -> None:
+        (fleet.restart if number % 3 else lambda runtime: fleet.hold(runtime, "until it is deployed"))(erp01)
+        Runtime.objects.filter(pk=erp01.pk).update(held="")
+
+    threads = [threading.Thread(target=again_and_again, args=[act]) for act in (report, order)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
