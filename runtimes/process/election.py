@@ -194,6 +194,13 @@ def ready_followers(view: GroupView, now: float) -> list[str]:
     return sorted(ready, key=lambda peer: (_rank(_preference(view, peer)), peer))
 
 
+def _stays_up_to_date(view: GroupView, followers: list[str]) -> list[str]:
+    """Those first that run this member's own release, then the newest: nobody asked for one that is left over from a former release."""
+    releases = {key: session.record.release for key, session in view.sessions.items() if session.record is not None}
+    own = releases.get(view.me)
+    return sorted(followers, key=lambda peer: (releases.get(peer) != own, -releases.get(peer, 0)))  # stable: then the best preferred
+
+
 def why_not_ready(view: GroupView, peer: str, now: float) -> str:
     """Why a member cannot lead now, or nothing."""
     if peer not in view.spec.members:
@@ -263,7 +270,7 @@ def _with_request(view: GroupView, now: float) -> Decision:
         return close("stale", f"leadership has changed since the request was made: {now_and_then}")
     if request.to is not None and (why := why_not_ready(view, request.to, now)):
         return close("not-ready", f"leadership stays here: {why}")
-    candidates = [request.to] if request.to is not None else ready_followers(view, now)
+    candidates = [request.to] if request.to is not None else _stays_up_to_date(view, ready_followers(view, now))
     if not candidates:
         return close(
             "not-ready", f"leadership stays here: no other member is ready ({_why_nobody(view, now)}); Disable stops it all the same"
@@ -280,7 +287,7 @@ def _with_request(view: GroupView, now: float) -> Decision:
 def _stop_leading(view: GroupView, now: float, status: Status, cause: Cause, actor: str, why: str) -> Decision:
     """Drain while the permit lasts, then hand over to a ready follower, or leave the group vacant."""
     own = view.own
-    followers = ready_followers(view, now)
+    followers = _stays_up_to_date(view, ready_followers(view, now))
     drained = not own.busy and own.drain_since is not None
     limit = min((own.drain_since if own.drain_since is not None else now) + view.timing.drain, own.permit_until - margin(view.timing))
     if not drained and now < limit:

@@ -24,13 +24,15 @@ def seen(
     preference: Preference = Preference.NONE,
     session: str = "",
     ttl: float = 1.0,
+    release: int = 1,
 ) -> Observed:
     mark = GroupMark(ready=ready, on=False, preference=preference)
-    return Observed(SessionRecord(session or f"{runtime}:1", 3, runtime, 1, {"g": mark}, ttl), 50, since)
+    return Observed(SessionRecord(session or f"{runtime}:1", 3, runtime, release, {"g": mark}, ttl), 50, since)
 
 
 GONE = Observed(None, 0, FRESH)
 ALL = {A: seen(A), B: seen(B), C: Observed(None, 0, FRESH)}
+MIXED = {A: seen(A, release=2), B: seen(B, preference=Preference.LEADER), C: seen(C, release=2)}
 A_LEADS = LeaderRecord(A, f"{A}:1", Cause.FIRST)
 B_LEADS = LeaderRecord(B, f"{B}:1", Cause.FIRST)
 NOBODY_OFF = ControlRecord()
@@ -142,6 +144,20 @@ def request(to: str | None = B, epoch: int = EPOCH, disabled: ControlRecord = NO
         pytest.param(view(control=request(), own=replace(OWN, drain_since=NOW)), Action.HAND_OVER, Status.LEADER, "operator", id="then gives"),
         pytest.param(
             view(control=request(None), own=replace(OWN, drain_since=NOW)), Action.HAND_OVER, Status.LEADER, B, id="Stop: any ready follower"
+        ),
+        pytest.param(
+            view(control=request(None), own=replace(OWN, drain_since=NOW), sessions=MIXED), Action.HAND_OVER, Status.LEADER, C,
+            id="Stop: the one on the leader's own release before a preferred one that was left behind",
+        ),
+        pytest.param(
+            view(control=OFF_A, own=replace(OWN, drain_since=NOW), sessions=MIXED), Action.HAND_OVER, Status.DISABLED, C, id="Disable: the same"
+        ),
+        pytest.param(
+            view(own=replace(OWN, stopping=True, drain_since=NOW), sessions=MIXED), Action.HAND_OVER, Status.LEADER, C, id="a stop: the same"
+        ),
+        pytest.param(
+            view(own=replace(OWN, stopping=True, drain_since=NOW), sessions={**MIXED, C: GONE}), Action.HAND_OVER, Status.LEADER, B,
+            id="an obsolete one before nobody",
         ),
         pytest.param(
             view(control=request(), own=replace(OWN, drain_since=NOW - 5, busy=True)), Action.CLOSE, Status.LEADER, "5 s", id="the drain limit"
