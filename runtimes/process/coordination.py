@@ -67,6 +67,8 @@ class Coordinator:
         self._number = 1
         self._counter = 0
         self._revision = 0  # of the own last write
+        self._told_at = ALWAYS  # when the watch last told something, or was opened; ALWAYS: there is none
+        self._doubt = asyncio.Event()  # does the watch still work
         self._as_of: dict[str, int] = {}  # by key: the store's revision at which it was last received
         self._entries: dict[str, Entry] = {}
         self._sessions: dict[str, Observed] = {}
@@ -190,16 +192,34 @@ class Coordinator:
         return await self._transact([unchanged(key, view.control_revision)], [put(key, plain(view.control.closing(outcome)))])
 
     async def watch(self, woken: Callable[[bool], None]) -> None:
-        """Follow the watched keys for ever; `woken(True)` asks for a renewal at once, `woken(False)` for a decision."""
+        """Follow the watched keys for ever; `woken(True)` asks for a renewal at once, `woken(False)` for a decision.
+
+        A connection behind a gateway may stand though nobody is at its other end any more: the watch is opened anew when a request was
+        not answered, or when it has told nothing for a TTL while this session was renewed (each renewal is news to a watch that works).
+        """
         while True:
+            self._told_at = self._clock()
+            self._doubt.clear()
+            following, doubt = asyncio.create_task(self._follow(woken)), asyncio.create_task(self._doubt.wait())
             try:
-                async for event in self.etcd.watch(self.watched()):
-                    key = event.entry.key
-                    entry = Entry(key, 0) if event.deleted else event.entry
-                    if self._note(key, entry, event.entry.revision, self._clock()) and (event.deleted or not self._is_session(key)):
-                        woken(not self._is_session(key))
+                await asyncio.wait((following, doubt), return_when=asyncio.FIRST_COMPLETED)
+                if following.done():
+                    following.result()
             except OutcomeUnknown:
                 await asyncio.sleep(self.timing.renewal)
+            finally:
+                for task in (following, doubt):
+                    task.cancel()
+                await asyncio.gather(following, doubt, return_exceptions=True)
+
+    async def _follow(self, woken: Callable[[bool], None]) -> None:
+        """Raises: OutcomeUnknown when the watch breaks."""
+        async for event in self.etcd.watch(self.watched()):
+            self._told_at = self._clock()
+            key = event.entry.key
+            entry = Entry(key, 0) if event.deleted else event.entry
+            if self._note(key, entry, event.entry.revision, self._told_at) and (event.deleted or not self._is_session(key)):
+                woken(not self._is_session(key))
 
     # ---------------------------------------------------------------------------------------------------------------------- inside
 
@@ -231,6 +251,7 @@ class Coordinator:
 
     def _lost(self, sent: float) -> None:
         """One more request without an answer."""
+        self._doubt.set()
         stood_still = self._clock() - sent > self.timing.ttl
         self._lost_since = ALWAYS if stood_still else min(self._lost_since, sent)
 
@@ -253,6 +274,8 @@ class Coordinator:
         self.started = True
         self._revision = answer.entries[key].revision
         self.trouble = ""
+        if sent - self._told_at > self.timing.ttl:
+            self._doubt.set()
         self.held_off.clear()
         self._grant(sent + self.timing.ttl - self.timing.guard)
         return Result.DONE
