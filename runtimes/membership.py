@@ -18,11 +18,12 @@ from django.utils import timezone
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import DesignedMachine, Environment
 from runtimes import authority, failover, fleet, protocol, reports, votes
-from runtimes.models import FailoverGroup, Machine, MembershipChange, MembershipStatus, Router, Runtime
+from runtimes.models import FailoverGroup, GroupRequest, Machine, MembershipChange, MembershipStatus, Router, Runtime
 from runtimes.votes import Act, Condition, Next, Voter
 
 DRIVEN_WITHIN = timedelta(seconds=30)  # a deployment that has not looked at its change for so long drives it no more
 UNFINISHED = (MembershipStatus.RUNNING, MembershipStatus.HALTED, MembershipStatus.REFUSED)
+ASK_AGAIN_AFTER = timedelta(seconds=15)  # for a hand-over that did not come about
 CARRY_SECONDS = 15.0  # within which a router is to carry a change; another one is asked after that
 ACTS = {
     Act.ADD: protocol.MemberAct.ADD,
@@ -400,6 +401,9 @@ def _ask_to_hand_over(change: MembershipChange, machine: str, now: datetime) -> 
         if found.leader is None or found.leader.status != protocol.Status.LEADER or found.leader.machine != machine:
             continue
         led.append(group.name)
+        asked = GroupRequest.objects.filter(group=group, actor=change.actor, cause=protocol.Cause.DEPLOY)
+        if asked.filter(created_at__gt=now - ASK_AGAIN_AFTER).exists():
+            continue  # one that failed is not repeated with every report
         try:
             failover.switch(group, candidate=None, expected_leader=machine, actor=change.actor, cause=protocol.Cause.DEPLOY, now=now)
         except Busy:
