@@ -75,6 +75,8 @@ def _ip(value: str) -> str:
         address = ipaddress.ip_address(value)
     except ValueError:
         return "is no IP address"
+    if "%" in value:
+        return "names a zone, which means something on one machine only"
     return "is not the address of one machine" if address.is_unspecified or address.is_multicast else ""
 
 

@@ -1,15 +1,19 @@
 """/api/v1/properties/"""
 
+import hashlib
 from typing import Any
 
+from django.db import transaction
 from django.db.models import QuerySet
 from django_filters import rest_framework as filters
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, serializers, status
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from portal import access, properties
-from portal.api.fields import EnvironmentFilter, Gated
+from portal.api.fields import EnvironmentFilter, Gated, if_match
+from portal.errors import Stale
 from portal.models import EnvironmentKind, Property
 
 
@@ -46,6 +50,11 @@ class NewValue(serializers.Serializer[Any]):
     value = serializers.CharField(allow_blank=True, trim_whitespace=False)
 
 
+IF_MATCH = OpenApiParameter(
+    "If-Match", str, OpenApiParameter.HEADER, description="The ETag of the value as it was seen: 412 when it changed."
+)
+
+
 class PropertyFilter(EnvironmentFilter):
     key = filters.CharFilter()
     search = filters.CharFilter(field_name="key", lookup_expr="icontains")
@@ -74,15 +83,44 @@ class PropertyViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Pr
         row = properties.set_value(environment, given.pop("key"), given.pop("value"), **given, by=request.user)
         return Response(PropertySerializer(row).data, status=status.HTTP_201_CREATED)
 
+    def retrieve(self, request: Request, pk: str) -> Response:
+        return _with_tag(self.get_object())
+
+    @extend_schema(request=NewValue, responses=PropertySerializer, parameters=[IF_MATCH])
     def partial_update(self, request: Request, pk: str) -> Response:
         row = self.row_for(request)
         body = NewValue(data=request.data)
         body.is_valid(raise_exception=True)
         value = body.validated_data["value"]
-        changed = properties.set_value(row.environment, row.key, value, machine=row.machine, connector=row.connector, by=request.user)
-        return Response(PropertySerializer(changed).data)
+        with transaction.atomic():
+            _refuse_stale(request, row)
+            changed = properties.set_value(row.environment, row.key, value, machine=row.machine, connector=row.connector, by=request.user)
+        return _with_tag(changed)
 
+    @extend_schema(responses={204: None}, parameters=[IF_MATCH])
     def destroy(self, request: Request, pk: str) -> Response:
         row = self.row_for(request)
-        properties.remove_value(row.environment, row.key, machine=row.machine, connector=row.connector, by=request.user)
+        with transaction.atomic():
+            _refuse_stale(request, row)
+            properties.remove_value(row.environment, row.key, machine=row.machine, connector=row.connector, by=request.user)
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+def _tag(row: Property) -> str:
+    """Of one value as it stands; tells nothing of a secret."""
+    return hashlib.sha256(f"{row.pk} {row.updated_at.isoformat()}".encode()).hexdigest()[:32]
+
+
+def _with_tag(row: Property) -> Response:
+    return Response(PropertySerializer(row).data, headers={"ETag": f'"{_tag(row)}"'})
+
+
+def _refuse_stale(request: Request, row: Property) -> None:
+    """Two people on one value: who says what he saw changes nothing else. Raises Stale."""
+    seen = if_match(request)
+    if not seen:
+        return
+    now = Property.objects.select_for_update().filter(pk=row.pk).first()
+    if now is None or _tag(now) != seen:
+        by = f" by {now.updated_by}" if now is not None and now.updated_by else ""
+        raise Stale(f"{row.key} ({row.scope}) was changed{by} since it was read: look at it again.")

@@ -80,3 +80,22 @@ def test_one_host_is_marked(client: Client, developer: User, test_environment: E
     assert put(client, "one-host", project="webshop", environment="test", one_host=True).status_code == 200
     assert post(client, "properties", **body).status_code == 201
     assert put(client, "one-host", project="webshop", environment="test", one_host=False).status_code == 409
+
+
+def test_two_editors_of_one_value_do_not_overwrite_each_other_unseen(
+    client: Client, developer: User, operator: User, test_environment: Environment
+) -> None:
+    row = properties.set_value(test_environment, "erp.outbox", "/one", by=developer)
+    address = f"/api/v1/properties/{row.pk}/"
+    client.force_login(developer)
+    seen = client.get(address)["ETag"]
+    changed = client.patch(address, {"value": "/two"}, content_type="application/json", headers={"If-Match": seen})
+    assert (changed.status_code, changed["ETag"] != seen) == (200, True)
+    for refused in (
+        client.patch(address, {"value": "/three"}, content_type="application/json", headers={"If-Match": seen}),
+        client.delete(address, headers={"If-Match": seen}),
+    ):
+        assert refused.status_code == 412
+        assert "erp.outbox (global) was changed by developer since it was read" in refused.json()["detail"]
+    assert Property.objects.get(pk=row.pk).value == "/two"
+    assert client.delete(address, headers={"If-Match": changed["ETag"]}).status_code == 204
