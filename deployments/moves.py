@@ -58,7 +58,7 @@ def promised(release: Release, connector: str, members: int, *, routers: bool) -
 
 
 def lacks(release: Release, connector: str) -> str:
-    """ "Release 3 has no connector erp"; empty when it has. What runs of it must not go on unnoticed: see docs/decisions/0070."""
+    """ "Release 3 has no connector erp"; empty when it has. What runs of it must not go on unnoticed: see docs/decisions/0072."""
     here = any(item["name"] == connector for item in release.content["connectors"])
     return "" if here else f"Release {release.number} has no connector {connector}"
 

@@ -113,7 +113,7 @@ def _opening(environment: Environment) -> list[Step]:
 
 def followers_first_plan(environment: Environment, *, now: datetime) -> Plan:
     """Replace the steps by a plan made from who leads now. Per connector in failover: upgrade the followers, prove them ready, hand the
-    groups over, upgrade the former leaders, prove them; Balance failover last, which moves no group a second time (decision 0071).
+    groups over, upgrade the former leaders, prove them; Balance failover last, which moves no group a second time (decision 73).
     Connectors go side by side; others come before.
 
     Raises:

@@ -88,7 +88,7 @@ def upgrade(baton: Baton, name: str) -> dict[str, dict[str, Any]]:
 
 def test_each_upgrade_hands_each_group_over_once(baton: Baton) -> None:
     """From the preferred machines to the others, and by the next upgrade back. The gaps are printed; the figures of a quiet machine stand
-    in docs/deploying.md (decision 0071)."""
+    in docs/deploying.md (decision 73)."""
     for name, leads in (("there", 2), ("back", 1)):
         for group, told in upgrade(baton, name).items():
             assert told["foreseen"] == len(told["gaps"]) == 1, (name, group, told)
