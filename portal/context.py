@@ -31,6 +31,7 @@ PARENT = {
     "team": "team",
     "machine": "architecture",
     "runtime": "architecture",
+    "timing": "architecture",
     "register-machine": "architecture",
     "group": "groups",
     "property": "properties",
