@@ -52,7 +52,7 @@ def grow(environment: Environment, connector: Connector, size: int) -> None:
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_a_view_needs_the_same_number_of_queries_at_two_sizes(
+def test_a_view_needs_no_more_queries_when_there_is_more(
     client: Client, developer: User, test_environment: Environment, erp: Connector, address: str
 ) -> None:
     client.force_login(developer)
@@ -63,7 +63,7 @@ def test_a_view_needs_the_same_number_of_queries_at_two_sizes(
         with CaptureQueriesContext(connection) as queries:
             assert client.get(address).status_code == 200
         counts.append(len(queries))
-    assert counts[0] == counts[1]
+    assert counts[1] <= counts[0]  # fewer, where none of the page's rows is a router's address: then nobody asks for peers' tests
 
 
 def test_the_check_of_missing_values_needs_the_same_number_of_queries_at_two_sizes(
