@@ -351,7 +351,8 @@ class Pages:
 class Shown:
     """Asks the portal twice a second what it shows, and compares it with the pages (I6: a shown fact is true or carries its age).
 
-    A fact may be as old as its report, and a report as long under way as something stood still: `slack` says how long.
+    A fact may be as old as its report, and a report as long under way as something stood still (`slack` says how long), and as this very
+    question took: a portal that is slow to answer is slow to read reports too.
     """
 
     EVERY = 0.5
@@ -400,7 +401,7 @@ class Shown:
                 self._lie(f"{said}: too old to be shown as a fact")
             if member["status"] == "single-node":
                 continue  # it runs without a permit, and so without a page that says so
-            since = reported - self.UNDER_WAY - self.slack
+            since = reported - self.UNDER_WAY - (answered - began) - self.slack
             ever, always = self.pages.was_on(connector, member["machine"], since, answered)
             if member["state"] == "on" and not ever:
                 self._lie(f"{said}: it was Off all the time")
