@@ -153,7 +153,8 @@ def sequence(lab: Lab, *, faults: int, seed: int, say: Callable[[str], None], se
             time.sleep(dwell)
         lab.heal()
         complaint = _one_leader_again(lab, figures, words)
-        complaint = complaint or lab.enable_all() or (_settle(lab) if patient else "")
+        enabled = lab.enable_all()  # whatever else is wrong: the next round begins with everybody
+        complaint = complaint or enabled or (_settle(lab) if patient else "")
         complaint = complaint or _broken(lab, late=patient)
         if len(together) == 1 and figures.faults > before:
             figures.measure(lab, kind_of(together[0][0].name), began, leaders)
