@@ -668,7 +668,7 @@ class DeployRuntime(OnRuntime):
         bundle = ordered if same and ordered is not None else fleet.store_bundle(runtime.environment, content)
         memory["digest"] = bundle.digest
         memory["unchanged"] = runtime.desired_bundle_id == bundle.digest and runs_as_ordered(runtime, now)
-        if memory["unchanged"] and runtime.desired_release != step.deployment.release.number:
+        if memory["unchanged"]:  # disturbs nothing; its memberships may still be those that a sibling's newer bundle gave it
             fleet.assign(runtime, bundle, release=step.deployment.release.number)
         return not memory["unchanged"]
 

@@ -196,11 +196,13 @@ def moment(text: str) -> datetime | None:
 
 
 def in_words(change: LeadershipChange) -> Change:
+    cause = protocol.Cause(change.cause)
+    by_step = cause == protocol.Cause.SWITCH and DEPLOYMENT.fullmatch(change.actor)
     return Change(
         row=change,
         machine=change.runtime.split(".")[0],
         previous=change.previous.split(".")[0],
-        words=history.CAUSES[protocol.Cause(change.cause)],
+        words="switched by a step of the plan" if by_step else history.CAUSES[cause],
     )
 
 

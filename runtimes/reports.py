@@ -220,6 +220,14 @@ def _timely(flow: protocol.FlowReport, clock: Clock) -> protocol.FlowReport:
     return msgspec.structs.replace(flow, **moments)
 
 
+def _why_without(runtime: protocol.RuntimeReport) -> str:
+    """Why a runtime says nothing of one of its groups."""
+    if runtime.state == protocol.RuntimeState.READY:
+        what = f"release {runtime.release}" if runtime.release else "a bundle"
+        return f"{runtime.key} runs {what}, which does not have this group: deploy to it"
+    return f"{runtime.key} is {runtime.state}{': ' + runtime.reason if runtime.reason else ''}"
+
+
 def _store_members(
     machine: Machine, runtimes: dict[str, Runtime], heard: list[protocol.RuntimeReport], restarted: set[str], clock: Clock
 ) -> None:
@@ -237,7 +245,7 @@ def _store_members(
         if said is None:
             row.ready_since = None
             row.observed_status, row.observed_state, row.observed_ready = protocol.Status.UNKNOWN, protocol.State.OFF, False
-            row.observed_reason = f"{runtime.key} is {runtime.state}{': ' + runtime.reason if runtime.reason else ''}"
+            row.observed_reason = _why_without(runtime)
             row.observed_ttl = None
             continue
         spoken.add((row.runtime_id, said.group))

@@ -11,7 +11,7 @@ from deployments.models import Deployment, Release, RunStatus, Step, StepKind, S
 from deployments.steps import Outcome, done, failed, running, together
 from portal import properties
 from portal.errors import Busy
-from portal.models import Environment, Property
+from portal.models import Environment, Group, Property
 from runtimes import architecture, failover, fleet
 from runtimes.models import FailoverGroup, GroupMember, Machine, Router, Runtime
 from runtimes.protocol import Preference, RouterState, RuntimeState, Status
@@ -241,6 +241,17 @@ def test_a_runtime_is_proven_when_it_is_settled_in_its_groups(stage: Stage, fact
         assert (step.status, step.reason) == (RunStatus.SKIPPED, "external02.erp already runs this bundle: not restarted.")
     else:
         assert (step.status, step.reason) == (RunStatus.RUNNING, sentence)
+
+
+def test_a_runtime_that_is_not_restarted_leaves_a_group_that_its_release_lacks(stage: Stage) -> None:
+    """A sibling ran a newer release meanwhile, which has one more group; this one was left out, and the older release is deployed again."""
+    runtime = Runtime.objects.get(machine__name="external02", connector__name="erp")
+    newer = Group.objects.create(connector=runtime.connector, name="newer")
+    group = FailoverGroup.objects.create(environment=runtime.environment, group=newer, name="newer", failover=True)
+    GroupMember.objects.create(group=group, runtime=runtime)
+    step = stage.run(StepKind.DEPLOY_RUNTIME, **ON_2)
+    assert (step.status, step.reason) == (RunStatus.SKIPPED, "external02.erp already runs this bundle: not restarted.")
+    assert not GroupMember.objects.filter(group=group).exists()
 
 
 def test_a_failure_told_once_by_an_old_report_does_not_fail_the_step(fresh: Stage) -> None:

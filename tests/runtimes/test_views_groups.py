@@ -273,6 +273,12 @@ def change(epoch: int, machine: str, minutes: float, previous: str = "", gap: fl
     return LeadershipChange(epoch=epoch, runtime=f"{machine}.erp", previous=old, cause="crash", at=at, gap_seconds=gap)
 
 
+@pytest.mark.parametrize(("actor", "words"), [("operator", "switched by hand"), ("deployment 3", "switched by a step of the plan")])
+def test_a_switch_says_whether_a_person_or_a_step_asked_for_it(actor: str, words: str) -> None:
+    asked = LeadershipChange(epoch=1, runtime="external01.erp", cause="switch", actor=actor, at=NOON)
+    assert boards.in_words(asked).words == words
+
+
 def drawn(*changes: LeadershipChange, known_until: datetime = NOON) -> dict[str, list[tuple[str, float, float]]]:
     lanes = timeline.lanes(["a", "b"], changes, HOUR, known_until=known_until)
     return {lane.machine: [(piece.kind, round(piece.left, 1), round(piece.width, 1)) for piece in lane.stretches] for lane in lanes}
