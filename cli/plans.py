@@ -29,13 +29,13 @@ def show_plan(environment: EnvironmentOption = "", project: ProjectOption = "", 
 @app.command()
 def default(environment: EnvironmentOption = "", project: ProjectOption = "", json: JsonOption = False) -> None:
     """Replace the steps: alerting off, routers, every runtime, Balance failover."""
-    _tell(given.portal().post(f"{_path(project, environment)}default/"), json)
+    _replaced(given.portal().post(f"{_path(project, environment)}default/"), json)
 
 
 @app.command("followers-first")
 def followers_first(environment: EnvironmentOption = "", project: ProjectOption = "", json: JsonOption = False) -> None:
     """Replace the steps by a plan made from who leads now: followers, hand over, former leaders, Balance failover."""
-    _tell(given.portal().post(f"{_path(project, environment)}followers-first/"), json)
+    _replaced(given.portal().post(f"{_path(project, environment)}followers-first/"), json)
 
 
 @app.command()
@@ -46,7 +46,7 @@ def copy(
     json: JsonOption = False,
 ) -> None:
     """Copy the plan to another environment; says which of its targets do not exist there."""
-    _tell(given.portal().post(f"{_path(project, environment)}copy/", {"environment": to}), json)
+    _replaced(given.portal().post(f"{_path(project, environment)}copy/", {"environment": to}), json)
 
 
 @app.command()
@@ -142,6 +142,12 @@ def _on_step(position: int, method: str, path: str, json: bool, body: Any) -> No
         raise Usage(f"There is no step {position}: the plan has {len(found['steps'])}.")
     headers = {"If-Match": f'"{found["digest"]}"'}
     _tell(ask.ask(method, f"{path}steps/{step['id']}/", headers=headers, **({"json": body} if body is not None else {})), json)
+
+
+def _replaced(found: dict[str, Any], json: bool) -> None:
+    _tell(found, json)
+    if not json:
+        show.note(f"The plan of {found['environment']} was replaced: it has {len(found['steps'])} steps now.")
 
 
 def _tell(found: dict[str, Any], json: bool) -> None:

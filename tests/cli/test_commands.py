@@ -221,7 +221,9 @@ def test_the_plan_is_shown_edited_exported_and_applied(baton: Callable[..., Said
     assert refused.status == 3 and "Somebody changed the plan" in refused.err
     assert len(baton("plan", "apply", str(file), "--force", "--json").document["steps"]) == 5
     assert len(baton("plan", "remove", "1", "--json").document["steps"]) == 4
-    assert "Routers exist" not in baton("plan", "default").err
+    made = baton("plan", "default")
+    assert "Routers exist" not in made.err
+    assert "The plan of test was replaced: it has" in made.out
     wrong = baton("plan", "change", "99", "retries=2")
     assert wrong.status == 2 and "There is no step 99: the plan has 5." in wrong.err
     copied = baton("plan", "copy", "acceptance")
