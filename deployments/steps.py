@@ -143,8 +143,9 @@ def silence(machine: Machine, now: datetime) -> str:
 
 
 def _because(reason: str) -> str:
-    """A reason somebody else gave, to end a sentence with."""
-    return f": {reason.rstrip('.')}." if reason else "."
+    """A reason somebody else gave, to end a sentence with; none where it only says the state again ("is starting: starting")."""
+    said = reason.rstrip(".")
+    return f": {said}." if said and said not in (*RuntimeState, *RouterState) else "."
 
 
 # ------------------------------------------------------------------------------------------------------- alerting and persons

@@ -254,6 +254,13 @@ def test_a_runtime_that_is_not_restarted_leaves_a_group_that_its_release_lacks(s
     assert not GroupMember.objects.filter(group=group).exists()
 
 
+@pytest.mark.parametrize(("reason", "end"), [("", "."), ("starting", "."), ("the port is taken.", ": the port is taken.")])
+def test_a_reason_that_only_says_the_state_again_is_left_out(stage: Stage, reason: str, end: str) -> None:
+    Runtime.objects.filter(machine__name="external02").update(observed_state=RuntimeState.STARTING, observed_reason=reason)
+    step = stage.begin(StepKind.WAIT_HEALTHY, **ON_2).steps.get()
+    assert step.reason == f"external02.erp is starting{end}"
+
+
 def test_a_failure_told_once_by_an_old_report_does_not_fail_the_step(fresh: Stage) -> None:
     fresh.run(StepKind.DEPLOY_ROUTERS)
     run = fresh.begin(StepKind.DEPLOY_RUNTIME, **ON_1)
