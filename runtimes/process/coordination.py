@@ -43,6 +43,7 @@ class Coordinator:
         groups: Sequence[GroupSpec],
         marks: Callable[[], dict[str, GroupMark]],
         clock: Clock = boot_clock,
+        design: str = "",
     ) -> None:
         self.etcd = etcd
         self.me = config.key
@@ -61,7 +62,7 @@ class Coordinator:
         self.last_sign: dict[str, float] = {}  # by peer: when its last write was received
         self._namespace = config.namespace
         self._launch = config.launch
-        self._release = config.release
+        self._release, self._design = config.release, design
         self._marks = marks
         self._clock = clock
         self._number = 1
@@ -259,7 +260,7 @@ class Coordinator:
         """One own transaction on the own last write, which it rewrites; its success is a renewal."""
         key = session_key(self._namespace, self.me)
         self._counter += 1
-        record = SessionRecord(self.session, self._counter, self.me, self._release, self._marks(), self.timing.ttl)
+        record = SessionRecord(self.session, self._counter, self.me, self._release, self._marks(), self.timing.ttl, self._design)
         reads = [read(each) for each in self._keys()]
         sent = self.sent_at = self._clock()
         try:

@@ -30,7 +30,7 @@ from runtimes.process.etcd import Etcd
 from runtimes.process.flows import Flow
 from runtimes.process.isolation import Memory
 from runtimes.process.permits import ALWAYS, NEVER, Clock, Duty, PermitPage, boot_clock, boot_id
-from runtimes.process.records import ControlRecord, GroupMark, epoch_of
+from runtimes.process.records import ControlRecord, GroupMark, design_of, epoch_of
 from runtimes.process.seat import Seat
 from runtimes.process.state import GroupState
 from runtimes.protocol import (
@@ -99,7 +99,8 @@ class Runtime:
         self._coordinator: Coordinator | None = None
         if self._seats and self._config.etcd is not None:
             specs = [seat.spec for seat in self._seats]
-            self._coordinator = Coordinator(Etcd(self._config.etcd, self._config.tls), self._config, specs, self._marks, clock)
+            router = Etcd(self._config.etcd, self._config.tls)
+            self._coordinator = Coordinator(router, self._config, specs, self._marks, clock, design_of(self._bundle))
         self._memory = Memory(data / "isolation.json", log)
         self._not_before = self._after_new_generation(data / "generation")
 

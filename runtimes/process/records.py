@@ -5,7 +5,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from runtimes.protocol import GENERATION_STEP, LONGEST_TTL, Cause, IsolationPolicy, Preference, RequestOutcome
+from runtimes.protocol import (
+    GENERATION_STEP,
+    LONGEST_TTL,
+    BundleContent,
+    Cause,
+    IsolationPolicy,
+    Preference,
+    RequestOutcome,
+    digest_of,
+    encode,
+)
 
 KEPT_OUTCOMES = 8  # per group, so that an order carried twice finds how it ended
 
@@ -40,6 +50,7 @@ class SessionRecord(msgspec.Struct, frozen=True):
     groups: dict[str, GroupMark] = {}
     ttl: float = 1.0  # seconds that this write may give a permit for, guard included; who takes from it waits so long (before this
     # field was written everybody's was 1.0)
+    design: str = ""  # of the flows that it runs (design_of): equal where releases differ by their number or a machine's values only
 
 
 class LeaderRecord(msgspec.Struct, frozen=True):
@@ -119,6 +130,12 @@ def parse(kind: type[R], value: Any) -> R | None:
 def plain(record: msgspec.Struct) -> Any:
     """The record as JSON values."""
     return msgspec.to_builtins(record)
+
+
+def design_of(bundle: BundleContent) -> str:
+    """Which flows in which versions and groups a runtime runs, apart from its release's number and its machine's values."""
+    flows = sorted((flow.id, flow.version, flow.group or "") for flow in bundle.flows)
+    return digest_of(encode(flows))[:16]
 
 
 def epoch_of(generation: int, leader_revision: int) -> int:

@@ -77,7 +77,8 @@ async def place_request(
     Args:
         client: of this machine's router; it stays open.
         member: key of any runtime of the group's connector ("external01.erp"): tells which connector `request.machine` runs.
-        activated: number of the activated release; a candidate must run it or the leader's. None: not compared.
+        activated: number of the activated release; a candidate must run it, the leader's, or the very flows that the leader runs (a runtime
+            that a release does not change keeps a bundle of the former number). None: not compared.
         asks: the wish was written before: only how it ended is asked for, and nothing is written.
 
     Returns:
@@ -170,9 +171,7 @@ async def _judge(
         raise RefusedError("stale", f"leadership has changed meanwhile: {leader} holds epoch {epoch_words(epoch)}; look again and repeat")
     if runtime == leader:
         return _succeeded(request, f"{leader} leads already"), None
-    release = picture.sessions[leader][0].release if leader in picture.sessions else None
-    releases = None if activated is None else {activated, release}
-    await _require_ready(client, namespace, request.group, picture, runtime, leader, releases, timing)
+    await _require_ready(client, namespace, request.group, picture, runtime, leader, activated, timing)
     wish = OpenRequest(request.id, runtime, epoch, request.cause, request.actor)
     return _running(request), msgspec.structs.replace(control, request=wish)
 
@@ -198,7 +197,7 @@ async def _require_ready(
     picture: Picture,
     runtime: str | None,
     leader: str,
-    releases: set[int | None] | None,
+    activated: int | None,
     timing: Timing,
 ) -> None:
     """The candidate, or with None at least one follower, is ready; its session is seen to move, which only a living process does."""
@@ -206,7 +205,7 @@ async def _require_ready(
         candidates = [runtime]
     else:
         candidates = [key for key, (record, _) in picture.sessions.items() if key != leader and group in record.groups]
-    reasons = {key: _why_not(key, picture, group, releases) for key in candidates}
+    reasons = {key: _why_not(key, picture, group, leader, activated) for key in candidates}
     standing = [key for key, reason in reasons.items() if not reason]
     if standing:
         if await moving(client, namespace, {key: picture.sessions[key] for key in standing}, timing, enough=1):
@@ -216,7 +215,7 @@ async def _require_ready(
     raise RefusedError("disabled" if disabled else "not-ready", "; ".join(reasons.values()) or "this group has no other member that runs")
 
 
-def _why_not(key: str, picture: Picture, group: str, releases: set[int | None] | None) -> str:
+def _why_not(key: str, picture: Picture, group: str, leader: str, activated: int | None) -> str:
     if key in picture.control.disabled:
         return f"{key} is disabled; enable it first"
     if key not in picture.sessions:
@@ -227,7 +226,9 @@ def _why_not(key: str, picture: Picture, group: str, releases: set[int | None] |
         return f"the release of {key} does not know this group; deploy it"
     if not mark.ready:
         return f"{key} says that it is not ready"
-    if releases is not None and record.release not in releases:
+    leads = picture.sessions[leader][0] if leader in picture.sessions else None
+    like_leader = leads is not None and (record.release == leads.release or record.design == leads.design != "")
+    if activated is not None and record.release != activated and not like_leader:
         return f"{key} runs release {record.release}, neither the activated one nor the leader's; deploy it"
     return ""
 

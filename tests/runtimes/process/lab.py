@@ -289,6 +289,7 @@ class Landscape:
         preference: Preference = Preference.NONE,
         *,
         release: int = 1,
+        version: str = "1.0.0",
         keeper: bool = True,
         timing: Timing | None = None,
         more: int = 0,
@@ -297,7 +298,7 @@ class Landscape:
         members = ["external01.erp", "external02.erp"]
         others = [f"g{index}" for index in range(more)]
         flows = [
-            FlowSpec(id=flow, name=name, version="1.0.0", inbound=folder(self.home / where), outbound=queue(self.broker), group=group)
+            FlowSpec(id=flow, name=name, version=version, inbound=folder(self.home / where), outbound=queue(self.broker), group=group)
             for flow, name, where, group in [("f", "erp-orders", "outbox", "g"), *((f"f-{g}", f"erp-{g}", g, g) for g in others)]
         ]
         bundle = BundleContent(

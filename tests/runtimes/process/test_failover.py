@@ -147,7 +147,7 @@ def test_a_switch_to_a_member_that_does_not_live_or_runs_another_release_is_refu
     assert "stands still" in dead.reason
     nobody = ask(landscape, RequestKind.SWITCH, None, request_id="r3")
     assert (nobody.status, nobody.code) == (RequestStatus.FAILED, "not-ready")
-    newer = landscape.start(1, release=3)
+    newer = landscape.start(1, release=3, version="2.0.0")
     until(lambda: newer.follows(), 5)
     refused = ask(landscape, RequestKind.SWITCH, "external01", request_id="r4", activated=2)
     assert (refused.code, "release 3" in refused.reason) == ("not-ready", True)
