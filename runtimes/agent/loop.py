@@ -37,6 +37,7 @@ from runtimes.protocol import (
     RequestKind,
     RequestOutcome,
     RequestStatus,
+    RouterOrder,
     RuntimeOrder,
     Status,
     Wire,
@@ -295,10 +296,9 @@ class Agent:
         order = self.router.order
         if order is None or self.orders is None:
             return ""
-        peers = {peer.machine: peer for peer in self.peers.report()}
-        away = [name for name in order.members if name != order.name and (name not in peers or not peers[name].reachable)]
-        if 2 * (len(order.members) - 1 - len(away)) <= len(order.members):
-            return f"{' and '.join(away)} cannot be reached, so the majority would be lost with this router"
+        waits = await self._why_no_majority(order)
+        if waits:
+            return waits
         until = time.monotonic() + self.orders.timing.drain + HAND_OVER_SECONDS
         asked: dict[str, GroupRequest] = {}
         while led := self._led_here():
@@ -316,7 +316,20 @@ class Agent:
                 if outcome.status is RequestStatus.FAILED:
                     return f"what is led here cannot be handed over: {outcome.reason}"
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
-        return ""
+        return await self._why_no_majority(order) if asked else ""  # handing over took its time
+
+    async def _why_no_majority(self, order: RouterOrder) -> str:
+        """Why the other voters would have no majority without this machine's router; empty when they would. Each is asked now: what the
+        rounds of probes last saw may be seconds old."""
+        learners = {member.url for member in self.router.listed if member.learner}
+        voters = {name for name, url in order.members.items() if url not in learners}
+        said = await self.peers.ask(self.router.member.cluster_id if self.router.member is not None else "")
+        away = {name: said.get(name, "it is not known where it is") for name in sorted(voters - {order.name})}
+        away = {name: why for name, why in away.items() if why}
+        if 2 * (len(voters - {order.name}) - len(away)) > len(voters):
+            return ""
+        names = " and ".join(f"{name} cannot be reached ({why})" for name, why in away.items())
+        return f"{names}, so the majority would be lost with this router"
 
     def _led_here(self) -> list[GroupReport]:
         reports = (runtime.report() for runtime in self.runtimes.values())

@@ -29,15 +29,19 @@ def addresses(order: RouterOrder | None, *, own: bool = False) -> dict[str, tupl
     return found
 
 
-async def probe(host: str, port: int, tls: ClientTls) -> str:
-    """Speak to a router as another router would, certificates included. Returns: empty when it answers, else why not."""
+async def probe(host: str, port: int, tls: ClientTls, cluster: str = "") -> str:
+    """Speak to a router as another router would, certificates included. Returns: empty when it answers, else why not.
+
+    Args:
+        cluster: id (hexadecimal) of the cluster that its member must be of; empty: any.
+    """
     try:
         tls.refresh()
     except OSError:
         return "this machine has no certificate yet"
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            return await _ask(host, port, tls.context)
+            return await _ask(host, port, tls.context, cluster)
     except TimeoutError:
         return f"no answer within {CONNECT_SECONDS:g} s"
     except ssl.SSLCertVerificationError as error:
@@ -52,20 +56,33 @@ async def probe(host: str, port: int, tls: ClientTls) -> str:
         return os.strerror(error.errno) if error.errno else str(error)
 
 
-async def _ask(host: str, port: int, context: ssl.SSLContext) -> str:
+async def _ask(host: str, port: int, context: ssl.SSLContext, cluster: str) -> str:
     reader, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=host)
     try:
         where = f"[{host}]" if ":" in host else host
-        writer.write(f"GET /version HTTP/1.1\r\nHost: {where}:{port}\r\nConnection: close\r\n\r\n".encode())
+        path = "/members" if cluster else "/version"  # only of the first etcd says which cluster it is of
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {where}:{port}\r\nConnection: close\r\n\r\n".encode())
         try:
             head = await reader.readline()
         except ConnectionError:
             head = b""
         if not head:  # etcd looks at revocations and addresses after the handshake, and then only hangs up
             return "it does not accept this machine's certificate: it hung up"
-        return "" if head.startswith(b"HTTP/1.1 200") else f"it is no router: it says {head[:40]!r}"
+        if not head.startswith(b"HTTP/1.1 200"):
+            return f"it is no router: it says {head[:40]!r}"
+        return "" if not cluster or await _cluster_of(reader) == cluster else "it is of another cluster"
     finally:
         writer.transport.abort()
+
+
+async def _cluster_of(reader: asyncio.StreamReader) -> str:
+    """What the head of an answer says of the cluster (etcd's own header); empty when nothing."""
+    found = ""
+    while (line := await reader.readline()).strip():
+        name, _, value = line.decode("latin-1").partition(":")
+        if name.lower() == "x-etcd-cluster-id":
+            found = value.strip()
+    return found
 
 
 def why_cut_off(router: RouterReport | None, peers: list[PeerReport], now: str) -> str:
@@ -131,6 +148,12 @@ class Peers:
 
     def report(self) -> list[PeerReport]:
         return list(self.known.values())
+
+    async def ask(self, cluster: str) -> dict[str, str]:
+        """Every sibling's router, asked now: does a member of this very cluster answer within CONNECT_SECONDS; else why not."""
+        wanted = addresses(self.order)
+        said = await asyncio.gather(*(probe(*address, self.tls, cluster) for address in wanted.values()))
+        return dict(zip(wanted, said, strict=True))
 
     async def run(self) -> None:
         while True:

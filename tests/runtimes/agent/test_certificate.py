@@ -228,13 +228,13 @@ def test_a_portal_that_is_away_is_asked_again_and_the_former_certificate_stays(t
 # ----------------------------------------------------------------------------------------------------------------------- probing
 
 
-async def ask(context: ssl.SSLContext | None, tls: TlsFiles) -> str:
+async def ask(context: ssl.SSLContext | None, tls: TlsFiles, cluster: str = "") -> str:
     """What a probe says of a server with this context that answers as etcd does."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await reader.read(4096)
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            writer.write(b"HTTP/1.1 200 OK\r\nX-Etcd-Cluster-Id: 87e5\r\nContent-Length: 2\r\n\r\n{}")
             await writer.drain()
         except (OSError, asyncio.IncompleteReadError):
             pass
@@ -243,7 +243,7 @@ async def ask(context: ssl.SSLContext | None, tls: TlsFiles) -> str:
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # refused handshakes are what is tested
     server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
     try:
-        return await probe("127.0.0.1", server.sockets[0].getsockname()[1], ClientTls(tls))
+        return await probe("127.0.0.1", server.sockets[0].getsockname()[1], ClientTls(tls), cluster)
     finally:
         server.close()
 
@@ -265,6 +265,8 @@ def test_a_probe_tells_whose_certificate_is_refused(tmp_path: Path) -> None:
         return asyncio.run(ask(context, mine))
 
     assert said(router_of(ours, ours)) == ""
+    assert asyncio.run(ask(router_of(ours, ours), mine, "87e5")) == ""
+    assert asyncio.run(ask(router_of(ours, ours), mine, "1")) == "it is of another cluster"
     assert said(router_of(theirs, ours)).startswith("its certificate is not accepted here: ")
     assert "does not accept this machine's certificate" in said(router_of(ours, theirs))
     assert "is no router of this cluster" in said(None)

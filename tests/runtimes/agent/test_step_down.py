@@ -9,14 +9,15 @@ import pytest
 from runtimes.agent.carrier import NotPlaced
 from runtimes.agent.home import Identity
 from runtimes.agent.loop import Agent
+from runtimes.agent.router import Member
 from runtimes.protocol import (
     BundleContent,
     Cause,
+    ClusterMember,
     GroupReport,
     GroupRequest,
     GroupSpec,
     Orders,
-    PeerReport,
     RequestOutcome,
     RequestStatus,
     RouterOrder,
@@ -32,7 +33,18 @@ NAMES = ("external01", "external02", "external03", "core01", "external04")
 class Machine:
     """external01 leads g1; what its agent sees of the others, and what becomes of its wishes, is said by the test."""
 
-    def __init__(self, *, members: int = 3, away: tuple[str, ...] = (), revoked: tuple[str, ...] = (), outcome: Any = None) -> None:
+    def __init__(
+        self,
+        *,
+        members: int = 3,
+        away: tuple[str, ...] = (),
+        ends: tuple[str, ...] = (),
+        learner: str = "",
+        revoked: tuple[str, ...] = (),
+        outcome: Any = None,
+    ) -> None:
+        """`away`: routers that do not answer; `ends`: those that do not any more, once what is led here was handed over."""
+        self.away, self.ends = away, ends
         self.asked: list[GroupRequest] = []
         self.leads = True
         self.outcome = outcome
@@ -40,18 +52,18 @@ class Machine:
         self.agent = Agent.__new__(Agent)
         urls = {name: f"https://10.0.0.{number}:7400" for number, name in enumerate(names, 1)}
         order = RouterOrder(name="external01", peer_host="10.0.0.1", peer_port=7400, cluster_token="t", members=urls)
-        peers = [
-            PeerReport(machine=name, address="10.0.0.9:7400", reachable=name not in away, since="")
-            for name in names
-            if name != "external01"
-        ]
+        listed = [ClusterMember(id=name, name=name, url=url, learner=name == learner) for name, url in urls.items()]
         external = [name for name in names if name.startswith("external")]
         spec = GroupSpec(id="g1", name="orders", failover=True, members=[f"{name}.erp" for name in external])
         content = BundleContent(environment="test", machine="external01", connector="erp", release=1, flows=[], groups=[spec])
         self.agent.__dict__.update(
-            router=SimpleNamespace(order=order),
+            router=SimpleNamespace(
+                order=order,
+                listed=listed,
+                member=Member(name="external01", cluster_token="t", members=urls, client_port=20000, cluster_id="c1"),
+            ),
             orders=Orders(version=1, namespace="/baton/1/"),
-            peers=SimpleNamespace(report=lambda: peers),
+            peers=SimpleNamespace(ask=self.ask),
             certificates=SimpleNamespace(just_revoked=frozenset(revoked)),
             identity=Identity(
                 credential="c", machine="external01", environment="test", project="webshop", portal="http://x", token_digest=""
@@ -64,6 +76,12 @@ class Machine:
         status, state = (Status.LEADER, State.ON) if self.leads else (Status.FOLLOWER, State.OFF)
         group = GroupReport(group="g1", status=status, state=state, reason="", epoch=41)
         return RuntimeReport(key="external01.erp", state=RuntimeState.READY, groups=[group])
+
+    async def ask(self, cluster: str) -> dict[str, str]:
+        assert cluster == "c1", "a router of another cluster is no vote"
+        away = self.away if self.leads else (*self.away, *self.ends)
+        others = [name for name in self.agent.router.order.members if name != "external01"]  # type: ignore[union-attr]
+        return {name: "no answer within 1 s" if name in away else "" for name in others}
 
     async def place(self, request: GroupRequest) -> RequestOutcome:
         self.asked.append(request)
@@ -89,7 +107,12 @@ def test_a_ready_follower_takes_over_first() -> None:
 @pytest.mark.parametrize(
     ("machine", "says"),
     [
-        pytest.param({"away": ("core01",)}, "core01 cannot be reached, so the majority would be lost", id="below a majority"),
+        pytest.param(
+            {"away": ("core01",)},
+            "core01 cannot be reached (no answer within 1 s), so the majority would be lost",
+            id="below a majority",
+        ),
+        pytest.param({"members": 4, "learner": "external03", "away": ("core01",)}, "the majority would be lost", id="a learner is no vote"),
         pytest.param({"outcome": "external02.erp says that it is not ready"}, "cannot be handed over: external02.erp says", id="not ready"),
         pytest.param({"outcome": NotPlaced("no majority")}, "no majority", id="the wish cannot be written"),
         pytest.param({"revoked": ("external02",)}, "whose certificates were taken back", id="only a revoked machine follows"),
@@ -110,6 +133,12 @@ def test_leadership_never_goes_to_a_machine_whose_certificate_was_just_taken_bac
     machine = Machine(members=5, revoked=("external02",))
     assert machine.says() == ""
     assert {each.machine for each in machine.asked} == {"external03"}
+
+
+def test_who_fell_silent_while_it_was_handed_over_is_noticed() -> None:
+    machine = Machine(ends=("core01",))
+    assert "core01 cannot be reached" in machine.says()
+    assert not machine.leads
 
 
 def test_where_nothing_is_led_nobody_is_asked() -> None:
