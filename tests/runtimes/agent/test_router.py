@@ -1,6 +1,7 @@
 """The router: a real etcd per machine, kept and judged by the agent."""
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -275,6 +276,13 @@ def test_a_killed_etcd_comes_back_on_the_same_port_with_its_data(host: Host, por
     again = eventually(lambda: router if (router := portal.last("external01").router).state == "running" else None)
     assert (again.client_port, again.member_id) == (running.client_port, running.member_id)
     assert eventually(host.ready).pid == process
+
+    etcd = next(pid for pid in etcds() if str(host.home) in Path(f"/proc/{pid}/cmdline").read_text())
+    shutil.rmtree(host.home / "router" / "data")
+    os.kill(etcd, signal.SIGKILL)
+    refused = eventually(lambda: router if (router := portal.last("external01").router).state == "failed" else None)
+    assert "is empty although its cluster is known" in refused.reason, "it has run, whatever the portal has heard of that"
+    assert order.may_start_empty
 
 
 @pytest.mark.journey
