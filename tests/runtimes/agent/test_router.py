@@ -277,7 +277,8 @@ def test_a_killed_etcd_comes_back_on_the_same_port_with_its_data(host: Host, por
     assert (again.client_port, again.member_id) == (running.client_port, running.member_id)
     assert eventually(host.ready).pid == process
 
-    etcd = next(pid for pid in etcds() if str(host.home) in Path(f"/proc/{pid}/cmdline").read_text())
+    etcd = eventually(lambda: next((pid for pid in etcds() if str(host.home) in read(Path(f"/proc/{pid}/cmdline"))), None))
+    eventually(lambda: serving(again.client_port, host))
     shutil.rmtree(host.home / "router" / "data")
     os.kill(etcd, signal.SIGKILL)
     refused = eventually(lambda: router if (router := portal.last("external01").router).state == "failed" else None)
