@@ -91,7 +91,7 @@ class Cause(Told):
     LOST_MAJORITY = "lost-majority"  # the former leader had no answer from a majority of the routers
     POWER_OFF = "power-off"  # the former leader's machine has booted anew since
     RELEASE = "release"  # the leader stopped cleanly
-    NOT_READY = "not-ready"  # one of the leader's flows said so; those of this version say it only before they have been ready once
+    NOT_READY = "not-ready"  # one of the leader's flows could not work there any more, and another member's could
     SWITCH = "switch"  # Play or Stop by a person
     BALANCE = "balance"
     DEPLOY = "deploy"  # handed over before its runtime was redeployed

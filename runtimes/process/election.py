@@ -246,13 +246,19 @@ def _as_leader(view: GroupView, now: float, disabled: bool) -> Decision:
         return _stop_leading(view, now, Status.DISABLED, Cause.DISABLE, view.control.disabled[view.me].actor, _disabled_sentence(view))
     if own.stopping:
         return _stop_leading(view, now, Status.LEADER, Cause.RELEASE, "", "the runtime is asked to stop")
-    if not own.ready and ready_followers(view, now):
+    if not own.ready and _somebody_else_can(view, now):
         return _stop_leading(view, now, Status.LEADER, Cause.NOT_READY, "", f"not ready any more: {own.reason}")
     if request is not None:
         return _with_request(view, now)
     if now >= own.permit_until - margin(view.timing):
         return Decision(Action.FOLLOW, Status.LEADER, "leads by the records; waits for a renewal's permit")
-    return Decision(Action.LEAD, Status.LEADER, f"leads with epoch {epoch_words(view.epoch)}")
+    alone = "" if own.ready else f", though it is not ready ({own.reason}): nor is another member"
+    return Decision(Action.LEAD, Status.LEADER, f"leads with epoch {epoch_words(view.epoch)}{alone}")
+
+
+def _somebody_else_can(view: GroupView, now: float) -> bool:
+    """A leader that is not ready any more gives up to somebody who is, never to nobody: it may yet work again before anybody else can."""
+    return bool(ready_followers(view, now))
 
 
 def _with_request(view: GroupView, now: float) -> Decision:
@@ -306,7 +312,8 @@ def _as_follower(view: GroupView, now: float) -> Decision:
     vacant, again_at = vacancy(view, now)
     if vacant is None:
         leader = view.leader.runtime if view.leader else "nobody"
-        return follow(f"follows {leader}, which holds epoch {epoch_words(view.epoch)}", again_at)
+        behind = "" if own.ready else f"; it is not ready to take over: {own.reason}"
+        return follow(f"follows {leader}, which holds epoch {epoch_words(view.epoch)}{behind}", again_at)
     if own.stopping:
         return follow(f"{vacant.sentence}; this runtime is stopping")
     if not own.ready:

@@ -26,6 +26,7 @@ from runtimes.process.connectors.base import (
     State,
     Unavailable,
 )
+from runtimes.process.fitness import LOOK_AGAIN_SECONDS, LOOK_SECONDS, Fitness
 from runtimes.process.masking import masked
 from runtimes.process.permits import Duty, PermitEnded
 from runtimes.process.transform import Transform
@@ -59,7 +60,7 @@ class Flow:
         self, spec: FlowSpec, *, key: str, machine: str, data: Path, changed: Callable[[], None], log: Any, shared: State | None = None
     ) -> None:
         self.spec = spec
-        self.ready = False
+        self.prepared = False  # has everything been there at least once
         self.on = False  # the inbound really runs
         self.reason = "starting"
         self._log = log.bind(flow=spec.name)
@@ -68,6 +69,7 @@ class Flow:
         self._inbound: Inbound = _made(INBOUNDS, spec.inbound, self._settings(spec.inbound, "inbound"))
         self._outbound: Outbound = _made(OUTBOUNDS, spec.outbound, self._settings(spec.outbound, "outbound"))
         self._transform = Transform(self._settings(spec.outbound, "outbound"))
+        self._fitness = Fitness()
         self._wake = threading.Condition()
         self._duty: Duty | None = None
         self._closing = False
@@ -91,6 +93,9 @@ class Flow:
     def open(self) -> None:
         self._thread.start()
         threading.Thread(target=self._gauge, name=f"gauge of {self.spec.name}", daemon=True).start()
+
+        if self.spec.group is not None:
+            threading.Thread(target=self._look, name=f"looks at {self.spec.name}", daemon=True).start()
 
     def start(self, duty: Duty) -> None:
         """Run under this duty, once the worker has let go of the one before."""
@@ -116,6 +121,18 @@ class Flow:
             self._closing = True
             self._duty = None
             self._wake.notify_all()
+
+    def turn(self, *, leads: bool) -> None:
+        """Judge anew whether it could work here (fitness.py)."""
+        self._fitness.turn(time.monotonic(), leads=leads)
+
+    @property
+    def ready(self) -> bool:
+        return self.prepared and not self._fitness.reason
+
+    @property
+    def why_not_ready(self) -> str:
+        return self._fitness.reason if self.prepared else self.reason
 
     @property
     def busy(self) -> bool:
@@ -193,7 +210,7 @@ class Flow:
                 with self._wake:
                     self._wake.wait_for(lambda: self._closing, PREPARE_SECONDS)
             else:
-                self.ready = True
+                self.prepared = True
                 self._say("")
                 self._changed()
                 return
@@ -342,6 +359,25 @@ class Flow:
                 self._log.exception("what waits in the source could not be counted")
             with self._wake:
                 self._wake.wait_for(lambda: self._closing, GAUGE_SECONDS)
+
+    def _look(self) -> None:
+        """See now and then whether source and target are there: also where this runtime follows."""
+        while not self._closing:
+            try:
+                self._inbound.check()
+                self._outbound.check()
+            except (NotReady, Unavailable) as error:
+                self._fitness.failed(str(error))
+                pause = LOOK_AGAIN_SECONDS
+            except Exception as error:
+                self._log.exception("source and target could not be looked at")
+                self._fitness.failed(f"its source or target cannot be looked at: {error!r}")
+                pause = LOOK_AGAIN_SECONDS
+            else:
+                self._fitness.passed()
+                pause = LOOK_SECONDS
+            with self._wake:
+                self._wake.wait_for(lambda: self._closing, pause)
 
     def _pause(self, duty: Duty, seconds: float) -> None:
         with self._wake:

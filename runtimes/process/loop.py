@@ -353,6 +353,9 @@ class Runtime:
         acted = False
         for seat in self._seats:
             now = self._clock()
+            leads = self._view(seat, now).mine or seat.alone
+            for flow in seat.flows:
+                flow.turn(leads=leads)
             decision = seat.decision = decide(self._view(seat, now), now)
             self._say(seat.spec.id, f"group {seat.spec.name}: {decision.sentence}")
             if seat.alone and decision.status != Status.SINGLE_NODE:  # first stop, then join the election
@@ -553,7 +556,7 @@ class Runtime:
 
     def _readiness(self) -> tuple[bool, str]:
         for flow in self._flows:
-            if not flow.ready:
+            if not flow.prepared:
                 return False, f"flow {flow.spec.name}: {flow.reason}"
         if self._stopping_since is not None:
             return False, "stopping"

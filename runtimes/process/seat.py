@@ -33,7 +33,7 @@ class Seat:
 
     @property
     def reason(self) -> str:
-        return next((f"flow {flow.spec.name}: {flow.reason}" for flow in self.flows if not flow.ready), "")
+        return next((f"flow {flow.spec.name}: {flow.why_not_ready}" for flow in self.flows if not flow.ready), "")
 
     @property
     def busy(self) -> bool:

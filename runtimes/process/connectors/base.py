@@ -23,7 +23,7 @@ class ConfigError(Exception):
 
 
 class NotReady(Exception):  # noqa: N818 - says what happened
-    """A connector cannot work yet (a folder that cannot be made, say); it is tried again."""
+    """A connector cannot work yet, or not any more (a folder that cannot be made, or is gone); it is tried again."""
 
 
 class ItemError(Exception):
@@ -248,6 +248,11 @@ class Inbound(Protocol):
         thread of its own. Raises Unavailable."""
         return None, None
 
+    def check(self) -> None:
+        """Could it work here now, whether it leads or not: cheap, changes nothing, asks nothing of a system that allows only one
+        connection. Called from a thread of its own. Raises NotReady or Unavailable; kinds that can tell nothing return."""
+        return
+
     def stop(self, duty: Duty) -> None:
         """Nothing more is taken under this duty: begin to stop what `begin` started. Does not wait."""
         return
@@ -264,6 +269,10 @@ class Outbound(Protocol):
     def __init__(self, setting: Setting) -> None: ...
 
     def prepare(self) -> None: ...
+
+    def check(self) -> None:
+        """As an inbound's."""
+        return
 
     def begin(self, duty: Duty) -> None:
         """Fence the target before anything is taken. Raises Unavailable."""

@@ -87,6 +87,9 @@ class CommandInbound(Inbound):
         else:
             self.failures.prepare()
 
+    def check(self) -> None:
+        self._resolved()
+
     def begin(self, duty: Duty) -> None:
         self._stopping = False
         self._next_start, self._backoff, self._sentence = 0.0, BACKOFF_SECONDS, ""

@@ -19,7 +19,6 @@ from runtimes.process.connectors.base import (
     Item,
     ItemChanged,
     ItemError,
-    NotReady,
     Origin,
     Outbound,
     Refusing,
@@ -29,6 +28,7 @@ from runtimes.process.connectors.base import (
     make_folder,
     outbound,
 )
+from runtimes.process.connectors.place import Place
 from runtimes.process.permits import Duty
 from runtimes.protocol import ComponentKind
 
@@ -64,6 +64,7 @@ class FileInbound(Inbound):
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._folder = setting.folder("folder")
+        self._place = Place(self._folder, "the folder to poll")
         self._errors = setting.folder("error_folder", setting.data / "errors" / setting.flow_id)
         if self._errors == self._folder:
             raise setting.error("error_folder", "is the polled folder itself", "choose another folder")
@@ -74,10 +75,11 @@ class FileInbound(Inbound):
         self._delivered: dict[bytes, Identity] = {}  # delivered, but could not be removed: never delivered twice by this process
 
     def prepare(self) -> None:
-        make_folder(self._folder, "the folder to poll")
+        self._place.prepare()
         make_folder(self._errors, "the error folder")
-        if not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
-            raise NotReady(f"the folder to poll {self._folder} cannot be read and written by this user; change its permissions")
+
+    def check(self) -> None:
+        self._place.check()
 
     def begin(self, duty: Duty) -> None:
         self._seen.clear()
@@ -87,6 +89,8 @@ class FileInbound(Inbound):
         started = time.monotonic()
         found: dict[bytes, tuple[Identity, float]] = {}
         ready: list[Found] = []
+        if unmounted := self._place.unmounted():
+            raise Unavailable(unmounted)
         try:
             with os.scandir(os.fsencode(self._folder)) as entries:
                 for entry in entries:
@@ -249,12 +253,16 @@ class FileOutbound(Outbound):
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._folder = setting.folder("folder")
+        self._place = Place(self._folder, "the folder to write to")
         self._receipts = setting.folder("receipts") if setting.component.settings.get("receipts") else None
 
     def prepare(self) -> None:
-        make_folder(self._folder, "the folder to write to")
+        self._place.prepare()
         if self._receipts is not None:
             make_folder(self._receipts.parent, "the folder of the receipts")
+
+    def check(self) -> None:
+        self._place.check()
 
     def begin(self, duty: Duty) -> None:
         """Sweep what a killed process left half written."""
@@ -268,6 +276,8 @@ class FileOutbound(Outbound):
             raise Unavailable(f"the folder {self._folder} cannot be read: {error.strerror}") from error
 
     def deliver(self, item: Item, duty: Duty) -> None:
+        if unmounted := self._place.unmounted():
+            raise Unavailable(unmounted)
         folder = os.fsencode(self._folder)
         name = target_name(item.id, item.name)
         part = os.path.join(folder, b".baton-%s-%d.part" % (item.id.encode()[:64], os.getpid()))  # noqa: PTH118

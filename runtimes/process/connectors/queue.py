@@ -204,6 +204,10 @@ class Broker:
         if duty.group is not None and duty.epoch > 0:
             self.script(RAISE, [self.fence_key(duty)], [duty.epoch])
 
+    def check(self) -> None:
+        """Does the server answer and let this user at the queue. Raises Unavailable."""
+        self.command("XLEN", self.stream)
+
     def abort(self) -> None:
         try:
             self._redis.connection_pool.disconnect(inuse_connections=True)
@@ -229,6 +233,9 @@ class QueueOutbound(Outbound):
 
     def prepare(self) -> None:
         pass  # an absent queue is the queue's fault: items wait in the source
+
+    def check(self) -> None:
+        self._broker.check()
 
     def begin(self, duty: Duty) -> None:
         self._open.clear()
@@ -392,6 +399,9 @@ class QueueInbound(Inbound):
 
     def prepare(self) -> None:
         pass
+
+    def check(self) -> None:
+        self._broker.check()
 
     def begin(self, duty: Duty) -> None:
         """Fence, then claim every entry that a former consumer had read but not finished."""

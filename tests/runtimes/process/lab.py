@@ -290,6 +290,7 @@ class Landscape:
         *,
         release: int = 1,
         version: str = "1.0.0",
+        outbox: str = "outbox",
         keeper: bool = True,
         timing: Timing | None = None,
         more: int = 0,
@@ -299,7 +300,7 @@ class Landscape:
         others = [f"g{index}" for index in range(more)]
         flows = [
             FlowSpec(id=flow, name=name, version=version, inbound=folder(self.home / where), outbound=queue(self.broker), group=group)
-            for flow, name, where, group in [("f", "erp-orders", "outbox", "g"), *((f"f-{g}", f"erp-{g}", g, g) for g in others)]
+            for flow, name, where, group in [("f", "erp-orders", outbox, "g"), *((f"f-{g}", f"erp-{g}", g, g) for g in others)]
         ]
         bundle = BundleContent(
             environment="test",

@@ -436,6 +436,11 @@ REMOVALS = {
         ],
         patch=_back_on_after_an_unknown_give_up,
     ),
+    "give-up-to-somebody": Removal(
+        "a leader that is not ready gives up only to a member that is",
+        [("go_on", 0.5), ("ready", "B", False), ("ready", "C", False), ("go_on", 0.5), ("ready", "A", False), ("go_on", 0.3)],
+        patch=lambda monkey: monkey.setattr(election, "_somebody_else_can", lambda view, now: True),
+    ),
     "start-still": Removal(
         "a session starts only where none stands or it has stood still",
         [("crash_proven_late", "B"), ("twin", "C"), ("stop", "A"), ("go_on", 0.4)],

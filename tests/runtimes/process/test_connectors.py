@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 import structlog
 
+from runtimes.process import fitness
 from runtimes.process import flows as flow_module
 from runtimes.process.connectors import INBOUNDS, OUTBOUNDS
 from runtimes.process.connectors import queue as queue_connector
-from runtimes.process.connectors.base import ConfigError, Fenced, Item, ItemChanged, ItemError, Setting, Unavailable
+from runtimes.process.connectors.base import ConfigError, Fenced, Item, ItemChanged, ItemError, NotReady, Setting, Unavailable
 from runtimes.process.connectors.file import FileInbound, FileOutbound, target_name
 from runtimes.process.connectors.queue import QueueInbound, QueueOutbound
 from runtimes.process.flows import Flow
@@ -61,8 +63,8 @@ def source(tmp_path: Path) -> FileInbound:
 def flows(tmp_path: Path) -> Iterator[Callable[..., Flow]]:
     made: list[Flow] = []
 
-    def start(inbound: Component, outbound: Component, held: Duty) -> Flow:
-        spec = FlowSpec(id="f", name="erp-orders", version="1.0.0", inbound=inbound, outbound=outbound)
+    def start(inbound: Component, outbound: Component, held: Duty, group: str | None = None) -> Flow:
+        spec = FlowSpec(id="f", name="erp-orders", version="1.0.0", inbound=inbound, outbound=outbound, group=group)
         log = structlog.get_logger()
         flow = Flow(spec, key="e.erp", machine="e", data=tmp_path / "data", changed=lambda: None, log=log)
         flow.open()
@@ -420,3 +422,62 @@ def test_an_inbound_that_is_on_and_hears_nothing_of_its_source_says_since_when(
     finally:
         broker.process.send_signal(signal.SIGCONT)
     until(lambda: not flow.report().silent_since, 5, "it hears again")
+
+
+def test_a_folder_that_goes_away_makes_its_flow_not_ready_and_ready_again_when_it_is_back(
+    flows: Callable[..., Flow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitness, "FOLLOWS_SECONDS", 0.5)
+    monkeypatch.setattr(flow_module, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(flow_module, "LOOK_AGAIN_SECONDS", 0.1)
+    flow = flows(folder(tmp_path / "outbox"), folder(tmp_path / "inbox"), duty(), group="g")
+
+    def ready() -> bool:
+        flow.turn(leads=False)
+        return flow.ready
+
+    until(ready, 3)
+    (tmp_path / "inbox").rmdir()
+    until(lambda: not ready(), 3)
+    assert flow.why_not_ready == f"the folder to write to {tmp_path}/inbox is gone: bring it back, or choose another in the properties"
+    assert not (tmp_path / "inbox").exists(), "nothing is made where a share may have been"
+    (tmp_path / "inbox").mkdir()
+    until(ready, 3)
+
+
+def test_a_broker_that_does_not_answer_makes_no_flow_ready(broker: Broker, tmp_path: Path) -> None:
+    made = [QueueInbound(setting(queue(broker), tmp_path)), QueueOutbound(setting(queue(broker), tmp_path, "outbound"))]
+    for connector in made:
+        connector.check()
+    nowhere = Component(kind=ComponentKind.QUEUE, settings={"url": "redis://127.0.0.1:1/0", "queue": "q"})
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        QueueInbound(setting(nowhere, tmp_path)).check()
+    broker.client.set(made[0]._broker.stream, "no stream")
+    with pytest.raises(Unavailable, match="refuses"):
+        made[1].check()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_what_is_under_an_unmounted_share_is_not_taken_for_it(tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "baton-test", str(share)], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    target = FileOutbound(setting(folder(share / "inbox"), tmp_path, "outbound"))
+    source = FileInbound(setting(folder(share), tmp_path))
+    try:
+        target.prepare()
+        source.prepare()
+        target.check()
+        source.check()
+    finally:
+        subprocess.run(["umount", str(share)], check=True)
+    (share / "inbox").mkdir()
+    for act in (target.check, source.check):
+        with pytest.raises(NotReady, match=f"was on {share}, which is not mounted any more"):
+            act()
+    with pytest.raises(Unavailable, match="not mounted any more"):
+        source.poll(duty())
+    with pytest.raises(Unavailable, match="not mounted any more"):
+        target.deliver(Item("1", b"x", 0, None, None), duty())  # type: ignore[arg-type]
+    assert list((share / "inbox").iterdir()) == []

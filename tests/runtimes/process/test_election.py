@@ -103,6 +103,30 @@ def request(to: str | None = B, epoch: int = EPOCH, disabled: ControlRecord = NO
             view(B, LeaderRecord(None, None, Cause.RELEASE, "", A)), Action.TAKE, Status.FOLLOWER, "stopped cleanly", id="a vacant one is taken"
         ),
         pytest.param(view(B, None, replace(OWN, ready=False, reason="no folder")), Action.FOLLOW, Status.FOLLOWER, "no folder", id="not ready"),
+        pytest.param(
+            view(B, own=replace(OWN, ready=False, reason="no folder")), Action.FOLLOW, Status.FOLLOWER, "not ready to take over: no folder",
+            id="a follower that could not take over says so",
+        ),
+        pytest.param(
+            view(own=replace(OWN, ready=False, reason="no folder")), Action.DRAIN, Status.LEADER, "not ready any more: no folder",
+            id="a leader that cannot work any more stops where another can",
+        ),
+        pytest.param(
+            view(own=replace(OWN, ready=False, reason="no folder", drain_since=NOW)), Action.HAND_OVER, Status.LEADER, "hands over to external02",
+            id="and hands over to it",
+        ),
+        pytest.param(
+            view(own=replace(OWN, ready=False, reason="no folder"), sessions={**ALL, B: seen(B, ready=False)}), Action.LEAD, Status.LEADER,
+            "it is not ready (no folder): nor is another member", id="it leads on where nobody else can either",
+        ),
+        pytest.param(
+            view(own=replace(OWN, ready=False, drain_since=NOW), sessions={**ALL, B: seen(B, STALE)}), Action.LEAD, Status.LEADER,
+            "nor is another member", id="who fell silent while it drained is nobody to give up to",
+        ),
+        pytest.param(
+            view(own=replace(OWN, ready=False, reason="no folder"), control=OFF_B), Action.LEAD, Status.LEADER, "nor is another member",
+            id="nor is a disabled one",
+        ),
         pytest.param(view(B, None, replace(OWN, stopping=True)), Action.FOLLOW, Status.FOLLOWER, "stopping", id="a stopping one takes nothing"),
         pytest.param(
             view(B, None, replace(OWN, not_before=NOW + 1)), Action.FOLLOW, Status.FOLLOWER, "anew", id="a new cluster: a TTL is waited"

@@ -289,3 +289,22 @@ def test_leadership_follows_the_killed_again_and_again(landscape: Landscape) -> 
         until(follower.leads, 2, "the follower leads")
         leader, follower = follower, landscape.start(number)
         until(follower.follows, 5, "the killed one follows")
+
+
+@pytest.mark.long
+def test_a_leader_whose_folder_is_gone_hands_over_to_who_has_its_own_and_nothing_moves_between_two_without(landscape: Landscape) -> None:
+    first = landscape.start(1, Preference.LEADER)
+    until(first.leads, 10, "the first leads")
+    second = landscape.start(2, Preference.BACKUP, outbox="elsewhere")
+    until(second.follows, 10, "the second follows")
+    landscape.outbox.rename(landscape.home / "away")
+    until(second.leads, 50, "the second, whose folder is there, leads")
+    event = until(lambda: second.events and second.events[-1], 5)
+    assert (event.cause, event.previous) == (Cause.NOT_READY, "external01.erp")
+    assert "is not ready to take over" in first.groups["g"].reason and "is gone" in first.groups["g"].reason
+    (landscape.home / "elsewhere").rename(landscape.home / "away2")
+    until(lambda: "nor is another member" in second.groups["g"].reason, 50, "it leads on and says so")
+    assert [each.runtime for each in first.events] == ["external01.erp"], "it did not lead a second time"
+    until(second.leads, 5)
+    (landscape.home / "away").rename(landscape.outbox)
+    until(first.leads, 10, "who can work again is given the group")

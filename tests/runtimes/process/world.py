@@ -118,7 +118,7 @@ class Work:
     """Stands for a flow: it runs when it is started, and is busy when the story says so."""
 
     spec = SimpleNamespace(name="work")
-    reason = "the story says so"
+    why_not_ready = "the story says so"
     last_activity = ""
 
     def __init__(self) -> None:
@@ -126,6 +126,9 @@ class Work:
 
     def start(self, duty: Duty) -> None:
         self.on = True
+
+    def turn(self, *, leads: bool) -> None:
+        pass
 
     def stop(self) -> None:
         self.on = False
@@ -448,6 +451,13 @@ class World:
     def _noticed(self, event: Event) -> None:
         """What a write means for the invariants, at its very instant."""
         kind, _, name = event.entry.key.strip("/").partition("/")
+        if (
+            kind == "leaders"
+            and event.entry.value
+            and event.entry.value["runtime"] is None
+            and event.entry.value["cause"] == Cause.NOT_READY
+        ):
+            raise Violation(f"I2: group {name} was given up to nobody by a leader that is not ready")
         if kind == "leaders" and event.entry.value and event.entry.value["runtime"]:
             self.leaderships += 1
             control = parse(ControlRecord, self.store.get(f"/control/{name}").value) or ControlRecord()
