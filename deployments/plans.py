@@ -3,7 +3,9 @@
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -120,7 +122,7 @@ def followers_first_plan(environment: Environment, *, now: datetime) -> Plan:
         NotAllowed: no runtimes, nothing runs in failover, or of a group nobody is known to lead.
     """
     runtimes = _runtimes(environment)
-    leaders = _leaders(environment, now)
+    led = _led(environment, now)
     steps = _opening(environment)
     steps += [_deploy(runtime, stage="Single runtimes", lane=runtime.machine.name) for runtime in runtimes if not runtime.failover]
     connectors = sorted({runtime.connector.name for runtime in runtimes if runtime.failover})
@@ -129,25 +131,34 @@ def followers_first_plan(environment: Environment, *, now: datetime) -> Plan:
     for stage, part in (("Followers", _followers_part), ("Hand over", _hand_over_part), ("Former leaders", _leaders_part)):
         for connector in connectors:
             members = [runtime for runtime in runtimes if runtime.connector.name == connector and runtime.failover]
-            for step in part(members, leaders):
+            for step in part(members, led[connector]):
                 step.stage, step.lane = stage, connector
                 steps.append(step)
     steps.append(Step(kind=StepKind.BALANCE_FAILOVER, hand_overs=HandOvers.ONCE))
     return _replace(plan_of(environment), steps)
 
 
-def _leaders(environment: Environment, now: datetime) -> dict[str, Runtime]:
-    """Group name -> the runtime that leads it now."""
-    found = {}
-    groups = FailoverGroup.objects.filter(environment=environment, failover=True).prefetch_related(failover.with_members())
-    for group in groups:
+@dataclass(frozen=True)
+class _Led:
+    """A failover group, as the Create phase calls it by now, and who leads it."""
+
+    name: str
+    leader: Runtime
+
+
+def _led(environment: Environment, now: datetime) -> dict[str, list[_Led]]:
+    """Connector -> its groups. A name is unique within a connector only, so nothing is looked up by it."""
+    found: dict[str, list[_Led]] = defaultdict(list)
+    groups = FailoverGroup.objects.filter(environment=environment, failover=True).select_related("group__connector")
+    for group in groups.prefetch_related(failover.with_members()):
         if not failover.meant_to_fail_over(group):
             continue
         view = failover.verdict(group, now=now)
         if view.leader is None:
             reasons = " ".join(view.problems)
-            raise NotAllowed(f"Nobody is known to lead {group.name}, so there is no follower to begin with: {reasons}")
-        found[group.name] = view.leader.member.runtime
+            called = f"{group.name} of connector {group.group.connector.name}"
+            raise NotAllowed(f"Nobody is known to lead {called}, so there is no follower to begin with: {reasons}")
+        found[group.group.connector.name].append(_Led(group.group.name, view.leader.member.runtime))
     return found
 
 
@@ -155,33 +166,33 @@ def _deploy(runtime: Runtime, *, stage: str = "", lane: str = "") -> Step:
     return Step(kind=StepKind.DEPLOY_RUNTIME, machine=runtime.machine.name, connector=runtime.connector.name, stage=stage, lane=lane)
 
 
-def _heir(members: Sequence[Runtime], leaders: dict[str, Runtime]) -> Runtime:
+def _heir(members: Sequence[Runtime], led: Sequence[_Led]) -> Runtime:
     """Who is upgraded first and takes over: it leads the fewest groups, and is preferred before others."""
     order = [Preference.LEADER, Preference.BACKUP, Preference.NONE]
-    led = {member.pk: sum(leader.pk == member.pk for leader in leaders.values()) for member in members}
-    return min(members, key=lambda member: (led[member.pk], order.index(Preference(member.preference)), member.machine.name))
+    counts = {member.pk: sum(group.leader.pk == member.pk for group in led) for member in members}
+    return min(members, key=lambda member: (counts[member.pk], order.index(Preference(member.preference)), member.machine.name))
 
 
-def _split(members: Sequence[Runtime], leaders: dict[str, Runtime]) -> tuple[list[Runtime], list[Runtime]]:
+def _split(members: Sequence[Runtime], led: Sequence[_Led]) -> tuple[list[Runtime], list[Runtime]]:
     """(upgraded first: those that lead nothing, or at least the heir; upgraded after the hand-over)."""
-    leading = {leader.pk for leader in leaders.values()}
-    first = [member for member in members if member.pk not in leading] or [_heir(members, leaders)]
+    leading = {group.leader.pk for group in led}
+    first = [member for member in members if member.pk not in leading] or [_heir(members, led)]
     return first, [member for member in members if member not in first]
 
 
-def _followers_part(members: Sequence[Runtime], leaders: dict[str, Runtime]) -> list[Step]:
-    return [step for member in _split(members, leaders)[0] for step in (_deploy(member), _wait(member))]
+def _followers_part(members: Sequence[Runtime], led: Sequence[_Led]) -> list[Step]:
+    return [step for member in _split(members, led)[0] for step in (_deploy(member), _wait(member))]
 
 
-def _hand_over_part(members: Sequence[Runtime], leaders: dict[str, Runtime]) -> list[Step]:
-    first, later = _split(members, leaders)
-    heir = _heir(first, leaders)
-    names = {name for name, leader in leaders.items() if leader.pk in {member.pk for member in later}}
+def _hand_over_part(members: Sequence[Runtime], led: Sequence[_Led]) -> list[Step]:
+    first, later = _split(members, led)
+    heir = _heir(first, led)
+    names = {group.name for group in led if group.leader in later}
     return [Step(kind=StepKind.GROUP_START, machine=heir.machine.name, connector=heir.connector.name, group=name) for name in sorted(names)]
 
 
-def _leaders_part(members: Sequence[Runtime], leaders: dict[str, Runtime]) -> list[Step]:
-    return [step for member in _split(members, leaders)[1] for step in (_deploy(member), _wait(member))]
+def _leaders_part(members: Sequence[Runtime], led: Sequence[_Led]) -> list[Step]:
+    return [step for member in _split(members, led)[1] for step in (_deploy(member), _wait(member))]
 
 
 def _wait(runtime: Runtime) -> Step:

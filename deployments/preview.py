@@ -6,6 +6,7 @@ as the engine. `preview` reads that state and calls it.
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -57,14 +58,12 @@ class MemberSight:
 
 @dataclass(frozen=True)
 class GroupSight:
-    name: str  # as it is told: with its connector where two connectors have a group of that name
+    key: str  # what it is known by: a name is unique within a connector of one release only
+    name: str  # as it is told, unlike every other
     leader: str | None
     members: Mapping[str, MemberSight]  # by runtime key
+    plain: str  # its own name, by which a step of its connector names it
     leaves: bool = False  # the release does not have it: each member goes out of it with its own step
-    plain: str = ""  # its own name, where `name` says more
-
-    def is_called(self, name: str) -> bool:
-        return name == (self.plain or self.name)
 
 
 @dataclass(frozen=True)
@@ -170,10 +169,10 @@ class _World:
 
     def __init__(self, seen: Snapshot, leaving_out: Collection[str]) -> None:
         self.runtimes = dict(seen.runtimes)
-        self.groups = {group.name: group for group in seen.groups}
+        self.groups = {group.key: group for group in seen.groups}
         self.out = set(leaving_out)
         self.changed: set[str] = set()
-        self.moved: set[str] = set()  # groups that this run handed over
+        self.moved: set[str] = set()  # keys of groups that this run handed over
         self.pointless = seen.pointless
 
     # ---- one step
@@ -269,10 +268,10 @@ class _World:
         """Out of a group that the release does not have; whoever is left and ready takes over."""
         left = {other: member for other, member in group.members.items() if other != key}
         if not left:
-            del self.groups[group.name]
+            del self.groups[group.key]
             return
         leader = group.leader if group.leader != key else next(iter(self._ready(group, but=key)), None)
-        self.groups[group.name] = replace(group, members=left, leader=leader)
+        self.groups[group.key] = replace(group, members=left, leader=leader)
 
     def _begins(self, row: RuntimeSight, told: Foreseen) -> None:
         told.restarts.append(row.key)
@@ -319,8 +318,8 @@ class _World:
     def _lead(self, group: GroupSight, key: str, cause: str, told: Foreseen) -> None:
         if group.leader is not None and group.leader != key:
             told.hand_overs.append(HandOver(group.name, group.leader, key, cause))
-            self.moved.add(group.name)
-        self.groups[group.name] = replace(group, leader=key)
+            self.moved.add(group.key)
+        self.groups[group.key] = replace(group, leader=key)
 
     def _goes_down(self, row: RuntimeSight, told: Foreseen) -> None:
         for group in list(self.groups.values()):
@@ -329,7 +328,7 @@ class _World:
                 continue
             down = replace(own, able=False, lacking=f"{row.key} is stopped.", hopeless=True)
             left = replace(group, members={**group.members, row.key: down}, leader=None if group.leader == row.key else group.leader)
-            self.groups[group.name] = left
+            self.groups[group.key] = left
             if group.leader == row.key:
                 told.interrupted.append(group.name)
             elif left.leader is not None and own.able and not self._ready(left, but=left.leader):
@@ -346,12 +345,12 @@ class _World:
                 continue
             up = replace(own, able=True, lacking="", hopeless=False)
             leader = group.leader if group.leader is not None else row.key
-            self.groups[group.name] = replace(group, members={**group.members, row.key: up}, leader=leader)
+            self.groups[group.key] = replace(group, members={**group.members, row.key: up}, leader=leader)
         self.runtimes[row.key] = replace(row, running=True, deployed=True, unchanged=True)
 
     def _on_group(self, kind: StepKind, step: StepFields, told: Foreseen) -> None:
         key = f"{step.machine}.{step.connector}"
-        group = next((one for one in self.groups.values() if one.is_called(step.group) and key in one.members), None)
+        group = next((one for one in self.groups.values() if one.plain == step.group and key in one.members), None)
         if group is None:
             told.outcome, told.sentence = "fails", f"{key} has no group {step.group} in what is deployed then."
             return
@@ -381,7 +380,7 @@ class _World:
                 sentences.append(f"{group.name} is proven without {' and '.join(out)}, left out.")
             if wished is None or len(group.members) < 2:
                 continue
-            if step.hand_overs == HandOvers.ONCE and group.name in self.moved and group.leader not in (None, wished):
+            if step.hand_overs == HandOvers.ONCE and group.key in self.moved and group.leader not in (None, wished):
                 sentences.append(f"{group.name} was handed over once by then and stays on {group.leader}; {wished} is preferred.")
             elif not here[wished].able:
                 told.outcome = "fails"
@@ -493,12 +492,14 @@ def _groups(release: Release, environment: Environment, rows: Sequence[Runtime],
     """The failover groups that the release has, as they are now, and those that go with it; those that come have no leader yet."""
     routers = Machine.objects.filter(environment=environment, router__isnull=False).exists()
     designed = {item["name"]: item for item in release.content["connectors"]}
-    present = FailoverGroup.objects.filter(environment=environment, failover=True).select_related("group")
+    present = FailoverGroup.objects.filter(environment=environment, failover=True).select_related("group__connector")
     known = {group.group.key: group for group in present.prefetch_related(failover.with_members())}
-    names = [item["name"] for item in release.content["groups"]]
+    kept = {item["id"] for item in release.content["groups"]}
+    going = {key: group for key, group in known.items() if key not in kept and group.members.all()}
+    comes = [(item["id"], item["name"], item["connector"]) for item in release.content["groups"]]
+    told = _told(comes, [(key, group.name, group.group.connector.name) for key, group in going.items()])
     found = []
     for item in release.content["groups"]:
-        told = item["name"] if names.count(item["name"]) == 1 else f"{item['name']} of {item['connector']}"
         members = [row for row in rows if row.connector.name == item["connector"]]
         if item["connector"] not in designed or not moves.fails_over(designed[item["connector"]], len(members), routers=routers):
             continue
@@ -507,17 +508,27 @@ def _groups(release: Release, environment: Environment, rows: Sequence[Runtime],
         seen = {said.member.runtime.key: said for said in view.members} if view is not None else {}
         leader = view.leader.member.runtime.key if view is not None and view.leader is not None else None
         sights = {row.key: _member(row, view, seen.get(row.key)) for row in members}
-        found.append(GroupSight(told, leader, sights, plain=item["name"]))
-    kept = {item["id"] for item in release.content["groups"]}
-    return found + [_leaving(group, now) for key, group in known.items() if key not in kept and group.members.all()]
+        found.append(GroupSight(item["id"], told[item["id"]], leader, sights, plain=item["name"]))
+    return found + [_leaving(key, told[key], group, now) for key, group in going.items()]
 
 
-def _leaving(group: FailoverGroup, now: datetime) -> GroupSight:
+def _told(comes: Sequence[tuple[str, str, str]], going: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+    """What groups (key, name, connector) are called, by key: with the connector where two bear one name, and "former" where a connector
+    gets another group of the name that one bears which goes."""
+    names = Counter(name for _, name, _ in (*comes, *going))
+    taken = {(name, connector) for _, name, connector in comes}
+    told = {key: name if names[name] == 1 else f"{name} of {connector}" for key, name, connector in (*comes, *going)}
+    for key, name, connector in going:
+        if (name, connector) in taken:
+            told[key] = f"former {name} of {connector}"
+    return told
+
+
+def _leaving(key: str, told: str, group: FailoverGroup, now: datetime) -> GroupSight:
     view = failover.verdict(group, now=now)
     leader = view.leader.member.runtime.key if view.leader else None
-    return GroupSight(
-        group.name, leader, {said.member.runtime.key: _member(said.member.runtime, view, said) for said in view.members}, leaves=True
-    )
+    sights = {said.member.runtime.key: _member(said.member.runtime, view, said) for said in view.members}
+    return GroupSight(key, told, leader, sights, leaves=True, plain=group.name)
 
 
 def _member(row: Runtime, view: failover.Verdict | None, said: failover.MemberVerdict | None) -> MemberSight:

@@ -6,6 +6,7 @@ from django.utils import timezone
 
 from deployments import plans
 from deployments.models import Plan, Step, StepKind
+from portal import creation
 from portal.errors import Invalid, NotAllowed
 from portal.models import Connector, Environment, System
 from runtimes.models import FailoverGroup, Machine, Router, Runtime
@@ -240,8 +241,42 @@ def test_the_followers_first_plan_upgrades_the_follower_hands_over_and_then_the_
     assert plans.lint(plan) == []
 
 
+def test_groups_of_one_name_in_two_connectors_each_have_their_own_leader_and_hand_over(plan: Plan) -> None:
+    now, project = timezone.now(), plan.environment.project
+    system = System.objects.create(project=project, name="Tills", slug="tills")
+    tills = Connector.objects.create(project=project, system=system, name="tills", failover=True)
+    erps = FailoverGroup.objects.get()
+    other = FailoverGroup.objects.create(environment=plan.environment, group=tills.groups.create(name="erp-orders"), name="erp-orders")
+    for name, leads_erp in (("external01", True), ("external02", False)):
+        machine = Machine.objects.get(environment=plan.environment, name=name)
+        runtime = Runtime.objects.create(environment=plan.environment, machine=machine, connector=tills, failover=True)
+        other.members.create(runtime=runtime)
+        factories.heard(erps, name, Status.LEADER if leads_erp else Status.FOLLOWER, at=now)
+        factories.heard(other, name, Status.FOLLOWER if leads_erp else Status.LEADER, at=now)
+    plans.followers_first_plan(plan.environment, now=now)
+    moving = ("deploy-runtime", "group-start")
+    assert [(step.stage, step.lane, step.title) for step in plan.steps.all() if step.kind in moving] == [
+        ("Followers", "erp", "Deploy runtime external02.erp"),
+        ("Followers", "tills", "Deploy runtime external01.tills"),
+        ("Hand over", "erp", "Start group on a runtime external02.erp erp-orders"),
+        ("Hand over", "tills", "Start group on a runtime external01.tills erp-orders"),
+        ("Former leaders", "erp", "Deploy runtime external01.erp"),
+        ("Former leaders", "tills", "Deploy runtime external02.tills"),
+    ]
+
+
+def test_a_group_that_was_renamed_since_is_handed_over_by_the_name_that_the_next_release_has(plan: Plan) -> None:
+    now, group = timezone.now(), FailoverGroup.objects.get()
+    factories.heard(group, "external01", Status.LEADER, at=now)
+    factories.heard(group, "external02", Status.FOLLOWER, at=now)
+    creation.rename_group(group.group, "orders")
+    plans.followers_first_plan(plan.environment, now=now)
+    assert plan.steps.get(kind=StepKind.GROUP_START).group == "orders"
+    assert plans.problems(plan) == []
+
+
 def test_without_a_known_leader_there_is_no_follower_to_begin_with(plan: Plan) -> None:
-    with pytest.raises(NotAllowed, match="Nobody is known to lead erp-orders, so there is no follower to begin with"):
+    with pytest.raises(NotAllowed, match="Nobody is known to lead erp-orders of connector erp, so there is no follower to begin with"):
         plans.followers_first_plan(plan.environment, now=timezone.now())
 
 

@@ -9,11 +9,11 @@ from django.test import Client
 from deployments import plans, preview, promotion, releases, rollout, steps
 from deployments.models import Choice, Deployment, Release, RunStatus, StepKind
 from deployments.preview import Preview
-from portal import properties
+from portal import creation, properties
 from portal.errors import NotAllowed
 from portal.models import Connector, DesignedMachine, Environment, Flow, Group, MachineKind, Placement, System
 from runtimes import failover, fleet
-from runtimes.models import FailoverGroup, Machine, Runtime
+from runtimes.models import Machine, Runtime
 from runtimes.protocol import CommandReport, CommandStatus, Preference
 from tests.deployments.conftest import Engine, save_version
 from tests.deployments.test_decisions import Upgrade, runtime, upgrade
@@ -25,7 +25,8 @@ STATUS = {"runs": RunStatus.SUCCEEDED, "skipped": RunStatus.SKIPPED, "fails": Ru
 def compare(upgrade: Upgrade, foreseen: Preview, run: Deployment) -> None:
     """Run it and hold every step against what was said of it."""
     machines, engine = upgrade.engine.machines, upgrade.engine
-    names = {group.group.key: group.name for group in FailoverGroup.objects.select_related("group")}
+    recipe = list(plans.plan_of(upgrade.environment).steps.all())
+    names = {group.key: group.name for group in preview.look(run.release, upgrade.environment, recipe, now=engine.now).groups}
     for told in foreseen.steps:
         ran = {row.key: (row.observed_digest, row.observed_restarts) for row in Runtime.objects.select_related("machine", "connector")}
         machines.handed_over.clear()
@@ -36,7 +37,6 @@ def compare(upgrade: Upgrade, foreseen: Preview, run: Deployment) -> None:
                 break
             rollout.tick(step.pk, now=engine.now)
             engine.pass_time(2)
-        names |= {group.group.key: group.name for group in FailoverGroup.objects.select_related("group")}
         where = f"step {told.number}, {told.title}: {step.reason}"
         assert step.status in (STATUS[told.outcome], RunStatus.TIMED_OUT if told.outcome == "fails" else None), where
         changed = [
@@ -121,7 +121,7 @@ def another_flow(connector: Connector, name: str, *, group: str = "") -> Flow:
     return Flow.objects.create(connector=connector, name=name, group=grouped, **copied)
 
 
-def with_shop(upgrade: Upgrade) -> None:
+def with_shop(upgrade: Upgrade, group: str = "shop-sales") -> None:
     """The connector shop beside erp on both external machines, in release 2, which runs."""
     project = upgrade.environment.project
     system = System.objects.create(project=project, name="Shop", slug="shop", multiple_runtimes=True, number_of_runtimes=2)
@@ -130,16 +130,16 @@ def with_shop(upgrade: Upgrade) -> None:
         Placement.objects.create(connector=shop, machine=project.designed_machines.get(name=machine.name))
         Runtime.objects.create(environment=upgrade.environment, machine=machine, connector=shop, failover=True)
     properties.set_value(upgrade.environment, "erp.outbox", "/srv/shop", connector="shop", machine="external01", by=upgrade.person)
-    save_version(another_flow(shop, "shop-sales", group="shop-sales"))
+    save_version(another_flow(shop, "shop-sales", group=group))
     save_version(another_flow(shop, "shop-free"))
     plans.default_plan(upgrade.environment)
     assert upgrade.engine.run(upgrade.begin()).status == RunStatus.SUCCEEDED
     upgrade.engine.machines.handed_over.clear()
 
 
-def back_without_a_connector(upgrade: Upgrade) -> Release:
+def back_without_a_connector(upgrade: Upgrade, group: str = "shop-sales") -> Release:
     """Release 1 knows erp alone."""
-    with_shop(upgrade)
+    with_shop(upgrade, group)
     release = Release.objects.get(number=1)
     releases.activate(release, upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
     return release
@@ -165,10 +165,33 @@ def back_without_a_group(upgrade: Upgrade) -> Release:
     return release
 
 
+def two_groups_of_one_name(upgrade: Upgrade) -> Release:
+    """That of erp is led by external01, that of shop by external02."""
+    with_shop(upgrade, group="erp-orders")
+    shop = Group.objects.get(connector__name="shop")
+    upgrade.engine.machines.lead(shop.key, "external02.shop")
+    upgrade.engine.pass_time(1)
+    return followers_first(upgrade)
+
+
+def back_without_the_namesake_of_another_connector(upgrade: Upgrade) -> Release:
+    return back_without_a_connector(upgrade, group="erp-orders")
+
+
+def another_group_of_the_same_name(upgrade: Upgrade) -> Release:
+    """erp-orders was renamed and left, and another one made; a group that ran is kept for its history."""
+    flow = upgrade.flow
+    former = flow.connector.groups.get()
+    creation.rename_group(former, "old-orders")
+    creation.pick_group(flow, None, new_name="erp-orders")
+    return upgrade.release(1)
+
+
 SCENES: list[Callable[[Upgrade], Release]] = [
     everyday, unchanged, one_value, followers_first, followers_first_from_the_backup, other_preference, follower_stopped, all_kinds,
     last_member,
     back_without_a_connector, back_without_a_connector_on_one_machine_that_other_steps_name, back_without_a_group,
+    two_groups_of_one_name, back_without_the_namesake_of_another_connector, another_group_of_the_same_name,
 ]  # fmt: skip
 
 
@@ -201,6 +224,16 @@ def test_followers_first_moves_a_group_once_and_balance_proves_it_where_it_is(up
     run = upgrade.engine.run(rollout.prepare(again, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now))
     assert upgrade.engine.machines.handed_over == [("external01.erp", "switch")], "the next one brings it back, by one gap again"
     assert run.steps.get(kind=StepKind.BALANCE_FAILOVER).reason == "external01 leads erp-orders, as preferred."
+
+
+def test_two_groups_of_one_name_are_told_apart_and_each_is_handed_over_once(upgrade: Upgrade) -> None:
+    release = two_groups_of_one_name(upgrade)
+    foreseen = preview.preview(release, upgrade.environment, now=upgrade.engine.now)
+    assert foreseen.leaders == {"erp-orders of erp": "external01.erp", "erp-orders of shop": "external02.shop"}
+    assert foreseen.hand_overs == {"erp-orders of erp": 1, "erp-orders of shop": 1}
+    run = rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
+    assert upgrade.engine.run(run).status == RunStatus.SUCCEEDED
+    assert upgrade.engine.machines.handed_over == [("external02.erp", "switch"), ("external01.shop", "switch")]
 
 
 def with_wms(upgrade: Upgrade) -> dict[str, Flow]:
