@@ -106,6 +106,8 @@ def show_deployment(deployment: DeploymentArgument, json: JsonOption = False) ->
         return
     for step in found["steps"]:
         show.line(_line(step, len(found["steps"])))
+    for one in found["exclusions"]:
+        show.warn(f"{one['machine']} is left out. {one['promise']}")
     show.line(Text("Deployment ") + Text(str(found["id"])) + Text(" ") + show.status(found["status"]))
 
 

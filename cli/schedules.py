@@ -32,7 +32,7 @@ def list_schedules(
             "release id": lambda row: row["release"],
             "status": lambda row: show.status(row["status"]),
             "due": lambda row: show.moment(row["due_at"]),
-            "deploys": lambda row: "yes" if row["deploys"] else "no",
+            "deploys": lambda row: _deploys(row),
             "expires": lambda row: show.moment(row["expires_at"]),
             "reason": lambda row: row["reason"],
         },
@@ -40,11 +40,19 @@ def list_schedules(
     )
 
 
+def _deploys(row: dict[str, Any]) -> str:
+    out = f", without {' and '.join(row['leaving_out'])} if offline then" if row["leaving_out"] else ""
+    return f"yes{out}" if row["deploys"] else "no"
+
+
 @app.command()
 def add(
     release: ReleaseArgument,
     at: MomentArgument,
     deploy: Annotated[bool, typer.Option("--deploy", help="Deploy as soon as it is activated")] = False,
+    leave_out: Annotated[
+        list[str] | None, typer.Option("--leave-out", help="With --deploy: a machine to go on without if it is offline then; repeatable")
+    ] = None,
     expires: Annotated[int | None, typer.Option("--expires-after", help="So many minutes late it is not carried out any more")] = None,
     override: OverrideOption = "",
     environment: EnvironmentOption = "",
@@ -55,6 +63,8 @@ def add(
     ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
     chosen = given.release(ask, slug, release)
     body: dict[str, Any] = {"environment": kind, "due_at": given.moment(at), "deploys": deploy, "override": override}
+    if leave_out:
+        body["leaving_out"] = leave_out
     if expires is not None:
         body["expires_after_minutes"] = expires
     made = ask.post(f"releases/{chosen['id']}/activate/", body)

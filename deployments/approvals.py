@@ -121,7 +121,7 @@ def request(release: Release, environment: Environment, *, note: str = "", by: A
     Raises:
         Busy: an open request for the release stands.
         Invalid: the release belongs to another project.
-        NotAllowed: the environment asks for no approval.
+        NotAllowed: the environment asks for no approval, or the project's rule of retention just removed the release.
     """
     if release.project_id != environment.project_id:
         raise Invalid(f"Release {release.number} belongs to another project.", field="release")
@@ -132,6 +132,7 @@ def request(release: Release, environment: Environment, *, note: str = "", by: A
     end_what_no_longer_holds(release, environment, now=now)
     try:
         with transaction.atomic():
+            release.hold()
             return ApprovalRequest.objects.create(
                 environment=environment,
                 release=release,

@@ -262,22 +262,24 @@ def _exclude(told: Decided) -> Deployment:
 
 
 def _abort(told: Decided) -> Deployment:
-    _end(told.deployment, told.by_whom("Aborted"), told.now)
+    _end(told, "aborted", told.by_whom("Aborted"))
     return told.deployment
 
 
-def _end(deployment: Deployment, sentence: str, now: datetime) -> None:
-    """For good: what failed stays as it failed, what was left is cancelled."""
+def _end(told: Decided, did: str, sentence: str) -> None:
+    """For good: what failed stays as it failed, what was left is cancelled, and machines that were left out get nothing by it."""
+    deployment, now = told.deployment, told.now
     if not Deployment.objects.filter(pk=deployment.pk, status__in=BROKEN).update(status=RunStatus.CANCELLED, ended_at=now):
         raise NotAllowed(f"Deployment {deployment.pk} goes on already: somebody else decided.")
     steps.note(rollout.broken_steps(deployment)[0], sentence, now, level="warning")
     StepRun.objects.filter(deployment=deployment, status__in=LIVE).update(status=RunStatus.CANCELLED, reason=sentence, ended_at=now)
+    rollout.break_promises(deployment, did, now)
 
 
 def _roll_back(told: Decided) -> Deployment:
     environment = told.deployment.environment
     former = former_release(told.deployment)
     assert former is not None  # the offer said so
-    _end(told.deployment, told.by_whom(f"Rolled back to release {former.number}"), told.now)
+    _end(told, "rolled back", told.by_whom(f"Rolled back to release {former.number}"))
     away = [row.name for row in Machine.objects.filter(environment=environment) if row.joined_at and row.is_silent(now=told.now)]
     return rollback.start(environment, by=told.by, now=told.now, override=told.override, leaving_out=away)

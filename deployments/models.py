@@ -8,6 +8,7 @@ from django.db import models
 from django.db.models import Q
 from django.urls import reverse
 
+from portal.errors import NotAllowed
 from portal.models import Environment, Project
 
 
@@ -41,6 +42,12 @@ class Release(models.Model):
     def get_absolute_url(self) -> str:
         return reverse("release", args=[self.project.slug, self.number])
 
+    def hold(self) -> None:
+        """Inside a transaction, before something comes to refer to the release: retention was first (then NotAllowed), or waits and
+        sees it. Databases check references only at the end of a transaction, too late for words. SQLite has one writer at a time anyway."""
+        if not Release.objects.select_for_update(no_key=True).filter(pk=self.pk).values_list("pk", flat=True):
+            raise NotAllowed(f"Release {self.number} was removed a moment ago by the project's rule of retention.")
+
     @property
     def omissions(self) -> list[str]:
         """ "Flow returns (erp) had no saved version and was left out." """
@@ -72,6 +79,7 @@ class Activation(models.Model):
     activated_at = models.DateTimeField(null=True, blank=True)
     expires_after_minutes = models.PositiveIntegerField(null=True, blank=True)  # later than this it is not carried out; None: however late
     deploys = models.BooleanField(default=False)  # deploy as soon as it is activated
+    leaving_out = models.JSONField(default=list, blank=True)  # names of machines to deploy without, those of them that are offline then
     override = models.TextField(blank=True)  # why the rules of the environment are set aside, given when it was scheduled
     deployment = models.ForeignKey("Deployment", on_delete=models.SET_NULL, null=True, blank=True, related_name="+")  # that it began
     reason = models.TextField(blank=True)  # why it waits, is held, expired, failed or was cancelled
@@ -513,6 +521,7 @@ class Exclusion(models.Model):
     reason = models.TextField(blank=True)
     at = models.DateTimeField()
     by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
+    waits = models.TextField(blank=True)  # why it has not caught up though it is back; empty: it is away
     ended_at = models.DateTimeField(null=True, blank=True)  # it caught up, or need not any more
     ended_because = models.TextField(blank=True)
     caught_up_by = models.ForeignKey(Deployment, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
@@ -523,6 +532,31 @@ class Exclusion(models.Model):
 
     def __str__(self) -> str:
         return f"{self.machine} left out of deployment {self.deployment_id}"
+
+    @property
+    def promise(self) -> str:
+        """What the machine gets when it returns, or what became of that, a sentence. Reads `deployment.release` and `caught_up_by`."""
+        number = self.deployment.release.number
+        if self.caught_up_by is not None:
+            its = f"deployment {self.caught_up_by_id}"
+            status = self.caught_up_by.status
+            if status == RunStatus.SUCCEEDED:
+                return f"It is back and got release {number} in {its}."
+            if status in LIVE:
+                return f"It is back: {its} brings it release {number}."
+            if status in BROKEN:
+                return f"It is back, but {its}, which brings it release {number}, stopped at a failure: see there how it goes on."
+            return f"It is back, but {its}, which brought it release {number}, was cancelled: it stays as it is until it is deployed again."
+        if self.ended_at is not None:
+            return self.ended_because
+        if self.deployment.status in LIVE:
+            return f"It gets release {number} by itself when it returns, once this deployment has ended well."
+        if self.deployment.status in BROKEN:
+            return (
+                f"Whether it gets release {number} when it returns is decided with this deployment: once that has ended well, by itself; "
+                "after Abort or Roll back, not."
+            )
+        return self.waits or f"It gets release {number} by itself when it returns."
 
 
 class StepLog(models.Model):

@@ -83,13 +83,6 @@ def environment_after(environment: Environment) -> Environment | None:
     return later.order_by("position").first()
 
 
-def hold(release: Release) -> None:
-    """Inside a transaction, before something comes to refer to the release: retention was first (then NotAllowed), or waits and sees it.
-    Databases check references only at the end of a transaction, too late for words. SQLite has one writer at a time anyway."""
-    if not Release.objects.select_for_update(no_key=True).filter(pk=release.pk).values_list("pk", flat=True):
-        raise NotAllowed(f"Release {release.number} was removed a moment ago by the project's rule of retention.")
-
-
 def succeeded(release: Release, environment: Environment) -> bool:
     """Was the release once deployed there with success."""
     return Deployment.objects.filter(environment=environment, release=release, status=RunStatus.SUCCEEDED).exists()

@@ -334,7 +334,7 @@ def activate(
             return present
         try:
             with transaction.atomic():
-                promotion.hold(release)
+                release.hold()
                 promotion.admit(release, environment, act="activate", by=by, at=now, override=override, returning=returning)
                 Activation.objects.filter(**mine).update(status=ActivationStatus.REPLACED)
                 return Activation.objects.create(**mine, release=release, activated_at=now, created_by_id=by.pk if by else None)

@@ -151,7 +151,7 @@ def _remove(release: Release, *, now: datetime, by: AbstractBaseUser | None) -> 
     project = release.project
     try:
         with transaction.atomic():
-            # The row is held first: whoever schedules or activates the release at this moment holds it too (promotion.hold), so that either
+            # The row is held first: whoever schedules or activates the release at this moment holds it too (Release.hold), so that either
             # he is waited for and seen below, or he waits and is told that it is gone. Of two sweeps one does nothing.
             if not Release.objects.select_for_update().filter(pk=release.pk).values_list("pk", flat=True):
                 return False

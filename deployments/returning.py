@@ -1,23 +1,28 @@
 """Machines that were left out of a deployment: when one returns, its runtimes get the release's orders by themselves.
 
 In a deployment of its own, so that the same gates, hand-overs, log and Balance apply: a machine that was silent may lead all the while.
+
+What was promised is kept by a deployment that ended well, and by no other (docs/decisions/0074): while it runs or waits for a decision the
+promise rests; cancelled, aborted or rolled back it ends at once (rollout.break_promises); set aside by another deployment or release it
+ends with the next look. However it ends, the sentence why is kept and stands in the log.
 """
 
 from datetime import datetime
 
-from django.db.models import Q
+from django.db import transaction
 
 from deployments import releases, rollout
-from deployments.models import BROKEN, LIVE, Deployment, Exclusion, RunStatus, StepKind, StepRun
+from deployments.models import BROKEN, LIVE, Choice, Decision, Deployment, Exclusion, RunStatus, StepKind, StepRun
 from portal.errors import NotAllowed
 from runtimes.models import Machine
 
 BROUGHT = (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME)  # what is made up for; a command or a stop of that day is not
+UNTIL_DEPLOYED = "it stays as it is until it is deployed again."
 
 
 def open_exclusions() -> list[Exclusion]:
-    """Machines that have yet to catch up, of deployments that came to an end."""
-    rows = Exclusion.objects.filter(ended_at=None).exclude(deployment__status__in=(*LIVE, *BROKEN))
+    """Machines that have yet to catch up, of deployments that are not under way."""
+    rows = Exclusion.objects.filter(ended_at=None).exclude(deployment__status__in=LIVE)
     return list(rows.select_related("deployment__environment__project", "deployment__release", "by").order_by("id"))
 
 
@@ -25,51 +30,78 @@ def catch_up(exclusion: Exclusion, *, now: datetime) -> str:
     """Deploy to a machine that returned what it missed, once. Returns a sentence."""
     deployment, name = exclusion.deployment, exclusion.machine
     environment = deployment.environment
-    if reason := _needless(exclusion):
-        Exclusion.objects.filter(pk=exclusion.pk, ended_at=None).update(ended_at=now, ended_because=reason)
-        return f"{name} need not catch up: {reason}"
     machine = Machine.objects.filter(environment=environment, name=name).first()
-    if machine is None or machine.is_silent(now=now):
-        return f"{name} is still away."
-    mine = StepRun.objects.filter(deployment=deployment).order_by("number")
-    missed = list(mine.filter(machine=name, status=RunStatus.SKIPPED, kind__in=BROUGHT))
-    balance = list(mine.filter(kind=StepKind.BALANCE_FAILOVER))
+    if machine is None:
+        return _over(exclusion, f"{name} is no machine of {environment.name} any more.", now)
+    if reason := _needless(exclusion):
+        return _over(exclusion, reason, now)
+    if machine.is_silent(now=now):
+        return _waits(exclusion, "", f"{name} is still away.")
+    if deployment.status in BROKEN:
+        return _waits(exclusion, f"{name} is back and waits for the decision about deployment {deployment.pk}.")
+    missed = _missed(deployment, name)
+    balance = list(StepRun.objects.filter(deployment=deployment, kind=StepKind.BALANCE_FAILOVER).order_by("number"))
     if rollout.live(environment) is not None:
-        return f"{name} is back and waits for the deployment that is under way."
+        return _waits(exclusion, f"{name} is back and waits for the deployment that is under way.")
     newest = Deployment.objects.filter(environment=environment).select_related("release", "environment").order_by("-pk").first()
     if newest is not None and newest != deployment and newest.status in BROKEN and not rollout.superseded(newest):
-        return f"{name} is back and waits for the decision about deployment {newest.pk}."
-    if not Exclusion.objects.filter(pk=exclusion.pk, ended_at=None).update(
-        ended_at=now, ended_because=f"{name} is back: it gets release {deployment.release.number}."
-    ):
-        return f"{name} is caught up by another worker."
+        return _waits(exclusion, f"{name} is back and waits for the decision about deployment {newest.pk}.")
     try:
-        made = rollout.begin(
-            deployment.release,
-            [*missed, *balance],
-            on=environment,
-            by=exclusion.by,
-            now=now,
-            completes=deployment,
-            rules=("approvals", "window"),
-        )
+        with transaction.atomic():
+            open_one = Exclusion.objects.filter(pk=exclusion.pk, ended_at=None)
+            because = f"{name} is back: it gets release {deployment.release.number}."
+            if not open_one.update(ended_at=now, ended_because=because, waits=""):
+                return f"{name} is caught up by another worker."
+            made = rollout.begin(
+                deployment.release,
+                [*missed, *balance],
+                on=environment,
+                by=exclusion.by,
+                now=now,
+                completes=deployment,
+                rules=("approvals", "window"),
+            )
+            Exclusion.objects.filter(pk=exclusion.pk).update(caught_up_by=made)
     except NotAllowed as refusal:  # somebody deployed in the same instant, or the environment is frozen: look again later
-        Exclusion.objects.filter(pk=exclusion.pk).update(ended_at=None, ended_because="")
-        return refusal.sentence
-    Exclusion.objects.filter(pk=exclusion.pk).update(caught_up_by=made)
+        return _waits(exclusion, f"{name} is back and waits: {refusal.sentence}")
     return f"{name} is back: deployment {made.pk} brings it release {deployment.release.number}."
+
+
+def _over(exclusion: Exclusion, reason: str, now: datetime) -> str:
+    rollout.end_promise(exclusion, reason, now)
+    return f"{exclusion.machine} need not catch up: {reason}"
+
+
+def _waits(exclusion: Exclusion, sentence: str, told: str = "") -> str:
+    """Kept for the page where it is news."""
+    Exclusion.objects.filter(pk=exclusion.pk, ended_at=None).exclude(waits=sentence).update(waits=sentence)
+    return told or sentence
+
+
+def _missed(deployment: Deployment, machine: str) -> list[StepRun]:
+    mine = StepRun.objects.filter(deployment=deployment, machine=machine, status=RunStatus.SKIPPED, kind__in=BROUGHT)
+    return list(mine.order_by("number"))
 
 
 def _needless(exclusion: Exclusion) -> str:
     """Why the machine need not get this release any more; empty when it must."""
     deployment, name = exclusion.deployment, exclusion.machine
+    environment, number = deployment.environment, deployment.release.number
     if deployment.status == RunStatus.CANCELLED:
-        return f"Deployment {deployment.pk} was cancelled."
-    if releases.active(deployment.environment) != deployment.release:
-        return f"Release {deployment.release.number} is no longer active: the next deployment brings the one that is."
-    later = Deployment.objects.filter(environment=deployment.environment, pk__gt=deployment.pk).exclude(exclusions__machine=name)
-    done = later.filter(Q(steps__machine=name), steps__kind__in=BROUGHT, steps__status__in=(RunStatus.SUCCEEDED, RunStatus.SKIPPED)).first()
-    if done is not None:
-        return f"Deployment {done.pk} brought it since."
-    missed = StepRun.objects.filter(deployment=deployment, machine=name, status=RunStatus.SKIPPED, kind__in=BROUGHT)
-    return "" if missed.exists() else "Nothing was to be deployed to it."
+        return f"Deployment {deployment.pk} was cancelled and brings {name} nothing when it returns: {UNTIL_DEPLOYED}"
+    if releases.active(environment) != deployment.release:
+        return f"Release {number} is no longer active: the next deployment brings {name} the one that is."
+    if deployment.status in BROKEN:
+        gone = rollout.superseded(deployment)
+        return f"Deployment {deployment.pk} failed and does not go on, for another one ran since: {UNTIL_DEPLOYED}" if gone else ""
+    for later in Deployment.objects.filter(environment=environment, pk__gt=deployment.pk, status=RunStatus.SUCCEEDED).order_by("pk"):
+        if Exclusion.objects.filter(deployment=later, machine=name).exists():
+            if _missed(later, name):
+                return f"Deployment {later.pk} left {name} out too, and brings it release {later.release.number} when it returns."
+            continue
+        brought = StepRun.objects.filter(deployment=later, machine=name, kind__in=BROUGHT)
+        if Decision.objects.filter(step__in=brought, choice=Choice.SKIP).exists():
+            return f"In deployment {later.pk} a person skipped what was for {name}: {UNTIL_DEPLOYED}"
+        if brought.exists():
+            return f"Deployment {later.pk} brought it since."
+    return "" if _missed(deployment, name) else "Nothing was to be deployed to it."

@@ -82,6 +82,7 @@ def obstacles(release: Release, environment: Environment, *, now: datetime, leav
     found += [item.sentence for item in releases.missing(release, environment)]
     found += releases.too_many_groups(release, environment)
     found += [refusal for name in leaving_out if (refusal := not_offline(machines.get(name), name, now))]
+    found += [refusal for refusal in [without(environment, leaving_out)] if leaving_out and refusal]
     found += plans.problems(plan)
     found += [item.sentence for item in reach.findings(environment, now=now) if item.blocks]
     for gap in moves.foreseen(release, environment, list(plan.steps.all())):
@@ -112,11 +113,16 @@ def running_on(environments: Collection[int]) -> dict[int, str]:
     return {environment: f"Deployment {number} is under way." for environment, number in live}
 
 
-def offline(environment: Environment, *, now: datetime) -> list[Machine]:
-    """Machines that a deployment could leave out now: they have an agent, and it is silent. Two queries."""
+def touched(environment: Environment) -> list[Machine]:
+    """Machines with an agent that a deployment has to do with. Two queries."""
     named = {step.machine for step in plans.plan_of(environment).steps.all()}
     rows = Machine.objects.filter(environment=environment).prefetch_related("runtimes").order_by("name")
-    return [row for row in rows if row.has_agent and row.is_silent(now=now) and (row.name in named or row.runtimes.all())]
+    return [row for row in rows if row.has_agent and (row.name in named or row.runtimes.all())]
+
+
+def offline(environment: Environment, *, now: datetime) -> list[Machine]:
+    """Machines that a deployment could leave out now: their agent is silent. Two queries."""
+    return [row for row in touched(environment) if row.is_silent(now=now)]
 
 
 def quiet_on(environments: Collection[int]) -> set[int]:
@@ -130,6 +136,14 @@ def not_offline(machine: Machine | None, name: str, now: datetime) -> str:
     if machine is None:
         return f"{name} is no machine here."
     return "" if machine.is_silent(now=now) else f"{name} is online: only a machine that is offline can be left out."
+
+
+def without(environment: Environment, names: Collection[str]) -> str:
+    """Why nothing would be left to do without these machines; empty when something is."""
+    deployed = {step.machine for step in plans.plan_of(environment).steps.all() if step.kind in moves.DEPLOYS}
+    if not deployed or deployed - set(names):
+        return ""
+    return f"The plan deploys to {' and '.join(sorted(deployed))} only: without, nothing would be deployed."
 
 
 def prepare(
@@ -217,6 +231,39 @@ def leave_out(deployment: Deployment, machine: str, *, reason: str, by: Abstract
     )
     for step in StepRun.objects.filter(deployment=deployment, machine=machine).exclude(status__in=DONE).select_related("deployment"):
         end_without(step, f"{machine} is left out. It gets release {deployment.release.number} by itself when it returns.", now)
+
+
+def break_promises(deployment: Deployment, did: str, now: datetime) -> None:
+    """The deployment ended for good before all was done ("cancelled"): it brings nothing to the machines that it left out any more."""
+    for one in Exclusion.objects.filter(deployment=deployment, ended_at=None).select_related("deployment__release"):
+        older = older_promise(one)
+        then = (
+            f"deployment {older.deployment_id} brings it release {older.deployment.release.number}, as promised before."
+            if older is not None
+            else "it stays as it is until it is deployed again."
+        )
+        end_promise(one, f"Deployment {deployment.pk} was {did} and brings {one.machine} nothing when it returns: {then}", now)
+
+
+def older_promise(exclusion: Exclusion) -> Exclusion | None:
+    """That of an earlier deployment of the same release, which ended well and has yet to be kept."""
+    run = exclusion.deployment
+    rows = Exclusion.objects.filter(machine=exclusion.machine, ended_at=None, deployment__environment=run.environment_id)
+    rows = rows.filter(deployment__release=run.release_id, deployment__pk__lt=run.pk, deployment__status=RunStatus.SUCCEEDED)
+    return rows.select_related("deployment__release").order_by("-deployment").first()
+
+
+def end_promise(exclusion: Exclusion, sentence: str, now: datetime) -> bool:
+    """A machine that was left out need not catch up any more; kept with its reason, and told in the log. False: it ended before."""
+    with transaction.atomic():
+        open_one = Exclusion.objects.filter(pk=exclusion.pk, ended_at=None)
+        if not open_one.update(ended_at=now, ended_because=sentence, waits=""):
+            return False
+        mine = StepRun.objects.filter(deployment=exclusion.deployment_id).select_related("deployment").order_by("number")
+        step = mine.filter(machine=exclusion.machine).first() or mine.first()
+        if step is not None:
+            steps.note(step, sentence, now, machine=exclusion.machine, level="warning")
+        return True
 
 
 def end_without(step: StepRun, sentence: str, now: datetime) -> None:
@@ -512,6 +559,7 @@ def cancel(deployment: Deployment, *, by: AbstractBaseUser, now: datetime) -> No
             for step in StepRun.objects.filter(deployment=deployment, status=RunStatus.RUNNING):
                 steps.KINDS[StepKind(step.kind)].abandon(step, now)
             StepRun.objects.filter(deployment=deployment, status__in=LIVE).update(status=RunStatus.CANCELLED, reason=sentence, ended_at=now)
+            break_promises(deployment, "cancelled", now)
     deployment.refresh_from_db()
     if deployment.status != RunStatus.CANCELLED:
         raise NotAllowed(

@@ -1,5 +1,6 @@
 """Forms of an environment's rules and approvals, and times in its zone. They validate shape and never write."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -93,6 +94,7 @@ class ActivateForm(ScheduleForm):
 
     when = forms.ChoiceField(choices=[("now", "Now"), ("at", "At a time")], initial="now", widget=forms.RadioSelect)
     deploys = forms.BooleanField(required=False, label="Deploy after activation")
+    leaving_out = forms.MultipleChoiceField(required=False, widget=forms.CheckboxSelectMultiple)  # machines
     expires_after_minutes = forms.IntegerField(
         required=False,
         min_value=1,
@@ -100,6 +102,13 @@ class ActivateForm(ScheduleForm):
         label="Expires when later than (minutes)",
         help_text="When the portal was off at that time. Empty: carried out however late.",
     )
+
+    def __init__(self, *args: Any, machines: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        field = self.fields["leaving_out"]
+        assert isinstance(field, forms.MultipleChoiceField)
+        field.choices = [(name, name) for name in machines]
+        field.error_messages["invalid_choice"] = "%(value)s is no machine that this plan deploys to."
 
     def wants_time(self, cleaned: dict[str, Any]) -> bool:
         return cleaned.get("when") == "at"

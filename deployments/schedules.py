@@ -7,7 +7,7 @@ However many beats and workers look at a row, one compare-and-set UPDATE decides
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -16,12 +16,13 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 
-from deployments import promotion, releases, rollout, windows
+from deployments import preview, promotion, releases, rollout, windows
 from deployments.models import Activation, ActivationStatus, Release
 from deployments.promotion import Finding
 from portal.access import may, role_to_deploy
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import Environment
+from runtimes.models import Machine
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +42,17 @@ def schedule(
     by: AbstractBaseUser,
     now: datetime,
     deploys: bool = False,
+    leaving_out: Collection[str] = (),
     expires_after_minutes: int | None = DEFAULT,
     override: str = "",
 ) -> Activation:
     """Activate later, and `deploys` the release then. Later than `expires_after_minutes` it is not carried out (None: however late).
 
+    `leaving_out`: machines to deploy without, those of them that are offline then; one that reports then is deployed with the others.
+
     Raises:
-        Invalid: `due_at` is not in the future, or more than 5 years ahead; a release of another project.
+        Invalid: `due_at` is not in the future, or more than 5 years ahead; a release of another project; `leaving_out` names what is no
+            machine here, all that the plan deploys to, or anything where nothing is deployed.
         NotAllowed: `due_at` lies in a freeze or outside the windows, with the next allowed time.
     """
     if release.project_id != environment.project_id:
@@ -57,8 +62,10 @@ def schedule(
         expires_after_minutes = promotion.rules_of(environment).expires_after_minutes
     if expires_after_minutes is not None and not 1 <= expires_after_minutes <= LONGEST_MINUTES:
         raise Invalid(f"Say a number of minutes from 1 to {LONGEST_MINUTES}, or never.", field="expires_after_minutes")
+    out = sorted(set(leaving_out))
+    _refuse_leaving_out(environment, out, deploys=deploys)
     with transaction.atomic():
-        promotion.hold(release)
+        release.hold()
         _admit_then(release, environment, due_at, by, override)
         return Activation.objects.create(
             environment=environment,
@@ -67,6 +74,7 @@ def schedule(
             due_at=due_at,
             expires_after_minutes=expires_after_minutes,
             deploys=deploys,
+            leaving_out=out,
             override=override.strip(),
             created_by_id=by.pk,
         )
@@ -76,6 +84,17 @@ def _check_future(due_at: datetime, now: datetime) -> None:
     if due_at <= now:
         raise Invalid("Choose a time in the future, or activate now.", field="due_at")
     windows.refuse_far(due_at, now, field="due_at")
+
+
+def _refuse_leaving_out(environment: Environment, names: Sequence[str], *, deploys: bool) -> None:
+    if names and not deploys:
+        raise Invalid("Machines are left out of a deployment: say that it deploys after activation too.", field="leaving_out")
+    known = set(Machine.objects.filter(environment=environment).values_list("name", flat=True))
+    for name in names:
+        if name not in known:
+            raise Invalid(f"{name} is no machine of {environment.name}.", field="leaving_out")
+    if names and (nothing := rollout.without(environment, names)):
+        raise Invalid(nothing, field="leaving_out")
 
 
 def _admit_then(release: Release, environment: Environment, due_at: datetime, by: AbstractBaseUser, override: str) -> None:
@@ -300,9 +319,40 @@ def _carry_out(activation: Activation, now: datetime) -> str:
                 _still(activation).update(status=ActivationStatus.ACTIVE, activated_at=now)
                 if not activation.deploys:
                     return f"Release {release.number} is active on {environment.name}."
-                begun = rollout.prepare(release, on=environment, by=by, now=now, override=activation.override)
-                Activation.objects.filter(pk=activation.pk).update(deployment=begun)
-                return f"Release {release.number} is active on {environment.name}, and deployment {begun.pk} began."
+                rollout.refuse_while_deploying(environment)
+                out, told = _leaving_out(activation, now)
+                begun = rollout.prepare(release, on=environment, by=by, now=now, override=activation.override, leaving_out=out)
+                Activation.objects.filter(pk=activation.pk).update(deployment=begun, reason=told)
+                said = f"Release {release.number} is active on {environment.name}, and deployment {begun.pk} began."
+                return f"{said} {told}".strip()
         except IntegrityError:  # somebody else activated at this moment: theirs is replaced in turn
             continue
     raise Busy(f"Others are activating releases on {environment.name} at this moment.")
+
+
+def _leaving_out(activation: Activation, now: datetime) -> tuple[list[str], str]:
+    """Whom its deployment goes without, and a sentence on it. Nobody looks on who could decide at the first gate, so what the preview says
+    would stop without them is refused before anything changes.
+
+    Raises:
+        NotAllowed: one of them is no machine here any more, or a step would stop without them.
+    """
+    environment = activation.environment
+    if not activation.leaving_out:
+        return [], ""
+    machines = {row.name: row for row in Machine.objects.filter(environment=environment)}
+    if gone := [name for name in activation.leaving_out if name not in machines]:
+        names = " and ".join(gone)
+        raise NotAllowed(f"{names}, to be left out, is no machine of {environment.name} any more: schedule it again without naming it.")
+    out = [name for name in activation.leaving_out if machines[name].is_silent(now=now)]
+    back = [name for name in activation.leaving_out if name not in out]
+    told = [f"{' and '.join(out)}: left out, offline when it was due."] if out else []
+    told += [f"{' and '.join(back)}: not left out, for it reported when it was due."] if back else []
+    if out:
+        foreseen = preview.preview(activation.release, environment, now=now, leaving_out=out)
+        if stops := next((step for step in foreseen.steps if step.outcome == "fails"), None):
+            raise NotAllowed(
+                f"Without {' and '.join(out)}, which is offline, step {stops.number} ({stops.title}) would stop: {stops.sentence} "
+                "Nothing was changed; deploy by hand, where a person can decide."
+            )
+    return out, " ".join(told)

@@ -131,8 +131,11 @@ def actor(step: StepRun) -> str:
 
 
 def left_out(step: StepRun) -> set[str]:
-    """Names of the machines that this deployment left out."""
-    return set(Exclusion.objects.filter(deployment_id=step.deployment_id).values_list("machine", flat=True))
+    """Names of the machines that this deployment left out; where it brings a machine what it missed, also of those still to come."""
+    rows = Exclusion.objects.filter(deployment_id=step.deployment_id)
+    if step.deployment.completes_id is not None:
+        rows |= Exclusion.objects.filter(deployment_id=step.deployment.completes_id, ended_at=None)
+    return set(rows.values_list("machine", flat=True))
 
 
 def silence(machine: Machine, now: datetime) -> str:

@@ -26,8 +26,8 @@ class ActivationSerializer(serializers.ModelSerializer[Activation]):
     class Meta:
         model = Activation
         fields = (
-            "id", "release", "environment", "status", "due_at", "expires_at", "expires_after_minutes", "deploys", "deployment",
-            "activated_at", "override", "reason", "created_by", "warnings",
+            "id", "release", "environment", "status", "due_at", "expires_at", "expires_after_minutes", "deploys", "leaving_out",
+            "deployment", "activated_at", "override", "reason", "created_by", "warnings",
         )  # fmt: skip
 
 

@@ -81,11 +81,12 @@ class DecisionSerializer(serializers.ModelSerializer[Decision]):
 
 class ExclusionSerializer(serializers.ModelSerializer[Exclusion]):
     by = serializers.CharField(source="by.username", default=None, allow_null=True)
+    promise = serializers.CharField(help_text="What it gets when it returns, or what became of that, in a sentence.")
     caught_up_by = serializers.IntegerField(source="caught_up_by_id", allow_null=True)
 
     class Meta:
         model = Exclusion
-        fields = ("machine", "reason", "at", "by", "ended_at", "ended_because", "caught_up_by")
+        fields = ("machine", "reason", "at", "by", "promise", "ended_at", "ended_because", "caught_up_by")
 
 
 class OfferSerializer(serializers.Serializer[Any]):
@@ -204,6 +205,7 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
                 "decisions__by",
                 "decisions__step",
                 "exclusions__by",
+                "exclusions__caught_up_by",
                 Prefetch("frozen", FrozenValues.objects.defer("values", "preferences")),
             )
         )

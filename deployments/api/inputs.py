@@ -22,4 +22,4 @@ class LeavingOutField(serializers.ListField):
 
     def __init__(self, **options: Any) -> None:
         said = "Names of offline machines: their steps are skipped, and they get the release by themselves when they return."
-        super().__init__(default=list, max_length=100, help_text=said, **options)
+        super().__init__(default=list, max_length=100, **{"help_text": said, **options})

@@ -75,6 +75,10 @@ class StartInput(DeployInput):
 class ActivateInput(DeployInput):
     due_at = ZonedDateTimeField(required=False, allow_null=True, default=None)
     deploys = serializers.BooleanField(default=False, help_text="With `due_at`: deploy as soon as it is activated.")
+    leaving_out = LeavingOutField(
+        help_text="With `deploys`: names of machines to deploy without, those of them that are offline when it is due; one that reports "
+        "then is deployed with the others."
+    )
     expires_after_minutes = serializers.IntegerField(
         required=False, allow_null=True, min_value=1, help_text="With `due_at`: left out, as the environment's rules say; null, never."
     )
@@ -224,9 +228,12 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
                 by=signed_in(request),
                 now=now,
                 deploys=given["deploys"],
+                leaving_out=given["leaving_out"],
                 expires_after_minutes=given.get("expires_after_minutes", schedules.DEFAULT),
                 override=given["override"],
             )
+        elif given["leaving_out"]:
+            raise Invalid("Say a time (due_at): what is deployed by hand leaves machines out when it is started.", field="leaving_out")
         else:
             activation = releases.activate(release, environment, by=signed_in(request), now=now, override=given["override"])
         activation.warnings = list(releases.warnings(release, environment))  # type: ignore[attr-defined]

@@ -126,7 +126,7 @@ def _picture(deployment: Deployment) -> dict[str, Any]:
         "stages": stages_of(steps),
         "balances": [step for step in steps if step.kind == StepKind.BALANCE_FAILOVER and step.memory.get("groups")],
         "past_decisions": list(deployment.decisions.select_related("by", "step")),
-        "exclusions": list(deployment.exclusions.select_related("by", "caught_up_by")),
+        "exclusions": list(deployment.exclusions.select_related("deployment__release", "caught_up_by")),
         "results": results.results(steps),
         "past": Deployment.objects.filter(environment=deployment.environment, pk__gt=deployment.pk, started_at__isnull=False).exists(),
         "done": done,

@@ -1,7 +1,7 @@
 """Deploy › Releases: new ones from Create, activation now or at a time, and the page of one release."""
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Project, Property, Role, scope_name
 from portal.property_uses import router_name, router_uses, uses
 from runtimes import failover, reach
-from runtimes.models import FailoverGroup
+from runtimes.models import FailoverGroup, Machine
 
 RELEASES_PER_PAGE = 50
 TABS = {
@@ -179,6 +179,15 @@ def rule_findings(request: UserRequest, release: Release, environment: Environme
     }
 
 
+@dataclass(frozen=True)
+class Absent:
+    """A machine that could be left out; `left_out` is the person's choice so far."""
+
+    name: str
+    sentence: str
+    left_out: bool
+
+
 def release_activate(request: UserRequest, slug: str, kind: str, number: int) -> HttpResponse:
     """Choose the release for the environment, now or at a time. Activating changes no machine."""
     environment = get_environment(request.user, slug, kind, to_edit=True)
@@ -186,7 +195,8 @@ def release_activate(request: UserRequest, slug: str, kind: str, number: int) ->
     rules = promotion.rules_of(environment)
     calendar = promotion.calendar_of(environment, rules)
     initial = {"when": "now", "expires_after_minutes": rules.expires_after_minutes}
-    form = ActivateForm(request.POST or None, initial=initial, zone=calendar.zone)
+    machines = rollout.touched(environment)
+    form = ActivateForm(request.POST or None, initial=initial, zone=calendar.zone, machines=[machine.name for machine in machines])
     if request.method == "POST" and form.is_valid():
         try:
             said = _activate(request, form, release, environment)
@@ -195,7 +205,8 @@ def release_activate(request: UserRequest, slug: str, kind: str, number: int) ->
             sentence = refusal.sentence
             if releases.missing(release, environment):
                 sentence = f"Release {number} cannot be activated on {environment.name} while values are missing."
-            form.add_error("at" if form.due_at else refusal.field if refusal.field in form.fields else None, sentence)
+            at = refusal.field if refusal.field == "leaving_out" else "at"
+            form.add_error(at if form.due_at else refusal.field if refusal.field in form.fields else None, sentence)
         else:
             messages.success(request, said)
             return redirect(request, _address(release, environment))
@@ -210,9 +221,17 @@ def release_activate(request: UserRequest, slug: str, kind: str, number: int) ->
             "active": releases.active(environment),
             "calendar": calendar,
             "zone": calendar.zone.key,
+            "leavable": _leavable(form, machines),
         }
     )
     return dialog(request, "deployments/release_activate.html", context, back=_address(release, environment))
+
+
+def _leavable(form: ActivateForm, machines: Sequence[Machine]) -> list[Absent]:
+    """Machines that a scheduled deployment may go without, each with how it is now."""
+    chosen, now = form["leaving_out"].value() or [], timezone.now()
+    said = {one.name: steps.silence(one, now) if one.is_silent(now=now) else "It reports now." for one in machines}
+    return [Absent(name, sentence, name in chosen) for name, sentence in said.items()]
 
 
 def _activate(request: UserRequest, form: ActivateForm, release: Release, environment: Environment) -> str:
@@ -225,6 +244,7 @@ def _activate(request: UserRequest, form: ActivateForm, release: Release, enviro
             by=request.user,
             now=now,
             deploys=given["deploys"],
+            leaving_out=given["leaving_out"],
             expires_after_minutes=given["expires_after_minutes"],
             override=given["override"],
         )
@@ -269,15 +289,6 @@ def release_deploy(request: UserRequest, slug: str, kind: str, number: int) -> H
     context = _rights(request, environment) | preflight(release, environment, leaving_out=out) | {"release": release, "form": form}
     context |= rule_findings(request, release, environment) | {"absent": absent}
     return dialog(request, "deployments/release_deploy.html", context, back=_address(release, environment))
-
-
-@dataclass(frozen=True)
-class Absent:
-    """An offline machine that could be left out; `left_out` is the person's choice so far."""
-
-    name: str
-    sentence: str
-    left_out: bool
 
 
 def absent_machines(request: UserRequest, environment: Environment) -> list[Absent]:

@@ -12,7 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deployments import decisions, plans, promotion, releases, returning, rollout, sides, steps, tasks
+from deployments import decisions, plans, promotion, releases, returning, rollback, rollout, sides, steps, tasks
 from deployments.models import (
     BROKEN,
     LIVE,
@@ -537,11 +537,155 @@ def test_a_machine_that_is_back_does_not_take_the_decision_from_a_deployment_tha
     engine.machines.silent.clear()
     engine.pass_time(1)
     told = [returning.catch_up(exclusion, now=engine.now) for exclusion in returning.open_exclusions()]
-    assert told == [f"external02 is back and waits for the decision about deployment {again.pk}."]
+    assert told == [f"external02 is back and waits for the decision about deployment {again.pk}."] * 2
     again.refresh_from_db()
     upgrade.decide(again, Choice.ABORT)
     told = [returning.catch_up(exclusion, now=engine.now) for exclusion in returning.open_exclusions()]
-    assert "is back: deployment" in told[0] and "was cancelled" in told[1]
+    assert len(told) == 1 and "is back: deployment" in told[0], "the newer one, which was aborted, brings nothing; the older one does"
+    assert again.exclusions.get().promise == (
+        f"Deployment {again.pk} was aborted and brings external02 nothing when it returns: deployment {away.pk} brings it release 2, as "
+        "promised before."
+    )
+
+
+STAYS = "it stays as it is until it is deployed again."
+
+
+def owed(upgrade: Upgrade) -> Deployment:
+    """Release 3 goes out without external02, which is away; external01's step waits for its standby."""
+    release = upgrade.release(7)
+    upgrade.engine.machines.silent.add("external02")
+    upgrade.engine.pass_time(20)
+    return rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now, leaving_out=["external02"])
+
+
+def promise(deployment: Deployment) -> str:
+    return Exclusion.objects.select_related("deployment__release", "caught_up_by").get(deployment=deployment).promise
+
+
+def look(upgrade: Upgrade) -> list[str]:
+    """What the sweep says of every machine that has yet to catch up."""
+    return [returning.catch_up(exclusion, now=upgrade.engine.now) for exclusion in returning.open_exclusions()]
+
+
+def test_a_promise_rests_while_its_deployment_runs_or_waits_for_a_decision(client: Client, upgrade: Upgrade) -> None:
+    run = owed(upgrade)
+    assert promise(run) == f"It gets release {run.release.number} by itself when it returns, once this deployment has ended well."
+    assert look(upgrade) == []
+    upgrade.engine.run(run, every=20)
+    assert run.status in BROKEN
+    assert promise(run).startswith(f"Whether it gets release {run.release.number} when it returns is decided with this deployment")
+    upgrade.engine.machines.silent.clear()
+    upgrade.engine.pass_time(1)
+    assert look(upgrade) == [f"external02 is back and waits for the decision about deployment {run.pk}."]
+    client.force_login(upgrade.person)
+    assert "Whether it gets release" in client.get(run.get_absolute_url()).content.decode()
+    assert client.get(f"/api/v1/deployments/{run.pk}/").json()["exclusions"][0]["promise"] == promise(run)
+    upgrade.decide(run, Choice.RETRY)
+    assert upgrade.engine.run(run).status == RunStatus.SUCCEEDED
+    (said,) = look(upgrade)
+    made = Deployment.objects.get(completes=run)
+    assert "is back: deployment" in said and promise(run) == f"It is back: deployment {made.pk} brings it release {run.release.number}."
+    upgrade.engine.run(made)
+    assert promise(run) == f"It is back and got release {run.release.number} in deployment {made.pk}."
+
+
+@pytest.mark.parametrize("how", ["cancelled", "aborted", "rolled back"])
+def test_a_promise_ends_with_a_deployment_that_is_ended(upgrade: Upgrade, how: str) -> None:
+    run = owed(upgrade)
+    if how == "cancelled":
+        rollout.cancel(run, by=upgrade.person, now=upgrade.engine.now)
+        after = run
+    else:
+        upgrade.engine.run(run, every=20)
+        after = upgrade.decide(run, Choice.ABORT if how == "aborted" else Choice.ROLL_BACK)
+    said = f"Deployment {run.pk} was {how} and brings external02 nothing when it returns: {STAYS}"
+    assert promise(run) == said and said in log(run)
+    if how == "rolled back":
+        assert promise(after).startswith("It gets release 1 by itself when it returns"), "the roll back owes it release 1 instead"
+        upgrade.engine.run(after, every=5)
+    upgrade.engine.machines.silent.clear()
+    upgrade.engine.pass_time(1)
+    assert not any("brings it release 3" in sentence for sentence in look(upgrade))
+    upgrade.engine.pass_time(5)
+    assert runtime("external02").observed_release == 1
+
+
+def test_a_promise_of_a_failed_deployment_ends_with_the_one_that_ran_since(upgrade: Upgrade) -> None:
+    run = owed(upgrade)
+    upgrade.engine.run(run, every=20)
+    again = rollout.prepare(run.release, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now, leaving_out=["external02"])
+    (said,) = look(upgrade)
+    assert said == f"external02 need not catch up: {promise(run)}"
+    assert promise(run) == f"Deployment {run.pk} failed and does not go on, for another one ran since: {STAYS}"
+    assert promise(again).startswith(f"It gets release {run.release.number} by itself when it returns")
+
+
+def test_a_promise_passes_to_a_newer_deployment_that_ended_well_without_the_machine(upgrade: Upgrade, away: Deployment) -> None:
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    upgrade.engine.run(away, every=5)
+    again = rollout.prepare(away.release, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now, leaving_out=["external02"])
+    assert upgrade.engine.run(again, every=5).status == RunStatus.SUCCEEDED
+    assert look(upgrade) == [
+        f"external02 need not catch up: Deployment {again.pk} left external02 out too, and brings it release 2 when it returns.",
+        "external02 is still away.",
+    ]
+
+
+def test_a_promise_ends_with_the_release_and_the_roll_back_makes_its_own(upgrade: Upgrade, away: Deployment) -> None:
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    upgrade.engine.run(away, every=5)
+    back = rollback.start(upgrade.environment, by=upgrade.person, now=upgrade.engine.now, leaving_out=["external02"])
+    look(upgrade)
+    assert promise(away) == "Release 2 is no longer active: the next deployment brings external02 the one that is."
+    assert promise(away) in log(away)
+    assert promise(back).startswith("It gets release 1 by itself when it returns")
+
+
+def test_a_promise_to_a_machine_that_was_removed_ends(upgrade: Upgrade, away: Deployment) -> None:
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    upgrade.engine.run(away, every=5)
+    Machine.objects.filter(name="external02").delete()
+    assert look(upgrade) == ["external02 need not catch up: external02 is no machine of Test any more."]
+
+
+def test_what_a_deployment_that_was_to_catch_up_came_to_is_said(upgrade: Upgrade, away: Deployment) -> None:
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    upgrade.engine.run(away, every=5)
+    upgrade.engine.machines.silent.clear()
+    upgrade.engine.pass_time(1)
+    look(upgrade)
+    made = Deployment.objects.get(completes=away)
+    rollout.cancel(made, by=upgrade.person, now=upgrade.engine.now)
+    assert promise(away) == f"It is back, but deployment {made.pk}, which brought it release 2, was cancelled: {STAYS}"
+    Deployment.objects.filter(pk=made.pk).update(status=RunStatus.FAILED)
+    assert "stopped at a failure: see there" in promise(away)
+
+
+def test_in_a_freeze_a_machine_that_is_back_waits_and_says_why(upgrade: Upgrade, away: Deployment, admin: User) -> None:
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    upgrade.engine.run(away, every=5)
+    ends = upgrade.engine.now + timedelta(days=1)
+    promotion.freeze(
+        upgrade.environment, starts_at=upgrade.engine.now, ends_at=ends, reason="Stocktaking", by=admin, now=upgrade.engine.now
+    )
+    upgrade.engine.machines.silent.clear()
+    upgrade.engine.pass_time(1)
+    (said,) = look(upgrade)
+    assert said.startswith("external02 is back and waits: ") and "Stocktaking" in said and promise(away) == said
+    assert not Deployment.objects.filter(completes=away).exists()
+
+
+def test_of_two_machines_left_out_one_catches_up_while_the_other_is_still_away(upgrade: Upgrade, away: Deployment) -> None:
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    upgrade.engine.run(away, every=5)
+    Exclusion.objects.create(deployment=away, machine="external01", at=upgrade.engine.now)  # as if that one had been away too
+    away.steps.filter(machine="external01").update(status=RunStatus.SKIPPED)
+    upgrade.engine.pass_time(1)
+    assert "is back: deployment" in look(upgrade)[1]
+    made = Deployment.objects.get(completes=away)
+    assert upgrade.engine.run(made, every=5).status == RunStatus.SUCCEEDED
+    assert made.steps.get(kind=StepKind.BALANCE_FAILOVER).reason.endswith("Proven without external02, left out of this deployment.")
 
 
 def test_a_machine_that_comes_back_after_another_release_need_not_catch_up(upgrade: Upgrade, away: Deployment) -> None:

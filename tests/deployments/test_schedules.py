@@ -16,6 +16,7 @@ from deployments.rollback import Run
 from portal import properties
 from portal.errors import Busy, Invalid, NotAllowed, Stale
 from portal.models import Environment, Flow, Membership, Role
+from runtimes.models import Machine
 from tests import factories
 from tests.deployments.conftest import VALUES, Engine, save_version
 from tests.deployments.test_releases import together
@@ -348,6 +349,115 @@ def test_what_cannot_be_deployed_is_not_activated_either(
     assert releases.active(filled) == active and not Deployment.objects.exists()
 
 
+# ------------------------------------------------------------------------------------------------ scheduled without a machine
+
+
+@pytest.fixture
+def nightly(active: Release, engine: Engine, filled: Environment, developer: User, flow: Flow) -> Activation:
+    """Release 2 is to be deployed in an hour, without external02 where that is offline; its follower is no longer needed by then."""
+    engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
+    save_version(flow, 1)
+    second = releases.build(active.project, name="Second", by=developer)
+    due_at = engine.now + timedelta(hours=1)
+    return schedules.schedule(second, filled, due_at=due_at, by=developer, now=engine.now, deploys=True, leaving_out=["external02"])
+
+
+def wait_until_due(engine: Engine, planned: Activation, *away: str) -> str:
+    engine.machines.silent = set(away)
+    engine.now = planned.due_at or engine.now
+    engine.pass_time(1)
+    said = schedules.activate_due(planned.pk, now=engine.now)
+    planned.refresh_from_db()
+    return said
+
+
+def test_a_scheduled_deployment_goes_without_a_machine_that_is_offline_then(nightly: Activation, engine: Engine) -> None:
+    for group in engine.machines.leaders:
+        engine.machines.lead(group, "external02.erp")  # external01 leads nothing, so that its step needs nobody
+    said = wait_until_due(engine, nightly, "external02")
+    assert "deployment" in said and nightly.reason == "external02: left out, offline when it was due."
+    run = nightly.deployment
+    assert run is not None and [one.machine for one in run.exclusions.all()] == ["external02"]
+    assert run.steps.get(machine="external02").status == RunStatus.SKIPPED
+
+
+def test_a_machine_that_is_back_when_it_is_due_is_deployed_with_the_others(nightly: Activation, engine: Engine) -> None:
+    wait_until_due(engine, nightly)
+    run = nightly.deployment
+    assert run is not None and not run.exclusions.exists()
+    assert nightly.reason == "external02: not left out, for it reported when it was due."
+    assert engine.run(run).status == RunStatus.SUCCEEDED
+
+
+def test_what_would_stop_without_the_machine_is_refused_when_due_and_nothing_changes(nightly: Activation, engine: Engine) -> None:
+    """external01 leads and external02 was the only standby: by hand a person overrides that, at night nobody is there."""
+    wait_until_due(engine, nightly, "external02")
+    assert nightly.status == ActivationStatus.FAILED
+    assert nightly.reason.startswith(
+        "Without external02, which is offline, step 3 (Deploy runtime external01.erp) would stop: external01.erp leads erp-orders, and no "
+        "follower is ready to take over: "
+    )
+    assert nightly.reason.endswith("Nothing was changed; deploy by hand, where a person can decide.")
+    active = releases.active(nightly.environment)
+    assert active is not None and active.number == 1 and Deployment.objects.count() == 1
+
+
+def test_a_machine_that_was_removed_meanwhile_is_named(nightly: Activation, engine: Engine) -> None:
+    plans.remove_step(plans.plan_of(nightly.environment).steps.get(machine="external02"))
+    Machine.objects.filter(name="external02").delete()
+    wait_until_due(engine, nightly)
+    assert nightly.status == ActivationStatus.FAILED
+    assert nightly.reason == "external02, to be left out, is no machine of Test any more: schedule it again without naming it."
+
+
+def test_while_another_deployment_runs_it_waits_instead_of_judging_by_what_is_half_done(
+    nightly: Activation, engine: Engine, active: Release, developer: User
+) -> None:
+    rollout.prepare(active, on=nightly.environment, by=developer, now=engine.now)
+    assert "is under way" in wait_until_due(engine, nightly, "external02") and nightly.status == ActivationStatus.SCHEDULED
+
+
+@pytest.mark.parametrize(
+    ("deploys", "out", "says"),
+    [
+        pytest.param(False, ["external02"], "say that it deploys after activation", id="nothing is deployed"),
+        pytest.param(True, ["external07"], "external07 is no machine of Test", id="unknown"),
+        pytest.param(True, ["external01", "external02"], "nothing would be deployed", id="all of them"),
+    ],
+)
+def test_whom_a_schedule_cannot_leave_out(
+    active: Release, engine: Engine, filled: Environment, developer: User, deploys: bool, out: list[str], says: str
+) -> None:
+    later = engine.now + timedelta(hours=1)
+    with pytest.raises(Invalid, match=says) as refusal:
+        schedules.schedule(active, filled, due_at=later, by=developer, now=engine.now, deploys=deploys, leaving_out=out)
+    assert refusal.value.field == "leaving_out"
+
+
+def test_page_and_api_schedule_without_a_machine_and_show_it(
+    client: Client, active: Release, engine: Engine, filled: Environment, developer: User
+) -> None:
+    client.force_login(developer)
+    Machine.objects.update(last_report_at=timezone.now() + timedelta(seconds=60))
+    dialog = f"/projects/webshop/test/releases/{active.number}/activate/"
+    html = client.get(dialog).content.decode()
+    assert html.count('name="leaving_out"') == 2 and "It reports now." in html
+    body = {"when": "at", "at": f"{timezone.now() + timedelta(days=2):%Y-%m-%dT%H:%M}", "deploys": "on", "leaving_out": ["external02"]}
+    both = body | {"leaving_out": ["external01", "external02"]}
+    assert "nothing would be deployed" in client.post(dialog, both).content.decode()
+    assert client.post(dialog, body).status_code == 302
+    planned = Activation.objects.get(status=ActivationStatus.SCHEDULED)
+    assert planned.leaving_out == ["external02"]
+    assert "Without external02 where offline then" in client.get(SCHEDULE).content.decode()
+    assert "without external02" in client.get(f"/projects/webshop/test/activations/{planned.pk}/reschedule/").content.decode()
+    api, when = f"/api/v1/releases/{active.pk}/activate/", f"{timezone.now() + timedelta(days=3):%Y-%m-%dT%H:%M}"
+    wish = {"environment": "test", "due_at": when, "deploys": True, "leaving_out": ["external02"]}
+    assert client.post(api, wish, content_type="application/json").json()["leaving_out"] == ["external02"]
+    now = {"environment": "test", "leaving_out": ["external02"]}
+    answer = client.post(api, now, content_type="application/json")
+    assert answer.status_code == 400 and "Say a time" in answer.json()["detail"]
+
+
 # ----------------------------------------------------------------------------------------------------------------- roll back
 
 
@@ -420,7 +530,20 @@ def test_rolling_back_brings_no_value_and_no_step_that_nobody_approved(
     assert (Deployment.objects.count(), releases.active(filled)) == (runs, second)
     approvals.approve(approvals.request(active, filled, by=developer, now=engine.now), by=operator, now=engine.now)
     plans.remove_step(step)
+    planned = schedules.schedule(second, filled, due_at=engine.now + timedelta(hours=1), by=developer, now=engine.now)
     assert rollback.start(filled, by=developer, now=engine.now).release == active
+    planned.refresh_from_db()
+    assert planned.status == ActivationStatus.HELD, "by whichever approval it goes back, the clock is held"
+
+
+def test_a_release_that_retention_took_a_moment_ago_cannot_be_asked_approval_for(
+    release: Release, filled: Environment, developer: User, admin: User
+) -> None:
+    now = timezone.now()
+    promotion.set_rules(filled, approvals=1, by=admin, now=now)
+    Release.objects.filter(pk=release.pk).delete()
+    with pytest.raises(NotAllowed, match="Release 1 was removed a moment ago by the project's rule of retention"):
+        approvals.request(release, filled, by=developer, now=now)
 
 
 def test_a_roll_back_that_failed_goes_on_by_its_own_steps_but_not_with_other_values(
