@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from cli import given, show
-from cli.given import EnvironmentOption, JsonOption, ProjectOption
+from cli.given import EnvironmentOption, JsonOption, OverrideOption, ProjectOption
 from cli.portal import Portal, Unreachable
 from cli.releases import ReleaseArgument
 
@@ -23,9 +23,6 @@ SUCCEEDED, ENDED_BADLY, A_PERSON_MUST_ACT = 0, 1, 5
 
 DeploymentArgument = Annotated[int, typer.Argument(metavar="DEPLOYMENT", help="Its id")]
 FollowOption = Annotated[bool, typer.Option("--follow/--no-follow", help="Show the steps until it ends")]
-OverrideOption = Annotated[
-    str, typer.Option("--override", help="Why the rules of the environment (order, windows, freezes) are set aside; operators only, kept")
-]
 PeopleOption = Annotated[bool, typer.Option("--wait-for-people/--no-wait-for-people", help="At a manual step: wait, or exit with 5")]
 
 

@@ -12,7 +12,12 @@ ProjectOption = Annotated[str, typer.Option("--project", "-p", envvar="BATON_PRO
 EnvironmentOption = Annotated[str, typer.Option("--environment", "-e", envvar="BATON_ENVIRONMENT", help="test, acceptance or production")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The API's own document, for programs")]
 
-MomentArgument = Annotated[str, typer.Argument(metavar="WHEN", help="2026-12-01T02:00 in this machine's time zone, or with Z or an offset")]
+OverrideOption = Annotated[
+    str, typer.Option("--override", help="Why the rules of the environment (order, windows, freezes) are set aside; operators only, kept")
+]
+MomentArgument = Annotated[
+    str, typer.Argument(metavar="WHEN", help="2026-12-01T02:00 in the environment's time zone, or with Z or an offset")
+]
 
 opened = ExitStack()  # what ends with the command line (cli/app.py)
 
@@ -45,9 +50,12 @@ def rows(path: str, given_project: str, given_environment: str = "", **query: An
 
 
 def moment(text: str) -> str:
-    """RFC 3339. Raises Usage."""
+    """As it was given: the portal reads a time without an offset in the environment's zone, and refuses one that is no single moment.
+
+    Raises Usage.
+    """
     try:
-        return show.instant(text).astimezone().isoformat()
+        return show.instant(text).isoformat()
     except ValueError:
         raise Usage(f"{text} is no moment: say it as 2026-12-01T02:00 or 2026-12-01T02:00:00Z.") from None
 

@@ -13,7 +13,7 @@ app = typer.Typer(help="Values of placeholders per environment.", no_args_is_hel
 
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The placeholder, such as erp.url")]
 MachineOption = Annotated[str, typer.Option("--machine", help="Only on this machine")]
-ConnectorOption = Annotated[str, typer.Option("--connector", help="With --machine: only in this runtime")]
+ConnectorOption = Annotated[str, typer.Option("--connector", help="Only in this connector; with --machine: only in this runtime")]
 
 
 @app.command("list")
@@ -51,8 +51,6 @@ def set_property(
 ) -> None:
     """Set a value; an existing one of the same key and scope is replaced."""
     ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
-    if connector and not machine:
-        raise Usage("--connector needs --machine: a runtime is a connector on a machine.")
     body: dict[str, Any] = {"project": slug, "environment": kind, "key": key, "machine": machine, "connector": connector}
     body["value"] = sys.stdin.read().rstrip("\n") if value == "-" else value
     if secret is not None:

@@ -6,7 +6,7 @@ import typer
 from rich.text import Text
 
 from cli import given, show
-from cli.given import EnvironmentOption, JsonOption, ProjectOption
+from cli.given import EnvironmentOption, JsonOption, OverrideOption, ProjectOption
 
 app = typer.Typer(help="Immutable, numbered snapshots of a project.", no_args_is_help=True)
 
@@ -52,7 +52,8 @@ def create(
 @app.command()
 def activate(
     release: ReleaseArgument,
-    at: Annotated[str, typer.Option("--at", help="When, RFC 3339 or 2026-12-01T02:00 in this machine's time zone; else now")] = "",
+    at: Annotated[str, typer.Option("--at", help="When, RFC 3339 or 2026-12-01T02:00 in the environment's time zone; else now")] = "",
+    override: OverrideOption = "",
     environment: EnvironmentOption = "",
     project: ProjectOption = "",
     json: JsonOption = False,
@@ -63,6 +64,8 @@ def activate(
     body: dict[str, Any] = {"environment": kind}
     if at:
         body["due_at"] = given.moment(at)
+    if override:
+        body["override"] = override
     answer = ask.post(f"releases/{chosen['id']}/activate/", body)
     if json:
         show.document(answer)

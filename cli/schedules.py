@@ -5,13 +5,13 @@ from typing import Annotated, Any
 import typer
 
 from cli import given, show
-from cli.given import EnvironmentOption, JsonOption, MomentArgument, ProjectOption
+from cli.given import EnvironmentOption, JsonOption, MomentArgument, OverrideOption, ProjectOption
+from cli.portal import Usage
 from cli.releases import ReleaseArgument
 
 app = typer.Typer(help="Scheduled activations.", no_args_is_help=True)
 
 ActivationArgument = Annotated[int, typer.Argument(metavar="ACTIVATION", help="Its id, from `baton schedules list`")]
-OverrideOption = Annotated[str, typer.Option("--override", help="Why the rules are set aside; operators only, kept")]
 
 
 @app.command("list")
@@ -54,6 +54,7 @@ def add(
         list[str] | None, typer.Option("--leave-out", help="With --deploy: a machine to go on without if it is offline then; repeatable")
     ] = None,
     expires: Annotated[int | None, typer.Option("--expires-after", help="So many minutes late it is not carried out any more")] = None,
+    however_late: Annotated[bool, typer.Option("--however-late", help="Instead: carried out however late")] = False,
     override: OverrideOption = "",
     environment: EnvironmentOption = "",
     project: ProjectOption = "",
@@ -65,7 +66,9 @@ def add(
     body: dict[str, Any] = {"environment": kind, "due_at": given.moment(at), "deploys": deploy, "override": override}
     if leave_out:
         body["leaving_out"] = leave_out
-    if expires is not None:
+    if expires is not None and however_late:
+        raise Usage("Say --expires-after or --however-late, not both.")
+    if expires is not None or however_late:
         body["expires_after_minutes"] = expires
     made = ask.post(f"releases/{chosen['id']}/activate/", body)
     show.answer(made, json, _tell)

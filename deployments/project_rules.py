@@ -292,10 +292,12 @@ def _mappings(given: Map, name: str) -> Items:
 
 
 def _time(item: Mapping[str, Any], name: str) -> time:
-    try:
-        return time.fromisoformat(str(item.get(name, "")))
-    except ValueError:
-        raise wrong(getattr(item, "line", 1), f'"{item.get(name, "")}" is no time: write it as "08:00".') from None
+    read = None
+    with contextlib.suppress(ValueError):
+        read = time.fromisoformat(str(item.get(name, "")))
+    if read is None or read.tzinfo is not None:
+        raise wrong(getattr(item, "line", 1), f'"{item.get(name, "")}" is no time of day: write it as "08:00"; its zone stands beside it.')
+    return read
 
 
 def _instant(item: Map, name: str) -> datetime:

@@ -34,6 +34,7 @@ MAY_OVERRIDE = Role.OPERATOR
 MAY_FREEZE = Role.OPERATOR
 MAY_SET_RULES = Role.ADMINISTRATOR
 LONGEST_REASON = 500
+LONGEST_FREEZE_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -261,6 +262,8 @@ def freeze(
     """Forbid activating and deploying for a time. Raises Invalid."""
     if not reason.strip():
         raise Invalid("Say why: whoever is refused reads it.", field="reason")
+    if len(reason.strip()) > LONGEST_FREEZE_REASON:
+        raise Invalid(f"Say why in at most {LONGEST_FREEZE_REASON} characters.", field="reason")
     if ends_at <= starts_at:
         raise Invalid("A freeze ends after it starts.", field="ends_at")
     if ends_at <= now:

@@ -13,6 +13,11 @@ NO = {"", "no", "false", "0"}
 ENVIRONMENTS = {name.lower(): str(kind) for kind in EnvironmentKind for name in (kind.value, str(kind.label))}
 
 
+class _Unreadable(Exception):  # noqa: N818 - said by name
+    def __init__(self, line: int) -> None:
+        self.line = line
+
+
 @dataclass(frozen=True)
 class Line:
     """One value as it was read; `error` says what cannot be understood."""
@@ -36,7 +41,11 @@ def parse(text: str, *, environment: str) -> list[Line]:
     three (key, scope, value). `environment` is where values go that name none.
     """
     text = text.lstrip("\ufeff")
-    rows = _rows(text)
+    try:
+        rows = _rows(text)
+    except _Unreadable as no:
+        said = f"From here on it cannot be read as a table ({no.__cause__}). Is a quotation mark not closed?"
+        return [Line(no.line, environment, "", error=said)]
     if not rows:
         return []
     if len(rows) > LINES_AT_MOST:
@@ -69,10 +78,13 @@ def _rows(text: str) -> list[tuple[int, list[str]]]:
     delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     found, before = [], 0
-    for cells in reader:
-        if any(cell.strip() for cell in cells):
-            found.append((before + 1, cells))
-        before = reader.line_num
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                found.append((before + 1, cells))
+            before = reader.line_num
+    except csv.Error as error:
+        raise _Unreadable(before + 1) from error
     return found
 
 
@@ -95,10 +107,12 @@ def _listed(number: int, header: Sequence[str], cells: Sequence[str], environmen
         return [Line(number, environment, key, error=f'"{given["environment"]}" is no environment: say Test, Acceptance or Production.')]
     kind = ENVIRONMENTS.get(where, environment)
     if scope is None:
-        return [Line(number, kind, key, error=f'"{given["scope"]}" is no scope: say global, a machine, a runtime or “connector erp”.')]
+        return [
+            Line(number, kind, key, error=f'"{given.get("scope", "")}" is no scope: say global, a machine, a runtime or “connector erp”.')
+        ]
     if secret not in YES | NO:
         return [Line(number, kind, key, *scope, error=f'secret is "{secret}": say yes or leave it empty.')]
-    if not value and "scope" in header and not given["scope"].strip():
+    if not value and "scope" in header and not given.get("scope", "").strip():
         return []  # an exported key that has no value
     marked = None if "secret" not in header else secret in YES
     return [Line(number, kind, key, *scope, value=value, secret=marked or None, kept=bool(marked) and not value)]

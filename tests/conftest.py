@@ -26,12 +26,6 @@ def cheap_passwords(settings: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def quick_passwords(settings) -> None:
-    """Hashing well is slow on purpose, and no test is about it."""
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-
-
-@pytest.fixture(autouse=True)
 def no_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Agents' calls ask the database where the test does: a kept thread would not see what the test has not committed."""
 

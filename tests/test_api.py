@@ -1,17 +1,21 @@
 """The public API as its callers see it: who may, what is answered, how it says no."""
 
 import io
+from importlib import import_module
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.exceptions import RequestDataTooBig
 from django.core.management import call_command
 from django.utils import timezone
+from rest_framework import serializers
 from rest_framework.parsers import BaseParser
 from rest_framework.test import APIClient
 
 from deployments.api.projects import YAMLParser
 from portal.api import parsers
+from portal.api.fields import ExactInput
 from portal.models import Connector, Environment, Property
 from runtimes.models import FailoverGroup, GroupMember, Runtime
 from runtimes.protocol import State, Status
@@ -239,6 +243,23 @@ def test_a_developer_changes_properties_in_test_only(developer: User, operator: 
     body = {"project": "webshop", "environment": "acceptance", "key": "erp.outbox", "value": "/srv/out"}
     assert client_of(developer).post("/api/v1/properties/", body, format="json").status_code == 403
     assert client_of(operator).post("/api/v1/properties/", body, format="json").status_code == 201
+
+
+def test_every_body_of_the_api_refuses_unknown_fields() -> None:
+    """Structural: a body that derives from anything else would take a misspelt field for one that was left out."""
+    import_module(settings.ROOT_URLCONF)  # and with it the module of every endpoint
+    found = _all_of(serializers.Serializer)
+    bodies = [kind for kind in found if kind.__module__.split(".")[0] in ("portal", "runtimes", "deployments") and _takes_a_body(kind)]
+    assert len(bodies) >= 20
+    assert [kind.__qualname__ for kind in bodies if not issubclass(kind, ExactInput)] == []
+
+
+def _all_of(kind: type) -> set[type]:
+    return {found for below in kind.__subclasses__() for found in {below, *_all_of(below)}}
+
+
+def _takes_a_body(kind: type) -> bool:
+    return kind.__name__.endswith("Input") or kind.__name__ in ("NewValue", "Place", "EnvironmentChoice", "FailbackSerializer")
 
 
 def test_a_runtime_is_listed_with_wish_and_fact(viewer: User, group: FailoverGroup) -> None:

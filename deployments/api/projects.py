@@ -14,7 +14,7 @@ from rest_framework.views import APIView
 
 from deployments import project_file
 from portal.access import get_project, role_in, role_to_deploy
-from portal.api.fields import body_of, signed_in
+from portal.api.fields import ExactInput, body_of, signed_in
 from portal.api.parsers import MOST_BYTES, JSONParser, bounded
 from portal.errors import Invalid
 from portal.models import Project, Role
@@ -36,7 +36,7 @@ class TextYAMLParser(YAMLParser):
     media_type = "text/yaml"
 
 
-class ImportInput(serializers.Serializer[Any]):
+class ImportInput(ExactInput):
     text = serializers.CharField(trim_whitespace=False, help_text="The YAML; or send it as the body with Content-Type application/yaml.")
     seen = serializers.CharField(required=False, default="", allow_blank=True, help_text="`before` of the plan that was agreed to.")
 

@@ -21,7 +21,7 @@ from deployments.api.moments import ZonedDateTimeField, due_moment
 from deployments.models import Release
 from deployments.preview import Preview
 from portal import access
-from portal.api.fields import EnvironmentChoice, IdFilter, body_of, signed_in
+from portal.api.fields import EnvironmentChoice, ExactInput, IdFilter, body_of, signed_in
 from portal.errors import Invalid
 from portal.models import EnvironmentKind, Role
 
@@ -54,7 +54,7 @@ class ReleaseDetailSerializer(ReleaseSerializer):
         fields: tuple[str, ...] = (*ReleaseSerializer.Meta.fields, "content")
 
 
-class ReleaseInput(serializers.Serializer[Any]):
+class ReleaseInput(ExactInput):
     project = serializers.SlugField()
     name = serializers.CharField(max_length=80)
     note = serializers.CharField(default="", allow_blank=True)

@@ -39,7 +39,7 @@ class FreezeSerializer(serializers.ModelSerializer[DeploymentFreeze]):
 class FreezeInput(ExactInput):
     starts_at = ZonedDateTimeField()
     ends_at = ZonedDateTimeField()
-    reason = serializers.CharField(max_length=200)
+    reason = serializers.CharField(max_length=promotion.LONGEST_FREEZE_REASON)
 
 
 class RulesSerializer(serializers.Serializer[Any]):

@@ -39,7 +39,7 @@ def signed_in(request: Request) -> User:
 
 
 class ExactInput(serializers.Serializer[Any]):
-    """Body of an act whose fields can be left out: an unknown one is refused, lest a misspelt one change what the act does."""
+    """Body of an act. An unknown field is refused, lest a misspelt one change what the act does; every body derives from this."""
 
     def to_internal_value(self, data: Any) -> Any:
         found = super().to_internal_value(data)
@@ -63,7 +63,7 @@ def if_match(request: Request) -> str:
     return "" if given == "*" else given
 
 
-class EnvironmentChoice(serializers.Serializer[Any]):
+class EnvironmentChoice(ExactInput):
     """Body that names an environment of a project known from elsewhere."""
 
     environment = serializers.ChoiceField(choices=EnvironmentKind.choices, help_text="test, acceptance or production")

@@ -1,7 +1,6 @@
 """/api/v1/properties/"""
 
 import hashlib
-from typing import Any
 
 from django.db import transaction
 from django.db.models import QuerySet
@@ -12,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from portal import access, properties
-from portal.api.fields import EnvironmentFilter, Gated, if_match
+from portal.api.fields import EnvironmentFilter, ExactInput, Gated, if_match
 from portal.errors import Stale
 from portal.models import EnvironmentKind, Property
 
@@ -36,7 +35,7 @@ class PropertySerializer(serializers.ModelSerializer[Property]):
         return True
 
 
-class PropertyInput(serializers.Serializer[Any]):
+class PropertyInput(ExactInput):
     project = serializers.SlugField()
     environment = serializers.ChoiceField(choices=EnvironmentKind.choices)
     key = serializers.CharField(max_length=200)
@@ -46,7 +45,7 @@ class PropertyInput(serializers.Serializer[Any]):
     secret = serializers.BooleanField(required=False, allow_null=True, default=None)
 
 
-class NewValue(serializers.Serializer[Any]):
+class NewValue(ExactInput):
     value = serializers.CharField(allow_blank=True, trim_whitespace=False)
 
 

@@ -23,7 +23,16 @@ class Place(ExactInput):
     environment = serializers.ChoiceField(choices=EnvironmentKind.choices)
 
 
-class EditInput(serializers.Serializer[Any]):
+class UndoInput(Place):
+    act = serializers.UUIDField(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="The one seen as the last, from property-changes/: refused when there is a later one.",
+    )
+
+
+class EditInput(ExactInput):
     environment = serializers.ChoiceField(choices=EnvironmentKind.choices)
     key = serializers.CharField(max_length=200)
     value = serializers.CharField(allow_blank=True, allow_null=True, trim_whitespace=False, help_text="null deletes the value")
@@ -125,13 +134,16 @@ class PropertyUndo(APIView):
 
     permission_classes = [IsAuthenticated]
 
-    @extend_schema(request=Place, responses=PlannedSerializer(many=True))
+    @extend_schema(request=UndoInput, responses=PlannedSerializer(many=True))
     def post(self, request: Request) -> Response:
-        environment = _environment(request, Place(data=request.data))
-        for change in properties.last_act(environment):
+        body = UndoInput(data=request.data)
+        environment = _environment(request, body)
+        seen = properties.last_act(environment)
+        for change in seen:
             if not access.may(signed_in(request), environment.project.team_id, access.role_to_deploy(change.environment)):
                 raise PermissionDenied(f"The last change touched {change.environment.name}, which you may not change.")
-        return Response(PlannedSerializer(properties.undo_last(environment, by=request.user), many=True).data)
+        act = body.validated_data["act"] or (seen[0].act if seen else None)  # what was looked at, not what another person did since
+        return Response(PlannedSerializer(properties.undo_last(environment, by=request.user, act=act), many=True).data)
 
 
 class OneHost(APIView):

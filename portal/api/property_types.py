@@ -10,6 +10,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from portal import access, properties
+from portal.api.fields import ExactInput
 from portal.models import PropertyKind, Role
 
 
@@ -22,7 +23,7 @@ class TypeSerializer(serializers.Serializer[Any]):
     because = serializers.CharField()
 
 
-class TypeInput(serializers.Serializer[Any]):
+class TypeInput(ExactInput):
     project = serializers.SlugField()
     key = serializers.CharField(max_length=200)
     type = serializers.ChoiceField(choices=PropertyKind.choices, allow_blank=True, help_text="Empty: guess it again.")

@@ -77,7 +77,7 @@ class AlarmNowSerializer(serializers.Serializer[Any]):
     remedy = serializers.CharField()
 
 
-class FailbackSerializer(serializers.ModelSerializer[FailoverGroup]):
+class FailbackSerializer(ExactInput, serializers.ModelSerializer[FailoverGroup]):
     policy = serializers.ChoiceField(choices=FailbackPolicy.choices, source="failback")
     stable_seconds = serializers.IntegerField(
         source="failback_stable_seconds", min_value=0, max_value=failback.STABLE_LONGEST, required=False
@@ -261,7 +261,7 @@ class ExtendInput(ExactInput):
     seconds = serializers.IntegerField(help_text="The switch stands longer by so many seconds")
 
 
-class PolicyInput(serializers.Serializer[Any]):
+class PolicyInput(ExactInput):
     policy = serializers.ChoiceField(
         choices=POLICIES, help_text="run-alone: runs on both sides when the link is cut, so two may consume at once"
     )

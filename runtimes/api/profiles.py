@@ -1,7 +1,5 @@
 """Timing profiles: how fast each environment fails over."""
 
-from typing import Any
-
 from django.contrib.auth.models import User
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
@@ -10,11 +8,12 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from portal import access
+from portal.api.fields import ExactInput
 from portal.models import Environment, TimingProfile
 from runtimes import profiles
 
 
-class ProfileInput(serializers.Serializer[Any]):
+class ProfileInput(ExactInput):
     profile = serializers.ChoiceField(choices=TimingProfile.choices, help_text="lan, fast-lan or wan")
 
 

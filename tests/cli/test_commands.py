@@ -3,17 +3,18 @@
 import io
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.utils import timezone
 from rest_framework.authtoken.models import Token
 
 from cli import app as command_line
 from cli import settings as kept
-from deployments import releases, rollout
+from deployments import promotion, releases, rollout
 from deployments.models import Release
 from portal.models import Connector, Environment, Flow, FlowVersion, Membership, Project, Property, Role
 from runtimes import failover
@@ -119,7 +120,9 @@ def test_a_list_of_several_pages_is_read_whole(baton: Callable[..., Said], relea
         pytest.param(["switch", "no-such"], "There is no group no-such", id="a group that is not there"),
         pytest.param(["switch", "no-such", "--for", "long"], "--for long is no time: say it as 90m, 2h or 1d", id="no time"),
         pytest.param(["properties", "unset", "no.such"], "no.such has no value", id="a property that is not there"),
-        pytest.param(["properties", "set", "a", "b", "--connector", "erp"], "--connector needs --machine", id="half a scope"),
+        pytest.param(
+            ["schedules", "add", "1", "2030-01-01T02:00", "--expires-after", "5", "--however-late"], "not both", id="early and however late"
+        ),
         pytest.param(["releases", "activate", "1", "--at", "soon"], "soon is no moment", id="no moment"),
     ],
 )
@@ -277,6 +280,19 @@ def test_an_activation_is_scheduled_moved_held_and_cancelled(
     assert "cancelled" in baton("schedules", "cancel", key).out
     assert "Nothing is scheduled" in baton("schedules", "list").out
     assert baton("schedules", "add", "latest", "tomorrow").status == 2
+
+
+def test_a_time_is_the_environments_and_has_to_be_one_moment(
+    baton: Callable[..., Said], filled: Environment, release: Release, admin: User, rank: Any
+) -> None:
+    rank(Role.OPERATOR)
+    promotion.set_rules(filled, time_zone="Europe/Amsterdam", by=admin, now=timezone.now())
+    year = timezone.now().year + 2
+    said = baton("schedules", "add", "latest", f"{year}-07-01T02:00", "--however-late", "--json")
+    assert (said.document["due_at"], said.document["expires_at"]) == (f"{year}-07-01T00:00:00Z", None)
+    last = max(day for day in range(25, 32) if date(year, 3, day).isoweekday() == 7)
+    said = baton("schedules", "add", "latest", f"{year}-03-{last}T02:30")
+    assert (said.status, "does not exist" in said.err) == (3, True), said.err
 
 
 def test_an_approval_is_asked_for_and_the_asker_cannot_give_it(

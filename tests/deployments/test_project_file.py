@@ -335,6 +335,7 @@ def test_a_saved_version_never_changes_by_a_file_and_one_that_it_leaves_out_goes
     [
         pytest.param("version: 1.10.0", "version: 1.10", '"1.10" is no version', id="a number of two parts"),
         pytest.param("opens: 08:00", "opens: 8 o'clock", "is no time", id="a time"),
+        pytest.param("opens: 08:00", 'opens: "08:00Z"', "its zone stands beside it", id="a time of its own zone"),
         pytest.param("approvals: 2", "approvals: 200", "a number from 0 to 20", id="too many approvals"),
         pytest.param("approvals: 2", "approvals: many", "approvals is of another kind", id="no number"),
         pytest.param("time_zone: Europe/Amsterdam", "time_zone: Mars/Olympus", "Mars/Olympus", id="a time zone"),

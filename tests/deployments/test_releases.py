@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
@@ -257,3 +258,19 @@ def test_a_release_says_what_it_does_not_hold(flow: Flow, developer: User, clien
     assert f"Release {answer['number']}: {edited}" in compared["notes"]
     made = client.post("/projects/webshop/test/releases/new/", {"name": "Third"}, follow=True).content.decode()
     assert left_out in made
+
+
+@pytest.mark.parametrize(
+    ("act", "body"),
+    [
+        pytest.param("activate", {"due_At": "2030-01-01T02:00:00Z", "deploys": True}, id="it would be activated at once"),
+        pytest.param("deployments", {"leave_out": ["external01"]}, id="nobody would be left out"),
+    ],
+)
+def test_a_misspelt_field_is_refused_and_nothing_is_done(
+    client: Client, developer: User, filled: Environment, release: Release, act: str, body: dict[str, Any]
+) -> None:
+    client.force_login(developer)
+    answer = client.post(f"/api/v1/releases/{release.pk}/{act}/", {"environment": "test"} | body, content_type="application/json")
+    assert (answer.status_code, "There is no such field" in answer.json()["detail"]) == (400, True), answer.json()
+    assert not release.activations.exists()

@@ -1,6 +1,6 @@
 """Deploy › Rules, approvals and the tab Promotion, as people use them; and the same in the API."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.contrib.auth.models import User
@@ -10,6 +10,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from deployments import approvals, promotion, releases
 from deployments.models import ApprovalRequest, DeploymentFreeze, DeploymentWindow, Release, RuleOverride
+from portal.errors import Invalid
 from portal.models import Environment
 
 RULES = "/projects/webshop/test/rules/"
@@ -71,6 +72,11 @@ def test_a_freeze_is_entered_in_the_environments_zone(client: Client, admin: Use
     assert "does not exist" in client.post(f"{RULES}freezes/new/", body).content.decode()
     body = {"starts": "2098-12-24T00:00", "ends": "2098-12-20T00:00", "reason": "Audit"}
     assert "A freeze ends after it starts." in client.post(f"{RULES}freezes/new/", body).content.decode()
+    long = body | {"ends": "2098-12-27T00:00", "reason": "very " * 50}
+    assert client.post(f"{RULES}freezes/new/", long).status_code == 200
+    with pytest.raises(Invalid, match="at most 200 characters"):  # an import has no form before it
+        noon = datetime(2098, 12, 24, 12, tzinfo=UTC)
+        promotion.freeze(filled, starts_at=noon, ends_at=noon + timedelta(1), reason="very " * 50, by=admin, now=timezone.now())
     assert client.post(f"{RULES}freezes/new/", body | {"ends": "2098-12-27T00:00"}).status_code == 302
     made = DeploymentFreeze.objects.get()
     assert f"{made.starts_at:%H:%M}" == "23:00"

@@ -92,7 +92,7 @@ def test_each_upgrade_hands_each_group_over_once(baton: Baton) -> None:
     for name, leads in (("there", 2), ("back", 1)):
         for group, told in upgrade(baton, name).items():
             assert told["foreseen"] == len(told["gaps"]) == 1, (name, group, told)
-            assert told["gaps"][0] is not None, (name, group, told)
+            assert 0 <= told["gaps"][0] <= 2.0, (name, group, told)  # aim 0.2; ten times that for a busy computer
         for group, (_, preferred, backup) in GROUPS.items():
             assert baton.settled(group) == ((backup, preferred) if leads == 2 else (preferred, backup))
 

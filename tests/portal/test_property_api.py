@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
@@ -46,6 +47,35 @@ def test_history_and_undo(client: Client, developer: User, test_environment: Env
     assert b"hunter2" not in told.content
     assert post(client, "property-undo", project="webshop", environment="test").json()[0]["verb"] == "delete"
     assert not Property.objects.filter(key="a").exists()
+
+
+def test_an_undo_takes_back_what_was_seen_as_the_last(
+    client: Client, developer: User, operator: User, test_environment: Environment
+) -> None:
+    client.force_login(developer)
+    properties.set_value(test_environment, "a", "1", by=developer)
+    seen = client.get("/api/v1/property-changes/?project=webshop&environment=test").json()["results"][0]["act"]
+    properties.set_value(test_environment, "b", "1", by=operator)
+    refused = post(client, "property-undo", project="webshop", environment="test", act=seen)
+    assert (refused.status_code, "look at the history again" in refused.json()["detail"]) == (409, True)
+    assert set(Property.objects.values_list("key", flat=True)) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        pytest.param("properties", {"environment": "test", "key": "a", "value": "1", "machin": "external01"}, id="not the global value"),
+        pytest.param(
+            "property-edits", {"apply": True, "edits": [{"environment": "test", "key": "a", "value": "1", "machin": "x"}]}, id="edits"
+        ),
+    ],
+)
+@pytest.mark.usefixtures("test_environment")
+def test_a_misspelt_scope_writes_no_value(client: Client, developer: User, path: str, body: dict[str, Any]) -> None:
+    client.force_login(developer)
+    refused = post(client, path, project="webshop", **body)
+    assert (refused.status_code, "There is no such field" in refused.content.decode()) == (400, True)
+    assert not Property.objects.exists()
 
 
 def test_trying_values_tells_nothing_about_a_secret(client: Client, developer: User, test_environment: Environment) -> None:

@@ -29,6 +29,7 @@ from portal.property_sheets import Line, parse, scope_of
         pytest.param(
             "key,value\na,'=1+1\nb,'quoted", [Line(2, "test", "a", value="=1+1"), Line(3, "test", "b", value="'quoted")], id="formulas"
         ),
+        pytest.param("key,value,scope\na\nb,2", [Line(3, "test", "b", value="2")], id="rows that end early"),
     ],
 )
 def test_lines_are_read(text: str, lines: list[Line]) -> None:
@@ -43,6 +44,7 @@ def test_lines_are_read(text: str, lines: list[Line]) -> None:
         pytest.param("key,environment,value\na,moon,1", "is no environment", id="an unknown environment"),
         pytest.param("key,scope,value\na,on the moon,1", "is no scope", id="nonsense as scope"),
         pytest.param("key,value,secret\na,1,perhaps", "secret is", id="secret perhaps"),
+        pytest.param('key,value\na,1\nb,"' + "x" * 140_000, "Is a quotation mark not closed?", id="an open quotation mark"),
         pytest.param("key\tthe moon\na\t1", "neither an environment nor a scope", id="a column of nonsense"),
     ],
 )
