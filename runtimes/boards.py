@@ -59,6 +59,11 @@ class Change:
         return epoch_words(self.row.epoch)
 
     @property
+    def no_gap(self) -> str:
+        """Why there is no figure for how long nobody led; empty where there is one."""
+        return history.why_no_gap(self.row)
+
+    @property
     def connector(self) -> str:
         return self.row.runtime.partition(".")[2]
 

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # What a new leader can see of another's end; which of the causes below it was, only that one's machine knows.
 SEEN_FROM_OUTSIDE = (Cause.CRASH, Cause.SILENCE)
 TOLD_AFTERWARDS = (Cause.CRASH, Cause.HANG, Cause.LOST_MAJORITY)
+ENDS = (*TOLD_AFTERWARDS, Cause.RELEASE, Cause.DISABLE)  # the last two by who left the group to nobody: since when nobody led
 
 CAUSES: dict[Cause, str] = {
     Cause.FIRST: "nobody led before",
@@ -72,7 +73,7 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
             at=clock.instant(end.at, end.at_boot, end.boot_id),
         )
         for end in report.ends
-        if end.cause in TOLD_AFTERWARDS and _concerns(machine, end.group, end.runtime, groups, runtimes)
+        if end.cause in ENDS and _concerns(machine, end.group, end.runtime, groups, runtimes)
     ]
     # Of one leadership the last word counts: it may have lost the majority for a moment before it crashed.
     ends = list({(end.group_id, end.epoch, end.runtime): end for end in ends}.values())
@@ -98,13 +99,13 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
     LeadershipChange.objects.bulk_create(changes, ignore_conflicts=True)
     for change in changes:
         raise_epoch(change.group, change.epoch)
-        _explain(change.group, change.epoch)
+        _complete(change.group, change.epoch)
     for end in ends:
         following = LeadershipChange.objects.filter(group=end.group, epoch__gt=end.epoch).order_by("epoch").first()
         if following is not None:
-            _explain(end.group, following.epoch)
+            _complete(end.group, following.epoch)
     measured = LeadershipChange.objects.filter(group=OuterRef("pk"), gap_seconds__isnull=False).order_by("-epoch")
-    FailoverGroup.objects.filter(pk__in={change.group_id for change in changes}).update(
+    FailoverGroup.objects.filter(pk__in={change.group_id for change in changes} | {end.group_id for end in ends}).update(
         last_gap_seconds=Subquery(measured.values("gap_seconds")[:1]), last_gap_at=Subquery(measured.values("at")[:1])
     )
 
@@ -122,16 +123,30 @@ def raise_epoch(group: FailoverGroup, epoch: int) -> None:
         FailoverGroup.objects.filter(pk=group.pk, epoch__lt=epoch).update(epoch=epoch)
 
 
-def _explain(group: FailoverGroup, epoch: int) -> None:
-    """Give a change the cause that the former leader's machine told, if that leadership is the one right before it."""
-    change = LeadershipChange.objects.filter(group=group, epoch=epoch, cause__in=SEEN_FROM_OUTSIDE).first()
+def _complete(group: FailoverGroup, epoch: int) -> None:
+    """Give a change what the former leader's machine told, if that leadership is the one right before it: the cause where nobody else
+    could know it, and the gap where the new leader could not measure it (the same member came back, say)."""
+    change = LeadershipChange.objects.filter(group=group, epoch=epoch).first()
     if change is None or not change.previous:
         return
     former = LeadershipChange.objects.filter(group=group, epoch__lt=epoch).order_by("-epoch").first()
     ends = LeadershipEnd.objects.filter(group=group, runtime=change.previous, epoch__lt=epoch)
     end = ends.filter(epoch__gte=former.epoch).first() if former is not None else ends.first()
-    if end is not None:
+    if end is None:
+        return
+    if change.cause in SEEN_FROM_OUTSIDE and end.cause in TOLD_AFTERWARDS:
         LeadershipChange.objects.filter(pk=change.pk).update(cause=end.cause, detail=end.reason)
+    if change.gap_seconds is None and end.at <= change.at:
+        LeadershipChange.objects.filter(pk=change.pk).update(gap_seconds=(change.at - end.at).total_seconds())
+
+
+def why_no_gap(change: LeadershipChange) -> str:
+    """Why nothing says for how long nobody led before this change; empty where something does."""
+    if change.gap_seconds is not None:
+        return ""
+    if not change.previous:
+        return "nobody led before"
+    return f"nobody saw when {change.previous} stopped: everything started anew, or its machine has not told yet"
 
 
 def note_reboot(machine: Machine, *, since: datetime) -> None:

@@ -440,7 +440,8 @@ class LeadershipChange(models.Model):
 
 
 class LeadershipEnd(models.Model):
-    """How a leadership ended that was not given up, as the former leader's machine told it; explains the change that followed."""
+    """How a leadership ended that was not handed over, as the former leader's machine told it; explains the change that
+    followed and tells its gap."""
 
     group = models.ForeignKey(FailoverGroup, on_delete=models.CASCADE, related_name="ends")
     epoch = models.BigIntegerField()  # of the leadership that ended

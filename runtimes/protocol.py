@@ -611,12 +611,12 @@ class LeadershipEvent(Wire, frozen=True):
 
 
 class LeadershipEnd(Wire, frozen=True):
-    """How a leadership ended that was not given up, told by the former leader's process or keeper. Unique by (group, epoch)."""
+    """How a leadership ended that was not handed over, told by the former leader's process or keeper. Unique by (group, epoch)."""
 
     group: str
     epoch: int
     runtime: str
-    cause: Cause  # CRASH, HANG or LOST_MAJORITY
+    cause: Cause  # CRASH, HANG or LOST_MAJORITY; RELEASE or DISABLE: given up to nobody
     reason: str = ""
     at: str = ""
     at_boot: float | None = None

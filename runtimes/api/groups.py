@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from portal.api.fields import EnvironmentFilter, ExactInput, Gated
 from portal.models import Role
-from runtimes import alarms, boards, failback, failover
+from runtimes import alarms, boards, failback, failover, history
 from runtimes.models import PREFERENCES, AlarmKind, FailbackPolicy, FailoverGroup, GroupRequest, LeadershipChange, TimedSwitch, choices
 from runtimes.protocol import Cause, IsolationPolicy, Preference, RequestStatus, State, Status
 
@@ -194,6 +194,7 @@ class ChangeSerializer(serializers.ModelSerializer[LeadershipChange]):
     """`at` is when the new leader's inbounds were On, by the portal's clock; `heard_at` when the portal was told."""
 
     deployment = serializers.SerializerMethodField()
+    no_gap = serializers.SerializerMethodField(help_text="Why nobody knows the gap; empty where gap_seconds tells it")
 
     class Meta:
         model = LeadershipChange
@@ -209,7 +210,11 @@ class ChangeSerializer(serializers.ModelSerializer[LeadershipChange]):
             "heard_at",
             "detection_seconds",
             "gap_seconds",
+            "no_gap",
         )
+
+    def get_no_gap(self, change: LeadershipChange) -> str:
+        return history.why_no_gap(change)
 
     def get_deployment(self, change: LeadershipChange) -> int | None:
         return boards.in_words(change).deployment

@@ -330,19 +330,19 @@ class Runtime:
         else:
             trouble = self._coordinator.trouble if self._coordinator is not None else ""
             cause, reason = Cause.LOST_MAJORITY, trouble or "no answer from a majority of the routers"
-        self._send(
-            ProcessNews(
-                ended=LeadershipEnd(
-                    group=seat.spec.id,
-                    epoch=duty.epoch,
-                    runtime=self._config.key,
-                    cause=cause,
-                    reason=reason,
-                    at=now_text(),
-                    at_boot=now,
-                    boot_id=self._boot_id,
-                )
-            )
+        self._send(ProcessNews(ended=self._ended(seat, duty.epoch, cause, reason)))
+
+    def _ended(self, seat: Seat, epoch: int, cause: Cause, reason: str) -> LeadershipEnd:
+        """A leadership that ends at this instant."""
+        return LeadershipEnd(
+            group=seat.spec.id,
+            epoch=epoch,
+            runtime=self._config.key,
+            cause=cause,
+            reason=reason,
+            at=now_text(),
+            at_boot=self._clock(),
+            boot_id=self._boot_id,
         )
 
     # -------------------------------------------------------------------------------------------------------------------- groups
@@ -481,6 +481,7 @@ class Runtime:
     async def _give_up(self, seat: Seat, view: GroupView, decision: Decision, coordinator: Coordinator) -> None:
         assert decision.cause is not None
         seat.off()
+        ended = self._ended(seat, view.epoch, decision.cause, decision.sentence)
         self._turn_page()
         request = view.control.request
         outcome = None
@@ -492,6 +493,8 @@ class Runtime:
         self._settle(coordinator, result)
         if result == Result.DONE:
             seat.drain_since = None
+            if decision.to is None:  # whoever leads next, this process too after its restart, has not seen it On
+                self._send(ProcessNews(ended=ended))
             if outcome is not None:
                 self._send(ProcessNews(outcome=outcome))
         else:

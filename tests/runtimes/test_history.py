@@ -110,6 +110,70 @@ def test_what_waited_on_the_machines_is_delivered_in_order_and_exactly_once(
     assert group.last_gap_seconds == 0.59
 
 
+def at(second: float, boot: str = "boot-1") -> dict[str, Any]:
+    """That instant of external01, whose wall clock is wrong: its boot clock showed 1000 at NOW."""
+    return {"at": "2026-11-21T00:00:00Z", "at_boot": 1000.0 + second, "boot_id": boot}
+
+
+@pytest.mark.parametrize("cause", [Cause.CRASH, Cause.HANG, Cause.RELEASE, Cause.DISABLE])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_gap_before_the_same_members_return_is_told_by_its_machine(
+    external01: Machine, group: FailoverGroup, cause: Cause, at_once: bool
+) -> None:
+    """A process that starts anew has not seen its forerunner On; the journal has both instants."""
+    clock = {"boot_id": "boot-1", "at_boot": 1010.0, "at": "2026-11-21T00:00:10Z"}
+    now = NOW + timedelta(seconds=10)
+    first = told(group, 41, ONE, None, Cause.FIRST, **at(0))
+    end = protocol.LeadershipEnd(group=group.group.key, epoch=41, runtime=ONE, cause=cause, reason="killed by signal 9", **at(4))
+    back = told(group, 42, ONE, ONE, Cause.CRASH if cause in history.TOLD_AFTERWARDS else cause, **at(5.25))
+    if at_once:
+        fleet.record_report(external01, said(1, events=[first, back], ends=[end], **clock), now=now)
+    else:
+        for sequence, news in enumerate(({"events": [first]}, {"events": [back]}, {"ends": [end]}), 1):
+            fleet.record_report(external01, said(sequence, **news, **clock), now=now)
+    change = group.changes.get(epoch=42)
+    assert (change.cause, change.gap_seconds) == (cause, pytest.approx(1.25))
+    group.refresh_from_db()
+    assert group.last_gap_seconds == pytest.approx(1.25) and group.last_gap_at == change.at
+    assert history.why_no_gap(change) == ""
+
+
+def test_what_the_new_leader_measured_stays(external01: Machine, external02: Machine, group: FailoverGroup) -> None:
+    fleet.record_report(
+        external01, said(1, events=[told(group, 41, ONE, None, Cause.FIRST)], ends=[ended(group, 41, ONE, Cause.CRASH)]), now=NOW
+    )
+    later = NOW + timedelta(seconds=7)
+    fleet.record_report(external02, said(1, events=[told(group, 42, TWO, ONE, Cause.CRASH, gap_seconds=0.04)]), now=later)
+    assert group.changes.get(epoch=42).gap_seconds == 0.04
+
+
+@pytest.mark.parametrize(
+    ("previous", "ends", "why"),
+    [
+        pytest.param(None, [], "nobody led before", id="the first leader"),
+        pytest.param(TWO, [], f"nobody saw when {TWO} stopped", id="everything started anew"),
+        pytest.param(TWO, [(TWO, 40)], f"nobody saw when {TWO} stopped", id="what is told is of an earlier leadership"),
+        pytest.param(TWO, [(ONE, 41)], f"nobody saw when {TWO} stopped", id="another's end"),
+    ],
+)
+def test_else_the_history_says_why_there_is_no_gap(
+    client: Client, viewer: User, external01: Machine, external02: Machine, group: FailoverGroup, previous: str | None, ends: Any, why: str
+) -> None:
+    fleet.record_report(external02, said(1, events=[told(group, 41, TWO, None, Cause.FIRST)]), now=NOW)
+    for runtime, epoch in ends:
+        machine = external01 if runtime == ONE else external02
+        fleet.record_report(machine, said(2, ends=[ended(group, epoch, runtime, Cause.CRASH)]), now=NOW)
+    fleet.record_report(external01, said(3, events=[told(group, 42, ONE, previous, Cause.CRASH)]), now=NOW + timedelta(seconds=3))
+    change = group.changes.get(epoch=42)
+    assert change.gap_seconds is None and history.why_no_gap(change).startswith(why)
+    client.force_login(viewer)
+    assert why in client.get(f"/projects/webshop/test/groups/{group.pk}/history/").content.decode()
+    rows = client.get(f"/api/v1/groups/{group.pk}/changes/").json()["results"]
+    assert rows[0]["no_gap"].startswith(why)
+    board = client.get("/projects/webshop/test/groups/").content.decode()
+    assert ("data-gap" in board) is (previous is not None), "a figure of a change before is not shown as the last one's"
+
+
 def test_the_last_gap_is_the_last_that_was_measured(external01: Machine, group: FailoverGroup) -> None:
     """After a restart of everything nobody knows when the former leader was last On."""
     for sequence, (epoch, gap) in enumerate(((41, 0.02), (42, None)), 1):
