@@ -164,7 +164,7 @@ class SlowLink:
         while not self._ended:
             patience = 0.05 if not waiting else max(0.0, waiting[0][0] - time.monotonic())
             for end in select.select(self._ends, [], [], min(patience, 0.05))[0]:
-                with contextlib.suppress(BlockingIOError):
+                with contextlib.suppress(OSError):  # no more frames for now; or the link is down, and may come up again
                     while True:
                         frame, facts = end.recvfrom(65_535)
                         if facts[2] != PACKET_OUTGOING:  # what was sent here comes by once more
