@@ -10,7 +10,8 @@ import msgspec
 
 from deployments.models import Release, StepFields, StepKind
 from portal.models import Environment
-from runtimes.models import Bundle, Router, Runtime
+from runtimes import fleet
+from runtimes.models import Bundle, Runtime
 from runtimes.protocol import BundleContent, RuntimeState, decode
 
 DEPLOYS = (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME)
@@ -30,7 +31,7 @@ class Layout:
 def layout_of(bundle: BundleContent) -> Layout:
     return Layout(
         flows={flow.id: (flow.name, flow.group) for flow in bundle.flows},
-        groups={group.id: (group.name, group.failover and len(group.members) > 1) for group in bundle.groups},
+        groups={group.id: (group.name, group.fails_over) for group in bundle.groups},
     )
 
 
@@ -156,7 +157,7 @@ class Foreseen:
 def foreseen(release: Release, environment: Environment, steps: Sequence[StepFields]) -> list[Foreseen]:
     """What deploying the release here by these steps will stop, one finding per connector."""
     rows = Runtime.objects.filter(environment=environment).select_related("machine", "connector").order_by("machine__name")
-    routers = Router.objects.filter(machine__environment=environment).exists()
+    routers = fleet.has_routers(environment.pk)
     by_connector: dict[str, list[Runtime]] = {}
     for row in rows:
         by_connector.setdefault(row.connector.name, []).append(row)

@@ -18,8 +18,8 @@ from deployments.stages import Stage, stages_of
 from portal.errors import NotAllowed
 from portal.models import Environment, Property
 from portal.property_values import Missing, Values
-from runtimes import failover, protocol
-from runtimes.models import FailoverGroup, Machine, Runtime
+from runtimes import failover, fleet, protocol
+from runtimes.models import FailoverGroup, Runtime
 from runtimes.protocol import Preference, RuntimeState, Status
 
 Outcome = Literal["runs", "skipped", "waits", "fails"]
@@ -430,7 +430,7 @@ def look(release: Release, environment: Environment, recipe: Sequence[StepFields
 
 def _forced(release: Release, environment: Environment, rows: Iterable[Runtime]) -> set[str]:
     """Runtimes whose present groups must not run beside what comes: all of the connector's stop before any starts."""
-    routers = Machine.objects.filter(environment=environment, router__isnull=False).exists()
+    routers = fleet.has_routers(environment.pk)
     by_connector: dict[str, list[Runtime]] = {}
     for row in rows:
         by_connector.setdefault(row.connector.name, []).append(row)
@@ -490,7 +490,7 @@ def _difference(row: Runtime, content: protocol.BundleContent, now: datetime) ->
 
 def _groups(release: Release, environment: Environment, rows: Sequence[Runtime], now: datetime) -> list[GroupSight]:
     """The failover groups that the release has, as they are now, and those that go with it; those that come have no leader yet."""
-    routers = Machine.objects.filter(environment=environment, router__isnull=False).exists()
+    routers = fleet.has_routers(environment.pk)
     designed = {item["name"]: item for item in release.content["connectors"]}
     present = FailoverGroup.objects.filter(environment=environment, failover=True).select_related("group__connector")
     known = {group.group.key: group for group in present.prefetch_related(failover.with_members())}

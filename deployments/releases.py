@@ -17,8 +17,8 @@ from portal import property_uses, property_values
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import Connector, DesignedMachine, Environment, Flow, FlowVersion, Group, Project
 from portal.property_values import Missing
-from runtimes import protocol
-from runtimes.models import Machine, Router, Runtime
+from runtimes import fleet, protocol
+from runtimes.models import Machine, Runtime
 
 ATTEMPTS = 10  # at a number or an activation that somebody else just took
 
@@ -160,7 +160,7 @@ def _places(release: Release, environment: Environment) -> tuple[list[tuple[str,
     if machines:
         return (
             [(machine.name, runtime.connector.name) for machine in machines for runtime in machine.runtimes.all()],
-            [(machine.name, machine.kind) for machine in machines if hasattr(machine, "router")],
+            [(machine.name, machine.kind) for machine in machines if hasattr(machine, "router") and not machine.router.leaving],
         )
     content = release.content
     return (
@@ -247,7 +247,7 @@ def bundle_for(release: Release, runtime: Runtime, values: property_values.Value
         raise NotAllowed(" ".join(reasons), reasons=reasons)
     siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
     members = sorted(protocol.runtime_key(name, connector) for name in siblings.values_list("machine__name", flat=True))
-    routers = Router.objects.filter(machine__environment_id=runtime.environment_id).exists()
+    routers = fleet.has_routers(runtime.environment_id)
     failover = moves.fails_over(designed, len(members), routers=routers)
     flows = [
         protocol.FlowSpec(

@@ -213,11 +213,19 @@ class DeployRouters(Kind):
             note(step, sentence, now, level="warning")
         if machines:
             addresses = {name: (address, int(port)) for name, (address, port) in found.items() if address and port}
+            self._tell_kept(step, now)
             change = membership.assign(environment, addresses, actor=actor(step), now=now, driven=True)
             step.memory.update(change=change.pk if change is not None else None, said=0)
         profiles.retime_founders(environment)
         versions = Machine.objects.filter(environment=environment, router__isnull=False).values_list("name", "orders_version")
         step.memory["orders"] = dict(versions)
+
+    def _tell_kept(self, step: StepRun, now: datetime) -> None:
+        environment = step.deployment.environment
+        kept = sorted(membership.kept_back(environment, fleet.routers_of(environment)))
+        if kept:
+            names = " and ".join(kept)
+            note(step, f"The routers of {names} stay until nothing there runs in failover any more: a later deployment lets them go.", now)
 
     def check(self, step: StepRun, now: datetime) -> Outcome:
         changing = self._change(step, now)
@@ -229,6 +237,8 @@ class DeployRouters(Kind):
         routers = [router for router in self._routers(step) if router.desired_running]
         if not routers:
             return done("There are no routers here: nothing runs in failover.")
+        if all(router.leaving for router in routers):
+            return done("The routers go once nothing here runs in failover any more.")
         voters = [router for router in routers if router.machine.name in router.desired_members]
         lacking = {router.machine.name: reason for router in routers if (reason := self._lacking(step, router, now))}
         votes = sum(router.machine.name not in lacking for router in voters)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
-from django.db.models import F
 from django.utils import timezone
 
 from portal.errors import Busy, NotAllowed, Stale
@@ -46,11 +46,22 @@ class _Present:
     machines: dict[str, Machine]
     runtimes: dict[tuple[str, str], Runtime]
     routers: dict[str, Router]  # that stay, as far as the environment knows
-    leaving: set[str]  # machines whose routers go as soon as the cluster has let them go, and the machine with them if it was removed
+    leaving: set[str]  # machines whose routers go as soon as nothing needs them and the cluster has let them go, removed ones with them
+
+    @cached_property
+    def needing(self) -> set[str]:
+        """Machines where something runs in failover, or is ordered to. Asked only where routers are to go."""
+        environment = next((machine.environment_id for machine in self.machines.values()), None)
+        return {runtime.machine.name for runtime in fleet.needing_routers(environment)} if environment is not None else set()
 
     @property
     def has_cluster(self) -> bool:
         return any(router.cluster_known for router in self.routers.values())
+
+    def stays_for_now(self, router: Router, *, cluster_goes_on: bool) -> bool:
+        """Does a router that the design has no more go later than by Apply: what runs in failover must not lose it, and a cluster that
+        goes on lets its members go one at a time. Where nothing is to fail over any more all go together."""
+        return router.cluster_known or router.machine.name in self.needing if cluster_goes_on else bool(self.needing)
 
 
 def _drawn(environment: Environment) -> _Drawn:
@@ -97,15 +108,22 @@ def _differences(drawn: _Drawn, present: _Present) -> list[Change]:
 
 
 def _router_changes(drawn: _Drawn, present: _Present) -> list[Change]:
-    """In a running cluster members come and go one at a time, with the next deployment; one that ends goes at once."""
+    """In a running cluster members come and go one at a time, with the next deployment; one that ends goes when nothing needs it."""
     goes_on = present.has_cluster and bool(drawn.routers)
     comes = "; the running cluster takes it in with the next deployment (step Deploy routers)" if goes_on else ""
 
     def line(name: str, act: str, kind: str) -> Change:
         noun = "witness" if kind == MachineKind.CORE else "router"
         sentence = f"{noun.capitalize()} on {name} will be {act}d{comes}."
-        if act == "remove" and goes_on and present.routers[name].cluster_known:
+        if act == "remove" and present.stays_for_now(present.routers[name], cluster_goes_on=bool(drawn.routers)):
             sentence = f"{noun.capitalize()} on {name} will leave the running cluster with the next deployment (step Deploy routers)."
+            if not drawn.routers:
+                sentence = f"{noun.capitalize()} on {name} will be removed once a deployment has taken everything here out of failover."
+            elif name in present.needing:
+                sentence = (
+                    f"{noun.capitalize()} on {name} will leave the running cluster with the first deployment (step Deploy routers) "
+                    "that begins when nothing there runs in failover any more: the next one sees to that."
+                )
         return Change(act, noun, name, sentence)
 
     created = [line(name, "create", drawn.machines[name].kind) for name in sorted(drawn.routers - present.routers.keys())]
@@ -140,8 +158,8 @@ def _machine_changes(drawn: _Drawn, present: _Present) -> list[Change]:
     ]
     for name in sorted(present.machines.keys() - drawn.machines.keys() - present.leaving):
         router = present.routers.get(name)
-        votes_now = router is not None and router.cluster_known and bool(drawn.routers)
-        when = ", once its router has left the cluster" if votes_now else ""
+        stays = router is not None and present.stays_for_now(router, cluster_goes_on=bool(drawn.routers))
+        when = ", once its router has left the cluster" if stays else ""
         changes.append(Change("remove", "machine", name, f"Machine {name} will be removed, with its agent's credential and its log{when}."))
     return changes
 
@@ -217,19 +235,18 @@ def _still_runs(drawn: _Drawn, present: _Present) -> list[str]:
 def _remove(environment: Environment, drawn: _Drawn, present: _Present) -> None:
     """Groups and their changes of leadership stay as history; memberships, routers, tokens and logs go with their runtime or machine.
 
-    A router that votes in a cluster which goes on stays, with its machine, until `membership` has let it go.
+    A router that votes in a cluster which goes on stays, with its machine, until `membership` has let it go; and so does every router
+    that something needs which runs in failover: without it that would stand still, on all members, until it is deployed.
     """
     leaving = [router for name, router in present.routers.items() if name not in drawn.routers]
-    kept = [router for router in leaving if router.cluster_known and drawn.routers]
-    if any(router.cluster_known for router in leaving) and not drawn.routers:
-        # The cluster ends here; one that is built later starts its revisions anew, and epochs must only grow.
-        Environment.objects.filter(pk=environment.pk).update(generation=F("generation") + 1)
+    kept = [router for router in leaving if present.stays_for_now(router, cluster_goes_on=bool(drawn.routers))]
     Router.objects.filter(pk__in=[router.pk for router in kept]).update(leaving=True)
-    Router.objects.filter(pk__in=[router.pk for router in leaving if router not in kept]).delete()
-    if not drawn.routers:
-        Router.objects.filter(machine__environment=environment).delete()
+    if drawn.routers or present.needing:
+        Router.objects.filter(pk__in=[router.pk for router in leaving if router not in kept]).delete()
+    else:
+        fleet.end_cluster(environment)
     Runtime.objects.filter(pk__in=[runtime.pk for key, runtime in present.runtimes.items() if key not in drawn.runtimes]).delete()
-    staying = {router.machine.name for router in kept} | (present.leaving if drawn.routers else set())
+    staying = {router.machine.name for router in kept} | (present.leaving if drawn.routers or present.needing else set())
     removed = [machine for name, machine in present.machines.items() if name not in drawn.machines and name not in staying]
     for machine in removed:
         authority.revoke(machine, because="its machine was removed", now=timezone.now())

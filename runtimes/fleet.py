@@ -497,12 +497,12 @@ def _want_flow(runtime: Runtime, flow_key: str, *, running: bool) -> None:
 
 
 def electorate_of(environment: Environment, addresses: dict[str, tuple[str, int]]) -> votes.Electorate:
-    """Who votes at these addresses: machine name -> (Internal IP, Failover port). Routers that are leaving are left out.
+    """Who votes at these addresses: machine name -> (Internal IP, Failover port). Routers that are leaving need none.
 
     Raises:
         Invalid: an address:port used twice (naming both machines), or a vote count that is even: "Two votes without a witness …".
     """
-    routers = {router.machine.name: router for router in routers_of(environment) if not router.leaving}
+    routers = {router.machine.name: router for router in routers_of(environment) if not router.leaving or router.machine.name in addresses}
     for name in sorted(addresses.keys() - routers.keys()):
         raise Invalid(f"{name} has no router in {environment.name}: apply the architecture first.", field=name)
     kinds = {name: router.machine.kind for name, router in routers.items()}
@@ -514,6 +514,40 @@ def electorate_of(environment: Environment, addresses: dict[str, tuple[str, int]
 def routers_of(environment: Environment) -> list[Router]:
     routers = Router.objects.filter(machine__environment=environment)
     return list(routers.select_related("machine__environment").order_by("machine__kind", "machine__name"))
+
+
+def has_routers(environment_id: int) -> bool:
+    """May what is deployed there now fail over. Routers that are leaving only serve what still runs."""
+    return Router.objects.filter(machine__environment=environment_id, leaving=False).exists()
+
+
+def needing_routers(environment_id: int) -> list[Runtime]:
+    """Runtimes that run in failover, or are ordered to: without a router they would stand still. Of a silent machine only the order is
+    known. Two queries."""
+    rows = list(Runtime.objects.filter(environment=environment_id).select_related("machine", "connector"))
+    now, digests = timezone.now(), {}
+    for row in rows:
+        ordered = row.desired_running and not row.held
+        seen = row.observed_state != protocol.RuntimeState.STOPPED and not row.machine.is_silent(now=now)
+        digests[row.pk] = {row.desired_bundle_id if ordered else None, row.observed_digest if seen else None}
+    known = Bundle.objects.filter(pk__in={digest for some in digests.values() for digest in some if digest})
+    in_failover = {
+        bundle.pk
+        for bundle in known
+        if any(group.fails_over for group in protocol.decode(protocol.BundleContent, bytes(bundle.content)).groups)
+    }
+    return [row for row in rows if digests[row.pk] & in_failover]
+
+
+@transaction.atomic
+def end_cluster(environment: Environment) -> None:
+    """No router is left: nothing there runs in failover any more."""
+    routers = Router.objects.filter(machine__environment=environment)
+    if routers.filter(cluster_known=True).exists():
+        # One that is built later starts its revisions anew, and epochs must only grow.
+        Environment.objects.filter(pk=environment.pk).update(generation=F("generation") + 1)
+    routers.delete()
+    touch(*Machine.objects.filter(environment=environment))
 
 
 def others_at(router: Router) -> list[Router]:

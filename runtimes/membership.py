@@ -67,6 +67,7 @@ def assign(environment: Environment, addresses: Addresses, *, actor: str, now: d
         fleet.assign_routers(environment, dict(addresses))
         return None
     fleet.refuse_unencrypted(environment, routers)
+    addresses = {**addresses, **kept_back(environment, routers)}
     result = fleet.electorate_of(environment, dict(addresses))
     wished = {name: (addresses[name][0].strip(), addresses[name][1]) for name in result.members}
     passing_on = {name: (addresses[name][0].strip(), addresses[name][1]) for name in result.gateways}
@@ -75,12 +76,21 @@ def assign(environment: Environment, addresses: Addresses, *, actor: str, now: d
         nothing = all(router.desired_members == result.members for router in routers if router.desired_running)
     else:
         nothing = votes.next_change(view.listed, result.members, view.conditions).act is Act.NOTHING
-    if nothing and not any(router.leaving for router in routers):
+    if nothing and not any(router.leaving and router.machine.name not in addresses for router in routers):
         if view.members is not None:
             _sync(view, wished, passing_on)
             _replace(environment, now)
         return None
     return begin(environment, wished, passing_on, actor=actor, now=now, driven=driven)
+
+
+def kept_back(environment: Environment, routers: Sequence[Router]) -> dict[str, tuple[str, int]]:
+    """Addresses of routers that are leaving, and stay all together while something on one of their machines runs in failover."""
+    leaving = [router for router in routers if router.leaving and router.desired_running and router.desired_port]
+    needing = {runtime.machine_id for runtime in fleet.needing_routers(environment.pk)} if leaving else set()
+    if not any(router.machine_id in needing for router in leaving):
+        return {}
+    return {router.machine.name: (router.desired_host, router.desired_port or 0) for router in leaving}
 
 
 @transaction.atomic
@@ -336,6 +346,25 @@ def wake(environment_id: int, machine: str) -> None:
         halt(change, f"{change.actor} ended before it was done", now=now)
     elif change is not None:
         advance(environment_id, now=now)
+    _end_cluster(environment_id, now)
+
+
+@transaction.atomic
+def _end_cluster(environment_id: int, now: datetime) -> None:
+    """Where all routers are leaving, they go together as soon as nothing runs in failover any more (`architecture.apply`)."""
+    leaving = set(Router.objects.filter(machine__environment=environment_id).values_list("leaving", flat=True))
+    if leaving != {True}:
+        return
+    environment = Environment.objects.get(pk=environment_id)
+    if fleet.needing_routers(environment.pk):
+        return
+    _replace(environment, now)
+    designed = DesignedMachine.objects.filter(project_id=environment.project_id).values_list("name", flat=True)
+    removed = list(Machine.objects.filter(environment=environment, router__isnull=False).exclude(name__in=designed))
+    fleet.end_cluster(environment)
+    for machine in removed:
+        authority.revoke(machine, because="its machine was removed", now=now)
+        machine.delete()
 
 
 @transaction.atomic

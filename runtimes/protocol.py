@@ -263,6 +263,11 @@ class GroupSpec(Wire, frozen=True):
     failover: bool
     members: list[str]
 
+    @property
+    def fails_over(self) -> bool:
+        """Does one of its members run it at a time: then it runs with a router or not at all."""
+        return self.failover and len(self.members) > 1
+
 
 class TimingProfile(StrEnum):
     """How fast an environment fails over; each environment has one (docs/failover.md, Timing profiles)."""

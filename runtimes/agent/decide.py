@@ -33,16 +33,21 @@ class Launched(Wire, frozen=True):
     generation: int
 
 
-def difference(launched: Launched, wished: Launched) -> str:
-    """Why the running process has to be replaced; empty when it need not be."""
+def difference(launched: Launched, wished: Launched, *, fails_over: bool = True) -> str:
+    """Why the running process has to be replaced; empty when it need not be. `fails_over`: has its bundle groups that do, for no other
+    needs the router or its cluster."""
     if launched.digest != wished.digest:
         return f"release {wished.release} replaces release {launched.release}"
     if launched.restarts != wished.restarts:
         return "a restart was ordered"
+    if not fails_over:
+        return ""
+    if launched.etcd is not None and wished.etcd is None:
+        return "this machine has no router any more"
     if launched.generation != wished.generation or launched.namespace != wished.namespace:
         return f"the cluster was built anew (generation {wished.generation})"
     if launched.etcd != wished.etcd:
-        return f"the router is now at {wished.etcd or 'no address'}"
+        return f"the router is now at {wished.etcd}"
     return ""
 
 
@@ -88,6 +93,7 @@ class Seen:
     bundle: BundleState = BundleState.HERE  # of the wished digest
     bundle_reason: str = ""
     fallback_here: bool = False  # is the bundle of `launched` verified
+    fails_over: bool = True  # has the bundle of `launched` groups that fail over
     fetch_again_at: float = 0.0  # monotonic
     start_again_at: float = 0.0  # monotonic, from the back-off
     exits_in_a_row: int = 0
@@ -112,7 +118,7 @@ def next_step(wished: Launched | None, seen: Seen, *, now: float) -> Step:
         return Step(Act.WAIT, seen.bundle_reason, at=seen.fetch_again_at)
     if alive:
         assert seen.launched is not None
-        change = difference(seen.launched, target)
+        change = difference(seen.launched, target, fails_over=seen.fails_over)
         if change:
             return Step(Act.STOP, change)
         if target is not wished:

@@ -129,11 +129,17 @@ class RuntimeSupervisor:
             launched=launched,
             bundle=state,
             bundle_reason=reason,
+            fails_over=self._fails_over(launched),
             fallback_here=self._may_fall_back() and launched is not None and self._bundle(launched.digest)[0] is BundleState.HERE,
             fetch_again_at=self.fetch_again_at,
             start_again_at=self.program.start_again_at,
             exits_in_a_row=self.program.exits_in_a_row,
         )
+
+    def _fails_over(self, launched: Launched | None) -> bool:
+        """What cannot be read counts as a bundle that does."""
+        content = self._content(launched)
+        return content is None or any(group.fails_over for group in content.groups)
 
     def _may_fall_back(self) -> bool:
         """Not after it was ordered not to run: siblings may have been given what must not run beside its former bundle."""

@@ -123,15 +123,21 @@ def margin(timing: Timing) -> float:
     return timing.ttl * 0.05
 
 
-def single_node_cause(spec: GroupSpec, me: str, etcd: str | None) -> str | None:
-    """Why this runtime runs the group without failover; None: it is a failover group here."""
+def single_node_cause(spec: GroupSpec, me: str) -> str | None:
+    """Why this runtime runs the group without failover; None: it is a failover group here.
+
+    Only what it was deployed with says so. A machine without a router is no reason: its siblings may run the very same bundle.
+    """
     if not spec.failover:
         return f"failover is not on for group {spec.name}: it runs as a normal inbound"
     if not [member for member in spec.members if member != me]:
         return f"the release gives group {spec.name} no peer: its connector has one runtime only"
-    if etcd is None:
-        return f"this machine has no router, so group {spec.name} has no failover connectivity: deploy the routers"
     return None
+
+
+NO_ROUTER = (
+    f"{ISOLATED_BECAUSE}this machine has no router; apply the architecture and deploy the routers, or deploy the group without failover"
+)
 
 
 def decide_session(observed: Observed | None, session: str, started: bool, now: float) -> SessionDecision:

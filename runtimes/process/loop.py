@@ -15,6 +15,7 @@ from runtimes.process.connectors.aside import now_text
 from runtimes.process.control import Control
 from runtimes.process.coordination import Coordinator, Result
 from runtimes.process.election import (
+    NO_ROUTER,
     Action,
     Decision,
     GroupView,
@@ -89,13 +90,16 @@ class Runtime:
         self._free_duties: dict[str, Duty] = {}
         self._alone: list[tuple[Seat, str]] = []
         self._seats: list[Seat] = []
+        self._cut_off: list[Seat] = []  # failover groups, and this machine has no router
         for spec in self._bundle.groups:
             seat = Seat(spec, [flow for flow in self._flows if flow.spec.group == spec.id], clock)
-            cause = single_node_cause(spec, self._config.key, self._config.etcd)
-            if cause is None:
-                self._seats.append(seat)
-            else:
+            cause = single_node_cause(spec, self._config.key)
+            if cause is not None:
                 self._alone.append((seat, cause))
+            elif self._config.etcd is None:  # Off, whatever its policy: every sibling may be in the same case
+                self._cut_off.append(seat)
+            else:
+                self._seats.append(seat)
         self._coordinator: Coordinator | None = None
         if self._seats and self._config.etcd is not None:
             specs = [seat.spec for seat in self._seats]
@@ -534,8 +538,12 @@ class Runtime:
 
     def _publish(self) -> None:
         """Tell the keeper what changed, and announce a leadership once its inbounds are On."""
-        groups = [*(self._report(seat) for seat in self._seats), *(self._report_alone(seat, cause) for seat, cause in self._alone)]
-        seats = [*self._seats, *(seat for seat, _ in self._alone)]
+        groups = [
+            *(self._report(seat) for seat in self._seats),
+            *(self._report_alone(seat, cause) for seat, cause in self._alone),
+            *(self._report_cut_off(seat) for seat in self._cut_off),
+        ]
+        seats = [*self._seats, *(seat for seat, _ in self._alone), *self._cut_off]
         news = any(
             seat.last_report is None or _without_activity(seat.last_report) != _without_activity(report)
             for seat, report in zip(seats, groups, strict=True)
@@ -563,6 +571,8 @@ class Runtime:
                 return False, f"flow {flow.spec.name}: {flow.reason}"
         if self._stopping_since is not None:
             return False, "stopping"
+        if self._cut_off:
+            return False, NO_ROUTER
         if self._coordinator is not None and self._coordinator.contact_until == NEVER and not any(seat.alone for seat in self._seats):
             return False, f"no contact with its router yet: {self._coordinator.trouble or self._said.get('session', '')}"
         return True, ""
@@ -612,6 +622,20 @@ class Runtime:
             ready=seat.ready and self._stopping_since is None,
             since=seat.since,
             last_activity=seat.last_activity,
+        )
+
+    def _report_cut_off(self, seat: Seat) -> GroupReport:
+        if not seat.since:
+            seat.since = now_text()
+        self._say(seat.spec.id, f"group {seat.spec.name}: {NO_ROUTER}")
+        return GroupReport(
+            group=seat.spec.id,
+            status=Status.ISOLATED,
+            state=State.OFF,
+            reason=NO_ROUTER,
+            since=seat.since,
+            isolation=self._memory.recall(seat.spec.id)[0],
+            ttl=self._config.timing.ttl,
         )
 
     def _announce(self, seat: Seat) -> None:
@@ -683,7 +707,7 @@ class Runtime:
     def _shared_state(self, spec: FlowSpec) -> GroupState | None:
         """In etcd for a flow whose group fails over; the router's connection is made later."""
         group = next((group for group in self._bundle.groups if group.id == spec.group), None)
-        if group is None or self._config.etcd is None or single_node_cause(group, self._config.key, self._config.etcd) is not None:
+        if group is None or self._config.etcd is None or single_node_cause(group, self._config.key) is not None:
             return None
         return GroupState(self._router, self._loop, self._config.namespace, group.id, spec.id)
 

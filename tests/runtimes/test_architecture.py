@@ -1,15 +1,16 @@
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone
 
 from portal.errors import NotAllowed, Stale
 from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement, System
-from runtimes import architecture, fleet
+from runtimes import architecture, fleet, membership, protocol
 from runtimes.models import FailoverGroup, GroupMember, LeadershipChange, Machine, Router, Runtime
-from tests.runtimes.conftest import content_for
+from tests.runtimes.conftest import content_for, said, said_of
 
 
 def sentences(environment: Environment) -> list[str]:
@@ -118,6 +119,73 @@ def test_turning_failover_off_ends_preferences_and_the_cluster(group: FailoverGr
     assert not Router.objects.exists()
     environment.refresh_from_db()
     assert environment.generation == 2, "a cluster that is built anew has higher epochs"
+
+
+def run(group: FailoverGroup, *runtimes: Runtime) -> None:
+    """They lead and follow in failover, by fresh reports."""
+    for number, runtime in enumerate(runtimes):
+        bundle = fleet.store_bundle(group.environment, content_for(runtime, group))
+        fleet.assign(runtime, bundle)
+        status = protocol.Status.FOLLOWER if number else protocol.Status.LEADER
+        fleet.record_report(runtime.machine, said(runtimes=[said_of(runtime, group, status, digest=bundle.digest)]), now=timezone.now())
+    Router.objects.update(cluster_known=True)
+
+
+def without_failover(group: FailoverGroup, runtime: Runtime, sequence: int) -> None:
+    """A deployment gave it a bundle that does not fail over, and it runs that."""
+    content = content_for(runtime, group, release=2)
+    content = msgspec.structs.replace(content, groups=[msgspec.structs.replace(spec, failover=False) for spec in content.groups])
+    bundle = fleet.store_bundle(group.environment, content)
+    fleet.assign(runtime, bundle)
+    alone = said_of(runtime, group, protocol.Status.SINGLE_NODE, digest=bundle.digest, state=protocol.State.ON)
+    fleet.record_report(runtime.machine, said(sequence, runtimes=[alone]), now=timezone.now())
+    membership.wake(group.environment_id, runtime.machine.name)
+
+
+def test_routers_stay_while_anything_runs_in_failover_and_then_go_by_themselves(
+    group: FailoverGroup, erp01: Runtime, erp02: Runtime, developer: User, routers_addressed: None
+) -> None:
+    """Without them both members would stand still, or worse; who takes failover off does so by a deployment."""
+    environment = group.environment
+    run(group, erp01, erp02)
+    before = [fleet.orders_for(runtime.machine, now=timezone.now()).router for runtime in (erp01, erp02)]
+    Connector.objects.update(failover=False)
+    assert "Router on external01 will be removed once a deployment has taken everything here out of failover." in sentences(environment)
+    apply(environment, developer)
+    assert [fleet.orders_for(runtime.machine, now=timezone.now()).router for runtime in (erp01, erp02)] == before
+    environment.refresh_from_db()
+    assert environment.generation == 1 and not fleet.has_routers(environment.pk), "what is deployed now does not fail over"
+    assert sentences(environment) == []
+
+    without_failover(group, erp01, 2)
+    assert Router.objects.filter(leaving=True).count() == 3, "external02 still runs in failover"
+    without_failover(group, erp02, 2)
+    assert not Router.objects.exists()
+    environment.refresh_from_db()
+    assert environment.generation == 2
+
+
+def test_routers_that_are_leaving_stay_when_failover_comes_back(
+    group: FailoverGroup, erp01: Runtime, erp02: Runtime, developer: User, routers_addressed: None
+) -> None:
+    run(group, erp01, erp02)
+    Connector.objects.update(failover=False)
+    apply(group.environment, developer)
+    Connector.objects.update(failover=True)
+    apply(group.environment, developer)
+    assert Router.objects.filter(leaving=False, cluster_known=True).count() == 3
+
+
+def test_a_member_that_stopped_for_good_holds_no_router_back(
+    group: FailoverGroup, erp01: Runtime, erp02: Runtime, developer: User, routers_addressed: None
+) -> None:
+    run(group, erp01, erp02)
+    stop(erp01)
+    fleet.stop(erp02)  # and its machine is gone
+    Machine.objects.filter(name="external02").update(last_report_at=timezone.now() - timedelta(minutes=9))
+    Connector.objects.update(failover=False)
+    apply(group.environment, developer)
+    assert not Router.objects.exists()
 
 
 def test_a_router_of_a_running_cluster_stays_until_it_was_let_go(group: FailoverGroup, developer: User, routers_addressed: None) -> None:

@@ -13,7 +13,7 @@ from runtimes import fleet, membership, protocol, reports
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest, Machine, MembershipChange, Router, Runtime
 from runtimes.protocol import ClusterMember, MemberAct, RouterReport, RouterState
 from tests import factories
-from tests.runtimes.conftest import NOW, said
+from tests.runtimes.conftest import NOW, content_for, said
 
 THREE = {"external01": ("10.0.0.1", 7400), "external02": ("10.0.0.2", 7400), "core01": ("10.0.0.3", 7400)}
 
@@ -488,3 +488,17 @@ def test_rebuilding_a_router_is_the_operators(
     assert b"Routers are being changed" in client.get("/projects/webshop/test/machines/external02/").content
     assert client.get(f"/api/v1/machines/{machine.pk}/router-changes/").json()["results"][0]["actor"] == "operator"
     assert b"are being changed already" in client.post("/projects/webshop/test/machines/external02/rebuild-router/").content
+
+
+def test_a_router_that_leaves_stays_while_something_there_runs_in_failover(cluster: Cluster, erp02: Runtime, group: FailoverGroup) -> None:
+    """A connector was taken out of failover, another one goes on: its runtimes lose their router after they were deployed, not before."""
+    Router.objects.filter(machine__name="external02").update(leaving=True)
+    bundle = fleet.store_bundle(group.environment, content_for(erp02, group))
+    fleet.assign(erp02, bundle)
+    assert assign(cluster) is None, "the cluster stays as it is"
+    wished = {name: THREE[name] for name in ("external01", "core01")}
+    change = membership.assign(cluster.environment, wished, actor="deployment 2", now=cluster.now, driven=True)
+    assert change is None and not cluster.made
+    Runtime.objects.filter(pk=erp02.pk).update(desired_running=False)
+    change = membership.assign(cluster.environment, wished, actor="deployment 3", now=cluster.now, driven=True)
+    assert change is not None and "external02" not in change.wished, "now it is to leave"

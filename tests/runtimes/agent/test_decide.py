@@ -36,12 +36,19 @@ def test_calls_to_an_absent_portal_are_never_further_apart_than_two_seconds() ->
         pytest.param(launched(digest="d3", release=3), "release 3 replaces release 2", id="a release"),
         pytest.param(launched(restarts=1), "a restart was ordered", id="a restart"),
         pytest.param(launched(generation=2), "built anew", id="a generation"),
-        pytest.param(launched(etcd=None), "no address", id="the router has gone"),
+        pytest.param(launched(etcd=None), "no router any more", id="the router has gone"),
     ],
 )
 def test_what_a_process_is_replaced_for(wished: Launched, said: str) -> None:
     assert said in difference(WISH, wished)
     assert bool(said) == bool(difference(WISH, wished))
+
+
+def test_what_does_not_fail_over_runs_on_when_routers_come_and_go() -> None:
+    gone = launched(etcd=None, generation=2)
+    assert difference(WISH, gone, fails_over=False) == ""
+    assert difference(WISH, gone) == "this machine has no router any more", "not that the cluster was built anew"
+    assert next_step(gone, Seen(Keeping.ALIVE, launched=WISH, fails_over=False), now=10.0).act is Act.NOTHING
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class Landscape:
             self.order(name)
             self.machines[name].start(standin=False)
 
-    def _bundle(self, machine: str) -> object:
+    def _bundle(self, machine: str, failover: bool = True) -> object:
         flow = FlowSpec(
             id="f1",
             name="erp-orders",
@@ -55,16 +55,16 @@ class Landscape:
             outbound=Component(kind=ComponentKind.FILE, settings={"folder": str(self.inbox)}),
             group="g1",
         )
-        group = GroupSpec(id="g1", name="erp-orders", failover=True, members=[f"{name}.erp" for name in EXTERNAL])
+        group = GroupSpec(id="g1", name="erp-orders", failover=failover, members=[f"{name}.erp" for name in EXTERNAL])
         return content(machine=machine, flows=[flow], groups=[group])
 
-    def order(self, name: str, requests: list[GroupRequest] | None = None) -> None:
+    def order(self, name: str, requests: list[GroupRequest] | None = None, **more: object) -> None:
         preference = {"external01": Preference.LEADER, "external02": Preference.BACKUP}
         mine = []
         if name in EXTERNAL:
             order = {"key": f"{name}.erp", "connector": "erp", "running": True, "digest": self.bundles[name], "release": 1}
             mine.append(RuntimeOrder(**order, preferences={"g1": preference[name]}))
-        self.portal.order(name, router=self.routers[name], runtimes=mine, requests=requests or [])
+        self.portal.order(name, **{"router": self.routers[name], "runtimes": mine, "requests": requests or [], **more})
 
     def ask(self, request: GroupRequest) -> None:
         for name in EXTERNAL:
@@ -267,3 +267,34 @@ def test_a_runtime_leads_seventy_groups(host: Host, portal: LittlePortal) -> Non
     )
     portal.order("external01", router=portal.orders["external01"].router, runtimes=[runtime], requests=[asked])
     eventually(lambda: next(group for group in host.runtime().groups if group.group == "g69").status == "disabled")
+
+
+def test_without_routers_nobody_leads_and_a_bundle_without_failover_does_not_miss_them(landscape: Landscape) -> None:
+    """Whatever takes the routers away: with the bundle of a failover group, a machine without one is no reason to run by itself."""
+    on: list[str] = []
+
+    def both_off() -> bool:
+        found = {name: landscape.group(name) for name in EXTERNAL}
+        on.extend(name for name, group in found.items() if group is not None and group.state != "off" and group.status != "leader")
+        return all(group is not None and (group.status, group.state) == ("isolated", "off") for group in found.values())
+
+    for name in NAMES:
+        landscape.order(name, router=None, generation=2)
+    eventually(both_off, within=20)
+    eventually(lambda: all("no router" in landscape.group(name).reason for name in EXTERNAL))
+    landscape.outbox.joinpath("waits").write_bytes(b"waits")
+    time.sleep(2.0)
+    assert both_off() and not on
+    assert landscape.outbox.joinpath("waits").exists(), "the items wait in the source"
+
+    landscape.bundles["external01"] = landscape.portal.keep(landscape._bundle("external01", failover=False))
+    landscape.order("external01", router=None, generation=2)
+    eventually(lambda: (group := landscape.group("external01")) and (group.status, group.state) == ("single-node", "on"))
+    landscape.arrives("alone")
+    pid = landscape.pid("external01")
+    landscape.order("external02", runtimes=[], router=None, generation=2)  # its member must not run beside this
+    eventually(lambda: (last := landscape.portal.last("external02")) is not None and not last.runtimes)
+    for name in NAMES:
+        landscape.order(name, generation=3, **({"runtimes": []} if name == "external02" else {}))
+    eventually(lambda: (last := landscape.portal.last("external01")) and last.router is not None and last.router.state == "running", 20)
+    assert landscape.pid("external01") == pid, "what does not fail over needs no router and no restart"

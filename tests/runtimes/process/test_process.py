@@ -64,14 +64,27 @@ def test_an_ungrouped_flow_starts_by_itself_stops_on_a_wish_and_the_process_ends
     assert process.process.wait(5) == 0
 
 
-def test_a_single_node_runs_with_epoch_0_and_tells_the_cause(tmp_path: Path, started: list[Launched]) -> None:
+def test_a_failover_group_without_a_router_is_off_and_says_so(tmp_path: Path, started: list[Launched]) -> None:
+    """Its sibling may run the same bundle, and lead or be without a router too."""
     group = GroupSpec(id="g", name="orders", failover=True, members=["external01.erp", "external02.erp"])
+    process = launch(tmp_path, bundle(flow(tmp_path, "g"), group), "external01.erp", None)
+    started.append(process)
+    until(lambda: "g" in process.groups and "no router" in process.groups["g"].reason, 5, "it says why")
+    report = process.groups["g"]
+    assert (report.status, report.state, report.ready) == (Status.ISOLATED, State.OFF, False)
+    assert (process.ready, process.flows["f"].on) == (False, False)
+    process.command(ProcessCommand(stop=True))
+    assert process.process.wait(5) == 0
+
+
+def test_a_single_node_runs_with_epoch_0_and_tells_the_cause(tmp_path: Path, started: list[Launched]) -> None:
+    group = GroupSpec(id="g", name="orders", failover=False, members=["external01.erp", "external02.erp"])
     process = launch(tmp_path, bundle(flow(tmp_path, "g"), group), "external01.erp", None)
     started.append(process)
     until(lambda: "g" in process.groups and process.groups["g"].state == State.ON, 5, "it is on")
     report = process.groups["g"]
     assert (report.status, report.epoch, report.ready) == (Status.SINGLE_NODE, 0, True)
-    assert "no router" in report.reason
+    assert "failover is not on" in report.reason
 
 
 def test_an_unreachable_router_isolates_and_says_so(tmp_path: Path, router: EtcdCluster, started: list[Launched]) -> None:
