@@ -383,6 +383,14 @@ OUTBOUNDS: dict[str, list[Setting]] = {
             "One statement per item. It may name :id :content (bytes) :text :name :size :flow :group :epoch :machine.",
             lines=True,
         ),
+        Setting(
+            "remember_days",
+            "Remember delivered ids (days)",
+            "So long a repeated item is known and changes nothing. From 1 to 3650. Empty: 90.",
+            required=False,
+            least=1,
+            most=3650,
+        ),
     ],
 }
 for _settings in OUTBOUNDS.values():

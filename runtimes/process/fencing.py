@@ -6,7 +6,7 @@ call when it thaws, and by then another leads. The receiver can tell, by two fac
 
 1. **Refuse an epoch lower than the highest seen for the group.** Epochs only grow. Epoch 0 comes from a single node, which has no rival:
    it is not compared and never lowers the mark.
-2. **Accept each message id once.** Delivery is at least once; the second time is answered as done, and changes nothing.
+2. **Accept each message id of a group once.** Delivery is at least once; the second time is answered as done, and changes nothing.
 
 Both must be decided in the *same transaction* as the change that the item makes, otherwise a stale write slips in between:
 
@@ -25,17 +25,21 @@ from typing import Any
 
 TABLES = (
     "CREATE TABLE IF NOT EXISTS baton_epochs (group_id VARCHAR(200) PRIMARY KEY, epoch BIGINT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS baton_seen (message_id VARCHAR(200) PRIMARY KEY, group_id VARCHAR(200) NOT NULL, "
-    "epoch BIGINT NOT NULL, seen_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)",
-    "CREATE INDEX IF NOT EXISTS baton_seen_at ON baton_seen (seen_at)",
+    "CREATE TABLE IF NOT EXISTS baton_messages (group_id VARCHAR(200) NOT NULL, message_id VARCHAR(200) NOT NULL, epoch BIGINT NOT NULL, "
+    "seen_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (group_id, message_id))",
+    "CREATE INDEX IF NOT EXISTS baton_messages_seen_at ON baton_messages (seen_at)",
 )
 # One statement, so that two writers of a group cannot both compare before either writes: the second waits for the first's row.
 RAISE_MARK = """
 INSERT INTO baton_epochs (group_id, epoch) VALUES ({0}, {0})
 ON CONFLICT (group_id) DO UPDATE SET epoch = excluded.epoch WHERE excluded.epoch >= baton_epochs.epoch
 """
-SEE = "INSERT INTO baton_seen (message_id, group_id, epoch) VALUES ({0}, {0}, {0}) ON CONFLICT (message_id) DO NOTHING"
-FORGET = "DELETE FROM baton_seen WHERE seen_at < {0}"
+SEE = "INSERT INTO baton_messages (group_id, message_id, epoch) VALUES ({0}, {0}, {0}) ON CONFLICT (group_id, message_id) DO NOTHING"
+FORGET = """
+DELETE FROM baton_messages WHERE (group_id, message_id) IN
+(SELECT group_id, message_id FROM baton_messages WHERE seen_at < {0} AND group_id = {0} LIMIT {0})
+"""
+FORGET_AT_ONCE = 1000  # ids in one transaction: the fence of the next item waits for it
 
 
 class StaleEpoch(Exception):  # noqa: N818 - says what happened
@@ -86,21 +90,22 @@ class SqlFence:
 
     @contextmanager
     def admit(self, group: str, epoch: int, message_id: str) -> Iterator[Any]:
-        """A transaction for one item: a cursor to make its change with, or None when the id was seen before. It is committed at the end
-        of the block and rolled back by any exception.
+        """A transaction for one item: a cursor to make its change with, or None when this id of the group was seen before. It is
+        committed at the end of the block and rolled back by any exception.
 
         Raises:
             StaleEpoch: nothing was changed.
         """
         with self._transaction() as cursor:
             self._compare(cursor, group, epoch)
-            cursor.execute(SEE.format(self._mark), [message_id, group, epoch])
+            cursor.execute(SEE.format(self._mark), [group, message_id, epoch])
             yield cursor if cursor.rowcount == 1 else None
 
-    def forget(self, before: Any) -> int:
-        """Forget the ids seen before a moment (UTC), when no sender can repeat them any more; how many."""
+    def forget(self, group: str, before: Any) -> int:
+        """Forget ids of the group that were seen before a moment (UTC), when no sender can repeat them any more; how many. At most
+        FORGET_AT_ONCE: repeat it until there are fewer."""
         with self._transaction() as cursor:
-            cursor.execute(FORGET.format(self._mark), [before])
+            cursor.execute(FORGET.format(self._mark), [before, group, FORGET_AT_ONCE])
             return int(cursor.rowcount)
 
     def _compare(self, cursor: Any, group: str, epoch: int) -> None:

@@ -9,24 +9,29 @@ property message-id. A broker compares no epochs: who consumes can, by Baton-Epo
 """
 
 import hashlib
-import re
+import io
+import itertools
 import time
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 
 import amqp
 
+from runtimes.process.connectors.amqp_message import Arrived, NotHeld
 from runtimes.process.connectors.amqp_session import Session, words_of
 from runtimes.process.connectors.aside import ErrorFolder
 from runtimes.process.connectors.base import (
+    CHUNK,
     Inbound,
     Item,
+    ItemChanged,
     ItemError,
     Origin,
     Outbound,
@@ -34,17 +39,18 @@ from runtimes.process.connectors.base import (
     Setting,
     Unavailable,
     inbound,
+    make_folder,
     outbound,
 )
 from runtimes.process.permits import Duty
 from runtimes.protocol import ComponentKind
 
 PREFETCH = 10
+HELD_LIMIT = 64 * 1024 * 1024  # bytes of unacknowledged messages; beyond it they come one at a time
 SETTLED = 10_000  # ids of acknowledged messages that this process knows again
 CONTENT_LIMIT = 64 * 1024 * 1024  # bytes of one message, which is held in memory; brokers have limits of their own
 TRIES = 4  # of one publication that the broker refuses, before the item waits in its source
 BACKOFF_SECONDS, BACKOFF_LIMIT = 0.2, 2.0
-PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@=+-]{0,99}")  # a message-id that can stand in a file name or header as it is
 SUFFIXES = {"application/json": "json", "application/xml": "xml", "text/xml": "xml", "text/csv": "csv", "text/plain": "txt"}
 
 
@@ -53,11 +59,12 @@ SUFFIXES = {"application/json": "json", "application/xml": "xml", "text/xml": "x
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Handle of a message: its connection, its tag there, and whether its publisher gave it an id."""
+    """Handle of a message: its connection, its tag there, whether its publisher gave it an id, and where a larger body is."""
 
     connection: int
     tag: int
     known: bool
+    file: Path | None  # with its body
 
 
 @inbound(ComponentKind.AMQP)
@@ -77,18 +84,24 @@ class AmqpInbound(Inbound):
         self._prefetch = int(setting.number("prefetch", PREFETCH, 1, 1000))
         self._exclusive = setting.choice("exclusive", ("no", "yes")) == "yes"
         self._without_id = setting.choice("without_id", ("each", "content", "refuse"))
-        self._session = Session(setting, self._consume)
+        self._session = Session(setting, self._consume, self._place)
         self.failures: ErrorFolder = ErrorFolder(setting.data / "errors" / setting.flow_id, setting)
-        self._arrived: deque[Any] = deque()
+        self._folder = setting.data / "arrived" / setting.flow_id  # bodies of larger messages, while they are held
+        self._files = itertools.count()
+        self._window = self._prefetch
+        self._arrived: deque[Arrived] = deque()
         self._cancelled = False
         self._waiting: dict[int, Item] = {}  # by delivery tag: held, not yet acknowledged
         self._settled: OrderedDict[str, None] = OrderedDict()  # message ids of what was acknowledged here: the broker may not know
 
     def prepare(self) -> None:
         self.failures.prepare()
+        make_folder(self._folder, "the folder of messages that are held")
+        self._clear()  # what a killed process held came back to the queue
 
     def begin(self, duty: Duty) -> None:
         self._session.close()
+        self._window = self._prefetch
         duty.check_take()
         self._session.call(lambda _: None)
 
@@ -123,8 +136,7 @@ class AmqpInbound(Inbound):
     def stop(self, duty: Duty) -> None:
         """Give back what is held: the broker puts it where it was in the queue, for the next leader."""
         self._session.close()
-        self._waiting.clear()
-        self._arrived.clear()
+        self._clear()
 
     def depth(self) -> tuple[int | None, int | None]:
         ready = self._session.aside(lambda channel: channel.queue_declare(self._queue, passive=True).message_count)
@@ -132,8 +144,7 @@ class AmqpInbound(Inbound):
 
     def _consume(self, channel: Any) -> None:
         """Make a new connection's channel ready: from here on the broker sends."""
-        self._waiting.clear()  # of an earlier connection: the broker sends them again
-        self._arrived.clear()
+        self._clear()  # what an earlier connection brought: the broker sends it again
         self._cancelled = False
         if self._declare == "no":
             channel.queue_declare(self._queue, passive=True)
@@ -141,7 +152,7 @@ class AmqpInbound(Inbound):
             channel.queue_declare(self._queue, durable=True, auto_delete=False, arguments={"x-queue-type": self._declare})
         if self._exchange:
             channel.queue_bind(self._queue, self._exchange, self._key)
-        channel.basic_qos(0, self._prefetch, False)
+        channel.basic_qos(0, self._window, False)
         channel.basic_consume(self._queue, exclusive=self._exclusive, callback=self._arrived.append, on_cancel=self._on_cancel)
 
     def _on_cancel(self, tag: str) -> None:
@@ -161,12 +172,30 @@ class AmqpInbound(Inbound):
             self._settled[item.id] = None
             while len(self._settled) > SETTLED:
                 self._settled.popitem(last=False)
-        if handle.connection != self._session.number or not self._session.opened:
-            return  # of a connection that ended: its message comes again
-        self._waiting.pop(handle.tag, None)
-        self._session.call(lambda channel: channel.basic_ack(handle.tag))
+        if self._session.on(handle.connection, partial(self._settle, tag=handle.tag)) and handle.file is not None:
+            handle.file.unlink(missing_ok=True)
 
-    def _keep(self, message: Any, duty: Duty) -> None:
+    def _settle(self, channel: Any, tag: int) -> None:
+        self._waiting.pop(tag, None)
+        channel.basic_ack(tag)
+
+    def _clear(self) -> None:
+        """Hold nothing any more."""
+        self._waiting.clear()
+        self._arrived.clear()
+        with suppress(OSError):
+            for path in self._folder.iterdir():
+                path.unlink(missing_ok=True)
+
+    def _place(self, size: int) -> Path:
+        """A file for a larger body, when there is room for it. Raises NotHeld."""
+        held = sum(message.body_size for message in self._arrived) + sum(item.size for item in self._waiting.values())
+        if held and held + size > HELD_LIMIT:
+            self._window = 1
+            raise NotHeld(f"with one of {size} bytes the messages held exceed {HELD_LIMIT} bytes: they go back and come one at a time")
+        return self._folder / f"{next(self._files)}"
+
+    def _keep(self, message: Arrived, duty: Duty) -> None:
         """Hold a message that has arrived, unless it was done here before and only its acknowledgement was lost."""
         item = self._item(message, duty)
         if message.delivery_info["redelivered"]:
@@ -177,37 +206,50 @@ class AmqpInbound(Inbound):
             self._setting.log.info(f"item {item.id} was sent before, and may have been delivered then (redelivered)", item=item.id)
         self._waiting[item.handle.tag] = item
 
-    def _item(self, message: Any, duty: Duty) -> Item:
+    def _item(self, message: Arrived, duty: Duty) -> Item:
         info, properties = message.delivery_info, message.properties
-        body: bytes = message.body if isinstance(message.body, bytes) else str(message.body or "").encode()
         headers: Mapping[str, Any] = properties.get("application_headers") or {}
         facts = _facts(info, properties, headers)
-        own = str(properties.get("message_id") or "")
-        trouble = ""
+        own, trouble = facts.get("message_id", ""), message.trouble
         if own:
-            key = own if PLAIN_ID.fullmatch(own) else hashlib.sha256(own.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+            key = identity(self._setting.flow_id, own, facts.get("app_id", ""), message.digest.digest())
         elif self._without_id == "content":
             told = "\0".join(f"{name}={facts[name]}" for name in sorted(facts) if name != "redelivered")
-            key = hashlib.sha256(f"{self._setting.flow_id}\0{told}\0".encode("utf-8", "surrogateescape") + body).hexdigest()[:32]
+            key = identity(self._setting.flow_id, "", told, message.digest.digest())
         else:
             key = uuid.uuid4().hex
             if self._without_id == "refuse":
-                trouble = "it has no message-id: let its publisher set one, or choose another way for messages without"
-        name = _name(headers, f"{self._setting.flow}-{key[:32]}", str(properties.get("content_type") or ""))
+                trouble = trouble or "it has no message-id: let its publisher set one, or choose another way for messages without"
+        name = _name(headers, f"{self._setting.flow}-{key}", str(properties.get("content_type") or ""))
         origin = Origin(self._setting.flow, duty.group_name, duty.epoch, self._setting.machine)
-        handle = Delivery(self._session.number, info["delivery_tag"], bool(own))
-        return Item(key, name, len(body), origin, partial(_opened, body, trouble), handle, properties=facts)
+        handle = Delivery(self._session.number, info["delivery_tag"], bool(own), message.file)
+        shown = {name: value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name, value in facts.items()}
+        opened = partial(_opened, message.file or _body(message), trouble)
+        return Item(key, name, message.body_size, origin, opened, handle, properties=shown)
+
+
+def identity(flow_id: str, message_id: str, publisher: str, digest: bytes) -> str:
+    """The id of a message's item. A message-id alone names no message: publishers number theirs from 1, each of them, and anew after a
+    start. So its flow, its publisher (app-id) and its content belong to it."""
+    told = "\0".join(f"{len(part)}:{part}" for part in (flow_id, message_id, publisher))
+    return hashlib.sha256(told.encode("utf-8", "surrogateescape") + digest).hexdigest()[:32]
+
+
+def _body(message: Arrived) -> bytes:
+    return message.body if isinstance(message.body, bytes) else message.body.encode()  # the library gives none as an empty text
 
 
 def _facts(info: Mapping[str, Any], properties: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, str]:
     """What a template finds as item.properties, as text."""
     facts = {name: str(info[name]) for name in ("exchange", "routing_key")}
     facts["redelivered"] = "yes" if info["redelivered"] else "no"
-    for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "type", "timestamp", "app_id"):
+    for name in ("message_id", "content_type", "content_encoding", "correlation_id", "reply_to", "type", "timestamp", "app_id"):
         if properties.get(name) not in (None, ""):
             facts[name] = str(properties[name])
-    told = {name: value for name, value in headers.items() if isinstance(value, str | int | float | bool) and not name.startswith("x-")}
-    return facts | {f"header.{name}": str(value) for name, value in told.items()}
+    for name, value in headers.items():  # a name that is no text comes as bytes
+        if isinstance(name, str) and isinstance(value, str | int | float | bool) and not name.startswith("x-"):
+            facts[f"header.{name}"] = str(value)
+    return facts
 
 
 def _name(headers: Mapping[str, Any], made: str, content_type: str) -> bytes:
@@ -219,10 +261,23 @@ def _name(headers: Mapping[str, Any], made: str, content_type: str) -> bytes:
 
 
 @contextmanager
-def _opened(body: bytes, trouble: str) -> Iterator[Iterator[bytes]]:
+def _opened(body: bytes | Path, trouble: str) -> Iterator[Iterator[bytes]]:
+    if isinstance(body, bytes):
+        yield _chunks(io.BytesIO(body), trouble)
+        return
+    try:
+        file = body.open("rb")
+    except OSError as error:
+        raise ItemChanged(f"it is not held any more: {error.strerror}") from error
+    with file:
+        yield _chunks(file, trouble)
+
+
+def _chunks(file: BinaryIO, trouble: str) -> Iterator[bytes]:
+    """Its content, so that also what cannot be delivered can be moved aside whole. Raises ItemError at the end of one in trouble."""
+    yield from iter(partial(file.read, CHUNK), b"")
     if trouble:
         raise ItemError(trouble)
-    yield iter([body] if body else [])
 
 
 # --------------------------------------------------------------------------------------------------------------------- outbound

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import amqp
 
+from runtimes.process.connectors.amqp_message import NotHeld, Place, frames
 from runtimes.process.connectors.base import ItemError, Refusing, Setting, Unavailable
 
 HEARTBEAT_SECONDS, TIMEOUT_SECONDS = 5.0, 10.0
@@ -26,7 +27,7 @@ T = TypeVar("T")
 class Session:
     """One connection with one channel, made when it is needed. Calls are the worker's, `keep` the heartbeat's, `abort` anyone's."""
 
-    def __init__(self, setting: Setting, on_open: Callable[[Any], None]) -> None:
+    def __init__(self, setting: Setting, on_open: Callable[[Any], None], place: Place = lambda size: None) -> None:
         self._setting = setting
         self._on_open = on_open  # what makes the channel ready
         host, tls = setting.text("host"), setting.choice("tls", ("no", "yes")) == "yes"
@@ -47,6 +48,7 @@ class Session:
             "socket_settings": {socket.TCP_USER_TIMEOUT: int(self.timeout * 1000)},
             "on_blocked": self._on_blocked,
             "on_unblocked": self._on_unblocked,
+            "frame_handler": frames(place),
         }
         self._lock = threading.RLock()  # around every use of the connection
         self._connection: Any = None
@@ -63,9 +65,14 @@ class Session:
     def heartbeat(self) -> float:
         return float(self._heartbeat)
 
-    @property
-    def opened(self) -> bool:
-        return self._connection is not None
+    def on(self, number: int, act: Callable[[Any], None]) -> bool:
+        """Use the channel of that very connection; False: it has ended, and what is numbered on it means nothing any more. The question
+        and the act are one under the lock, and no other connection is made. Raises Unavailable, Refusing."""
+        with self._lock:
+            if self._connection is None or self.number != number:
+                return False
+            self.call(act)
+            return True
 
     def call(self, act: Callable[[Any], T]) -> T:
         """Use the channel, on a new connection where there is none. Raises Unavailable, Refusing."""
@@ -196,6 +203,8 @@ class Session:
         """Raises Unavailable or Refusing in this project's words."""
         words, vhost = words_of(error), self._options["virtual_host"]
         where = f"the broker at {self.where}"
+        if isinstance(error, NotHeld):
+            raise Unavailable(words) from error
         if isinstance(error, ssl.SSLCertVerificationError):
             raise Unavailable(
                 f"{where} shows a certificate that is not trusted: {error.verify_message}; correct ca_file or host"

@@ -8,23 +8,27 @@ import os
 import re
 import socket
 import sqlite3
+import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from runtimes.process.connectors.base import Fenced, Item, ItemError, NotReady, Outbound, Refusing, Setting, Unavailable, outbound
-from runtimes.process.fencing import SqlFence, StaleEpoch
+from runtimes.process.fencing import FORGET_AT_ONCE, SqlFence, StaleEpoch
 from runtimes.process.permits import Duty, PermitEnded
 from runtimes.protocol import ComponentKind
 
 PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
 KNOWN = ("id", "content", "text", "name", "size", "flow", "group", "epoch", "machine")
 CONNECT_SECONDS, ANSWER_SECONDS = 3, 5
+REMEMBER_DAYS = 90.0  # a delivered item's id; longer than a failed one is kept
+FORGET_SECONDS = 3600.0
 CONTENT_LIMIT = 64 * 1024 * 1024  # bytes of one item, which is held in memory
 
 
 @outbound(ComponentKind.SQL)
 class SqlOutbound(Outbound):
-    """Settings: url, statement."""
+    """Settings: url, statement, remember_days."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -43,6 +47,8 @@ class SqlOutbound(Outbound):
         if unknown:
             raise setting.error("statement", f"names :{unknown[0]}", f"it may name {', '.join(':' + name for name in KNOWN)}")
         self._statement = PARAMETER.sub("?", statement) if self._sqlite else PARAMETER.sub("%s", statement.replace("%", "%%"))
+        self._remembered = timedelta(days=setting.number("remember_days", REMEMBER_DAYS, 1, 3650))
+        self._forget_at = 0.0  # time.monotonic()
         self._driver: Any = sqlite3
         self._connection: Any = None
         self._fence: SqlFence | None = None
@@ -74,9 +80,12 @@ class SqlOutbound(Outbound):
             fence = self._fence or self._connect()
             duty.check()
             with fence.admit(duty.group or "", duty.epoch if duty.group is not None else 0, item.id) as cursor:
-                if cursor is not None:
+                if cursor is None:
+                    self._setting.log.info(f"item {item.id} was written before: it counts as delivered, nothing is changed", item=item.id)
+                else:
                     cursor.execute(self._statement, [values[name] for name in self._parameters])
                 duty.check()  # the commit comes next
+            self._forget(fence, duty)
         except StaleEpoch as error:
             raise Fenced(f"the database {self._where} refuses: {error}") from error
         except (ItemError, PermitEnded):
@@ -85,6 +94,18 @@ class SqlOutbound(Outbound):
             if isinstance(error, (sqlite3.IntegrityError, sqlite3.DataError, self._driver.IntegrityError, self._driver.DataError)):
                 raise ItemError(f"the database {self._where} does not take it: {_first_line(error)}") from error
             raise self._away(error) from error
+
+    def _forget(self, fence: SqlFence, duty: Duty) -> None:
+        """Old ids, now and then: the item itself is delivered, so what goes wrong here is only said."""
+        if time.monotonic() < self._forget_at:
+            return
+        self._forget_at = time.monotonic() + FORGET_SECONDS
+        before = datetime.now(UTC).replace(tzinfo=None) - self._remembered
+        try:
+            while duty.taking and fence.forget(duty.group or "", before) == FORGET_AT_ONCE:
+                pass
+        except (sqlite3.Error, self._driver.Error) as error:
+            self._setting.log.warning(f"the database {self._where} does not let old ids be forgotten: {_first_line(error)}")
 
     def abort(self) -> None:
         connection = self._connection

@@ -1,5 +1,6 @@
 """Inbound and outbound `amqp` against a real RabbitMQ, alone and in two runtimes of one group."""
 
+import hashlib
 import json
 import os
 import signal
@@ -7,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from amqp.basic_message import Message
 
 from runtimes.process.connectors import amqp as connector
 from runtimes.process.connectors.amqp import AmqpInbound, AmqpOutbound
@@ -65,6 +68,11 @@ def held(source: AmqpInbound, count: int) -> list[Item]:
     return list(until(lambda: (found := source.poll(duty())) and len(found) >= count and found, 5, f"{count} messages"))
 
 
+def own(found: Item) -> str:
+    """Its publisher's message-id."""
+    return found.properties["message_id"]
+
+
 def content(found: Item) -> bytes:
     with found.open() as chunks:
         return b"".join(chunks)
@@ -87,7 +95,7 @@ def test_messages_come_in_order_and_leave_the_queue_once_delivered(rabbit: Rabbi
     source = connect(AmqpInbound, queue=name)
     source.begin(duty())
     found = held(source, 3)
-    assert [each.id for each in found] == [f"{name}-0", f"{name}-1", f"{name}-2"], "the publisher's message-id"
+    assert [own(each) for each in found] == [f"{name}-0", f"{name}-1", f"{name}-2"], "the publisher's message-id"
     assert [content(each) for each in found] == [b"first", b"", b"\xff\xfe"], "bytes, whatever their encoding is said to be"
     assert found[0].origin == Origin("erp-orders", "orders", 5, "external01") and found[0].name.endswith(b".txt")
     told = found[0].properties
@@ -100,7 +108,8 @@ def test_messages_come_in_order_and_leave_the_queue_once_delivered(rabbit: Rabbi
     second = connect(AmqpInbound, queue=name)
     second.begin(duty())
     again = held(second, 2)
-    assert [each.id for each in again] == [f"{name}-1", f"{name}-2"] and again[0].properties["redelivered"] == "yes"
+    assert [each.id for each in again] == [each.id for each in found[1:]], "the same ids"
+    assert own(again[0]) == f"{name}-1" and again[0].properties["redelivered"] == "yes"
     for each in again:
         second.remove(each, duty())
     second.stop(duty())
@@ -123,7 +132,7 @@ def test_no_more_is_held_than_the_prefetch_says_and_nothing_once_nothing_may_be_
     time.sleep(0.1)
     assert len(source.poll(duty())) == 2 and rabbit.count(name) == 3
     source.remove(first, duty())
-    assert until(lambda: rabbit.count(name) == 2 and [each.id for each in source.poll(duty())] == [f"{name}-1", f"{name}-2"], 5)
+    assert until(lambda: rabbit.count(name) == 2 and [own(each) for each in source.poll(duty())] == [f"{name}-1", f"{name}-2"], 5)
     with pytest.raises(PermitEnded):
         source.poll(ended)
 
@@ -140,7 +149,7 @@ def test_a_lost_acknowledgement_is_made_up_for_and_the_item_is_not_delivered_twi
     with pytest.raises(Unavailable):
         source.poll(duty())
     source.remove(found[0], duty())  # the target had it; its acknowledgement cannot be sent any more
-    until(lambda: [each.id for each in source.poll(duty())] == [f"{name}-1"], 5, "only the other comes again")
+    until(lambda: [own(each) for each in source.poll(duty())] == [f"{name}-1"], 5, "only the other comes again")
     (other,) = source.poll(duty())
     source.remove(other, duty())
     source.stop(duty())
@@ -172,6 +181,9 @@ def test_messages_without_an_id_can_be_refused(rabbit: Rabbit, connect: Callable
     (found,) = held(source, 1)
     with pytest.raises(ItemError, match="it has no message-id"):
         content(found)
+    source.reject(found, "it has no message-id", duty(), 3)
+    (kept,) = source.failures.listed()[1]
+    assert source.failures.content(kept.key, 10) == (b"tick", 4), "moved aside whole"
 
 
 @pytest.mark.parametrize("given", ["../../etc/passwd", "een\nregel", "ü" * 120, "x" * 255, ".hidden"])
@@ -189,6 +201,127 @@ def test_an_id_that_is_no_name_becomes_one_and_stays_the_same(rabbit: Rabbit, co
     source.remove(again, duty())
 
 
+@pytest.mark.parametrize(
+    ("second", "same"),
+    [
+        pytest.param({"queue": "invoices"}, False, id="of another queue, whose publisher numbers from 1 too"),
+        pytest.param({"app_id": "till-2"}, False, id="of another publisher on this queue"),
+        pytest.param({"body": b"another"}, False, id="of a publisher whose counter began anew"),
+        pytest.param({"timestamp": 7}, True, id="published a second time, because its confirmation was lost"),
+    ],
+)
+def test_a_message_id_alone_names_no_message(rabbit: Rabbit, connect: Callable[..., Any], second: dict[str, Any], same: bool) -> None:
+    found = []
+    for number, more in enumerate(({}, second)):
+        given = {"queue": "orders", "app_id": "till-1", "body": b"one", **more}
+        body, queue = given.pop("body"), rabbit.queue(given.pop("queue"))
+        rabbit.publish(queue, body, message_id="1", **given)
+        source = connect(AmqpInbound, queue=queue)
+        if queue == "invoices":
+            source._setting = replace(source._setting, flow_id="another flow")
+        source.begin(duty())
+        found += held(source, 1)
+        source.remove(found[number], duty())
+        source.stop(duty())
+    assert (found[0].id == found[1].id) is same
+
+
+@pytest.mark.parametrize(
+    ("given", "fact", "told"),
+    [
+        pytest.param({"message_id": b"bestelling-\xfc"}, "message_id", "bestelling-\ufffd", id="its id"),
+        pytest.param({"app_id": b"\xff" * 255}, "app_id", "\ufffd" * 255, id="its publisher's name"),
+        pytest.param({"correlation_id": b"\xff"}, "correlation_id", "\ufffd", id="a property"),
+        pytest.param({"application_headers": {b"\xfcber": 1, "of": "erp"}}, "header.of", "erp", id="a header's name"),
+        pytest.param({"application_headers": {"from": b"\xfc", "of": "erp"}}, "header.of", "erp", id="a header's value"),
+        pytest.param({"queue": b"orders.\xfc"}, "routing_key", "orders.\ufffd", id="its routing key"),
+        pytest.param({"queue": b"orders." + b"\xff" * 248}, "exchange", "amq.topic", id="a long routing key"),
+    ],
+)
+def test_a_text_that_is_not_utf_8_stops_nothing(
+    rabbit: Rabbit, connect: Callable[..., Any], given: dict[str, Any], fact: str, told: str
+) -> None:
+    queue = rabbit.queue("latin-1")
+    rabbit.on_channel(lambda channel: channel.queue_bind(queue, "amq.topic", "orders.#"))
+    more = {"message_id": "m1", **{name: value for name, value in given.items() if name != "queue"}}
+    rabbit.publish(given.get("queue", "orders.eu"), b"first", exchange="amq.topic", **more)
+    rabbit.publish(queue, b"second")
+    source = connect(AmqpInbound, queue=queue)
+    source.begin(duty())
+    first, second = held(source, 2)
+    assert (content(first), content(second), first.properties[fact]) == (b"first", b"second", told)
+    source.stop(duty())
+    source.begin(duty())
+    assert held(source, 2)[0].id == first.id
+    for each in source.poll(duty()):
+        source.remove(each, duty())
+    source.stop(duty())
+    assert rabbit.count(queue) == 0
+
+
+def test_a_message_whose_headers_cannot_be_read_is_moved_aside_whole(
+    rabbit: Rabbit, connect: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rabbit.queue(name)
+    table = b"\x04when" + b"T" + b"\xff" * 8  # a moment after the year 9999
+    monkeypatch.setattr(Message, "_serialize_properties", lambda _: b"\x20\x80" + len(table).to_bytes(4) + table + b"\x02m1")
+    rabbit.publish(name, b"x" * 100_000)
+    monkeypatch.undo()
+    source = connect(AmqpInbound, queue=name)
+    source.begin(duty())
+    (found,) = held(source, 1)
+    assert own(found) == "m1"
+    with pytest.raises(ItemError, match="its headers cannot be read"):
+        content(found)
+    source.reject(found, "its headers cannot be read", duty(), 3)
+    (kept,) = source.failures.listed()[1]
+    assert source.failures.content(kept.key, 1) == (b"x", 100_000) and not list(source._folder.iterdir())
+    source.stop(duty())
+    assert rabbit.count(name) == 0
+
+
+def test_an_acknowledgement_is_never_made_on_another_connection(rabbit: Rabbit, connect: Callable[..., Any], name: str) -> None:
+    rabbit.queue(name)
+    rabbit.publish(name, *[b"x"] * 5)
+    source = connect(AmqpInbound, queue=name)
+    source.begin(duty())
+    found = held(source, 5)
+    source.remove(found[0], duty())
+    source.remove(found[1], duty())
+    with source._session._lock:  # the gauge asks, and the connection breaks under it
+        worker = threading.Thread(target=source.remove, args=(found[2], duty()))
+        worker.start()
+        time.sleep(0.1)
+        source._session.drop()
+    worker.join(5)
+    source.stop(duty())
+    until(lambda: rabbit.count(name) == 3, 5, "none but the two was acknowledged")
+
+
+def test_large_messages_are_held_in_files_and_one_at_a_time_when_together_they_are_too_much(
+    rabbit: Rabbit, connect: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connector, "HELD_LIMIT", 3_000_000)
+    rabbit.queue(name)
+    bodies = [os.urandom(2_000_000) for _ in range(4)]
+    rabbit.publish(name, b"small")
+    rabbit.publish(name, *bodies)
+    source = connect(AmqpInbound, queue=name)
+    with pytest.raises(Unavailable, match="exceed 3000000 bytes: they go back and come one at a time"):
+        source.begin(duty())
+        until(lambda: len(source.poll(duty())) > 3, 5)
+    came: list[bytes] = []
+    while len(came) < 5:
+        (found,) = held(source, 1)
+        assert len(list(source._folder.iterdir())) == (found.size > 100_000)
+        assert len(content(found)) == found.size, "it can be read twice"
+        came.append(content(found))
+        source.remove(found, duty())
+    assert came == [b"small", *bodies] and not list(source._folder.iterdir())
+    source.stop(duty())
+    assert rabbit.count(name) == 0
+
+
 def test_a_rejected_message_becomes_a_failed_item_and_can_be_tried_again(rabbit: Rabbit, connect: Callable[..., Any], name: str) -> None:
     rabbit.queue(name)
     rabbit.publish(name, b"<x/>", correlation_id="c-1")
@@ -198,7 +331,7 @@ def test_a_rejected_message_becomes_a_failed_item_and_can_be_tried_again(rabbit:
     source.reject(found, "it is bad", duty(), 3)
     assert source.poll(duty()) == []
     (kept,) = source.failures.listed()[1]
-    assert (kept.item, kept.reason, source.failures.content(kept.key, 10)) == (f"{name}-0", "it is bad", (b"<x/>", 4))
+    assert (kept.item, kept.reason, source.failures.content(kept.key, 10)) == (found.id, "it is bad", (b"<x/>", 4))
     source.failures.retry(kept.key)
     (again,) = source.poll(duty())
     assert (again.id, content(again), again.properties["correlation_id"]) == (found.id, b"<x/>", "c-1")
@@ -501,6 +634,7 @@ def test_a_failover_in_the_middle_loses_nothing_and_what_came_twice_is_known_by_
         return [fields[b"id"].decode() for _, fields in broker.client.xrange("t:orders")]
 
     published = [f"sale-{number}" for number in range(200)]
+    known = {key: connector.identity("f", key, "", hashlib.sha256(json.dumps({"sale": key}).encode()).digest()) for key in published}
 
     def publish(*keys: str) -> None:
         for key in keys:
@@ -527,7 +661,7 @@ def test_a_failover_in_the_middle_loses_nothing_and_what_came_twice_is_known_by_
         until(third.leads, 5, "the third leads")
         tills.join(20)
         publish(*published[190:])
-        until(lambda: set(sales()) == set(published), 10, "all have come")
+        until(lambda: set(sales()) == {known[key] for key in published}, 10, "all have come")
         assert rabbit.count("sales") == 0
         came = sales()
         twice = {key for key in came if came.count(key) > 1}

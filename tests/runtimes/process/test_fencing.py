@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import structlog
 
+from runtimes.process.connectors import sql
 from runtimes.process.connectors.base import ConfigError, Fenced, Item, ItemError, Origin, Setting, Unavailable
 from runtimes.process.connectors.sql import SqlOutbound
 from runtimes.process.fencing import EpochMarks, SqlFence, StaleEpoch
@@ -76,7 +77,7 @@ def opened(url: str) -> Iterator[Any]:
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     url = f"sqlite://{tmp_path}/orders.db" if request.param == "sqlite" else request.getfixturevalue("postgres")
     with opened(url) as connection:
-        for table in ("orders", "baton_epochs", "baton_seen"):
+        for table in ("orders", "baton_epochs", "baton_messages"):
             connection.execute(f"DROP TABLE IF EXISTS {table}")
         connection.execute(
             "CREATE TABLE orders (number VARCHAR(100), content VARCHAR(100) NOT NULL, epoch BIGINT, CHECK (content <> 'bad'))"
@@ -133,7 +134,28 @@ def test_an_id_is_seen_once_and_what_failed_leaves_nothing(database: str) -> Non
                 if cursor is not None:
                     cursor.execute("INSERT INTO orders VALUES ('1', 'x', 5)")
         assert rows(database) == [("1", "x", 5)]
-        assert fence.forget(datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)) == 1
+        with fence.admit("another group", 5, "a") as cursor:
+            assert cursor is not None, "publishers of two groups may number alike"
+        tomorrow = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
+        assert (fence.forget("g", tomorrow), fence.forget("g", tomorrow)) == (1, 0)
+        with fence.admit("another group", 5, "a") as cursor:
+            assert cursor is None, "the others' are kept"
+
+
+def test_the_outbound_forgets_the_ids_of_long_ago_by_itself(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql, "FORGET_SECONDS", 0.0)
+    outbound = target(database, tmp_path)
+    outbound.begin(duty())
+    for key in ("a", "b", "c"):
+        outbound.deliver(item(key), duty())
+    long_ago = datetime.now(UTC).replace(tzinfo=None) - timedelta(days=91)
+    with opened(database) as connection:
+        mark = "?" if database.startswith("sqlite") else "%s"
+        connection.execute(f"UPDATE baton_messages SET seen_at = {mark} WHERE message_id <> 'c'", [long_ago])
+        outbound.deliver(item("d"), duty())
+        left = connection.execute("SELECT message_id FROM baton_messages ORDER BY message_id").fetchall()
+    assert [row[0] for row in left] == ["c", "d"]
+    outbound._close()
 
 
 RACER = """
