@@ -133,7 +133,9 @@ def preview(
 
 def _foreseen(found: dict[str, Any]) -> None:
     for step in found["steps"]:
-        show.line(f"{step['number']:3} {step['title']}: {step['sentence']}")
+        show.line(f"{step['number']:3} {step['title']}" + (f": {step['sentence']}" if step["sentence"] else ""))
+        if step["outcome"] == "fails":
+            show.warn("      Here the run would stop; what comes after it is not foreseen.")
         for text in [f"restarts {', '.join(step['restarts'])}"] if step["restarts"] else []:
             show.line(f"      {text}")
         for moved in step["hand_overs"]:
@@ -145,7 +147,8 @@ def _foreseen(found: dict[str, Any]) -> None:
     for sentence in [*found["missing"], *found["gaps"]]:
         show.warn(sentence)
     for sentence in found["obstacles"]:
-        show.warn(f"forbids it: {sentence}")
+        if sentence not in found["missing"]:  # said already
+            show.warn(f"forbids it: {sentence}")
     show.note(f"About {show.seconds(found['seconds'])}." if found["seconds"] is not None else "How long it takes is not known yet.")
 
 

@@ -50,11 +50,13 @@ class Release(models.Model):
 
     @property
     def omissions(self) -> list[str]:
-        """ "Flow returns (erp) had no saved version and was left out." """
+        """ "Flow returns (erp) had no saved version and was left out: …", with the remedy."""
+        remedy = "save a version in Create › Flows, then make a new release."
         return [
             f"Flow {item['flow']} ({item['connector']}) was edited since {item['version']}, which the release has: its edits are not in it."
+            f" To have them, {remedy}"
             if item["version"]
-            else f"Flow {item['flow']} ({item['connector']}) had no saved version and was left out."
+            else f"Flow {item['flow']} ({item['connector']}) had no saved version and was left out: {remedy}"
             for item in self.omitted
         ]
 

@@ -17,6 +17,7 @@ from deployments.models import HandOvers, Release, RunStatus, StepFields, StepKi
 from deployments.stages import Stage, stages_of
 from portal.errors import NotAllowed
 from portal.models import Environment, Property
+from portal.placeholders import placeholders
 from portal.property_values import Missing, Values
 from runtimes import failover, fleet, protocol
 from runtimes.models import FailoverGroup, Runtime
@@ -72,6 +73,7 @@ class Snapshot:
     groups: Sequence[GroupSight]
     seconds: Mapping[tuple[str, str], float]  # (kind, target) and (kind, "") -> median of how long it took
     pointless: Mapping[int, str] = field(default_factory=dict)  # number of a step -> why the release has nothing for it
+    lacking: Mapping[int, str] = field(default_factory=dict)  # number of a step that is on no runtime -> which values it lacks, counted
 
 
 # ----------------------------------------------------------------------------------------------------------- what is foreseen
@@ -173,7 +175,7 @@ class _World:
         self.out = set(leaving_out)
         self.changed: set[str] = set()
         self.moved: set[str] = set()  # keys of groups that this run handed over
-        self.pointless = seen.pointless
+        self.pointless, self.lacking = seen.pointless, seen.lacking
 
     # ---- one step
 
@@ -187,6 +189,9 @@ class _World:
             return
         if step.condition == "changed" and not self._changed(step):
             told.outcome, told.sentence = "skipped", "This deployment changes nothing there before."
+            return
+        if told.number in self.lacking:
+            told.outcome, told.sentence = "fails", self.lacking[told.number]
             return
         if kind in moves.DEPLOYS or kind in plans.RUNTIME_KINDS:
             self._on_runtimes(kind, step, told)
@@ -396,12 +401,13 @@ class _World:
 def preview(release: Release, environment: Environment, *, now: datetime, leaving_out: Collection[str] = ()) -> Preview:
     """What deploying this release by the environment's plan would do now."""
     recipe: list[StepFields] = list(plans.plan_of(environment).steps.all())
-    seen = look(release, environment, recipe, now=now)
+    missing = releases.missing(release, environment)
+    seen = look(release, environment, recipe, missing, now=now)
     found = foresee(recipe, seen, leaving_out=leaving_out)
     return Preview(
         steps=found,
         obstacles=rollout.obstacles(release, environment, now=now, leaving_out=leaving_out),
-        missing=releases.missing(release, environment),
+        missing=missing,
         gaps=[gap.sentence for gap in moves.foreseen(release, environment, recipe)] + moves.retired(release, environment, recipe),
         leaders={group.name: group.leader for group in seen.groups},
         seconds=_whole(found),
@@ -417,15 +423,36 @@ def _whole(found: Sequence[Foreseen]) -> float | None:
     return sum(max(sum(step.seconds or 0.0 for step in lane.steps) for lane in stage.lanes) for stage in stages_of(found))
 
 
-def look(release: Release, environment: Environment, recipe: Sequence[StepFields], *, now: datetime) -> Snapshot:
-    """What is known before the run."""
+def look(
+    release: Release, environment: Environment, recipe: Sequence[StepFields], missing: Sequence[Missing] = (), *, now: datetime
+) -> Snapshot:
+    """What is known before the run; `missing` are the values that it lacks."""
     rows = list(Runtime.objects.filter(environment=environment).select_related("machine", "connector", "environment", "desired_bundle"))
     stored = Property.objects.filter(environment=environment)
     values = Values(stored.only("key", "machine", "connector", "value", "secret", "sealed") if rows else ())
     forced = _forced(release, environment, rows)
     runtimes = {row.key: _runtime(release, row, values, row.key in forced, now) for row in rows}
     pointless = {number: reason for number, step in enumerate(recipe, start=1) if (reason := moves.pointless(release, step))}
-    return Snapshot(runtimes, _groups(release, environment, rows, now), _history(environment), pointless)
+    return Snapshot(runtimes, _groups(release, environment, rows, now), _history(environment), pointless, _lacking(missing, recipe))
+
+
+def _lacking(missing: Iterable[Missing], recipe: Sequence[StepFields]) -> dict[int, str]:
+    """Steps that need values of routers or of their own address. The values are named in the list of what is missing, once."""
+    places: dict[str, list[str]] = {}
+    for item in missing:
+        places.setdefault(item.runtime, []).append(item.key)
+    routers = {place: keys for place, keys in places.items() if place.startswith(("router on ", "witness on "))}
+    found = {}
+    for number, step in enumerate(recipe, start=1):
+        if step.kind == StepKind.DEPLOY_ROUTERS and routers:
+            found[number] = _count(sum(map(len, routers.values())), " and ".join(f"the {place}" for place in routers))
+        elif step.kind == StepKind.HTTP_CHECK and (keys := placeholders(step.url) & set(places.get("the plan", ()))):
+            found[number] = _count(len(keys), "its address")
+    return found
+
+
+def _count(number: int, place: str) -> str:
+    return f"{number} values are missing for {place}." if number > 1 else f"A value is missing for {place}."
 
 
 def _forced(release: Release, environment: Environment, rows: Iterable[Runtime]) -> set[str]:
@@ -449,6 +476,8 @@ def _runtime(release: Release, row: Runtime, values: Values, forced: bool, now: 
         content = releases.bundle_for(release, row, values)
     except NotAllowed as no:
         refusal, unchanged = no.sentence, bool(lacks) and steps.at_rest(row)
+        if no.reasons:  # one for each missing value: the list of these names them
+            refusal = _count(len(no.reasons), row.key)
     else:
         unchanged, why = _difference(row, content, now)
     return RuntimeSight(

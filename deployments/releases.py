@@ -13,7 +13,7 @@ from django.db.models import Max, OuterRef, Subquery
 
 from deployments import moves, plans, promotion
 from deployments.models import Activation, ActivationStatus, Plan, Release
-from portal import property_uses, property_values
+from portal import creation, property_uses, property_values
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import Connector, DesignedMachine, Environment, Flow, FlowVersion, Group, Project
 from portal.property_values import Missing
@@ -74,7 +74,7 @@ def drafts(project: Project) -> list[Draft]:
     flows = flows.order_by("connector__name", "name")
     versions = FlowVersion.objects.in_bulk([flow.newest for flow in flows if flow.newest])
     found = [(flow, versions.get(flow.newest)) for flow in flows]
-    return [Draft(flow, version, bool(version and version.definition != flow.definition())) for flow, version in found]
+    return [Draft(flow, version, bool(version and creation.changed_since(version, flow.definition()))) for flow, version in found]
 
 
 def omitted_now(project: Project) -> list[dict[str, str]]:
@@ -170,7 +170,7 @@ def _places(release: Release, environment: Environment) -> tuple[list[tuple[str,
 
 
 def missing(release: Release, environment: Environment) -> list[Missing]:
-    """Every placeholder without a value, per runtime and router, for this release on this environment; fixed number of queries."""
+    """Every placeholder without a value, once per runtime and router, for this release on this environment; fixed number of queries."""
     filled = property_values.filled(environment)
     runtimes, routers = _places(release, environment)
     used: dict[str, list[property_uses.Use]] = {}
@@ -188,7 +188,7 @@ def missing(release: Release, environment: Environment) -> list[Missing]:
             if filled.source(use.key, machine, connector) is None:
                 found.append(Missing(use.key, key, use.used_by))
     found += [Missing(use.key, "the plan", use.used_by) for use in plans.url_uses(environment) if filled.source(use.key, "", "") is None]
-    return found
+    return property_values.once(found)
 
 
 def warnings(release: Release, environment: Environment) -> list[str]:
@@ -243,7 +243,7 @@ def bundle_for(release: Release, runtime: Runtime, values: property_values.Value
     for flow in mine:
         lacking += [Missing(use.key, runtime.key, use.used_by) for use in property_uses.uses(flow["name"], flow) if use.key not in known]
     if lacking:
-        reasons = [item.sentence for item in lacking]
+        reasons = [item.sentence for item in property_values.once(lacking)]
         raise NotAllowed(" ".join(reasons), reasons=reasons)
     siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
     members = sorted(protocol.runtime_key(name, connector) for name in siblings.values_list("machine__name", flat=True))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 from jinja2 import Environment, TemplateSyntaxError
 
@@ -11,6 +11,7 @@ from portal.models import InboundKind, OutboundKind, PropertyKind
 from portal.placeholders import check_placeholders, placeholders, without_placeholders
 
 Side = Literal["inbound", "outbound"]
+SIDES: tuple[Side, ...] = ("inbound", "outbound")
 
 
 @dataclass(frozen=True)
@@ -410,41 +411,66 @@ def checked(side: Side, kind: str, given: Mapping[str, str]) -> dict[str, str]:
     """The settings as they are kept: trimmed, empty optional ones left out.
 
     Raises:
-        Invalid: a missing, unknown or malformed setting; `field` is "<side>_<name>".
+        Invalid: missing, unknown or malformed settings; `faults` names each, as "<side>_<name>".
     """
     fields = {setting.name: setting for setting in settings_of(side, kind)}
-    for name in given:
-        if name not in fields:
-            raise Invalid(f"A {kind} {side} has no setting {name}; it has {', '.join(fields) or 'none'}.", field=f"{side}_{name}")
-    kept: dict[str, str] = {}
+    faults = {
+        f"{side}_{name}": f"A {kind} {side} has no setting {name}; it has {', '.join(fields) or 'none'}."
+        for name in given
+        if name not in fields
+    }
+    kept = settled(side, kind, given)
     for name, setting in fields.items():
-        value = str(given.get(name, "")).replace("\r\n", "\n").strip()
         where = f"{side}_{name}"
-        if setting.choices and not value:
-            value = setting.default
-        if setting.required and not value:
-            raise Invalid(f"{setting.label} of the {side} is empty: fill in a value, or a placeholder such as ${{my.{name}}}.", field=where)
-        check_placeholders(value, field=where)
-        if value:
-            _check(value, setting, where)
-            kept[name] = value
-    return _without_idle_transform(kept)
-
-
-def _without_idle_transform(kept: dict[str, str]) -> dict[str, str]:
-    """Without a template how it reads and writes means nothing. Its mistakes are found here, not on a machine. Raises Invalid."""
-    template = kept.get("transform")
-    if template is None:
-        return {name: value for name, value in kept.items() if not name.startswith("transform")}
-    try:
-        Environment(autoescape=True).parse(template)  # only read, never rendered here
-    except TemplateSyntaxError as error:
-        raise Invalid(f"Transform, line {error.lineno}: {error.message}", field="outbound_transform") from None
+        try:
+            _check(kept.get(name, ""), setting, side, where)
+        except Invalid as refusal:
+            faults[where] = refusal.sentence
+    if faults:
+        refuse(faults)
     return kept
 
 
-def _check(value: str, setting: Setting, where: str) -> None:
+def refuse(faults: Mapping[str, str]) -> NoReturn:
+    """Raises Invalid that names every field of `faults`."""
+    reasons = list(faults.values())
+    raise Invalid(" ".join(reasons), reasons=reasons if len(reasons) > 1 else None, field=next(iter(faults)), faults=faults)
+
+
+def settled(side: Side, kind: str, given: Mapping[str, str]) -> dict[str, str]:
+    """These settings as the form keeps them, judged or not: trimmed, empty ones left out, choices that were left open at what they mean.
+
+    What is not known (any more) stays as it is.
+    """
+    known = REGISTRY[side].get(kind, [])
+    names = {setting.name for setting in known}
+    kept = {name: value for name, value in given.items() if name not in names}
+    for setting in known:
+        value = str(given.get(setting.name, "")).replace("\r\n", "\n").strip() or (setting.default if setting.choices else "")
+        if value:
+            kept[setting.name] = value
+    if "transform" not in kept:  # without a template how it reads and writes means nothing
+        kept = {name: value for name, value in kept.items() if not name.startswith("transform")}
+    return kept
+
+
+def label(side: Side, kind: str, name: str) -> str:
+    """What the form calls a setting: "Folder"; its own name where the kind does not know it (any more)."""
+    return next((setting.label for setting in REGISTRY[side].get(kind, []) if setting.name == name), name)
+
+
+def _check(value: str, setting: Setting, side: Side, where: str) -> None:
     """Raises Invalid. What a placeholder will stand for is judged on the machine."""
+    if not value:
+        if setting.required and not setting.choices:
+            raise Invalid(f"{setting.label} of the {side} is empty: fill in a value, or a placeholder such as ${{my.{setting.name}}}.")
+        return
+    check_placeholders(value, field=where)
+    if setting.name == "transform":
+        try:
+            Environment(autoescape=True).parse(value)  # only read, never rendered here: its mistakes are found before a machine has it
+        except TemplateSyntaxError as error:
+            raise Invalid(f"Transform, line {error.lineno}: {error.message}", field=where) from None
     if setting.kind == PropertyKind.SECRET and without_placeholders(value).strip():
         raise Invalid(f"{setting.label} is a secret: write a placeholder, and keep its value as a secret property.", field=where)
     if not setting.lines and "\n" in value:

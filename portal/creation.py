@@ -5,7 +5,7 @@ Flow rows are the working copy. What enters a release is the latest saved FlowVe
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.core.exceptions import ValidationError
@@ -34,7 +34,19 @@ def latest_version(flow: Flow) -> FlowVersion | None:
 def has_unsaved_changes(flow: Flow) -> bool:
     """Does the working copy differ from the newest saved version (or has none been saved)?"""
     latest = latest_version(flow)
-    return latest is None or latest.definition != flow.definition()
+    return latest is None or changed_since(latest, flow.definition())
+
+
+def changed_since(version: FlowVersion, definition: Mapping[str, Any]) -> bool:
+    """Does a definition say something else than a saved version? A setting left open in one and written out in the other is the same."""
+    return bool(version.definition != definition) and _settled(version.definition) != _settled(definition)
+
+
+def _settled(definition: Mapping[str, Any]) -> dict[str, Any]:
+    return {**definition} | {
+        side: {**definition[side], "settings": components.settled(side, definition[side]["kind"], definition[side]["settings"])}
+        for side in components.SIDES
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------------- flows
@@ -61,18 +73,43 @@ def save_flow(
     """Keep the working copy of a new flow (`Flow(connector=…)`) or a changed one. Releases do not see it until a version is saved.
 
     Raises:
-        Invalid: a name that is not allowed or taken, or a setting that is missing or malformed (`field` names it).
+        Invalid: a name that is not allowed or taken, or settings that are missing or malformed (`faults` names each).
     """
-    flow.name = _checked_name(name, "flow")
-    flow.inbound_settings = components.checked("inbound", inbound_kind, inbound_settings)
-    flow.outbound_settings = components.checked("outbound", outbound_kind, outbound_settings)
+    faults: dict[str, str] = {}
+    kept: dict[components.Side, dict[str, str]] = {}
+    given: dict[components.Side, tuple[str, Mapping[str, str]]] = {
+        "inbound": (inbound_kind, inbound_settings),
+        "outbound": (outbound_kind, outbound_settings),
+    }
+    try:
+        check_flow_name(flow, name)
+    except Invalid as refusal:
+        faults |= refusal.faults
+    for side, (kind, settings) in given.items():
+        try:
+            kept[side] = components.checked(side, kind, settings)
+        except Invalid as refusal:
+            faults |= refusal.faults
+    if faults:
+        components.refuse(faults)
+    flow.name, flow.inbound_settings, flow.outbound_settings = name, kept["inbound"], kept["outbound"]
     flow.inbound_kind, flow.outbound_kind, flow.auto_start = inbound_kind, outbound_kind, auto_start
     try:
         with transaction.atomic():
             flow.save()
-    except IntegrityError:
-        raise Invalid(f"{flow.connector} has a flow {name} already: choose another name.", field="name") from None
+    except IntegrityError:  # named so in the same moment
+        raise _taken(flow, name) from None
     return flow
+
+
+def check_flow_name(flow: Flow, name: str) -> None:
+    """Raises Invalid for a name that this flow may not bear."""
+    if Flow.objects.filter(connector=flow.connector_id, name=_checked_name(name, "flow")).exclude(pk=flow.pk).exists():
+        raise _taken(flow, name)
+
+
+def _taken(flow: Flow, name: str) -> Invalid:
+    return Invalid(f"{flow.connector} has a flow {name} already: choose another name.", field="name")
 
 
 def remove_flow(flow: Flow) -> None:
@@ -218,7 +255,7 @@ def save_version(flow: Flow, bump: Bump, description: str = "", *, by: AbstractB
         raise Invalid("Choose major, minor or patch.", field="bump")
     latest = flow.versions.first()
     definition = flow.definition()
-    if latest is not None and latest.definition == definition:
+    if latest is not None and not changed_since(latest, definition):
         raise NotAllowed(f"Nothing changed in {flow} since version {latest.number}.")
     major, minor, patch = next_number(latest, bump)
     try:

@@ -5,8 +5,8 @@ from typing import Any
 
 from django import forms
 
-from portal import components
-from portal.errors import NotAllowed
+from portal import components, creation
+from portal.errors import Invalid, NotAllowed
 from portal.models import Connector, DesignedMachine, Flow, MachineKind, Role
 
 
@@ -38,8 +38,11 @@ def carried_out(form: forms.Form, act: Callable[[dict[str, Any]], object]) -> bo
     try:
         act(form.cleaned_data)
     except NotAllowed as refusal:
-        field = form.field_of(refusal) if isinstance(form, FlowForm) else refusal.field if refusal.field in form.fields else None
-        form.add_error(field, [refusal.sentence, *refusal.reasons])
+        if len(refusal.faults) > 1 and refusal.faults.keys() <= form.fields.keys():
+            for field, sentence in refusal.faults.items():
+                form.add_error(field, sentence)
+        else:
+            form.add_error(refusal.field if refusal.field in form.fields else None, [refusal.sentence, *refusal.reasons])
         return False
     return True
 
@@ -131,7 +134,7 @@ class FlowForm(Form):
                     chosen = flow.pk and getattr(flow, f"{side}_kind") == kind
                     # One that a choice was added to since: the choice that stands for how it was.
                     lacking = setting.default if setting.choices else ""
-                    value = kept.get(setting.name, lacking) if chosen else setting.default
+                    value = kept.get(setting.name) or lacking if chosen else setting.default
                     self.fields[f"{side}_{kind}_{setting.name}"] = setting_field(setting, value)
         for field in self.fields.values():
             dress(field)
@@ -166,13 +169,36 @@ class FlowForm(Form):
     def settings(self, side: components.Side) -> dict[str, str]:
         """The settings of the chosen kind."""
         kind = self.cleaned_data[f"{side}_kind"]
-        return {setting.name: self.cleaned_data[f"{side}_{kind}_{setting.name}"] for setting in components.settings_of(side, kind)}
+        return {setting.name: self.cleaned_data.get(f"{side}_{kind}_{setting.name}", "") for setting in components.settings_of(side, kind)}
 
-    def field_of(self, refusal: NotAllowed) -> str | None:
-        """The form's field for the one a refusal names."""
-        side, _, name = refusal.field.partition("_")
-        chosen = f"{side}_{self.cleaned_data.get(f'{side}_kind')}_{name}"
-        return next((field for field in (refusal.field, chosen) if field in self.fields), None)
+    def clean(self) -> dict[str, Any]:
+        """Everything that is wrong says so at once, each at its field."""
+        data: dict[str, Any] = super().clean() or {}
+        faults: dict[str, str] = {}
+        for side in components.SIDES:
+            if kind := data.get(f"{side}_kind"):
+                try:
+                    components.checked(side, kind, self.settings(side))
+                except Invalid as refusal:
+                    faults |= {f"{side}_{kind}_{field.removeprefix(f'{side}_')}": said for field, said in refusal.faults.items()}
+        if "name" in data:
+            try:
+                creation.check_flow_name(self.flow, data["name"])
+            except Invalid as refusal:
+                faults |= refusal.faults
+        for field, sentence in faults.items():
+            if field not in self.errors:
+                self.add_error(field, sentence)
+        return data
+
+    def wrong(self) -> list[tuple[forms.BoundField, str]]:
+        """The fields to correct, with what they are called where both sides have one of that name."""
+        found = []
+        for name in self.fields:
+            if name in self.errors:
+                side = name.partition("_")[0]
+                found.append((self[name], f"{self[name].label} of the {side}" if side in components.SIDES else str(self[name].label)))
+        return found
 
 
 def setting_field(setting: components.Setting, initial: str) -> forms.Field:

@@ -53,7 +53,7 @@ def handle(exception: Exception, context: dict[str, Any]) -> Response | None:
     headers: dict[str, str] = {}
     match exception:
         case NotAllowed():
-            errors = {exception.field: [exception.sentence]} if exception.field else None
+            errors = {name: [sentence] for name, sentence in exception.faults.items()}
             document = body(exception.status, exception.code, exception.sentence, reasons=exception.reasons, errors=errors)
         case Http404():
             document = body(404, "not-found", str(exception) if exception.args and exception.args[0] else "There is no such thing.")

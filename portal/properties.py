@@ -42,7 +42,7 @@ class Expectation:
     """The type of a key: declared, or guessed from what uses it."""
 
     kind: str  # PropertyKind
-    because: str  # "declared", "flow erp-orders, inbound folder", "Failover port"
+    because: str  # "declared", "flow erp-orders, Folder of the inbound", "Failover port"
     declared: bool = False
     may_be_empty: bool = False
 
@@ -83,13 +83,13 @@ def guessed(definitions: Iterable[tuple[str, Mapping[str, Any]]], only: Collecti
     }
     found: dict[str, Expectation] = {}
     for flow, definition in definitions:
-        for side in ("inbound", "outbound"):
+        for side in components.SIDES:
             for name, text in definition[side]["settings"].items():
                 setting = typed.get((side, definition[side]["kind"], name))
                 key = only_placeholder(str(text)) if setting else None
                 if not setting or not key or (only is not None and key not in only) or router_addresses.is_failover_key(key):
                     continue
-                guess = Expectation(setting.kind, f"flow {flow}, {side} {name}", may_be_empty=not setting.required)
+                guess = Expectation(setting.kind, f"flow {flow}, {setting.label} of the {side}", may_be_empty=not setting.required)
                 known = found.setdefault(key, guess)
                 if known.kind != guess.kind:
                     found[key] = Expectation(PropertyKind.TEXT, f"{known.because} and {guess.because} expect different things")

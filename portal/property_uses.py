@@ -12,6 +12,7 @@ from typing import Any
 from django.db.models import OuterRef, Q, Subquery, TextField
 from django.db.models.functions import Cast
 
+from portal import components
 from portal.models import DesignedMachine, Flow, FlowVersion, MachineKind
 from portal.placeholders import placeholders
 from portal.router_addresses import failover_keys
@@ -24,16 +25,17 @@ class Use:
     """One place that names a key."""
 
     key: str
-    used_by: str
+    used_by: str  # "flow erp-orders, Folder of the inbound": as the form calls the setting
 
 
 def uses(flow: str, definition: Mapping[str, Any]) -> list[Use]:
-    """Every key a flow's definition names, with the place: "flow erp-orders, inbound folder"."""
+    """Every key a flow's definition names, with the place: "flow erp-orders, Folder of the inbound"."""
     found = []
-    for side in ("inbound", "outbound"):
+    for side in components.SIDES:
         for name, text in definition[side]["settings"].items():
             if "${" in str(text):
-                found += [Use(key, f"flow {flow}, {side} {name}") for key in sorted(placeholders(text))]
+                place = f"flow {flow}, {components.label(side, definition[side]['kind'], name)} of the {side}"
+                found += [Use(key, place) for key in sorted(placeholders(text))]
     return found
 
 

@@ -13,11 +13,37 @@ class Missing:
 
     key: str
     runtime: str
-    used_by: str  # "flow erp-orders, inbound folder"
+    used_by: str  # "flow erp-orders, Folder of the inbound; flow erp-returns, Folder of the inbound"
 
     @property
     def sentence(self) -> str:
         return f"{self.runtime} needs a value for {self.key} ({self.used_by})."
+
+
+def once(found: Iterable[Missing]) -> list[Missing]:
+    """One for each key and runtime, with all that use it there."""
+    merged: dict[tuple[str, str], list[str]] = {}
+    for item in found:
+        users = merged.setdefault((item.runtime, item.key), [])
+        if item.used_by not in users:
+            users.append(item.used_by)
+    return [Missing(key, runtime, "; ".join(users)) for (runtime, key), users in merged.items()]
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """A key without a value, once, with everything that lacks it: what is filled in for all of it."""
+
+    key: str
+    needs: Mapping[str, list[str]]  # what uses it -> the runtimes
+
+
+def by_key(found: Iterable[Missing]) -> list[Lacking]:
+    """For a list that people fill in: each key once, in the order in which it was found."""
+    merged: dict[str, dict[str, list[str]]] = {}
+    for item in found:
+        merged.setdefault(item.key, {}).setdefault(item.used_by, []).append(item.runtime)
+    return [Lacking(key, needs) for key, needs in merged.items()]
 
 
 class Values:

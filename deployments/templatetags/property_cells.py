@@ -7,8 +7,10 @@ from django import template
 from django.utils.safestring import SafeString, mark_safe
 
 from deployments.grid import Cell
+from portal.property_values import by_key
 
 register = template.Library()
+register.filter(by_key)
 LONGEST = 120  # characters of a value
 
 

@@ -18,7 +18,7 @@ from deployments import approvals, plans, preview, promotion, releases, rollout,
 from deployments.forms import DeployForm, ReleaseForm, show_refusal
 from deployments.models import LIVE, Activation, ActivationStatus, ApprovalRequest, Deployment, Release, RunStatus, StepKind
 from deployments.rule_forms import ActivateForm
-from portal import exports
+from portal import components, exports
 from portal.access import get_environment, get_project, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -428,15 +428,16 @@ def _content(release: Release) -> dict[str, Any]:
     names = {group.get("id"): group.get("name") for group in content.get("groups", [])}
     return content | {
         "flows": [
-            flow | {"group_name": names.get(flow.get("group"), "")} | {side: _endpoint(flow[side]) for side in ("inbound", "outbound")}
+            flow | {"group_name": names.get(flow.get("group"), "")} | {side: _endpoint(side, flow[side]) for side in components.SIDES}
             for flow in content.get("flows", [])
         ]
     }
 
 
-def _endpoint(side: dict[str, Any]) -> dict[str, Any]:
-    """Its settings in words, without those that are empty."""
-    return {"kind": side["kind"], "settings": {name.replace("_", " "): value for name, value in side["settings"].items() if value != ""}}
+def _endpoint(side: components.Side, told: dict[str, Any]) -> dict[str, Any]:
+    """Its settings as the form calls them, without those that are empty."""
+    kind = told["kind"]
+    return {"kind": kind, "settings": {components.label(side, kind, name): text for name, text in told["settings"].items() if text != ""}}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What the preview says is what the run does, step by step, with machines that obey and report."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -400,7 +401,33 @@ def test_a_missing_value_stops_the_preview_where_it_would_stop_the_run(upgrade: 
     properties.remove_value(upgrade.environment, "erp.outbox")
     foreseen = preview.preview(release, upgrade.environment, now=upgrade.engine.now)
     assert foreseen.missing and foreseen.steps[-1].outcome == "fails"
-    assert "needs a value for erp.outbox" in foreseen.steps[-1].sentence
+    assert foreseen.steps[-1].sentence == "A value is missing for external01.erp."
+
+
+def test_the_preview_stops_where_routers_or_the_plan_lack_a_value(upgrade: Upgrade) -> None:
+    release = everyday(upgrade)
+    plans.add_step(plans.plan_of(upgrade.environment), StepKind.HTTP_CHECK, url="http://${shop.host}/health")
+    foreseen = preview.preview(release, upgrade.environment, now=upgrade.engine.now)
+    assert foreseen.stops_at is not None
+    assert (foreseen.stops_at.kind, foreseen.stops_at.sentence) == (StepKind.HTTP_CHECK, "A value is missing for its address.")
+    for machine in ("external01", "core01"):
+        properties.remove_value(upgrade.environment, f"{machine}.failover.port")
+    stop = preview.preview(release, upgrade.environment, now=upgrade.engine.now).stops_at
+    assert stop is not None and stop.kind == StepKind.DEPLOY_ROUTERS
+    assert stop.sentence == "2 values are missing for the witness on core01 and the router on external01."
+
+
+def test_the_dialog_names_each_missing_value_once_and_the_step_that_would_stop(client: Client, upgrade: Upgrade) -> None:
+    release = everyday(upgrade)
+    properties.remove_value(upgrade.environment, "erp.outbox")
+    client.force_login(upgrade.person)
+    html = client.get(f"/projects/webshop/test/releases/{release.number}/deploy/").content.decode()
+    text = " ".join(re.sub(r"<[^>]*>", " ", html).split())
+    assert text.count("erp.outbox") == 1 and "Folder of the inbound: external01.erp, external02.erp" in text
+    assert html.count('name="value:erp.outbox"') == 1
+    assert "1 key lacks a value on Test" in text
+    assert re.search(r"the run would stop at step 3, [^:]+: A value is missing for external01\.erp\.", text)
+    assert ": </p>" not in html and "<p></p>" not in html
 
 
 def test_the_preview_has_a_page_and_an_api(client: Client, upgrade: Upgrade, viewer: User, stranger: User) -> None:

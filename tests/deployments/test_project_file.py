@@ -10,9 +10,9 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
-from deployments import plans, project_file, promotion, retention
+from deployments import plans, project_file, promotion, releases, retention
 from deployments.models import StepKind
-from portal import properties, router_addresses
+from portal import creation, properties, router_addresses
 from portal.errors import Invalid, NotAllowed
 from portal.models import Connector, Environment, EnvironmentKind, Flow, FlowVersion, Project, Property, System, Team
 from runtimes import failback
@@ -71,6 +71,26 @@ def test_another_project_becomes_the_same_and_exports_the_same(project: Project,
     assert project_file.export(empty) == text
     assert System.objects.get(project=empty).failover
     assert Connector.objects.get(project=empty).placements.count() == 2
+
+
+def test_a_flow_is_not_called_edited_because_its_version_left_a_choice_open(project: Project, empty: Project, developer: User) -> None:
+    """As a version that was saved before its kind had that choice, or a file that people write."""
+    row = Flow.objects.get(connector__project=project)
+    creation.save_flow(
+        row,
+        name=row.name,
+        inbound_kind="file",
+        inbound_settings={"folder": "${erp.outbox}"},
+        outbound_kind="http",
+        outbound_settings={"url": "${erp.orders}", "method": "POST"},
+    )
+    creation.save_version(row, "minor", by=developer)
+    text = project_file.export(project)
+    assert text.count("method: POST") == 2
+    imported(empty, text.replace("            method: POST\n", "", 1).replace("method: POST\n", "", 1), developer)
+    flow = Flow.objects.get(connector__project=empty)
+    assert not creation.has_unsaved_changes(flow)
+    assert [draft.unsaved for draft in releases.drafts(empty)] == [False]
 
 
 def test_a_plan_shows_and_keeps_nothing(project: Project, developer: User) -> None:

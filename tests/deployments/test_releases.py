@@ -108,8 +108,8 @@ def test_two_people_making_releases_at_once_get_two_numbers(flow: Flow, develope
 
 def test_every_missing_value_is_named_per_runtime_and_router(release: Release, test_environment: Environment) -> None:
     sentences = [item.sentence for item in releases.missing(release, test_environment)]
-    assert "external01.erp needs a value for erp.outbox (flow erp-orders, inbound folder)." in sentences
-    assert "external02.erp needs a value for erp.outbox (flow erp-orders, inbound folder)." in sentences
+    assert "external01.erp needs a value for erp.outbox (flow erp-orders, Folder of the inbound)." in sentences
+    assert "external02.erp needs a value for erp.outbox (flow erp-orders, Folder of the inbound)." in sentences
     assert "router on external02 needs a value for external02.failover.internal-ip (Internal IP)." in sentences
     assert "witness on core01 needs a value for core01.failover.port (Failover port)." in sentences
     assert len(sentences) == 2 * 3 + 3 * 2
@@ -122,7 +122,7 @@ def test_the_applied_machines_count_once_there_are_some(
     Runtime.objects.filter(machine__name="external01").delete()
     with django_assert_num_queries(7):
         found = releases.missing(release, filled)
-    assert [item.sentence for item in found] == ["external02.erp needs a value for erp.outbox (flow erp-orders, inbound folder)."]
+    assert [item.sentence for item in found] == ["external02.erp needs a value for erp.outbox (flow erp-orders, Folder of the inbound)."]
 
 
 def test_warnings_name_what_activation_allows(release: Release, filled: Environment, group: FailoverGroup) -> None:
@@ -181,8 +181,8 @@ def test_a_bundle_is_refused_naming_the_keys_without_a_value(release: Release, f
     with pytest.raises(NotAllowed) as refusal:
         releases.bundle_for(release, Runtime.objects.get(machine__name="external02"), Values(Property.objects.all()))
     assert refusal.value.reasons == [
-        "external02.erp needs a value for erp.outbox (flow erp-orders, inbound folder).",
-        "external02.erp needs a value for queues.url (flow erp-orders, outbound url).",
+        "external02.erp needs a value for erp.outbox (flow erp-orders, Folder of the inbound).",
+        "external02.erp needs a value for queues.url (flow erp-orders, Server of the outbound).",
     ]
 
 
@@ -248,8 +248,9 @@ def test_a_release_says_what_it_does_not_hold(flow: Flow, developer: User, clien
     Flow.objects.filter(pk=flow.pk).update(inbound_settings={"folder": "${erp.other}"})
     client.force_login(developer)
     answer = client.post("/api/v1/releases/", {"project": "webshop", "name": "After"}, content_type="application/json").json()
-    left_out = "Flow returns (erp) had no saved version and was left out."
-    edited = "Flow erp-orders (erp) was edited since 1.0.0, which the release has: its edits are not in it."
+    remedy = "save a version in Create › Flows, then make a new release."
+    left_out = f"Flow returns (erp) had no saved version and was left out: {remedy}"
+    edited = f"Flow erp-orders (erp) was edited since 1.0.0, which the release has: its edits are not in it. To have them, {remedy}"
     assert whole.omissions == [left_out] and answer["omissions"] == [edited, left_out]
     assert answer["digest"] == whole.digest, "what it does not hold is no part of its content"
     page = client.get(f"/projects/webshop/releases/{answer['number']}/").content.decode()

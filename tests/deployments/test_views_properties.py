@@ -35,7 +35,7 @@ def test_every_key_in_use_has_a_row_before_any_value_exists(
     for key in ("external01.failover.internal-ip", "external02.failover.port", "core01.failover.port", "erp.outbox", "queues.url"):
         assert "Missing" in row(html, key)
     assert "external01.erp, external02.erp" in row(html, "erp.outbox")
-    assert "flow erp-orders, inbound folder" in row(html, "erp.outbox")
+    assert "flow erp-orders, Folder of the inbound" in row(html, "erp.outbox")
     # 6 of the routers; 3 keys of each of the two runtimes
     assert '<span class="missing-count">12</span> values missing' in html
 

@@ -184,7 +184,7 @@ def test_a_fill_for_no_release_is_not_found(client: Client, developer: User, som
 def test_the_page_of_a_key_tells_type_use_values_and_history(client: Client, developer: User, some: Environment) -> None:
     client.force_login(developer)
     html = client.get(f"{BASE}/key/?key=erp.outbox").content.decode()
-    for text in ("flow erp-orders, inbound folder", "/acc", "/two", "File or folder"):
+    for text in ("flow erp-orders, Folder of the inbound", "/acc", "/two", "File or folder"):
         assert text in html
     refused = client.post(f"{BASE}/type/", {"key": "erp.outbox", "kind": "port"}).content.decode()
     assert "Test, external02: &quot;/two&quot; is no port." in refused

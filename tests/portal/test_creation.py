@@ -5,7 +5,7 @@ from django.contrib.auth.models import User
 
 from portal import components, creation, design
 from portal.errors import Invalid, NotAllowed
-from portal.models import Connector, Flow, Group, MachineKind, Project
+from portal.models import Connector, Flow, FlowVersion, Group, MachineKind, Project
 from runtimes.process.connectors import INBOUNDS, OUTBOUNDS
 
 FILE_TO_QUEUE = {
@@ -14,6 +14,8 @@ FILE_TO_QUEUE = {
     "outbound_kind": "queue",
     "outbound_settings": {"url": "${queues.url}", "queue": "orders"},
 }
+
+TEMPLATE = {"url": "${queues.url}", "queue": "orders", "transform": "{{ text }}"}
 
 
 @pytest.fixture
@@ -65,6 +67,44 @@ def test_a_flow_that_cannot_be_right_is_refused(flow: Flow, change: dict[str, ob
         creation.save_flow(flow, **({"name": "erp-orders", **FILE_TO_QUEUE} | change))  # type: ignore[arg-type]
     assert refusal.value.field == field
     assert Flow.objects.get(pk=flow.pk).inbound_settings == {"folder": "${erp.outbox}"}
+
+
+def test_everything_that_is_wrong_with_a_flow_is_named_at_once(flow: Flow) -> None:
+    with pytest.raises(Invalid) as refusal:
+        creation.save_flow(
+            flow,
+            name="Erp Orders",
+            inbound_kind="file",
+            inbound_settings={"folder": "", "poll_seconds": "often"},
+            outbound_kind="queue",
+            outbound_settings={"url": "redis://x", "transform": "{% if %}"},
+        )
+    named = {"name", "inbound_folder", "inbound_poll_seconds", "outbound_queue", "outbound_transform"}
+    assert set(refusal.value.faults) == named and len(refusal.value.reasons) == 5
+    assert flow.name == "erp-orders"
+
+
+def test_every_choice_has_a_meaning_when_it_is_left_open() -> None:
+    for kinds in components.REGISTRY.values():
+        for settings in kinds.values():
+            for setting in settings:
+                assert not setting.choices or setting.default in dict(setting.choices)
+
+
+def test_a_version_that_leaves_open_what_the_working_copy_writes_out_is_the_same(flow: Flow, developer: User) -> None:
+    flow = creation.save_flow(flow, name="erp-orders", **FILE_TO_QUEUE | {"outbound_settings": TEMPLATE})  # type: ignore[arg-type]
+    definition = flow.definition()
+    open_choices = {**definition["outbound"]["settings"], "transform_empty": ""}
+    del open_choices["transform_from"]
+    FlowVersion.objects.create(
+        flow=flow, major=1, minor=0, patch=0, definition=definition | {"outbound": {"kind": "queue", "settings": open_choices}}
+    )
+    flow = Flow.objects.get(pk=flow.pk)
+    assert not creation.has_unsaved_changes(flow)
+    with pytest.raises(NotAllowed, match="Nothing changed"):
+        creation.save_version(flow, "patch", by=developer)
+    creation.save_flow(flow, name="erp-orders", **FILE_TO_QUEUE | {"outbound_settings": TEMPLATE | {"transform_empty": "skip"}})  # type: ignore[arg-type]
+    assert creation.has_unsaved_changes(Flow.objects.get(pk=flow.pk))
 
 
 def test_every_kind_on_the_page_is_a_kind_that_runtimes_know_and_the_other_way_round() -> None:

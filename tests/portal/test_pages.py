@@ -187,6 +187,18 @@ def test_a_bad_placeholder_is_refused_at_the_field_it_stands_in(as_developer: Cl
     assert Flow.objects.get().inbound_settings == {"folder": "${erp.outbox}"}
 
 
+def test_every_wrong_field_of_a_flow_says_so_at_once(as_developer: Client, erp: Connector) -> None:
+    data = flow_data(name="", inbound_file_folder="", inbound_file_poll_seconds="often", outbound_queue_transform="{% if %}")
+    answer = as_developer.post("/projects/webshop/create/flows/erp/erp-orders/", data)
+    wrong = ["name", "inbound_file_folder", "inbound_file_poll_seconds", "outbound_queue_transform"]
+    assert list(answer.context["form"].errors) == wrong
+    html = answer.content.decode()
+    assert html.count('class="field-error"') == 4 and "4 fields are to be corrected" in html
+    for name in wrong:
+        assert f'href="#id_{name}"' in html and f'id="id_{name}_error"' in html
+    assert ">Folder of the inbound</a>" in html
+
+
 def test_a_refused_name_does_not_break_the_page(as_developer: Client, erp: Connector) -> None:
     creation.save_flow(
         Flow(connector=erp),

@@ -181,7 +181,7 @@ def test_expected_keys_are_known_before_any_value_exists(
     with django_assert_num_queries(3):
         routers = {use.key: use.used_by for use in property_uses.drawn_routers(test_environment.project_id)}
         mentions = property_uses.Mentions(test_environment.project_id)
-        assert mentions.used_by({"erp.outbox", "nobody"}) == {"erp.outbox": ["flow erp-orders, inbound folder"], "nobody": []}
+        assert mentions.used_by({"erp.outbox", "nobody"}) == {"erp.outbox": ["flow erp-orders, Folder of the inbound"], "nobody": []}
     assert routers["external01.failover.internal-ip"] == "router on external01, Internal IP"
     assert routers["core01.failover.port"] == "witness on core01, Failover port"
     assert set(routers) == {f"{m}.failover.{k}" for m in ("core01", "external01", "external02") for k in ("internal-ip", "port")}
@@ -193,7 +193,7 @@ def test_a_key_is_seen_in_the_text_of_a_definition_however_it_is_written(test_en
     mentions = property_uses.Mentions(test_environment.project_id)
     assert {"blanks", "ab.key"} <= set(mentions.keys)
     assert "" not in mentions.keys
-    assert mentions.used_by(["ab.key"]) == {"ab.key": ["flow erp-orders, inbound folder"]}
+    assert mentions.used_by(["ab.key"]) == {"ab.key": ["flow erp-orders, Folder of the inbound"]}
 
 
 def test_a_key_of_the_last_saved_version_is_expected_though_the_flow_moved_on(

@@ -110,7 +110,7 @@ def test_a_type_is_guessed_from_the_setting(definitions: list, key: str, kind: s
 def test_a_guessed_type_is_checked_and_says_why_and_what_to_do(test_environment: Environment, erp: Connector, developer: User) -> None:
     with pytest.raises(Invalid) as refusal:
         properties.set_value(test_environment, "queues.url", "somewhere", by=developer)
-    assert "as flow erp-orders, outbound url expects it; or declare another type for queues.url" in refusal.value.sentence
+    assert "as flow erp-orders, Server of the outbound expects it; or declare another type for queues.url" in refusal.value.sentence
     properties.declare_type(test_environment.project, "queues.url", "text", by=developer)
     properties.set_value(test_environment, "queues.url", "somewhere", by=developer)
 
