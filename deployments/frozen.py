@@ -112,7 +112,7 @@ def changed_keys(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[st
 
 
 def values_of(deployment: Deployment) -> list[Property]:
-    """What the deployment's steps resolve placeholders from: the frozen values, never saved. Two queries.
+    """What the deployment's steps resolve placeholders from: the frozen values, never saved. One query, two when some are secret.
 
     Raises:
         NotAllowed: a secret was changed or removed since it was frozen; the remedy is to resume, which freezes the values anew.
@@ -120,8 +120,9 @@ def values_of(deployment: Deployment) -> list[Property]:
     frozen = of(deployment)
     if frozen is None:
         return list(Property.objects.filter(environment=deployment.environment))
-    rows = Property.objects.filter(environment=deployment.environment, secret=True)
-    live = {(row.key, row.machine, row.connector): row for row in rows}
+    secret = {entry["key"] for entry in frozen.values if entry["secret"]}
+    rows = Property.objects.filter(environment=deployment.environment, secret=True) if secret else []
+    live = {(row.key, row.machine, row.connector): row for row in rows if row.key in secret}
     found = []
     for entry in frozen.values:
         place = (entry["key"], entry["machine"], entry["connector"])

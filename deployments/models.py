@@ -7,6 +7,7 @@ from django.conf import settings
 from django.db import models
 from django.db.models import Q
 from django.urls import reverse
+from django.utils.functional import cached_property
 
 from portal.errors import NotAllowed
 from portal.models import Environment, Project
@@ -465,6 +466,11 @@ class StepRun(StepFields):
 
     def __str__(self) -> str:
         return f"{self.number}. {self.title}: {self.status}"
+
+    @cached_property
+    def told(self) -> "list[StepLog]":
+        """Lines that are not written down yet (steps.tell)."""
+        return []
 
 
 class StepAttempt(models.Model):

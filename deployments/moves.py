@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from django.db.models import Q
 
 from deployments.models import Release, StepFields, StepKind
 from portal.models import Environment
@@ -137,6 +138,17 @@ def clashes(runtimes: Iterable[Runtime], comes: Layout) -> list[tuple[Runtime, l
         if clauses:
             found.append((row, list(clauses)))
     return found
+
+
+def clashing(runtime: Runtime, bundle: Bundle) -> list[tuple[Runtime, list[str]]]:
+    """Runtimes of the same connector there, this one included, that clash with a bundle which it is to run. One query when none does."""
+    family = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
+    running = family.exclude(observed_state=RuntimeState.STOPPED).values("observed_digest")
+    known = Bundle.objects.filter(Q(pk__in=family.values("desired_bundle")) | Q(pk__in=running))
+    if not known.exclude(layout=bundle.layout).exists():
+        return []
+    comes = layout_of(decode(BundleContent, bytes(bundle.content)))
+    return clashes(family.select_related("machine", "connector"), comes)
 
 
 def gap(connector: str, stopping: Sequence[Runtime], clauses: Sequence[str]) -> str:

@@ -245,10 +245,8 @@ def bundle_for(release: Release, runtime: Runtime, values: property_values.Value
     if lacking:
         reasons = [item.sentence for item in property_values.once(lacking)]
         raise NotAllowed(" ".join(reasons), reasons=reasons)
-    siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
-    members = sorted(protocol.runtime_key(name, connector) for name in siblings.values_list("machine__name", flat=True))
-    routers = fleet.has_routers(runtime.environment_id)
-    failover = moves.fails_over(designed, len(members), routers=routers)
+    groups = [group for group in content["groups"] if group["connector"] == connector]
+    members, failover = _members(runtime, designed) if groups else ([], False)
     flows = [
         protocol.FlowSpec(
             id=flow["id"],
@@ -267,14 +265,17 @@ def bundle_for(release: Release, runtime: Runtime, values: property_values.Value
         connector=connector,
         release=release.number,
         flows=flows,
-        groups=[
-            protocol.GroupSpec(id=group["id"], name=group["name"], failover=failover, members=members)
-            for group in content["groups"]
-            if group["connector"] == connector
-        ],
+        groups=[protocol.GroupSpec(id=group["id"], name=group["name"], failover=failover, members=members) for group in groups],
         timing=protocol.PROFILES[protocol.TimingProfile(runtime.environment.timing_profile)],
         secrets=sorted(secrets),
     )
+
+
+def _members(runtime: Runtime, designed: dict[str, Any]) -> tuple[list[str], bool]:
+    """Keys of the runtimes of its connector there, and whether their groups fail over. Two queries at most."""
+    siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
+    members = sorted(protocol.runtime_key(name, designed["name"]) for name in siblings.values_list("machine__name", flat=True))
+    return members, moves.fails_over(designed, len(members), routers=fleet.has_routers(runtime.environment_id))
 
 
 # ----------------------------------------------------------------------------------------------------------------- activate

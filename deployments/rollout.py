@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import DatabaseError, IntegrityError, transaction
-from django.db.models import F, Q, Subquery
+from django.db.models import F, Min, Q, Subquery
 
 from deployments import frozen, moves, plans, promotion, releases, stages, steps
 from deployments.models import (
@@ -336,7 +336,7 @@ def _tick(step_id: int, now: datetime, onward: list[int] | None) -> str:
     # This UPDATE comes first: until the transaction ends, no other worker gets past it for this deployment, and no cancel.
     if not Deployment.objects.filter(steps=step_id, status__in=TICKING).update(status=RunStatus.RUNNING):
         return f"Step {step_id} has nothing to do: its deployment is not running."
-    step = StepRun.objects.select_related("deployment__environment__project", "deployment__release").get(pk=step_id)
+    step = StepRun.objects.select_related("deployment__environment", "deployment__release").get(pk=step_id)
     deployment = step.deployment
     begins = step.status == RunStatus.PENDING
     if step.status not in TICKING or (begins and step.pk not in {one.pk for one in due(deployment)}):
@@ -357,6 +357,7 @@ def _tick(step_id: int, now: datetime, onward: list[int] | None) -> str:
             outcome = kind.check(step, now)
     except NotAllowed as refusal:  # what was half ordered is undone
         step.memory = memory
+        step.told.clear()
         outcome = steps.failed(refusal.sentence)
     return _conclude(step, kind, outcome, now, onward)
 
@@ -394,7 +395,8 @@ def _conclude(step: StepRun, kind: steps.Kind, outcome: Outcome, now: datetime, 
     )
     if _without_numbers(sentence) != _without_numbers(step.reason) or status != RunStatus.RUNNING:
         level = "error" if status in BROKEN else "info"
-        steps.note(step, sentence, now, machine=step.machine, level=level)
+        steps.tell(step, sentence, now, machine=step.machine, level=level)
+    steps.write_down(step)
     if status in BROKEN:
         _broke(step, status, sentence, now)
     if status != RunStatus.RUNNING:
@@ -420,13 +422,12 @@ def due(deployment: Deployment) -> list[StepRun]:
     """The steps to look at: of the stage that is under way, in each lane the first that is not done. Nothing begins after a failure."""
     left = StepRun.objects.filter(deployment=deployment).exclude(status__in=DONE)
     stage = left.order_by("number").values("stage_number")[:1]
-    rows = list(left.filter(stage_number=Subquery(stage)).order_by("number").only("kind", "number", "lane", "status", "woken_at"))
-    first: dict[str, StepRun] = {}
-    for row in rows:
-        first.setdefault(row.lane, row)
-    if any(row.status in BROKEN for row in rows):
-        return [row for row in first.values() if row.status != RunStatus.PENDING]
-    return list(first.values())
+    first = left.filter(stage_number=Subquery(stage)).order_by().values("lane").annotate(first=Min("number")).values("first")
+    rows = StepRun.objects.filter(deployment=deployment, number__in=first).order_by("number")
+    found = list(rows.only("kind", "number", "lane", "status", "woken_at"))
+    if any(step.status in BROKEN for step in found):
+        return [step for step in found if step.status != RunStatus.PENDING]
+    return found
 
 
 def settle(deployment: Deployment, now: datetime, onward: list[int] | None = None) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal
 
 from django.db.models import F, QuerySet
+from django.utils.functional import cached_property
 
 from deployments import frozen, gates, moves, releases
 from deployments.models import DONE, Deployment, Exclusion, HandOvers, RunStatus, StepAttempt, StepKind, StepLog, StepRun
@@ -99,31 +100,31 @@ class Kind:
         return f"{step.title} did not end"
 
 
-def note(step: StepRun, text: str, now: datetime, *, machine: str = "", level: str = "info") -> None:
-    """A line of the deployment's log, inside the caller's transaction: until that ends, nobody else writes one, so numbers have no gap."""
-    notes(step, [text], now, machine=machine, level=level)
+def tell(step: StepRun, text: str, at: datetime, *, machine: str = "", level: str = "info") -> None:
+    """A line for the deployment's log; the engine writes it down with what the look found (write_down)."""
+    line = StepLog(deployment_id=step.deployment_id, step=step, attempt=step.attempt, at=at, text=text, machine=machine, level=level)
+    step.told.append(line)
 
 
-def notes(step: StepRun, texts: Sequence[str], now: datetime, *, machine: str = "", level: str = "info") -> None:
-    """Several lines at once, in four queries."""
-    if not texts:
+def write_down(step: StepRun) -> None:
+    """What was told comes into the log, inside the caller's transaction: until that ends, nobody else writes one, so numbers have no gap.
+    Four queries for any number of lines."""
+    lines = list(step.told)
+    if not lines:
         return
-    Deployment.objects.filter(pk=step.deployment_id).update(log_lines=F("log_lines") + len(texts))
+    step.told.clear()
+    Deployment.objects.filter(pk=step.deployment_id).update(log_lines=F("log_lines") + len(lines))
     last = Deployment.objects.values_list("log_lines", flat=True).get(pk=step.deployment_id)
     secrets = secrecy.pattern(step.deployment.environment_id)
-    StepLog.objects.bulk_create(
-        StepLog(
-            deployment_id=step.deployment_id,
-            number=number,
-            step=step,
-            attempt=step.attempt,
-            at=now,
-            text=secrecy.masked(text, secrets),
-            machine=machine,
-            level=level,
-        )
-        for number, text in enumerate(texts, start=last - len(texts) + 1)
-    )
+    for number, line in enumerate(lines, start=last - len(lines) + 1):
+        line.number, line.text = number, secrecy.masked(line.text, secrets)
+    StepLog.objects.bulk_create(lines)
+
+
+def note(step: StepRun, text: str, now: datetime, *, machine: str = "", level: str = "info") -> None:
+    """A line of the deployment's log, written down at once."""
+    tell(step, text, now, machine=machine, level=level)
+    write_down(step)
 
 
 def actor(step: StepRun) -> str:
@@ -210,7 +211,7 @@ class DeployRouters(Kind):
         if reasons:
             raise NotAllowed(" ".join(reasons), reasons=reasons)
         for sentence in fleet.shared_addresses(environment, found):
-            note(step, sentence, now, level="warning")
+            tell(step, sentence, now, level="warning")
         if machines:
             addresses = {name: (address, int(port)) for name, (address, port) in found.items() if address and port}
             self._tell_kept(step, now)
@@ -262,7 +263,7 @@ class DeployRouters(Kind):
             membership.handed_over(change, change.hand_over, now=now)
             change.refresh_from_db()
         for line in change.log[step.memory["said"] :]:
-            note(step, line["text"], datetime.fromisoformat(line["at"]))
+            tell(step, line["text"], datetime.fromisoformat(line["at"]))
         step.memory["said"] = len(change.log)
         if change.status == MembershipStatus.SUCCEEDED:
             return None
@@ -280,10 +281,7 @@ class DeployRouters(Kind):
     def _hand_over(self, step: StepRun, machine: str, now: datetime) -> Outcome | None:
         """Give up what the machine leads before its router is restarted or removed. None: it leads nothing (any more)."""
         runtimes = Runtime.objects.filter(environment=step.deployment.environment, machine__name=machine, failover=True)
-        outcomes = [
-            hand_over(step, runtime, memory_of(step, runtime), now)
-            for runtime in runtimes.select_related("machine", "connector", "environment")
-        ]
+        outcomes = [hand_over(Look(step, runtime, now)) for runtime in runtimes.select_related("machine", "connector", "environment")]
         waits = [outcome for outcome in outcomes if outcome is not None]
         return together(waits) if waits else None
 
@@ -324,13 +322,14 @@ def _same_address(router: Router, other: Router) -> str:
 
 
 def find_runtime(step: StepRun) -> Runtime:
-    runtimes = Runtime.objects.filter(
-        environment=step.deployment.environment, machine__name=step.machine, connector__name=step.connector
-    ).select_related("machine", "connector", "environment")
-    runtime = runtimes.first()
-    if runtime is None:
-        name = step.deployment.environment.name
-        raise NotAllowed(f"{step.machine}.{step.connector} is no runtime on {name} any more: the architecture was changed.")
+    environment = step.deployment.environment
+    found = Runtime.objects.filter(environment=environment, machine__name=step.machine, connector__name=step.connector)
+    try:
+        runtime = found.select_related("machine", "connector").get()
+    except Runtime.DoesNotExist:
+        name = f"{step.machine}.{step.connector}"
+        raise NotAllowed(f"{name} is no runtime on {environment.name} any more: the architecture was changed.") from None
+    runtime.environment = environment
     return runtime
 
 
@@ -340,29 +339,50 @@ def memory_of(step: StepRun, runtime: Runtime) -> Memory:
     return memory
 
 
+@dataclass
+class Look:
+    """One look at one runtime of a step: what it is about, and what of it is read only once."""
+
+    step: StepRun
+    runtime: Runtime
+    now: datetime
+    bundle: Bundle | None = None  # what a deploy step would order
+
+    @cached_property
+    def memory(self) -> Memory:
+        return memory_of(self.step, self.runtime)
+
+    @cached_property
+    def views(self) -> list[failover.Verdict]:
+        """Its failover groups as they are now."""
+        groups = FailoverGroup.objects.filter(failover=True, members__runtime=self.runtime).select_related("group")
+        return [failover.verdict(group, now=self.now) for group in groups.prefetch_related(failover.with_members())]
+
+    def tell(self, text: str, *, level: str = "info") -> None:
+        tell(self.step, text, self.now, machine=self.runtime.machine.name, level=level)
+
+
 def remember_orders(memory: Memory, runtime: Runtime) -> None:
     """Reports that were made before the machine took these orders prove nothing."""
     memory["orders"] = Machine.objects.values_list("orders_version", flat=True).get(pk=runtime.machine_id)
 
 
-def hand_over(step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome | None:
+def hand_over(look: Look) -> Outcome | None:
     """Give up what the runtime leads before it is stopped: ask each group's best ready follower to take over, and wait for it.
 
     None: it leads nothing (any more), or a person said that it shall go on without a hand-over.
     """
-    groups = FailoverGroup.objects.filter(failover=True, members__runtime=runtime).select_related("group")
-    groups = groups.prefetch_related("members__runtime__machine", "members__runtime__connector")
-    waits = []
-    for group in groups:
-        view = failover.verdict(group, now=now)
+    runtime, waits = look.runtime, []
+    for view in look.views:
         leads = view.leader is not None and view.leader.member.runtime_id == runtime.pk
-        if (leads or view.leader is None) and ends_here(step, group) and not takers(view, runtime.key):
+        if (leads or view.leader is None) and ends_here(look.step, view.group) and not takers(view, runtime.key):
             continue
-        asked = memory.setdefault("requests", {}).get(str(group.pk))
+        asked = look.memory.setdefault("requests", {}).get(str(view.group.pk))
+        wait = None
         if asked:
-            wait = _asked(GroupRequest.objects.filter(pk=asked).first(), view, group, runtime)
-        else:
-            wait = _ask(step, view, runtime, memory, now) if leads else None
+            wait = _asked(GroupRequest.objects.filter(pk=asked).first(), view, runtime)
+        elif leads:
+            wait = _ask(look, view)
         if wait is not None and wait.state == "failed":
             return wait
         if wait is not None:
@@ -375,8 +395,9 @@ def ends_here(step: StepRun, group: FailoverGroup) -> bool:
     return step.kind in moves.DEPLOYS and all(item["id"] != group.group.key for item in step.deployment.release.content["groups"])
 
 
-def _asked(request: GroupRequest | None, view: failover.Verdict, group: FailoverGroup, runtime: Runtime) -> Outcome | None:
+def _asked(request: GroupRequest | None, view: failover.Verdict, runtime: Runtime) -> Outcome | None:
     """How far the hand-over is that was asked for. None: the runtime leads no more, and that is known, not only no longer heard."""
+    group = view.group
     if request is not None and request.status in LIVE_REQUESTS:
         return running(f"{request.machine} is taking over {group} from {runtime.key}{_because(request.reason)}")
     handed = request is None or request.status == RequestStatus.SUCCEEDED
@@ -390,36 +411,36 @@ def _asked(request: GroupRequest | None, view: failover.Verdict, group: Failover
     return failed(f"{runtime.key} leads {group}, and its leadership was not handed over{_because(request.reason or request.status)}")
 
 
-def _ask(step: StepRun, view: failover.Verdict, runtime: Runtime, memory: Memory, now: datetime) -> Outcome | None:
-    group, candidates = view.group, takers(view, runtime.key)
+def _ask(look: Look, view: failover.Verdict) -> Outcome | None:
+    group, runtime, candidates = view.group, look.runtime, takers(view, look.runtime.key)
     if not candidates:
-        return _goes_alone(step, group, runtime, memory, now)
+        return _goes_alone(look, group)
     candidate = candidates[0]
     try:
         request = failover.switch(
             group,
             candidate=candidate.machine.name,
             expected_leader=runtime.machine.name,
-            actor=actor(step),
+            actor=actor(look.step),
             cause=protocol.Cause.DEPLOY,
-            now=now,
+            now=look.now,
         )
     except (Busy, Stale, NotReady) as refusal:  # leadership is moving already, or the candidate just left: look again
         return running(refusal.sentence)
-    memory["requests"][str(group.pk)] = str(request.pk)
+    look.memory["requests"][str(group.pk)] = str(request.pk)
     sentence = f"{candidate.key} is asked to take over {group} from {runtime.key} first."
-    note(step, sentence, now, machine=candidate.machine.name)
+    tell(look.step, sentence, look.now, machine=candidate.machine.name)
     return running(sentence)
 
 
-def _goes_alone(step: StepRun, group: FailoverGroup, runtime: Runtime, memory: Memory, now: datetime) -> Outcome | None:
+def _goes_alone(look: Look, group: FailoverGroup) -> Outcome | None:
     """Only where a person said so."""
-    if not step.override:
-        return running(f"{runtime.key} leads {group}, and no follower is ready to take over.")
-    if str(group.pk) not in memory.setdefault("alone", []):
-        memory["alone"].append(str(group.pk))
-        sentence = f"{runtime.key} leads {group} and goes on without a hand-over. {step.override}"
-        note(step, sentence, now, machine=runtime.machine.name, level="warning")
+    key = look.runtime.key
+    if not look.step.override:
+        return running(f"{key} leads {group}, and no follower is ready to take over.")
+    if str(group.pk) not in look.memory.setdefault("alone", []):
+        look.memory["alone"].append(str(group.pk))
+        look.tell(f"{key} leads {group} and goes on without a hand-over. {look.step.override}", level="warning")
     return None
 
 
@@ -436,12 +457,11 @@ def takers(view: failover.Verdict, key: str) -> list[Runtime]:
     return sorted(ready, key=lambda other: (_BY_PREFERENCE.index(protocol.Preference(other.preference)), other.key))
 
 
-def sights(step: StepRun, runtime: Runtime, now: datetime) -> list[gates.Sight]:
+def sights(look: Look) -> list[gates.Sight]:
     """What the gates see of the runtime's failover groups. A group in which it is disabled does not count, for it cannot lead it; nor one
     that ends with this step."""
-    groups = FailoverGroup.objects.filter(failover=True, members__runtime=runtime).select_related("group")
-    views = [failover.verdict(group, now=now) for group in groups.prefetch_related(failover.with_members()) if not ends_here(step, group)]
-    return [sight for view in views if (sight := sight_of(view, runtime.key)) is not None]
+    views = [view for view in look.views if not ends_here(look.step, view.group)]
+    return [sight for view in views if (sight := sight_of(view, look.runtime.key)) is not None]
 
 
 def sight_of(view: failover.Verdict, key: str) -> gates.Sight | None:
@@ -492,14 +512,14 @@ def under_change(step: StepRun) -> set[str]:
     }
 
 
-def gated(step: StepRun, runtime: Runtime, memory: Memory, now: datetime, *, stops: bool) -> Outcome | None:
+def gated(look: Look, *, stops: bool) -> Outcome | None:
     """What forbids to touch the runtime now; None: nothing, or a person took it upon himself."""
-    seen = sights(step, runtime, now)
-    found = gates.touch(runtime.key, seen, stops=stops, touched=under_change(step) if seen else ())
-    if found.open or (found.may_be_overridden and step.override):
-        memory.pop("gate", None)
+    seen = sights(look)
+    found = gates.touch(look.runtime.key, seen, stops=stops, touched=under_change(look.step) if seen else ())
+    if found.open or (found.may_be_overridden and look.step.override):
+        look.memory.pop("gate", None)
         return None
-    memory["gate"] = found.rule
+    look.memory["gate"] = found.rule
     if found.hopeless and found.rule != "one":
         remedy = " Make one ready and retry, or override with a reason." if found.may_be_overridden else ""
         return failed(found.sentence + remedy)
@@ -540,62 +560,61 @@ class OnRuntime(Kind):
         return [find_runtime(step)]
 
     def check(self, step: StepRun, now: datetime) -> Outcome:
-        return together([self._look(step, runtime, now) for runtime in self.targets(step)])
+        return together([self.look(Look(step, runtime, now)) for runtime in self.targets(step)])
 
     def overdue(self, step: StepRun) -> str:
         target = f"{step.machine}.{step.connector}" if step.connector else f"All of {step.machine}"
         return f"{target} did not report ready"
 
-    def _look(self, step: StepRun, runtime: Runtime, now: datetime) -> Outcome:
-        memory = memory_of(step, runtime)
+    def look(self, look: Look) -> Outcome:
+        memory = look.memory
         if "orders" not in memory:
-            if self.needs_order(step, runtime, memory, now):
-                wait = self.clear_the_way(step, runtime, memory, now)
+            if self.needs_order(look):
+                wait = self.clear_the_way(look)
                 if wait is None and self.gives_up_leadership and "stopping" not in memory and not memory.get("forced"):
                     asked = bool(memory.get("requests"))  # while a hand-over is under way the gate would see its follower busy
-                    wait = None if asked else gated(step, runtime, memory, now, stops=self.stops)
-                    wait = wait or hand_over(step, runtime, memory, now)
+                    wait = None if asked else gated(look, stops=self.stops)
+                    wait = wait or hand_over(look)
                     if wait is None and asked:  # it ended, but who took over may be gone again
-                        wait = gated(step, runtime, memory, now, stops=self.stops)
+                        wait = gated(look, stops=self.stops)
                 if wait is not None:
                     return wait
-                self.order(step, runtime, memory, now)
+                self.order(look)
                 memory["touched"] = True
-            remember_orders(memory, runtime)
-        outcome = self.proven(step, runtime, memory, now)
+            remember_orders(memory, look.runtime)
+        outcome = self.proven(look)
         memory["proven"] = outcome.state in ("done", "skipped")
         return outcome
 
-    def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
+    def needs_order(self, look: Look) -> bool:
         """False: it is as wished already, and nothing is disturbed."""
         return True
 
-    def clear_the_way(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome | None:
+    def clear_the_way(self, look: Look) -> Outcome | None:
         """What must have stopped before this runtime may be ordered. None: nothing (any more)."""
         return None
 
-    def order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> None:
+    def order(self, look: Look) -> None:
         raise NotImplementedError
 
-    def proven(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome:
+    def proven(self, look: Look) -> Outcome:
         raise NotImplementedError
 
 
 # ----------------------------------------------------------------------------------------------------------- runtimes: deploy
 
 
-def stop_siblings(step: StepRun, runtime: Runtime, content: protocol.BundleContent, memory: Memory, now: datetime) -> Outcome | None:
-    """Hold every sibling that runs, or is ordered to run, what must not run beside `content`, and wait until each is proven stopped.
+def stop_siblings(look: Look, clashing: Sequence[tuple[Runtime, list[str]]]) -> Outcome | None:
+    """Hold every sibling that runs, or is ordered to run, what must not run beside what comes, and wait until each is proven stopped.
 
     None: nothing runs that disagrees. Siblings that agree already go on. Held ones are started by their own deploy step.
 
     Raises:
         NotAllowed: no later step deploys such a sibling; nothing was touched.
     """
-    siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id).exclude(pk=runtime.pk)
-    clashing = moves.clashes(siblings.select_related("machine", "connector"), moves.layout_of(content))
     if not clashing:
         return None
+    step, runtime, memory = look.step, look.runtime, look.memory
     later = list(StepRun.objects.filter(deployment_id=step.deployment_id, number__gt=step.number).exclude(status__in=DONE))
     left = [(sibling, clauses) for sibling, clauses in clashing if not any(moves.deploys(other, sibling) for other in later)]
     if left:
@@ -611,14 +630,14 @@ def stop_siblings(step: StepRun, runtime: Runtime, content: protocol.BundleConte
         if sibling.key not in versions:  # as of now: the hold is in these orders
             versions[sibling.key] = Machine.objects.values_list("orders_version", flat=True).get(pk=sibling.machine_id)
     if first:
-        note(step, f"There is a gap: {sentence}.", now, machine=runtime.machine.name, level="warning")
-    waits = [wait for sibling, _ in clashing if (wait := _not_proven_stopped(sibling, versions[sibling.key], now))]
+        look.tell(f"There is a gap: {sentence}.", level="warning")
+    waits = [wait for sibling, _ in clashing if (wait := _not_proven_stopped(sibling, versions[sibling.key], look.now))]
     if waits:
         return running(f"{sentence}. {' '.join(waits)}")
     if not memory.get("all_stopped"):
         memory["all_stopped"] = True
         stopped = " and ".join(sibling.key for sibling, _ in clashing)
-        note(step, f"{stopped}: proven stopped. {runtime.key} may start.", now, machine=runtime.machine.name)
+        look.tell(f"{stopped}: proven stopped. {runtime.key} may start.")
     return None
 
 
@@ -646,21 +665,21 @@ def runs_as_ordered(runtime: Runtime, now: datetime) -> bool:
     )
 
 
-def retire(step: StepRun, runtime: Runtime, reason: str, now: datetime) -> Outcome:
+def retire(look: Look, reason: str) -> Outcome:
     """Stop a runtime for which the release has nothing. No gate and no hand-over: its groups are not part of the release that a person
     chose, every member of them goes, and what is still to go takes over until its own step."""
-    memory, machine = memory_of(step, runtime), runtime.machine
+    memory, runtime = look.memory, look.runtime
     if runtime.desired_bundle_id is None:
-        return skipped(f"{reason}, and nothing of it was ever deployed to {machine.name}.")
+        return skipped(f"{reason}, and nothing of it was ever deployed to {runtime.machine.name}.")
     if "orders" not in memory:
         memory["unchanged"] = at_rest(runtime)
         fleet.retire(runtime, f"{reason}.")
         remember_orders(memory, runtime)
         if not memory["unchanged"]:
-            note(step, f"{reason}: {runtime.key} is ordered to stop.", now, machine=machine.name, level="warning")
+            look.tell(f"{reason}: {runtime.key} is ordered to stop.", level="warning")
     if memory["unchanged"]:
         return skipped(f"{reason}: {runtime.key} is stopped already.")
-    lacking = _not_proven_stopped(runtime, memory["orders"], now)
+    lacking = _not_proven_stopped(runtime, memory["orders"], look.now)
     return running(f"{reason}: {runtime.key} stops. {lacking}") if lacking else done(f"{reason}: {runtime.key} is stopped.")
 
 
@@ -670,49 +689,50 @@ def at_rest(runtime: Runtime) -> bool:
 
 
 class DeployRuntime(OnRuntime):
-    def _look(self, step: StepRun, runtime: Runtime, now: datetime) -> Outcome:
-        if reason := moves.lacks(step.deployment.release, runtime.connector.name):
-            return retire(step, runtime, reason, now)
-        return super()._look(step, runtime, now)
+    def look(self, look: Look) -> Outcome:
+        if reason := moves.lacks(look.step.deployment.release, look.runtime.connector.name):
+            return retire(look, reason)
+        return super().look(look)
 
-    def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
-        content = releases.bundle_for(step.deployment.release, runtime, property_values.Values(frozen.values_of(step.deployment)))
+    def needs_order(self, look: Look) -> bool:
+        deployment, runtime, memory = look.step.deployment, look.runtime, look.memory
+        content = releases.bundle_for(deployment.release, runtime, property_values.Values(frozen.values_of(deployment)))
         ordered = runtime.desired_bundle
         same = ordered is not None and moves.same_but_release(protocol.decode(protocol.BundleContent, bytes(ordered.content)), content)
-        bundle = ordered if same and ordered is not None else fleet.store_bundle(runtime.environment, content)
-        memory["digest"] = bundle.digest
-        memory["unchanged"] = runtime.desired_bundle_id == bundle.digest and runs_as_ordered(runtime, now)
+        look.bundle = ordered if same and ordered is not None else fleet.store_bundle(runtime.environment, content)
+        memory["digest"] = look.bundle.digest
+        memory["unchanged"] = runtime.desired_bundle_id == look.bundle.digest and runs_as_ordered(runtime, look.now)
         if memory["unchanged"]:  # disturbs nothing; its memberships may still be those that a sibling's newer bundle gave it
-            fleet.assign(runtime, bundle, release=step.deployment.release.number)
+            fleet.assign(runtime, look.bundle, release=deployment.release.number)
         return not memory["unchanged"]
 
-    def clear_the_way(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome | None:
-        content = protocol.decode(protocol.BundleContent, bytes(Bundle.objects.get(pk=memory["digest"]).content))
+    def clear_the_way(self, look: Look) -> Outcome | None:
+        assert look.bundle is not None  # needs_order found it
+        clashing = moves.clashing(look.runtime, look.bundle)
         # What it runs now must not run beside what comes, so there is nobody to hand over to: the gap was announced.
-        memory["forced"] = bool(moves.clashes([runtime], moves.layout_of(content)))
-        return stop_siblings(step, runtime, content, memory, now)
+        look.memory["forced"] = any(runtime == look.runtime for runtime, _ in clashing)
+        return stop_siblings(look, [(runtime, clauses) for runtime, clauses in clashing if runtime != look.runtime])
 
-    def order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> None:
-        machine = runtime.machine.name
-        release = step.deployment.release.number
-        again = runtime.desired_bundle_id == memory["digest"] and runtime.desired_running and not runtime.held
-        bundle = Bundle.objects.get(pk=memory["digest"])
-        fleet.assign(runtime, bundle, release=release)
-        note(step, f"{runtime.key} is ordered to run release {release}, bundle {bundle}.", now, machine=machine)
+    def order(self, look: Look) -> None:
+        assert look.bundle is not None  # needs_order found it
+        runtime, release = look.runtime, look.step.deployment.release.number
+        again = runtime.desired_bundle_id == look.bundle.digest and runtime.desired_running and not runtime.held
+        fleet.assign(runtime, look.bundle, release=release)
+        look.tell(f"{runtime.key} is ordered to run release {release}, bundle {look.bundle}.")
         if not runtime.desired_running:
             fleet.start(runtime)
-            note(step, f"{runtime.key} was stopped by a person; deploying starts it.", now, machine=machine)
+            look.tell(f"{runtime.key} was stopped by a person; deploying starts it.")
         elif again and runtime.observed_state in (RuntimeState.FAILED, RuntimeState.BACKOFF, RuntimeState.HANGING):
             fleet.restart(runtime)
-            note(step, f"{runtime.key} has these orders already but is {runtime.observed_state}: it starts anew.", now, machine=machine)
+            look.tell(f"{runtime.key} has these orders already but is {runtime.observed_state}: it starts anew.")
 
-    def proven(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome:
-        lacking = proof(runtime, memory["digest"], memory, now)
+    def proven(self, look: Look) -> Outcome:
+        lacking = proof(look.runtime, look.memory["digest"], look.memory, look.now)
         if lacking is not None:
             return lacking
-        if memory["unchanged"]:
-            return skipped(f"{runtime.key} already runs this bundle: not restarted.")
-        return done(f"{runtime.key} runs release {step.deployment.release.number}.")
+        if look.memory["unchanged"]:
+            return skipped(f"{look.runtime.key} already runs this bundle: not restarted.")
+        return done(f"{look.runtime.key} runs release {look.step.deployment.release.number}.")
 
 
 class DeployMachine(DeployRuntime):
@@ -736,40 +756,41 @@ def _ordered_digest(runtime: Runtime) -> str:
 class StartRuntime(OnRuntime):
     gives_up_leadership = False
 
-    def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
-        _ordered_digest(runtime)
-        fleet.refuse_held(runtime)
-        return not runtime.desired_running
+    def needs_order(self, look: Look) -> bool:
+        _ordered_digest(look.runtime)
+        fleet.refuse_held(look.runtime)
+        return not look.runtime.desired_running
 
-    def order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> None:
-        fleet.start(runtime)
+    def order(self, look: Look) -> None:
+        fleet.start(look.runtime)
 
-    def proven(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome:
-        return proof(runtime, _ordered_digest(runtime), memory, now) or done(f"{runtime.key} runs.")
+    def proven(self, look: Look) -> Outcome:
+        return proof(look.runtime, _ordered_digest(look.runtime), look.memory, look.now) or done(f"{look.runtime.key} runs.")
 
 
 class RestartRuntime(OnRuntime):
-    def order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> None:
-        _ordered_digest(runtime)
-        fleet.restart(runtime)
+    def order(self, look: Look) -> None:
+        _ordered_digest(look.runtime)
+        fleet.restart(look.runtime)
 
-    def proven(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome:
-        return proof(runtime, _ordered_digest(runtime), memory, now) or done(f"{runtime.key} was restarted.")
+    def proven(self, look: Look) -> Outcome:
+        return proof(look.runtime, _ordered_digest(look.runtime), look.memory, look.now) or done(f"{look.runtime.key} was restarted.")
 
 
 class StopRuntime(OnRuntime):
     stops = True
 
-    def needs_order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> bool:
-        return runtime.desired_running
+    def needs_order(self, look: Look) -> bool:
+        return look.runtime.desired_running
 
-    def order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> None:
-        fleet.stop(runtime)
+    def order(self, look: Look) -> None:
+        fleet.stop(look.runtime)
 
-    def proven(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome:
-        if runtime.machine.is_silent(now=now):
-            return running(silence(runtime.machine, now))
-        if runtime.machine.orders_taken < memory["orders"]:
+    def proven(self, look: Look) -> Outcome:
+        runtime = look.runtime
+        if runtime.machine.is_silent(now=look.now):
+            return running(silence(runtime.machine, look.now))
+        if runtime.machine.orders_taken < look.memory["orders"]:
             return running(f"{runtime.machine} has not taken its orders yet.")
         if runtime.observed_state != RuntimeState.STOPPED:
             return running(f"{runtime.key} is {RuntimeState(runtime.observed_state).value}{_because(runtime.observed_reason)}")
@@ -847,7 +868,8 @@ class OnFlow(OnRuntime):
     gives_up_leadership = False
     on: ClassVar[bool]
 
-    def flow(self, step: StepRun, runtime: Runtime) -> protocol.FlowSpec:
+    def flow(self, look: Look) -> protocol.FlowSpec:
+        step, runtime = look.step, look.runtime
         if runtime.desired_bundle is None:
             raise NotAllowed(f"Nothing was deployed to {runtime.key} yet: deploy it first.")
         content = protocol.decode(protocol.BundleContent, bytes(runtime.desired_bundle.content))
@@ -856,14 +878,14 @@ class OnFlow(OnRuntime):
             raise NotAllowed(f"Release {runtime.desired_release} on {runtime.key} has no flow {step.flow}: deploy a release that has it.")
         return found
 
-    def order(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> None:
-        (fleet.start_flow if self.on else fleet.stop_flow)(runtime, self.flow(step, runtime).id)
+    def order(self, look: Look) -> None:
+        (fleet.start_flow if self.on else fleet.stop_flow)(look.runtime, self.flow(look).id)
 
-    def proven(self, step: StepRun, runtime: Runtime, memory: Memory, now: datetime) -> Outcome:
-        flow, machine = self.flow(step, runtime), runtime.machine
-        if machine.is_silent(now=now):
-            return running(silence(machine, now))
-        if machine.orders_taken < memory["orders"]:
+    def proven(self, look: Look) -> Outcome:
+        flow, runtime, machine = self.flow(look), look.runtime, look.runtime.machine
+        if machine.is_silent(now=look.now):
+            return running(silence(machine, look.now))
+        if machine.orders_taken < look.memory["orders"]:
             return running(f"{machine} has not taken its orders yet.")
         told = next((told for told in runtime.observed_flows if told["flow"] == flow.id), None)
         if told is None and not self.on and runtime.observed_state == RuntimeState.STOPPED:
@@ -930,7 +952,8 @@ class RunCommand(Kind):
         if run is None:
             return failed(f"{step.machine} was removed while {step.command} was to be run.")
         told = step.memory.get("lines", 0)
-        notes(step, run.output[told : told + LINES_AT_ONCE], now, machine=step.machine)
+        for line in run.output[told : told + LINES_AT_ONCE]:
+            tell(step, line, now, machine=step.machine)
         step.memory["lines"] = told = min(len(run.output), told + LINES_AT_ONCE)
         if told < len(run.output):
             return running(f"{step.command} says more than is written down yet.")

@@ -326,12 +326,24 @@ def _request_order(request: GroupRequest, now: datetime) -> protocol.GroupReques
 
 
 def store_bundle(environment: Environment, content: protocol.BundleContent) -> Bundle:
-    """The bundle with this content, made when it is new. Equal content is one bundle."""
+    """The bundle with this content, made when it is new. Equal content is one bundle. One query."""
     data = protocol.encode(content)
-    bundle, _ = Bundle.objects.get_or_create(
-        digest=protocol.digest_of(data), defaults={"environment": environment, "release_number": content.release, "content": data}
+    bundle = Bundle(
+        digest=protocol.digest_of(data),
+        environment=environment,
+        release_number=content.release,
+        content=data,
+        layout=layout_of(content),
     )
+    Bundle.objects.bulk_create([bundle], ignore_conflicts=True)
     return bundle
+
+
+def layout_of(content: protocol.BundleContent) -> str:
+    """A digest of which flow is in which group, and which groups fail over; names and values do not matter."""
+    flows = sorted([flow.id, flow.group or ""] for flow in content.flows)
+    groups = sorted([group.id, group.fails_over] for group in content.groups)
+    return protocol.digest_of(protocol.encode([flows, groups]))
 
 
 def ordered_bundle(machine: Machine, digest: str) -> Bundle | None:
@@ -350,13 +362,13 @@ def assign(runtime: Runtime, bundle: Bundle, *, release: int | None = None) -> N
     take_rows(siblings.values_list("machine_id", flat=True) if content.groups else [runtime.machine_id])
     touched = _refresh_groups(runtime, content)
     row = Runtime.objects.select_for_update(of=("self",)).select_related("desired_bundle").get(pk=runtime.pk)
-    if row.desired_bundle != bundle or row.held:
-        stopped = _stopped_flows(row, content)
-        Runtime.objects.filter(pk=row.pk).update(desired_bundle=bundle, desired_stopped_flows=stopped, held="")
-        runtime.desired_stopped_flows = stopped
-        touched.add(runtime.machine)
     number = bundle.release_number if release is None else release
-    Runtime.objects.filter(pk=row.pk).update(desired_release=number)
+    changes: dict[str, Any] = {"desired_release": number}
+    if row.desired_bundle_id != bundle.pk or row.held:
+        runtime.desired_stopped_flows = _stopped_flows(row, content)
+        changes |= {"desired_bundle": bundle, "desired_stopped_flows": runtime.desired_stopped_flows, "held": ""}
+        touched.add(runtime.machine)
+    Runtime.objects.filter(pk=row.pk).update(**changes)
     runtime.desired_bundle, runtime.desired_release, runtime.held = bundle, number, ""
     touch(*touched)
 

@@ -235,6 +235,8 @@ class Bundle(models.Model):
     environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="bundles")
     release_number = models.PositiveIntegerField()
     content = SealedBytes()
+    # SHA-256 of what decides who may take (fleet.layout_of): bundles with the same may run side by side. Empty: made before it was kept.
+    layout = models.CharField(max_length=64, blank=True, default="")
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:
