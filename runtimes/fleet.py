@@ -15,7 +15,7 @@ import msgspec
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import connection, transaction
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
 from portal.errors import Invalid, NotAllowed
@@ -37,6 +37,9 @@ from runtimes.models import (
 )
 
 logger = logging.getLogger(__name__)
+
+# What orders are not made of.
+FACTS_OF_ROUTER = [f"router__{field.name}" for field in Router._meta.fields if field.name.startswith("observed_")]
 
 # Called with the environment's id and the machine's name after every stored report, outside its transaction. deployments adds rollout.wake.
 on_report: list[Callable[[int, str], None]] = []
@@ -202,26 +205,35 @@ def newest_orders(machine: Machine) -> int | None:
 
 
 def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
-    """The whole wish for one machine, in a fixed number of queries."""
+    """The whole wish for one machine, in a fixed number of queries: three, and one more for each kind of thing that is seldom asked."""
     # The version is read first: a change in between is delivered again, never missed.
-    found = Machine.objects.select_related("environment__certificate_authority", "router").annotate(tests=reach_orders.open_beside(now))
+    requests = GroupRequest.objects.filter(status__in=LIVE_REQUESTS, expires_at__gt=now)
+    inquiries = ItemInquiry.objects.filter(answered_at=None, expires_at__gt=now)
+    commands = CommandRun.objects.filter(status__in=LIVE_COMMANDS)
+    found = (
+        Machine.objects.select_related("environment__certificate_authority", "router")
+        .defer(*FACTS_OF_ROUTER)
+        .annotate(
+            tests=reach_orders.open_beside(now),
+            asked=Exists(requests.filter(group__members__runtime__machine=OuterRef("pk"))),
+            inquired=Exists(inquiries.filter(runtime__machine=OuterRef("pk"))),
+            commanded=Exists(commands.filter(machine=OuterRef("pk"))),
+        )
+    )
     machine = found.get(pk=machine.pk)
     environment = machine.environment
     runtimes = list(
-        Runtime.objects.filter(machine=machine).select_related("connector", "machine", "desired_bundle").defer("desired_bundle__content")
+        Runtime.objects.filter(machine=machine)
+        .select_related("connector", "desired_bundle")
+        .defer("desired_bundle__content", *reports.RUNTIME_FACTS)
+        .order_by("connector__name")
     )
-    groups: dict[int, list[FailoverGroup]] = {runtime.pk: [] for runtime in runtimes}
-    for member in GroupMember.objects.filter(runtime__in=runtimes).select_related("group__group"):
-        groups[member.runtime_id].append(member.group)
-    requests = (
-        GroupRequest.objects.filter(group__members__runtime__machine=machine, status__in=LIVE_REQUESTS, expires_at__gt=now)
-        .select_related("group__group")
-        .order_by("created_at")
-    )
+    groups: dict[int, list[str]] = {runtime.pk: [] for runtime in runtimes}
+    for runtime in runtimes:
+        runtime.machine = machine
+    for runtime_id, group in GroupMember.objects.filter(runtime__machine=machine).values_list("runtime_id", "group__group__key"):
+        groups[runtime_id].append(group)
     timing = protocol.PROFILES[protocol.TimingProfile(environment.timing_profile)]
-    inquiries = ItemInquiry.objects.filter(runtime__machine=machine, answered_at=None, expires_at__gt=now).select_related(
-        "runtime__machine", "runtime__connector"
-    )
     return protocol.Orders(
         version=machine.orders_version,
         namespace=environment.namespace,
@@ -231,9 +243,9 @@ def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
         router=_router_order(machine),
         member_change=_member_change(machine),
         runtimes=[_runtime_order(runtime, groups[runtime.pk]) for runtime in runtimes],
-        requests=[_request_order(request, now) for request in requests],
-        inquiries=[_inquiry(inquiry) for inquiry in inquiries],
-        commands=_command_orders(machine),
+        requests=_request_orders(requests, machine, now) if machine.asked else [],
+        inquiries=_inquiries(inquiries, machine) if machine.inquired else [],
+        commands=_command_orders(commands, machine) if machine.commanded else [],
         reach=reach_orders.orders(machine, now=now) if getattr(machine, "tests", False) else [],
     )
 
@@ -279,7 +291,7 @@ def _disabled(environment: Environment) -> dict[str, list[str]]:
     return found
 
 
-def _runtime_order(runtime: Runtime, groups: list[FailoverGroup]) -> protocol.RuntimeOrder:
+def _runtime_order(runtime: Runtime, groups: list[str]) -> protocol.RuntimeOrder:
     return protocol.RuntimeOrder(
         key=runtime.key,
         connector=runtime.connector.name,
@@ -287,25 +299,33 @@ def _runtime_order(runtime: Runtime, groups: list[FailoverGroup]) -> protocol.Ru
         digest=runtime.desired_bundle_id,
         release=runtime.desired_bundle.release_number if runtime.desired_bundle else None,
         restarts=runtime.desired_restarts,
-        preferences={group.group.key: protocol.Preference(runtime.preference) for group in groups},
+        preferences={group: protocol.Preference(runtime.preference) for group in groups},
         stopped_flows=list(runtime.desired_stopped_flows),
     )
 
 
-def _inquiry(inquiry: ItemInquiry) -> protocol.Inquiry:
-    return protocol.Inquiry(
-        id=str(inquiry.pk),
-        runtime=inquiry.runtime.key,
-        flow=inquiry.flow,
-        act=protocol.ItemAct(inquiry.act),
-        keys=inquiry.keys,
-        actor=inquiry.actor,
-    )
+def _inquiries(inquiries: QuerySet[ItemInquiry], machine: Machine) -> list[protocol.Inquiry]:
+    return [
+        protocol.Inquiry(
+            id=str(inquiry.pk),
+            runtime=inquiry.runtime.key,
+            flow=inquiry.flow,
+            act=protocol.ItemAct(inquiry.act),
+            keys=inquiry.keys,
+            actor=inquiry.actor,
+        )
+        for inquiry in inquiries.filter(runtime__machine=machine).select_related("runtime__machine", "runtime__connector")
+    ]
 
 
-def _command_orders(machine: Machine) -> list[protocol.CommandOrder]:
-    rows = CommandRun.objects.filter(machine=machine, status__in=LIVE_COMMANDS).order_by("created_at").defer("output")
+def _command_orders(commands: QuerySet[CommandRun], machine: Machine) -> list[protocol.CommandOrder]:
+    rows = commands.filter(machine=machine).order_by("created_at").defer("output")
     return [protocol.CommandOrder(id=str(row.pk), name=row.name, timeout_seconds=row.timeout_seconds) for row in rows]
+
+
+def _request_orders(requests: QuerySet[GroupRequest], machine: Machine, now: datetime) -> list[protocol.GroupRequest]:
+    rows = requests.filter(group__members__runtime__machine=machine).select_related("group__group").order_by("created_at")
+    return [_request_order(request, now) for request in rows]
 
 
 def _request_order(request: GroupRequest, now: datetime) -> protocol.GroupRequest:
