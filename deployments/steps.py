@@ -355,7 +355,7 @@ class Look:
     @cached_property
     def views(self) -> list[failover.Verdict]:
         """Its failover groups as they are now."""
-        groups = FailoverGroup.objects.filter(failover=True, members__runtime=self.runtime).select_related("group")
+        groups = FailoverGroup.objects.filter(failover=True, members__runtime=self.runtime).select_related("group").order_by("name")
         return [failover.verdict(group, now=self.now) for group in groups.prefetch_related(failover.with_members())]
 
     def tell(self, text: str, *, level: str = "info") -> None:
@@ -542,7 +542,7 @@ def proof(runtime: Runtime, digest: str, memory: Memory, now: datetime) -> Outco
     if state != RuntimeState.READY or runtime.observed_digest != digest or runtime.observed_restarts < runtime.desired_restarts:
         still = " and still runs what it ran before" if state == RuntimeState.READY else ""
         return running(f"{key} is {state.value}{still}{because}")
-    for member in GroupMember.objects.filter(runtime=runtime).select_related("group"):
+    for member in GroupMember.objects.filter(runtime=runtime).select_related("group").order_by("group__name"):
         if member.observed_status not in SETTLED:
             return running(f"{key} is {Status(member.observed_status).value} in group {member.group}{_because(member.observed_reason)}")
         if member.observed_status == Status.FOLLOWER and not member.observed_ready:

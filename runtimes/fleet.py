@@ -231,7 +231,8 @@ def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
     groups: dict[int, list[str]] = {runtime.pk: [] for runtime in runtimes}
     for runtime in runtimes:
         runtime.machine = machine
-    for runtime_id, group in GroupMember.objects.filter(runtime__machine=machine).values_list("runtime_id", "group__group__key"):
+    members = GroupMember.objects.filter(runtime__machine=machine).order_by("group__name")
+    for runtime_id, group in members.values_list("runtime_id", "group__group__key"):
         groups[runtime_id].append(group)
     timing = protocol.PROFILES[protocol.TimingProfile(environment.timing_profile)]
     return protocol.Orders(
@@ -243,9 +244,9 @@ def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
         router=_router_order(machine),
         member_change=_member_change(machine),
         runtimes=[_runtime_order(runtime, groups[runtime.pk]) for runtime in runtimes],
-        requests=_request_orders(requests, machine, now) if machine.asked else [],
-        inquiries=_inquiries(inquiries, machine) if machine.inquired else [],
-        commands=_command_orders(commands, machine) if machine.commanded else [],
+        requests=_request_orders(requests, machine, now) if getattr(machine, "asked", False) else [],
+        inquiries=_inquiries(inquiries, machine) if getattr(machine, "inquired", False) else [],
+        commands=_command_orders(commands, machine) if getattr(machine, "commanded", False) else [],
         reach=reach_orders.orders(machine, now=now) if getattr(machine, "tests", False) else [],
     )
 

@@ -90,6 +90,7 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
         for runtime in Runtime.objects.filter(machine=machine)
         .select_related("machine", "connector")
         .only("machine__name", "machine__environment_id", "connector__name", "desired_bundle_id", "desired_release", *RUNTIME_FACTS)
+        .order_by("pk")
     }
     heard = [said for said in report.runtimes if _knows(machine, said.key, runtimes)]
     restarted = {said.key for said in heard if runtimes[said.key].observed_started_at != said.started_at}
@@ -233,7 +234,7 @@ def _store_members(
 ) -> None:
     """A runtime that was reported without one of its groups does not run it: Unknown and Off, never the last thing heard."""
     by_runtime = {runtimes[said.key].pk: said for said in heard}
-    rows = list(GroupMember.objects.filter(runtime__in=by_runtime).select_related("group__group"))
+    rows = list(GroupMember.objects.filter(runtime__in=by_runtime).select_related("group__group").order_by("pk"))
     spoken: set[tuple[int, str]] = set()
     epochs: dict[FailoverGroup, int] = {}
     disabled: dict[uuid.UUID, Sequence[str]] = {}  # by group, as control/<group> says

@@ -34,6 +34,7 @@ BODY_LIMIT = 8 * 1024 * 1024  # bytes
 LONGEST_WAIT = 25.0  # seconds; below the idle time-outs of usual proxies
 LOOK_EVERY = 1.0  # seconds between looks into the database, wake-ups or not
 NOTICE_SHUTDOWN_WITHIN = 0.25  # seconds
+NO_LONGER = "This credential is not (or no longer) a machine's: join again with a new token."
 
 T = TypeVar("T")
 AgentView = Callable[..., HttpResponse]
@@ -96,7 +97,7 @@ def _machine(request: HttpRequest) -> Machine:
         raise _NoCredential("Send the machine's credential: Authorization: Bearer …")
     machine = fleet.machine_of(credential)
     if machine is None:
-        raise _NoCredential("This credential is not (or no longer) a machine's: join again with a new token.")
+        raise _NoCredential(NO_LONGER)
     return machine
 
 
@@ -165,12 +166,8 @@ async def orders(request: HttpRequest) -> HttpResponse:
     try:
         after, wait = _number(request, "after", int), min(_number(request, "wait", float), LONGEST_WAIT)
         machine = await threads.run(_machine, request)
-    except NotAllowed as refusal:
-        return problem(refusal)
-    if not await _newer_orders(machine, after, until=time.monotonic() + wait):
-        return HttpResponse(status=204)
-    try:
-        await threads.run(_machine, request)  # it may have been registered anew, or removed, while this one waited
+        if not await _newer_orders(machine, after, until=time.monotonic() + wait):
+            return HttpResponse(status=204)
         return _answer(await threads.run(fleet.orders_for, machine, now=timezone.now()))
     except NotAllowed as refusal:
         return problem(refusal)
@@ -192,14 +189,16 @@ def _number(request: HttpRequest, name: str, kind: Callable[[str], Any]) -> Any:
 
 
 async def _newer_orders(machine: Machine, after: int, *, until: float) -> bool:
-    """Wait for a version above `after`. True too when the machine is gone or has another credential. A cancelled wait (the client left)
-    cleans up and ends."""
+    """Wait for a version above `after`. A cancelled wait (the client left) cleans up and ends. Raises _NoCredential when the machine was
+    registered anew, or removed, meanwhile."""
     _watch_for_shutdown()
     ear = wakeup.Ear(machine.pk)
     try:
         while not _shutting_down.is_set():
             version = await threads.run(fleet.newest_orders, machine)
-            if version is None or version > after:
+            if version is None:
+                raise _NoCredential(NO_LONGER)
+            if version > after:
                 return True
             if time.monotonic() >= until:
                 return False
