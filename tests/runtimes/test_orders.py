@@ -78,10 +78,10 @@ def test_a_request_goes_to_members_only(core01: Machine, group: FailoverGroup) -
     assert fleet.orders_for(core01, now=NOW).requests == []
 
 
-def test_orders_cost_six_queries(
+def test_orders_cost_three_queries(
     external01: Machine, group: FailoverGroup, routers_addressed: None, django_assert_num_queries: Any
 ) -> None:
-    with django_assert_num_queries(6):
+    with django_assert_num_queries(3):
         fleet.orders_for(external01, now=NOW)
 
 
