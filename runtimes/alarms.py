@@ -21,7 +21,7 @@ LEADS = (Status.LEADER, Status.SINGLE_NODE)
 SHORT = {
     AlarmKind.OFF: "Leader but Off: it holds the leadership and consumes nothing.",
     AlarmKind.PARTLY: "Partly: some inbounds of the group run and some do not.",
-    AlarmKind.SILENT: "Leader but silent: an inbound has not been active for longer than it should be.",
+    AlarmKind.SILENT: "Leader but silent: for longer than it should, an inbound hears nothing of its source or its target takes nothing.",
     AlarmKind.STRAY: "Not the leader but On: its inbounds should not run.",
 }
 
@@ -90,9 +90,14 @@ def _why_off(found: failover.Verdict, said: failover.MemberVerdict) -> str:
 def _silent(found: failover.Verdict, said: failover.MemberVerdict, *, alarm_move: str) -> list[Found]:
     made = []
     for flow in _flows(found, said):
-        since = str(flow.get("silent_since") or "")
-        if not flow["on"] or not since:
+        unanswered, undelivered = str(flow.get("silent_since") or ""), str(flow.get("undelivered_since") or "")
+        if not flow["on"] or not (unanswered or undelivered):
             continue
+        side, what, since = (
+            ("target", f"the target of {flow['name']} has taken nothing", undelivered)
+            if undelivered
+            else ("source", f"its inbound {flow['name']} has had no answer of its source", unanswered)
+        )
         reason = str(flow.get("reason") or "").rstrip(".")
         made.append(
             Found(
@@ -100,9 +105,9 @@ def _silent(found: failover.Verdict, said: failover.MemberVerdict, *, alarm_move
                 said.member.runtime.key,
                 said.machine,
                 str(flow["name"])[:80],
-                f"{said.machine} leads {found.group.name} and is On, but its inbound {flow['name']} has had no answer of its source since "
+                f"{said.machine} leads {found.group.name} and is On, but {what} since "
                 f"{failover.clock(since, now=found.at)}{': ' + reason if reason else ''}.",
-                f"Look at the source and at the runtime's log; if only {said.machine} cannot reach it, {alarm_move}.",
+                f"Look at the {side} and at the runtime's log; if only {said.machine} cannot reach it, {alarm_move}.",
             )
         )
     return made

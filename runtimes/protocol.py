@@ -551,6 +551,7 @@ class FlowReport(Wire, frozen=True):
     kept: int | None = None  # failed items that are kept
     again: int | None = None  # those that shall be tried again, and wait until this flow runs here
     silent_since: str = ""  # On, and its source has not answered since then: longer than it should; empty otherwise
+    undelivered_since: str = ""  # On, and its target took nothing of what was offered since then: longer than it should; empty otherwise
 
 
 class FailedItem(Wire, frozen=True):

@@ -217,7 +217,7 @@ def _timely(flow: protocol.FlowReport, clock: Clock) -> protocol.FlowReport:
     """With its moments in the portal's time."""
     if not clock.is_off:
         return flow
-    moments = {name: clock.text(getattr(flow, name)) for name in ("last_activity", "last_poll", "silent_since")}
+    moments = {name: clock.text(getattr(flow, name)) for name in ("last_activity", "last_poll", "silent_since", "undelivered_since")}
     return msgspec.structs.replace(flow, **moments)
 
 

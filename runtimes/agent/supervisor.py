@@ -294,7 +294,7 @@ class RuntimeSupervisor:
         """Ask for a report at once when more than counters changed."""
         report = self.report()
         quiet = [msgspec.structs.replace(group, last_activity="") for group in report.groups]
-        flows = [(flow.flow, flow.on, flow.reason, flow.silent_since) for flow in report.flows]
+        flows = [(flow.flow, flow.on, flow.reason, flow.silent_since, flow.undelivered_since) for flow in report.flows]
         essence = (report.state, report.reason, report.pid, report.digest, report.restarts, quiet, flows)
         if essence != self.essence:
             self.essence = essence

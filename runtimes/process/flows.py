@@ -39,7 +39,9 @@ AWAY_SECONDS, AWAY_LIMIT = 0.1, 1.0  # between asks of a source or target that i
 PREPARE_SECONDS = 2.0
 GAUGE_SECONDS = 5.0  # between two counts of what waits
 SILENT_SECONDS = 30.0  # without an answer of the source, or three of its intervals where those are longer: then something is wrong …
-DELIVERING_SECONDS = 300.0  # … but a long delivery of one item is work
+DELIVERING_SECONDS = 300.0  # … but a long delivery of one item is work; a target that took nothing for longer is something wrong, too
+HOLD_SECONDS = 600.0  # a target that took nothing for so long is not waited for with items in hand: its inbound may give them back
+REST_LOOK_SECONDS = 5.0  # how often such a target is begun anew, to see whether it is back
 SAY_SECONDS = 30.0  # between two log lines about one outage
 
 
@@ -85,6 +87,10 @@ class Flow:
         self._answered = 0.0  # when the source last answered, or an item was done with (time.monotonic())
         self._delivering = False
         self._silent_since = ""
+        self._owing_at = 0.0  # since when the target took nothing of what was offered (time.monotonic()) …
+        self._owing_since = ""  # … and the same as a moment
+        self._offered_at = 0.0  # when the inbound last offered anything (time.monotonic())
+        self._rest_until = 0.0  # a target that can be begun, and still takes nothing, is tried again then (time.monotonic())
         self._refused: set[str] = set()  # items that the target would not take: the others go first
         self._said = ""
         self._said_at = 0.0
@@ -160,7 +166,12 @@ class Flow:
             kept=self._kept,
             again=self._again,
             silent_since=self._silence(time.monotonic()),
+            undelivered_since=self._owing_since if self.on and self._owes(DELIVERING_SECONDS) else "",
         )
+
+    def _owes(self, seconds: float) -> bool:
+        """Has the target taken nothing for longer than this, though it was offered something?"""
+        return bool(self._owing_at) and time.monotonic() - self._owing_at > seconds
 
     def _silence(self, now: float) -> str:
         """Since when this inbound, which is On, has had no answer of its source for longer than it should; empty while all is well."""
@@ -185,6 +196,7 @@ class Flow:
                 duty = self._working = self._duty
             if duty is None:
                 continue
+            self._owing_at = self._rest_until = 0.0
             try:
                 self._work(duty)
             except Exception as error:
@@ -220,11 +232,9 @@ class Flow:
         begun = False
         while self._wanted(duty):
             try:
-                if not begun:
-                    self._outbound.begin(duty)
-                    self._inbound.begin(duty)
-                    begun = True
-                    self._set_on(duty)
+                if not begun and not (begun := self._begin(duty)):
+                    self._pause(duty, REST_LOOK_SECONDS)
+                    continue
                 quiet = self._round(duty)
                 away = AWAY_SECONDS
             except PermitEnded:
@@ -232,12 +242,28 @@ class Flow:
             except Unavailable as error:
                 if duty.valid():
                     self._say(f"{error}; items wait in the source", bad=True)
+                if begun and self._owes(HOLD_SECONDS) and (seconds := self._inbound.rest()):
+                    begun, self._rest_until = False, time.monotonic() + seconds
                 self._pause(duty, away)
                 away = min(away * 2, AWAY_LIMIT)
             else:
                 self._say("")
                 if quiet:
                     self._pause(duty, self._inbound.wait_seconds())
+
+    def _begin(self, duty: Duty) -> bool:
+        """The outbound first: nothing is taken for a target that is away. False: it can be begun, but took nothing before: it is left
+        alone for a while yet. Raises Unavailable."""
+        try:
+            self._outbound.begin(duty)
+        except Unavailable:
+            self._rest_until = 0.0  # now it is known to be away: once it can be begun again, it is back
+            raise
+        if time.monotonic() < self._rest_until:
+            return False
+        self._inbound.begin(duty)
+        self._set_on(duty)
+        return True
 
     def _wind_up(self, duty: Duty) -> None:
         """Stop what the inbound has running, and deliver what it had taken before, for as long as the duty lasts."""
@@ -264,7 +290,7 @@ class Flow:
         self._changed()
 
     def _set_on(self, duty: Duty) -> None:
-        self._answered = time.monotonic()
+        self._answered = self._offered_at = time.monotonic()
         with self._wake:
             if self._duty is duty:
                 self.on = True
@@ -288,6 +314,10 @@ class Flow:
         if answered > self._last_poll:
             self._last_poll, self._answered = answered, time.monotonic()
         now = time.monotonic()
+        if items:
+            self._offered_at = now
+        elif now - self._offered_at > SILENT_SECONDS:
+            self._owing_at = 0.0  # what it was owed has gone elsewhere
         due = [item for item in items if item.id not in self._troubles or self._troubles[item.id].again_at <= now]
         due.sort(key=lambda item: item.id in self._refused)  # stable: only these go last
         if self._troubles or self._refused:
@@ -309,8 +339,9 @@ class Flow:
             self._delivering = True
             made = self._transform.apply(item)
             if made is not None:
-                self._outbound.deliver(made, duty)
+                self._give(made, duty)
             self._delivered += 1
+            self._owing_at = 0.0
             self._troubles.pop(item.id, None)
             self._inbound.remove(item, duty)
         except ItemChanged as change:
@@ -319,9 +350,18 @@ class Flow:
             self._refused.add(item.id)
             raise
         except ItemError as error:
+            self._owing_at = 0.0
             self._failed_once(item, duty, trouble, masked(str(error)))  # the reason goes into the error folder too
         finally:
             self._delivering, self._answered = False, time.monotonic()
+
+    def _give(self, item: Item, duty: Duty) -> None:
+        try:
+            self._outbound.deliver(item, duty)
+        except Unavailable:
+            if not self._owing_at:
+                self._owing_at, self._owing_since = time.monotonic(), _text(time.time())
+            raise
 
     def _failed_once(self, item: Item, duty: Duty, trouble: Trouble | None, reason: str) -> None:
         tries = (trouble.tries if trouble else 0) + 1

@@ -550,8 +550,8 @@ class Runtime:
         )
         ready = self._readiness()
         flows = [self._flow_report(flow) for flow in self._flows]
-        states = [(flow.on, flow.reason, flow.silent_since) for flow in flows] != [
-            (flow.on, flow.reason, flow.silent_since) for flow in self._last_flows
+        states = [(flow.on, flow.reason, flow.silent_since, flow.undelivered_since) for flow in flows] != [
+            (flow.on, flow.reason, flow.silent_since, flow.undelivered_since) for flow in self._last_flows
         ]
         late = flows != self._last_flows and self._loop.time() - self._last_flows_at >= FLOW_NEWS_SECONDS
         if (news or states or late or ready != self._last_ready) and self._send(

@@ -63,6 +63,21 @@ def test_what_is_an_alarm(group: FailoverGroup, status: Status, state: State, ki
     assert all(alarm.remedy for alarm in said)
 
 
+def test_a_leader_whose_target_takes_nothing(group: FailoverGroup, silent_since: str) -> None:
+    factories.heard(group, "external01", L)
+    factories.heard(group, "external02", F)
+    away = flow(group, reason="the server erp.example cannot be reached; items wait in the source")
+    runs("external01", {**away, "undelivered_since": silent_since}, flow(group, "erp-stock"))
+    (alarm,) = found(group)
+    shown = failover.clock(silent_since, now=timezone.now())
+    assert (alarm.kind, alarm.subject) == (AlarmKind.SILENT, "erp-orders")
+    assert alarm.sentence == (
+        f"external01 leads erp-orders and is On, but the target of erp-orders has taken nothing since {shown}: "
+        "the server erp.example cannot be reached; items wait in the source."
+    )
+    assert alarm.remedy.startswith("Look at the target and at the runtime's log") and "Play on external02" in alarm.remedy
+
+
 def test_a_leader_that_hears_nothing_of_its_source(group: FailoverGroup, silent_since: str) -> None:
     factories.heard(group, "external01", L)
     factories.heard(group, "external02", F)

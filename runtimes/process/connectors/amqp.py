@@ -11,6 +11,7 @@ property message-id. A broker compares no epochs: who consumes can, by Baton-Epo
 import hashlib
 import io
 import itertools
+import shutil
 import time
 import uuid
 from collections import OrderedDict, deque
@@ -25,7 +26,7 @@ from urllib.parse import quote, unquote_to_bytes
 import amqp
 
 from runtimes.process.connectors.amqp_message import Arrived, NotHeld
-from runtimes.process.connectors.amqp_session import Session, words_of
+from runtimes.process.connectors.amqp_session import ERRORS, Session, words_of
 from runtimes.process.connectors.aside import ErrorFolder
 from runtimes.process.connectors.base import (
     CHUNK,
@@ -47,6 +48,8 @@ from runtimes.protocol import ComponentKind
 
 PREFETCH = 10
 HELD_LIMIT = 64 * 1024 * 1024  # bytes of unacknowledged messages; beyond it they come one at a time
+ROOM = 64 * 1024 * 1024  # bytes that stay free on the disk beside a message that is held in a file
+REST_SECONDS, REST_LIMIT = 120.0, 6 * 3600.0  # without holding anything; longer where the broker counts how often it got messages back
 SETTLED = 10_000  # ids of acknowledged messages that this process knows again
 CONTENT_LIMIT = 64 * 1024 * 1024  # bytes of one message, which is held in memory; brokers have limits of their own
 TRIES = 4  # of one publication that the broker refuses, before the item waits in its source
@@ -65,6 +68,7 @@ class Delivery:
     tag: int
     known: bool
     file: Path | None  # with its body
+    returned: int  # how often the broker got it back, where it counts that (quorum queues, which have a limit of it)
 
 
 @inbound(ComponentKind.AMQP)
@@ -89,6 +93,8 @@ class AmqpInbound(Inbound):
         self._folder = setting.data / "arrived" / setting.flow_id  # bodies of larger messages, while they are held
         self._files = itertools.count()
         self._window = self._prefetch
+        self._unlimited = False  # does the queue take messages back as often as it has to
+        self._full_until, self._full = 0.0, ""  # the disk has no room for what comes (time.monotonic(), sentence)
         self._arrived: deque[Arrived] = deque()
         self._cancelled = False
         self._waiting: dict[int, Item] = {}  # by delivery tag: held, not yet acknowledged
@@ -102,10 +108,12 @@ class AmqpInbound(Inbound):
     def begin(self, duty: Duty) -> None:
         self._session.close()
         self._window = self._prefetch
+        self._wait_for_room()
         duty.check_take()
         self._session.call(lambda _: None)
 
     def poll(self, duty: Duty) -> Sequence[Item]:
+        self._wait_for_room()
         duty.check_take()
         self._session.call(self._read)
         while self._arrived:
@@ -133,6 +141,17 @@ class AmqpInbound(Inbound):
     def abort(self) -> None:
         self._session.abort()
 
+    def rest(self) -> float:
+        """A message that is not acknowledged within the broker's consumer_timeout (30 min) ends its channel, comes back and counts as one
+        more delivery: after some 20 of them a quorum queue gives it up. So nothing is held, and where the broker counts, what is given
+        back is taken again the later the more often that was."""
+        counted = 0 if self._unlimited else max((item.handle.returned for item in self._waiting.values()), default=0)
+        self._session.close()
+        self._clear()
+        seconds: float = min(REST_SECONDS * 2.0 ** min(counted, 20), REST_LIMIT)
+        self._setting.log.warning(f"the target has taken nothing for long: what was held goes back to the queue, for up to {seconds:g} s")
+        return seconds
+
     def stop(self, duty: Duty) -> None:
         """Give back what is held: the broker puts it where it was in the queue, for the next leader."""
         self._session.close()
@@ -148,12 +167,31 @@ class AmqpInbound(Inbound):
         self._cancelled = False
         if self._declare == "no":
             channel.queue_declare(self._queue, passive=True)
-        else:
+        elif self._declare != "quorum" or not self._declare_unlimited(channel):
             channel.queue_declare(self._queue, durable=True, auto_delete=False, arguments={"x-queue-type": self._declare})
         if self._exchange:
             channel.queue_bind(self._queue, self._exchange, self._key)
         channel.basic_qos(0, self._window, False)
         channel.basic_consume(self._queue, exclusive=self._exclusive, callback=self._arrived.append, on_cancel=self._on_cancel)
+
+    def _declare_unlimited(self, channel: Any) -> bool:
+        """As a quorum queue that never gives up a message because it came back so often. False: it is there with a limit, or this broker
+        (before RabbitMQ 4) has none unless it is set. Asked on a channel of its own, which a refusal ends."""
+        asking = channel.connection.channel()
+        try:
+            limits = {"x-queue-type": "quorum", "x-delivery-limit": -1}
+            asking.queue_declare(self._queue, durable=True, auto_delete=False, arguments=limits)
+            self._unlimited = True
+        except amqp.PreconditionFailed:
+            self._unlimited = False
+        with suppress(*ERRORS):
+            asking.close()
+        return self._unlimited
+
+    def _wait_for_room(self) -> None:
+        """Raises Unavailable."""
+        if time.monotonic() < self._full_until:
+            raise Unavailable(self._full)
 
     def _on_cancel(self, tag: str) -> None:
         self._cancelled = True
@@ -193,6 +231,10 @@ class AmqpInbound(Inbound):
         if held and held + size > HELD_LIMIT:
             self._window = 1
             raise NotHeld(f"with one of {size} bytes the messages held exceed {HELD_LIMIT} bytes: they go back and come one at a time")
+        if shutil.disk_usage(self._folder).free < size + ROOM:
+            self._full_until = time.monotonic() + REST_SECONDS  # not at once: the broker counts what it gets back
+            self._full = f"there is no room in {self._folder} for a message of {size} bytes"
+            raise NotHeld(self._full)
         return self._folder / f"{next(self._files)}"
 
     def _keep(self, message: Arrived, duty: Duty) -> None:
@@ -222,7 +264,7 @@ class AmqpInbound(Inbound):
                 trouble = trouble or "it has no message-id: let its publisher set one, or choose another way for messages without"
         name = _name(headers, f"{self._setting.flow}-{key}", str(properties.get("content_type") or ""))
         origin = Origin(self._setting.flow, duty.group_name, duty.epoch, self._setting.machine)
-        handle = Delivery(self._session.number, info["delivery_tag"], bool(own), message.file)
+        handle = Delivery(self._session.number, info["delivery_tag"], bool(own), message.file, _number(headers.get("x-delivery-count")))
         shown = {name: value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name, value in facts.items()}
         opened = partial(_opened, message.file or _body(message), trouble)
         return Item(key, name, message.body_size, origin, opened, handle, properties=shown)
@@ -233,6 +275,10 @@ def identity(flow_id: str, message_id: str, publisher: str, digest: bytes) -> st
     start. So its flow, its publisher (app-id) and its content belong to it."""
     told = "\0".join(f"{len(part)}:{part}" for part in (flow_id, message_id, publisher))
     return hashlib.sha256(told.encode("utf-8", "surrogateescape") + digest).hexdigest()[:32]
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _body(message: Arrived) -> bytes:

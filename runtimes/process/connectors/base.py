@@ -253,6 +253,12 @@ class Inbound(Protocol):
         connection. Called from a thread of its own. Raises NotReady or Unavailable; kinds that can tell nothing return."""
         return
 
+    def rest(self) -> float:
+        """The target has taken nothing for a long time. An inbound whose source does not like to wait for an answer that long gives back
+        what it holds, takes nothing until it is begun again, and says for how many seconds the target is to be left alone; 0: it holds
+        nothing that minds."""
+        return 0.0
+
     def stop(self, duty: Duty) -> None:
         """Nothing more is taken under this duty: begin to stop what `begin` started. Does not wait."""
         return

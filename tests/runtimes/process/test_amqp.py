@@ -16,9 +16,11 @@ import pytest
 import structlog
 from amqp.basic_message import Message
 
+from runtimes.process import flows
 from runtimes.process.connectors import amqp as connector
 from runtimes.process.connectors.amqp import AmqpInbound, AmqpOutbound
 from runtimes.process.connectors.base import ConfigError, Item, ItemError, Origin, Refusing, Setting, Unavailable
+from runtimes.process.flows import Flow
 from runtimes.process.permits import Duty, PermitEnded
 from runtimes.protocol import BundleContent, Component, ComponentKind, FlowSpec, GroupSpec, Preference
 from tests.certified import Authority
@@ -320,6 +322,97 @@ def test_large_messages_are_held_in_files_and_one_at_a_time_when_together_they_a
     assert came == [b"small", *bodies] and not list(source._folder.iterdir())
     source.stop(duty())
     assert rabbit.count(name) == 0
+
+
+@contextmanager
+def flowing(rabbit: Rabbit, data: Path, queue: str, **target: str) -> Iterator[Flow]:
+    """From the queue to the target, under a duty that does not end."""
+    given = {"host": "127.0.0.1", "port": str(rabbit.port), "user": USER, "password": PASSWORD}
+    inbound = Component(kind=ComponentKind.AMQP, settings={**given, "queue": queue})
+    outbound = Component(kind=ComponentKind.AMQP, settings={**given, **target})
+    spec = FlowSpec(id="f", name="erp-orders", version="1.0.0", inbound=inbound, outbound=outbound)
+    flow = Flow(spec, key="external01.erp", machine="external01", data=data, changed=lambda: None, log=structlog.get_logger())
+    flow.open()
+    flow.start(duty())
+    try:
+        yield flow
+    finally:
+        flow.close()
+        until(lambda: not flow._thread.is_alive(), 5)
+
+
+def test_for_a_target_that_stays_away_nothing_is_held_until_it_is_back(
+    rabbit: Rabbit, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "HOLD_SECONDS", 0.3)
+    rabbit.queue(name)
+    rabbit.on_channel(lambda channel: channel.exchange_declare("away", "fanout", durable=True, auto_delete=False))
+    with flowing(rabbit, tmp_path, name, exchange="away") as flow:
+        until(lambda: flow.on, 5)
+        rabbit.on_channel(lambda channel: channel.exchange_delete("away"))
+        rabbit.publish(name, b"one", b"two")
+        until(lambda: rabbit.count(name) == 2, 10, "they wait in the queue itself")
+        time.sleep(0.5)
+        assert rabbit.count(name) == 2 and flow.on and "no exchange 'away'" in flow.reason, "its reason stays"
+        rabbit.on_channel(lambda channel: channel.exchange_declare("away", "fanout", durable=True, auto_delete=False))
+        rabbit.on_channel(lambda channel: channel.queue_bind(rabbit.queue("back"), "away"))
+        until(lambda: flow.report().delivered == 2, 8, "though the rest is longer: the target was seen to come back")
+    rabbit.on_channel(lambda channel: channel.exchange_delete("away"))
+
+
+def test_a_target_that_answers_and_takes_nothing_is_left_alone_for_a_while(
+    rabbit: Rabbit, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "HOLD_SECONDS", 0.3)
+    monkeypatch.setattr(flows, "REST_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(connector, "REST_SECONDS", 2.0)
+    rabbit.publish(rabbit.queue(name), b"one")
+    with flowing(rabbit, tmp_path, name, exchange="amq.direct", routing_key="nobody") as flow:
+        until(lambda: rabbit.count(name) == 0, 5)
+        until(lambda: rabbit.count(name) == 1, 5, "it is given back")
+        rabbit.on_channel(lambda channel: channel.queue_bind(rabbit.queue("somebody"), "amq.direct", "nobody"))
+        time.sleep(0.5)
+        assert rabbit.count(name) == 1 and "nowhere to put it" in flow.reason
+        until(lambda: flow.report().delivered == 1, 5, "it is tried again by itself")
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("classic", [120, 120, 120]), ("quorum", [120, 240, 480])])
+def test_a_broker_that_counts_what_comes_back_is_asked_the_less_often(
+    rabbit: Rabbit, connect: Callable[..., Any], kind: str, expected: list[float]
+) -> None:
+    queue = rabbit.queue(f"rests-{kind}", arguments={"x-queue-type": kind})
+    rabbit.publish(queue, b"x")
+    source = connect(AmqpInbound, queue=queue)
+    told = []
+    for _ in expected:
+        source.begin(duty())
+        held(source, 1)
+        told.append(source.rest())
+        until(lambda: rabbit.count(queue) == 1, 5, "nothing is held")
+    assert told == expected
+
+
+def test_a_message_for_which_the_disk_has_no_room_stays_in_the_queue(
+    rabbit: Rabbit, connect: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rabbit.queue(name)
+    rabbit.publish(name, b"x" * 1_000_000)
+    monkeypatch.setattr(connector, "ROOM", 10**18)
+    monkeypatch.setattr(connector, "REST_SECONDS", 1.0)
+    source = connect(AmqpInbound, queue=name)
+
+    def refused() -> None:
+        source.begin(duty())
+        until(lambda: source.poll(duty()), 5)
+
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=r"there is no room in .* for a message of 1000000 bytes"):
+            refused()
+    assert source._session.number == 1, "it does not come and go all the time"
+    monkeypatch.undo()
+    time.sleep(1.0)
+    source.begin(duty())
+    assert len(content(held(source, 1)[0])) == 1_000_000
 
 
 def test_a_rejected_message_becomes_a_failed_item_and_can_be_tried_again(rabbit: Rabbit, connect: Callable[..., Any], name: str) -> None:

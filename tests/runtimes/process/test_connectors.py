@@ -424,6 +424,27 @@ def test_an_inbound_that_is_on_and_hears_nothing_of_its_source_says_since_when(
     until(lambda: not flow.report().silent_since, 5, "it hears again")
 
 
+def test_an_inbound_whose_target_takes_nothing_says_since_when(
+    flows: Callable[..., Flow], broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_module, "DELIVERING_SECONDS", 0.5)
+    (tmp_path / "outbox").mkdir()
+    flow = flows(folder(tmp_path / "outbox"), queue(broker), duty())
+    until(lambda: flow.report().on, 5)
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(0.7)
+        assert flow.report().undelivered_since == "", "it owes nothing"
+        (tmp_path / "outbox" / "order").write_bytes(b"x")
+        since = until(lambda: flow.report().undelivered_since, 10, "it says so")
+        time.sleep(0.3)
+        assert flow.report().on and flow.report().undelivered_since == since, "the same moment at every look: no news"
+        assert "items wait in the source" in flow.report().reason
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+    until(lambda: not flow.report().undelivered_since and flow.report().delivered == 1, 5, "it delivers")
+
+
 def test_a_folder_that_goes_away_makes_its_flow_not_ready_and_ready_again_when_it_is_back(
     flows: Callable[..., Flow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
