@@ -85,7 +85,9 @@ def state(release: Release, environment: Environment, *, now: datetime, begun: b
 def _ended(request: ApprovalRequest, release: Release, environment: Environment, now: datetime, *, begun: bool = False) -> str:
     present = frozen.present(release, environment)
     plan = request.plan_digest if begun else plans.digest(environment)
-    return why_ended(request, digest=frozen.digest_of(present), changed=frozen.changed_keys(request.values, present), plan=plan, now=now)
+    digest = frozen.digest_of(present)
+    changed = frozen.changed_keys(frozen.entries_of(request, environment), present) if digest != request.values_digest else []
+    return why_ended(request, digest=digest, changed=changed, plan=plan, now=now)
 
 
 RUNS_LOOKED_AT = 20  # of the release here, the newest
@@ -101,7 +103,7 @@ def unlike_what_ran(release: Release, environment: Environment, *, begun: bool =
     kept = FrozenValues.objects.filter(deployment__in=ran)
     if not kept.filter(digest=digest).exists():
         last = kept.order_by("-deployment", "-number").first()
-        changed = ", ".join(frozen.changed_keys(last.values, present)) if last else "nobody kept which"
+        changed = ", ".join(frozen.changed_keys(frozen.entries_of(last, environment), present)) if last else "nobody kept which"
         return f"Release {release.number} ran here with other values ({changed}), so rolling back to it needs approval."
     newest = whole.order_by("-pk").values_list("pk", flat=True)[:1]
     steps: dict[int, list[StepRun]] = {}

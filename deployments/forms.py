@@ -11,7 +11,7 @@ from deployments.models import STEP_FIELDS, Condition, HandOvers, Step, StepKind
 from deployments.promotion import LONGEST_REASON
 from portal.errors import NotAllowed
 from portal.forms import Form
-from portal.models import PROPERTY_KEY, Environment, Flow, Group, Placement, Property, PropertyKind, Role, scope_name
+from portal.models import PROPERTY_KEY, Environment, Flow, Group, Placement, PropertyKind, Role, scope_name
 from runtimes.models import Machine, Runtime
 
 Choices = list[tuple[str, str]]
@@ -68,9 +68,9 @@ class PropertyForm(Form):
             self.add_error("value", "Type the new secret. To take it away instead, delete the value.")
         return cleaned
 
-    def forget_secret(self, value: Property | None) -> None:
-        """A refused form comes back without the secret that was typed."""
-        if self.data.get("secret") or (value and value.secret):
+    def forget_secret(self, *, known: bool) -> None:
+        """A refused form comes back without the secret that was typed. `known`: the key is one, whatever the box says."""
+        if known or self.data.get("secret"):
             self.data = {**self.data.dict(), "value": ""} if isinstance(self.data, QueryDict) else {**self.data, "value": ""}
 
     @property

@@ -1,29 +1,32 @@
 """The property values that a deployment uses, frozen when it is prepared: what is edited meanwhile waits for the next one.
 
 A value is kept as it is; of a secret only a keyed digest is kept, and its text is read from the property when it is needed. If it is not
-the same any more, the step that needs it is refused instead of using two secrets in one deployment.
+the same any more, the step that needs it is refused instead of using two secrets in one deployment. What becomes a secret later is one from
+the beginning: `hide` takes its text out of what was frozen, and nobody reads the kept entries but through `entries_of`.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from django.contrib.auth.models import AbstractBaseUser
-from django.db.models import Max
+from django.db.models import Max, QuerySet
 from django.utils.crypto import salted_hmac
 
 from deployments import plans
 from deployments.comparison import Value
-from deployments.models import Deployment, FrozenValues, Release
-from portal import property_uses
+from deployments.models import ApprovalRequest, Deployment, FrozenValues, Release
+from portal import properties, property_uses
 from portal.errors import NotAllowed
 from portal.models import Environment, Property, scope_name
 from portal.placeholders import placeholders
 from runtimes.models import Router, Runtime
 
 Scoped = tuple[str, str, str]  # key, machine, connector
+Kept = TypeVar("Kept", FrozenValues, ApprovalRequest)
+ROWS_AT_ONCE = 20
 
 
 def keys_of(release: Release) -> set[str]:
@@ -47,24 +50,60 @@ def present(release: Release, environment: Environment, *, urls: Iterable[str] =
     """What would be frozen now: every value, in every scope, of a key that is used, or that one of these addresses names."""
     keys = keys_used(release, environment) | {key for url in urls for key in placeholders(url)}
     rows = Property.objects.filter(environment=environment).order_by("key", "machine", "connector")
-    return [_entry(row) for row in rows if row.key in keys]
+    used = [row for row in rows if row.key in keys]
+    secret = {row.key for row in used if row.secret}  # of a key that is one in any scope nothing is told
+    return [_entry(row, secret=row.key in secret) for row in used]
 
 
-def _entry(row: Property) -> dict[str, Any]:
+def _entry(row: Property, *, secret: bool) -> dict[str, Any]:
     text = row.reveal()
     return {
         "key": row.key,
         "machine": row.machine,
         "connector": row.connector,
-        "secret": row.secret,
-        "value": None if row.secret else text,
-        "digest": _digest_of_secret(text) if row.secret else hashlib.sha256(text.encode()).hexdigest(),
+        "secret": secret,
+        "value": None if secret else text,
+        "digest": _digest_of_secret(text) if secret else hashlib.sha256(text.encode()).hexdigest(),
     }
 
 
 def _digest_of_secret(text: str) -> str:
     """Keyed, so that a short secret cannot be found by trying."""
     return salted_hmac("baton.frozen", text, algorithm="sha256").hexdigest()
+
+
+def hidden(entries: Iterable[Mapping[str, Any]], keys: Collection[str]) -> list[dict[str, Any]]:
+    """The entries, those of `keys` as secrets are kept: without a text, with a keyed digest. Pure."""
+    return [
+        dict(entry)
+        if entry["secret"] or entry["key"] not in keys
+        else {**entry, "secret": True, "value": None, "digest": _digest_of_secret(entry["value"])}
+        for entry in entries
+    ]
+
+
+def hide(environments: Collection[int], keys: Collection[str]) -> None:
+    """These keys are secrets there from now on: their texts leave every deployment's frozen values and every approval request. The digests
+    become those of the same values as secrets, so that an unchanged value still counts as unchanged."""
+    for frozen in _in_portions(FrozenValues.objects.filter(deployment__environment__in=environments)):
+        if (entries := hidden(frozen.values, keys)) != frozen.values:
+            FrozenValues.objects.filter(pk=frozen.pk).update(values=entries, digest=digest_of(entries))
+    for asked in _in_portions(ApprovalRequest.objects.filter(environment__in=environments)):
+        if (entries := hidden(asked.values, keys)) != asked.values:
+            ApprovalRequest.objects.filter(pk=asked.pk).update(values=entries, values_digest=digest_of(entries))
+
+
+def _in_portions(rows: QuerySet[Kept]) -> Iterator[Kept]:
+    """A few at a time: each holds up to thousands of values."""
+    pks = list(rows.values_list("pk", flat=True))
+    for start in range(0, len(pks), ROWS_AT_ONCE):
+        yield from rows.filter(pk__in=pks[start : start + ROWS_AT_ONCE])
+
+
+def entries_of(kept: FrozenValues | ApprovalRequest, environment: Environment) -> list[dict[str, Any]]:
+    """What was kept there, as it may be told now: of a key that is secret by now without its text, even if it was frozen in the very
+    instant in which the key became one. One query."""
+    return hidden(kept.values, properties.secret_keys(environment.project_id, environment.pk))
 
 
 def digest_of(entries: Iterable[Mapping[str, Any]]) -> str:
@@ -120,18 +159,21 @@ def values_of(deployment: Deployment) -> list[Property]:
     frozen = of(deployment)
     if frozen is None:
         return list(Property.objects.filter(environment=deployment.environment))
-    secret = {entry["key"] for entry in frozen.values if entry["secret"]}
-    rows = Property.objects.filter(environment=deployment.environment, secret=True) if secret else []
-    live = {(row.key, row.machine, row.connector): row for row in rows if row.key in secret}
+    keys = {entry["key"] for entry in frozen.values if entry["secret"]}
+    rows = Property.objects.filter(environment=deployment.environment)
+    secrets = {(row.key, row.machine, row.connector): row for row in rows.filter(secret=True) if row.key in keys} if keys else {}
     found = []
     for entry in frozen.values:
-        place = (entry["key"], entry["machine"], entry["connector"])
+        key, machine, connector = place = (entry["key"], entry["machine"], entry["connector"])
+        live = secrets.get(place) if entry["secret"] else None
+        if entry["secret"] and live is None:  # made readable since, or its key is secret in another scope only
+            live = rows.filter(key=key, machine=machine, connector=connector).first()
         if not entry["secret"]:
-            row = Property(environment=deployment.environment, key=place[0], machine=place[1], connector=place[2], value=entry["value"])
-        elif place in live and _entry(live[place])["digest"] == entry["digest"]:
-            row = live[place]
+            row = Property(environment=deployment.environment, key=key, machine=machine, connector=connector, value=entry["value"])
+        elif live is not None and _digest_of_secret(live.reveal()) == entry["digest"]:
+            row = live
         else:
-            what = "changed" if place in live else "removed"
+            what = "changed" if live is not None else "removed"
             raise NotAllowed(
                 f"The secret {entry['key']} was {what} since deployment {deployment.pk} froze its values: "
                 "resume the deployment to take the values as they are now."

@@ -424,7 +424,8 @@ class Deployment(models.Model):
 
 
 class FrozenValues(models.Model):
-    """The property values a deployment uses, and the preferences it found (deployments/frozen.py). Never changed; resuming adds another."""
+    """The property values a deployment uses, and the preferences it found (deployments/frozen.py). Resuming adds another. Never changed,
+    but for one thing: the text of a key that becomes a secret is taken out of it."""
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="frozen")
     number = models.PositiveIntegerField()

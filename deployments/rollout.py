@@ -639,7 +639,7 @@ def _freeze_anew(deployment: Deployment, step: StepRun, by: AbstractBaseUser, no
     before = frozen.of(deployment)
     after = frozen.freeze(deployment, by=by, now=now)
     if before is not None and before.digest != after.digest:
-        keys = ", ".join(frozen.changed_keys(before.values, after.values))
+        keys = ", ".join(frozen.changed_keys(frozen.entries_of(before, deployment.environment), after.values))
         steps.note(step, f"From here on with values that changed since: {keys}. Earlier steps keep theirs.", now, level="warning")
 
 

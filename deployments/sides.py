@@ -80,7 +80,8 @@ def _release_side(release: Release, environment: Environment) -> Side:
     if last is None or kept is None:
         return side
     note = f"Release {release.number} is shown with the values and preferences that deployment {last.pk} froze."
-    return replace(side, values=frozen.compared(kept.values), preferences=kept.preferences, notes=[note, *_omissions(release)])
+    values = frozen.compared(frozen.entries_of(kept, environment))
+    return replace(side, values=values, preferences=kept.preferences, notes=[note, *_omissions(release)])
 
 
 def last_run(environment: Environment) -> Deployment | None:
@@ -101,7 +102,7 @@ def running_side(environment: Environment) -> Side:
         f"what runs on {environment.name} (release {last.release.number}, deployment {last.pk})",
         last.release.content,
         plan=[plans.line_of(plans.written(step)) for step in _whole(last).steps.all()],
-        values=frozen.compared(kept.values) if kept else None,
+        values=frozen.compared(frozen.entries_of(kept, environment)) if kept else None,
         preferences=kept.preferences if kept else None,
         uses=frozen.keys_used(last.release, environment),
         notes=[*_unsettled(environment, last), *_others(environment, last.release)],

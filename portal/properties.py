@@ -4,7 +4,7 @@ What a runtime gets of them: portal/property_values.py. Who names a key: portal/
 """
 
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,10 @@ from portal.placeholders import only_placeholder
 
 FEW_KEYS = 5  # so many are looked up one by one
 MANY_KEYS = 500  # databases limit the parameters of one query: above, rows are read without naming their keys
+
+# Called with environments and keys that are secret there from now on, within the act's transaction: whoever wrote their values down while
+# they were readable hides them (deployments.frozen; docs/architecture.md, layer rule 5).
+on_secret: list[Callable[[Collection[int], Collection[str]], None]] = []
 
 
 # ------------------------------------------------------------------------------------------------------- what a value has to be
@@ -141,6 +145,8 @@ def declare_type(project: Project, key: str, kind: str, *, by: Any) -> PropertyT
                 by=by,
                 cause="made secret",
             )
+        if kind == PropertyKind.SECRET:  # also where its value was deleted while it was readable
+            _tell_no_longer(project.environments.values_list("pk", flat=True), [key])
     return made
 
 
@@ -165,7 +171,11 @@ def _quoted(row: Property) -> str:
 
 @dataclass(frozen=True)
 class Edit:
-    """A wish for one value. `value` None deletes it; `secret` None keeps what the property says (a new one: what the key is elsewhere)."""
+    """A wish for one value. `value` None deletes it; `secret` None keeps what the property says (a new one: what the key is elsewhere).
+
+    `secret` False makes readable what is a secret, with a value typed anew. Of a new value it says nothing (a box that nobody touched):
+    what is secret in one place of the project does not become readable in another by leaving something out.
+    """
 
     environment: Environment
     key: str
@@ -345,7 +355,7 @@ def _change(item: Planned, *, act: uuid.UUID, cause: str, at: Any, by: Any) -> P
 
 
 def _forget_former_secrets(changes: Sequence[Planned]) -> None:
-    """Only the last change of a key can be undone, so older secrets go; and what a key said before it became secret is no longer told."""
+    """Only the last change of a key can be undone, so older secrets go; and what a key said before it became secret is told no longer."""
     keys = {item.edit.key for item in changes if item.secret or (item.before and item.before.secret)}
     if not keys:
         return
@@ -353,10 +363,22 @@ def _forget_former_secrets(changes: Sequence[Planned]) -> None:
     former = PropertyChange.objects.filter(environment__in=environments)
     for some in _portions(sorted(keys)):
         former.filter(key__in=some).exclude(sealed_before="").update(sealed_before="")
-    turned = {item.edit.key for item in changes if item.secret and item.before and not item.before.secret}
-    for some in _portions(sorted(turned)):
+    turned: dict[int, set[str]] = {}
+    for item in changes:
+        if item.value is not None and item.secret and not (item.before and item.before.secret):
+            turned.setdefault(item.edit.environment.pk, set()).add(item.edit.key)
+    for environment, some_keys in turned.items():
+        _tell_no_longer([environment], some_keys)
+
+
+def _tell_no_longer(environments: Collection[int], keys: Collection[str]) -> None:
+    """What these keys said while they were readable is not told any more: not in the history, nor by who else wrote it down."""
+    former = PropertyChange.objects.filter(environment__in=environments)
+    for some in _portions(sorted(keys)):
         former.filter(key__in=some, before__isnull=False).update(before="", secret_before=True)
         former.filter(key__in=some, after__isnull=False).update(after="", secret_after=True)
+    for hide in on_secret:
+        hide(environments, keys)
 
 
 def _portions(keys: list[str]) -> Iterator[list[str]]:
@@ -415,11 +437,20 @@ def undo_last(environment: Environment, *, by: Any, act: uuid.UUID | None = None
 
 
 def _becomes_secret(edit: Edit, before: Property | None, expected: Expectation, secret_keys: set[str]) -> bool:
-    if expected.kind == PropertyKind.SECRET:
+    """The one rule of whether a value is a secret (Edit.secret)."""
+    if expected.kind == PropertyKind.SECRET or edit.secret:
         return True
-    if edit.secret is not None:
-        return edit.secret
-    return before.secret if before else edit.key in secret_keys
+    if before is None:
+        return edit.key in secret_keys
+    return before.secret and edit.secret is None
+
+
+def secret_keys(project: int, environment: int | None = None) -> set[str]:
+    """Keys that are secret in a project, or in one environment of it: declared so, or with a value that is one. One query."""
+    rows = Property.objects.filter(environment__project=project, secret=True)
+    rows = rows if environment is None else rows.filter(environment=environment)
+    declared = PropertyType.objects.filter(project=project, kind=PropertyKind.SECRET).order_by()
+    return set(rows.order_by().values_list("key", flat=True).union(declared.values_list("key", flat=True)))
 
 
 def _checked_key(key: str) -> str:

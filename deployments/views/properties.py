@@ -62,6 +62,8 @@ def property_edit(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     value = None if request.GET.get("add") else _stored(environment, initial["key"], scope)
     if value:
         initial |= {"value": "" if value.secret else value.value, "secret": value.secret}
+    else:  # the box says what the value will be: a secret, as the key is elsewhere
+        initial["secret"] = initial["key"] in properties.secret_keys(environment.project_id)
     form = PropertyForm(environment=environment, initial=initial | {"add": value is None})
     return _show_form(request, environment, form, value)
 
@@ -80,12 +82,14 @@ def _save(request: UserRequest, environment: Environment) -> HttpResponse:
             if value is None and _stored(environment, key, form.cleaned_data["scope"]):
                 raise Invalid(f"{key} has a value for this scope already ({scope}): edit that one, or pick another scope.", field="scope")
             new, secret = form.cleaned_data["value"], form.cleaned_data["secret"]
-            properties.set_value(environment, key, new, machine=machine, connector=connector, secret=secret, by=request.user)
+            kept = properties.set_value(environment, key, new, machine=machine, connector=connector, secret=secret, by=request.user)
         except NotAllowed as refusal:
             show_refusal(form, refusal)
         else:
-            return _saved(request, environment, key, f"{key} is saved ({scope}).", form.cleaned_data["next"])
-    form.forget_secret(value)
+            said = f"{key} is saved ({scope}){', as a secret' if kept.secret and not secret else ''}."
+            return _saved(request, environment, key, said, form.cleaned_data["next"])
+    key = form.cleaned_data.get("key", request.POST.get("key", ""))
+    form.forget_secret(known=bool(value and value.secret) or key in properties.secret_keys(environment.project_id))
     return _show_form(request, environment, form, value)
 
 

@@ -7,9 +7,9 @@ from django.contrib.auth.models import User
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
-from deployments import comparison, frozen, plans, releases, rollout, sides
+from deployments import approvals, comparison, frozen, plans, releases, rollout, sides
 from deployments.comparison import Line, Side, Value
-from deployments.models import Release, RunStatus, StepKind
+from deployments.models import ApprovalRequest, EnvironmentRules, FrozenValues, Release, RunStatus, StepKind
 from portal import properties
 from portal.models import Environment, Flow, Group
 from runtimes.models import Runtime
@@ -197,6 +197,61 @@ def test_a_frozen_secret_cannot_be_read_and_one_that_changed_stops_the_deploymen
     assert engine.run(deployment).status == RunStatus.SUCCEEDED
     assert "values that changed since: queues.url" in " ".join(line.text for line in deployment.log.all())
     assert [row.number for row in deployment.frozen.all()] == [2, 1]
+
+
+def test_what_becomes_a_secret_is_told_nowhere_any_more(
+    client: Client, active: Release, flow: Flow, engine: Engine, filled: Environment, developer: User, viewer: User, admin: User
+) -> None:
+    approvals.request(active, _asking_for_approval(filled), by=developer, now=engine.now)
+    EnvironmentRules.objects.update(approvals=0)
+    engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
+    properties.set_value(filled, "queues.url", "redis://:tr0ub4dor@127.0.0.1:7000/0", by=developer)
+    save_version(flow, 1)
+    later = releases.build(active.project, name="Later", by=developer)
+    releases.activate(later, filled, by=developer, now=engine.now)
+    deployment = rollout.prepare(later, on=filled, by=developer, now=engine.now)
+    engine.run(deployment, until=2)
+    asked = approvals.request(later, _asking_for_approval(filled), by=developer, now=engine.now)
+    properties.declare_type(filled.project, "queues.url", "secret", by=developer)  # in the middle of the deployment
+
+    kept = "".join(str(row.values) for row in [*FrozenValues.objects.all(), *ApprovalRequest.objects.all()])
+    assert "tr0ub4dor" not in kept and "redis://" not in kept
+    asked.refresh_from_db()
+    assert approvals.state(later, filled, now=engine.now).requested, "the value is the same: nothing to approve anew"
+    EnvironmentRules.objects.update(approvals=0)
+    assert engine.run(deployment).status == RunStatus.SUCCEEDED
+    bundles = [row.desired_bundle for row in Runtime.objects.filter(environment=filled).select_related("desired_bundle")]
+    assert all(b"tr0ub4dor" in bundle.content.split(b'"secrets"')[1] for bundle in bundles if bundle), "its runtime masks it"
+    client.force_login(viewer)
+    for address in (f"{PAGE}?from=1&to=2&environment=test", f"/api/v1/releases/{later.pk}/compare/?with={active.pk}&environment=test"):
+        answer = client.get(address).content.decode()
+        assert "Secret queues.url (global) changed; its value is never shown." in answer and "redis://" not in answer, address
+
+
+def test_values_frozen_in_the_instant_a_key_becomes_secret_are_told_as_a_secret(
+    active: Release, engine: Engine, filled: Environment, developer: User
+) -> None:
+    deployment = rollout.prepare(active, on=filled, by=developer, now=engine.now)
+    before = frozen.of(deployment)
+    assert before is not None
+    readable, digest = before.values, before.digest
+    properties.set_value(filled, "queues.url", "redis://127.0.0.1:7000/0", secret=True, by=developer)
+    deployment.frozen.update(values=readable, digest=digest)  # as a transaction writes it that read the values before
+    (row,) = [row for row in frozen.values_of(deployment) if row.key == "queues.url"]
+    assert row.secret
+    kept = frozen.of(deployment)
+    assert kept is not None and "redis://" not in str(frozen.entries_of(kept, filled))
+
+
+def test_a_key_is_secret_in_an_environment_when_one_of_its_values_is(release: Release, filled: Environment, developer: User) -> None:
+    properties.set_value(filled, "queues.url", "redis://:tr0ub4dor@127.0.0.1:7000/0", machine="external01", secret=True, by=developer)
+    entries = [entry for entry in frozen.present(release, filled) if entry["key"] == "queues.url"]
+    assert [(entry["secret"], entry["value"]) for entry in entries] == [(True, None), (True, None)]
+
+
+def _asking_for_approval(environment: Environment) -> Environment:
+    EnvironmentRules.objects.update_or_create(environment=environment, defaults={"approvals": 1})
+    return environment
 
 
 def test_equal_values_have_an_equal_digest_whatever_their_order(release: Release, filled: Environment, developer: User) -> None:

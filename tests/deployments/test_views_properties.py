@@ -203,3 +203,31 @@ def test_a_long_list_needs_no_more_queries_than_a_short_one(
         html = client.get(PAGE).content.decode()
     assert html.count("<tbody") == 100
     assert "Page 1 of 101" in html
+
+
+def test_a_value_added_for_a_key_that_is_secret_elsewhere_is_a_secret_though_nobody_touched_the_box(
+    client: Client, developer: User, viewer: User, acceptance: Environment, test_environment: Environment
+) -> None:
+    properties.set_value(acceptance, "erp.token", "hunter2", secret=True, by=developer)
+    client.force_login(developer)
+    form = client.get(f"{PAGE}edit/", {"key": "erp.token", "add": "1"}).context["form"]
+    assert form.initial["secret"] is True, "the box says what will be kept"
+    refused = save(client, "erp.token", "tr0ub4dor", scope="nowhere|")
+    assert "tr0ub4dor" not in refused.content.decode()
+    said = client.post(f"{PAGE}edit/", {"key": "erp.token", "scope": "|", "value": "tr0ub4dor", "add": "True"}, follow=True)
+    assert "erp.token is saved (global), as a secret." in said.content.decode()
+    assert Property.objects.get(environment=test_environment).secret
+    client.force_login(viewer)
+    for address in (f"{PAGE}?q=erp.token", f"{PAGE}export/", "/api/v1/properties/?environment=test", "/api/v1/projects/webshop/export/"):
+        answer = client.get(address)
+        assert answer.status_code == 200 and "tr0ub4dor" not in answer.content.decode(), address
+
+
+def test_the_admin_site_adds_a_secret_where_the_key_is_one_elsewhere(
+    client: Client, admin: User, acceptance: Environment, test_environment: Environment
+) -> None:
+    properties.set_value(acceptance, "erp.token", "hunter2", secret=True, by=admin)
+    client.force_login(admin)
+    given = {"environment": test_environment.pk, "key": "erp.token", "machine": "", "connector": "", "value": "tr0ub4dor"}
+    client.post("/admin/portal/property/add/", given)
+    assert Property.objects.get(environment=test_environment).secret

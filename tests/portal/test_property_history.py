@@ -90,6 +90,10 @@ def test_an_undo_is_refused_when_something_else_came_between(
 def test_a_key_that_is_secret_elsewhere_is_secret_here(test_environment: Environment, acceptance: Environment, developer: User) -> None:
     properties.set_value(test_environment, "p", "hunter2", secret=True, by=developer)
     assert properties.set_value(acceptance, "p", "hunter3", by=developer).secret
+    properties.remove_value(acceptance, "p", by=developer)
+    assert properties.set_value(acceptance, "p", "hunter3", secret=False, by=developer).secret, "nobody touched the box"
+    assert not properties.set_value(acceptance, "p", "public", secret=False, by=developer).secret, "made readable on purpose, typed anew"
+    assert properties.set_value(test_environment, "p", "hunter4", by=developer).secret
 
 
 def test_an_address_that_others_must_know_is_no_secret(test_environment: Environment, developer: User) -> None:

@@ -155,6 +155,15 @@ def test_a_key_that_becomes_secret_is_sealed_with_its_history(test_environment: 
         assert "former1" not in f"{change.before}{change.after}"
 
 
+def test_a_key_that_becomes_secret_is_hidden_in_the_history_though_its_value_was_deleted(
+    test_environment: Environment, developer: User
+) -> None:
+    properties.set_value(test_environment, "erp.password", "hunter2", by=developer)
+    properties.remove_value(test_environment, "erp.password", by=developer)
+    properties.declare_type(test_environment.project, "erp.password", "secret", by=developer)
+    assert [(change.before, change.after) for change in test_environment.property_changes.all()] == [("", None), (None, "")]
+
+
 def test_a_key_becomes_secret_only_by_who_may_change_its_values_everywhere(
     test_environment: Environment, developer: User, operator: User
 ) -> None:
