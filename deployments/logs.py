@@ -4,7 +4,6 @@ Lines of steps are numbered within their deployment without a gap; lines of mach
 may be written down in any order. So a reader that goes on from its `Place` misses nothing and sees nothing twice.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -89,8 +88,7 @@ def read(deployment: Deployment, wanted: Wanted, after: Place, *, at_once: int =
     """The next lines after a place, in order of time. A fixed number of queries."""
     told = list(_told(deployment, wanted, after)[:at_once])
     heard = list(_heard(deployment, wanted, after)[:at_once]) if wanted.step is None else []
-    secrets = secrecy.pattern(deployment.environment_id)
-    lines = [_of_step(line) for line in told] + [_of_machine(line, secrets) for line in heard]
+    lines = _masked([*map(_of_step, told), *map(_of_machine, heard)], deployment, wanted)
     machines = dict(after.machines)
     for line in heard:
         machines[line.machine_id] = max(line.pk, machines.get(line.machine_id, 0))
@@ -109,6 +107,14 @@ def whole(deployment: Deployment, wanted: Wanted) -> Iterator[str]:
         if piece.complete:
             return
         place = piece.place
+
+
+def _masked(lines: list[Line], deployment: Deployment, wanted: Wanted) -> list[Line]:
+    """As they may be shown: also without what became a secret since they were written down. A search finds only what is shown, or it would
+    tell a secret letter by letter."""
+    secrets = secrecy.pattern(deployment.environment_id)
+    shown = lines if secrets is None else [replace(line, text=secrecy.masked(line.text, secrets)) for line in lines]
+    return [line for line in shown if wanted.search.lower() in line.text.lower()] if secrets and wanted.search else shown
 
 
 def may_say_more(deployment: Deployment) -> bool:
@@ -149,7 +155,7 @@ def _of_step(line: StepLog) -> Line:
     return Line(line.at, line.level, line.machine, line.text, line.step.number, line.attempt, line.number)
 
 
-def _of_machine(line: RuntimeLog, secrets: re.Pattern[str] | None) -> Line:
+def _of_machine(line: RuntimeLog) -> Line:
     """A runtime's key tells its machine; "router" and "agent" do not."""
     own = line.source.startswith(f"{line.machine.name}.")
-    return Line(line.at, line.level, line.source if own else f"{line.source} on {line.machine.name}", secrecy.masked(line.text, secrets))
+    return Line(line.at, line.level, line.source if own else f"{line.source} on {line.machine.name}", line.text)

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 
 from portal import properties
 from portal.admin_site import ModelAdmin, ModelForm, ReadOnly, TabularInline
-from portal.errors import Invalid
+from portal.errors import Invalid, NotAllowed
 from portal.models import (
     Connector,
     DesignedMachine,
@@ -61,7 +61,10 @@ class PropertyForm(ModelForm):
             if "secret" in data and not data["secret"] and not data.get("value"):
                 self.add_error("secret", "A kept secret cannot be made readable: fill in a new value to make it an ordinary property.")
             if not self.errors and not data.get("value"):
-                data["value"] = kept.reveal()
+                try:
+                    data["value"] = kept.reveal()
+                except NotAllowed as refusal:
+                    self.add_error("value", refusal.sentence)
         whole = {name: data.get(name, getattr(self.instance, name, "")) for name in ("key", "machine", "connector", "value")}
         environment = data.get("environment") or (kept.environment if kept else None)
         if environment and whole["key"] and not self.errors:

@@ -405,7 +405,7 @@ class Property(models.Model):
 
     def reveal(self) -> str:
         """What a machine gets: the only way to a secret. Raises vault.Unreadable when its key is gone."""
-        return vault.unseal(self.sealed) if self.secret and self.sealed else self.value
+        return vault.unseal(self.sealed, named=f"The secret {self}") if self.secret and self.sealed else self.value
 
 
 class PropertyChange(models.Model):

@@ -109,12 +109,12 @@ def expectation(key: str, known: Mapping[str, Expectation]) -> Expectation:
 def declare_type(project: Project, key: str, kind: str, *, by: Any) -> PropertyType | None:
     """Say what every value of a key has to be; an empty kind takes the declaration back (the type is guessed again).
 
-    Type "secret" seals the present values, so it takes the right to change them. A secret stays one when its type changes: set it anew to
-    make it readable.
+    Type "secret" seals the present values, so it takes the right to change them; so does a type that present secrets are judged by, for the
+    answer tells something of them. A secret stays one when its type changes: set it anew to make it readable.
 
     Raises:
         Invalid: the key's type is fixed, or present values are not of the new type (one reason each).
-        NotAllowed: values that would be sealed stand in an environment that the person may not change.
+        NotAllowed: values that would be sealed, or secrets that would be judged, stand in an environment that the person may not change.
     """
     key = _checked_key(key)
     if fixed := failover_expectation(key):
@@ -126,7 +126,9 @@ def declare_type(project: Project, key: str, kind: str, *, by: Any) -> PropertyT
             PropertyType.objects.filter(project=project, key=key).delete()
             return None
         rows = list(Property.objects.filter(environment__project=project, key=key).select_related("environment__project"))
-        faults = [(row, fault) for row in rows if (fault := property_types.fault(kind, row.reveal()))]
+        judged = [row for row in rows if row.secret] if property_types.is_checked(kind) else []
+        _refuse_without_right(key, judged, by, "a secret", "which this type would be held against")
+        faults = [(row, fault) for row in rows if (fault := _fault(kind, row))]
         if faults:
             reasons = [f"{row.environment.name}, {row.scope}: {_quoted(row)} {fault}." for row, fault in faults]
             label = PropertyKind(kind).label
@@ -137,7 +139,7 @@ def declare_type(project: Project, key: str, kind: str, *, by: Any) -> PropertyT
                 reasons=reasons,
             )
         plain = [row for row in rows if not row.secret] if kind == PropertyKind.SECRET else []
-        _refuse_to_rewrite(key, {row.environment.pk: row.environment for row in plain}.values(), by)
+        _refuse_without_right(key, plain, by, "a readable value", "which becoming a secret would change")
         made, _ = PropertyType.objects.update_or_create(project=project, key=key, defaults={"kind": kind, "updated_by": by})
         if plain:
             _apply(
@@ -150,16 +152,23 @@ def declare_type(project: Project, key: str, kind: str, *, by: Any) -> PropertyT
     return made
 
 
-def _refuse_to_rewrite(key: str, environments: Iterable[Environment], by: Any) -> None:
-    """Declaring a type is a developer's; what it rewrites, who may change the values there."""
-    for environment in environments:
+def _refuse_without_right(key: str, rows: Iterable[Property], by: Any, what: str, why: str) -> None:
+    """Declaring a type is a developer's; what it does to these values, who may change them."""
+    for environment in {row.environment.pk: row.environment for row in rows}.values():
         role = role_to_deploy(environment)
         if not may(by, environment.project.team_id, role):
             raise NotAllowed(
-                f"{key} has a readable value on {environment.name}, which becoming a secret would change: that needs the role "
-                f"{role.label.lower()}. Ask one of them to declare it.",
+                f"{key} has {what} on {environment.name}, {why}: that needs the role {role.label.lower()}. Ask one of them to declare it.",
                 field="kind",
             )
+
+
+def _fault(kind: str, row: Property) -> str:
+    """As property_types.fault, of a value that is there. What nobody can read has none."""
+    try:
+        return property_types.fault(kind, row.reveal(), hidden=row.secret)
+    except vault.Unreadable:
+        return ""
 
 
 def _quoted(row: Property) -> str:
@@ -350,8 +359,16 @@ def _change(item: Planned, *, act: uuid.UUID, cause: str, at: Any, by: Any) -> P
         after=None if item.value is None else "" if item.secret else item.value,
         secret_before=hidden,
         secret_after=item.secret and item.value is not None,
-        sealed_before=vault.seal(before.reveal()) if before is not None and hidden else "",
+        sealed_before=_sealed_for_undo(before) if before is not None and hidden else "",
     )
+
+
+def _sealed_for_undo(before: Property) -> str:
+    """Under the sealing key of now. Empty for a secret whose key is lost: setting it anew, or deleting it, is the remedy."""
+    try:
+        return vault.seal(before.reveal())
+    except vault.Unreadable:
+        return ""
 
 
 def _forget_former_secrets(changes: Sequence[Planned]) -> None:

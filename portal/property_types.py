@@ -33,7 +33,7 @@ REMEDIES = {
 
 
 def checked(kind: str, value: str, *, key: str, hidden: bool = False) -> str:
-    """The value as it is kept: typed ones without blanks around them. A `hidden` value is not repeated in a refusal.
+    """The value as it is kept: typed ones without blanks around them. Nothing of a `hidden` value is repeated in a refusal.
 
     Raises:
         Invalid: field "value", naming what is wrong with it and the remedy.
@@ -43,18 +43,23 @@ def checked(kind: str, value: str, *, key: str, hidden: bool = False) -> str:
     if kind not in _CHECKS:
         return value
     value = value.strip()
-    trouble = "is empty" if not value else _CHECKS[kind](value)
-    if trouble:
+    if trouble := fault(kind, value, hidden=hidden):
         said = "The value" if hidden else f'"{value}"' if value else "The value"
         raise Invalid(f"{said} {trouble}: {REMEDIES[PropertyKind(kind)]} for {key}.", field="value")
     return value
 
 
-def fault(kind: str, value: str) -> str:
-    """What is wrong with the value, as "is no port"; empty when it is right."""
+def fault(kind: str, value: str, *, hidden: bool = False) -> str:
+    """What is wrong with the value, as "is no port"; empty when it is right. Of a `hidden` one only that it is: a reason may quote it."""
     if kind not in _CHECKS:
         return ""
-    return _CHECKS[kind](value.strip()) if value.strip() else "is empty"
+    found = _CHECKS[kind](value.strip()) if value.strip() else "is empty"
+    return f"is not of type {PropertyKind(kind).label}" if found and hidden else found
+
+
+def is_checked(kind: str) -> bool:
+    """Are there values that are not of this type?"""
+    return kind in _CHECKS
 
 
 def _number(value: str) -> str:

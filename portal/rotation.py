@@ -12,6 +12,7 @@ from django.db import connection
 
 from portal import vault
 from portal.errors import NotAllowed
+from portal.models import Property
 
 ROWS = 200
 
@@ -25,8 +26,16 @@ def sealed_columns() -> Iterator[tuple[str, str, str]]:
 
 
 def under_former_keys() -> int:
-    """How many sealed values are not under the first key. Raises vault.Unreadable for one that no key opens."""
-    return sum(vault.reseal(_bytes(token)) is not None for table, pk, column in sealed_columns() for _, token in _rows(table, pk, column))
+    """How many sealed values are under a key that is not the first. One that no key opens is under none."""
+    return sum(bool(_fresh(token)) for table, pk, column in sealed_columns() for _, token in _rows(table, pk, column))
+
+
+def _fresh(token: Any) -> bytes | None:
+    """The token under the first key; None when it is so already, empty when no key opens it."""
+    try:
+        return vault.reseal(_bytes(token))
+    except vault.Unreadable:
+        return b""
 
 
 def begin() -> str:
@@ -42,17 +51,29 @@ def begin() -> str:
 
 def rotate(said: Callable[[str], None]) -> int:
     """Seal everything anew under the first key; returns how many values were. A value that changes meanwhile is left to its writer, who
-    uses the first key too."""
+    uses the first key too; one that no key opens is told, and stays as it is."""
     done = 0
     for table, pk, column in sealed_columns():
-        count = 0
+        count = lost = 0
         for row, token in _rows(table, pk, column):
-            if (fresh := vault.reseal(_bytes(token))) is not None:
+            fresh = _fresh(token)
+            if fresh:
                 count += _replace(table, pk, column, row, token, fresh)
+            lost += fresh == b""
         if count:
             said(f"{table}.{column}: {count} sealed anew.")
+        if lost:
+            said(f"{table}.{column}: {lost} cannot be read, their key is missing. They stay as they are.")
         done += count
+    for name in unreadable():
+        said(f"{name} cannot be read: put its key back, or set it anew.")
     return done
+
+
+def unreadable() -> list[str]:
+    """Secret properties that no key opens, with their environments."""
+    rows = Property.objects.filter(secret=True).select_related("environment__project")
+    return [f"{row} on {row.environment}" for row in rows if _fresh(row.sealed) == b""]
 
 
 def forget_former() -> int:

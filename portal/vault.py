@@ -48,9 +48,9 @@ def seal(text: str) -> str:
     return _cipher().encrypt(text.encode()).decode()
 
 
-def unseal(token: str) -> str:
-    """Raises Unreadable when it was sealed under a key that is no longer among the property keys."""
-    return _open(token.encode()).decode()
+def unseal(token: str, *, named: str = "A secret") -> str:
+    """Raises Unreadable, naming it, when it was sealed under a key that is no longer among the property keys."""
+    return _open(token.encode(), named=named).decode()
 
 
 def seal_for(purpose: str, text: str) -> str:
@@ -87,12 +87,12 @@ def reseal(token: bytes) -> bytes | None:
     return None
 
 
-def _open(token: bytes) -> bytes:
+def _open(token: bytes, *, named: str = "A secret") -> bytes:
     try:
         return _cipher().decrypt(token)
     except InvalidToken:
         raise Unreadable(
-            "A secret cannot be read: it was sealed under a key that is missing from BATON_PROPERTY_KEYS or the file property-keys. "
+            f"{named} cannot be read: it was sealed under a key that is missing from BATON_PROPERTY_KEYS or the file property-keys. "
             "Put that key back (after the first one), or set the secret anew."
         ) from None
 

@@ -7,6 +7,7 @@ from django.http import HttpRequest
 
 from portal.admin_site import ReadOnly, TabularInline
 from portal.templatetags.baton import epoch as shown_epoch
+from runtimes import secrecy
 from runtimes.models import (
     Alarm,
     Bundle,
@@ -124,11 +125,18 @@ class AlarmAdmin(ReadOnly):
 
 @admin.register(RuntimeLog)
 class RuntimeLogAdmin(ReadOnly):
-    list_display = ("at", "machine", "source", "level", "text")
+    list_display = ("at", "machine", "source", "level", "shown")
     list_filter = ("level", "machine__environment__kind", "machine__environment__project")
-    search_fields = ("source", "text")
+    search_fields = ("source",)
     list_select_related = ("machine",)
     show_full_result_count = False
+    exclude = ("text",)
+    readonly_fields = ("shown",)
+
+    @admin.display(description="text")
+    def shown(self, row: RuntimeLog) -> str:
+        """Also without what became a secret since it was written down."""
+        return secrecy.masked(row.text, secrecy.pattern(row.machine.environment_id))
 
 
 @admin.register(JoinToken)

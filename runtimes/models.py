@@ -598,4 +598,4 @@ class RuntimeLog(models.Model):
         indexes: ClassVar = [models.Index(fields=["machine", "source", "id"], name="log_by_machine_and_source")]
 
     def __str__(self) -> str:
-        return self.text
+        return f"{self.source}, {self.at:%Y-%m-%d %H:%M:%S}"  # never the text: it is shown masked only

@@ -380,13 +380,14 @@ def _store_logs(machine: Machine, runtimes: dict[str, Runtime], lines: list[prot
     kept = [line for line in lines[-LOG_LINES_PER_REPORT:] if line.runtime in sources]
     if not kept:
         return
+    hidden = secrecy.pattern(machine.environment_id)
     RuntimeLog.objects.bulk_create(
         RuntimeLog(
             machine=machine,
             source=line.runtime,
             at=clock.moment(line.at),
             level=line.level,
-            text=line.text.replace("\x00", "\N{REPLACEMENT CHARACTER}")[:LOG_TEXT_LENGTH],
+            text=secrecy.masked(line.text, hidden).replace("\x00", "\N{REPLACEMENT CHARACTER}")[:LOG_TEXT_LENGTH],
         )
         for line in kept
     )

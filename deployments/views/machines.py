@@ -21,7 +21,7 @@ from portal.access import get_environment, may
 from portal.errors import Invalid, NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Property, Role
-from runtimes import boards, clocks, failover, fleet, membership, protocol, reach
+from runtimes import boards, clocks, failover, fleet, membership, protocol, reach, secrecy
 from runtimes.forms import ConfirmForm, PreferenceForm
 from runtimes.models import LeadershipChange, Machine, Router, Runtime, RuntimeLog
 
@@ -149,8 +149,11 @@ def log_tab(request: UserRequest, box: MachineBox) -> dict[str, Any]:
     if source:
         lines = lines.filter(source=source)
     sources = [runtime.runtime.key for runtime in box.runtimes]
+    shown, hidden = list(lines[:LOG_LINES_SHOWN]), secrecy.pattern(box.machine.environment_id)
+    for line in shown:  # of what became a secret since it was written down
+        line.text = secrecy.masked(line.text, hidden)
     return {
-        "lines": lines[:LOG_LINES_SHOWN],
+        "lines": shown,
         "lines_shown": LOG_LINES_SHOWN,
         "levels": LEVELS,
         "sources": [*sources, "router", "agent"],

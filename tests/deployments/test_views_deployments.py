@@ -11,6 +11,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from deployments import plans, releases, rollout
 from deployments.models import Deployment, Release, RunStatus, StepKind, StepLog, StepRun
+from portal import properties
 from portal.models import Environment
 from runtimes.models import FailoverGroup, GroupMember, Machine, Runtime, RuntimeLog
 
@@ -155,6 +156,30 @@ def test_the_log_holds_steps_and_runtimes_and_goes_on_from_where_it_was(client: 
     assert "The bundle is ordered." not in client.get(f"{page(deployment)}?q=folder").content.decode().split('id="log"')[1]
     assert "The folder is missing." not in client.get(f"{page(deployment)}?of=3").content.decode().split('id="log"')[1]
     assert "The bundle is ordered." in client.get(f"{page(deployment)}?of=3&machine=external01").content.decode().split('id="log"')[1]
+
+
+def test_what_became_a_secret_is_shown_in_no_log_and_found_by_no_search(
+    client: Client, viewer: User, developer: User, admin: User, deployment: Deployment
+) -> None:
+    now = timezone.now()
+    Deployment.objects.update(started_at=now - timedelta(seconds=5), status=RunStatus.RUNNING)
+    machine, third = Machine.objects.get(name="external01"), deployment.steps.get(number=3)
+    heard = RuntimeLog.objects.create(machine=machine, source="agent", at=now, level="info", text="Heard tr0ub4dor here.")
+    StepLog.objects.create(deployment=deployment, number=99, step=third, at=now, machine="external01", text="Told tr0ub4dor there.")
+    properties.set_value(deployment.environment, "late.password", "tr0ub4dor", secret=True, by=developer)
+    client.force_login(viewer)
+    addresses = [page(deployment), "/projects/webshop/test/machines/external01/?tab=log", f"{page(deployment)}?q=here"]
+    for address in addresses:
+        html = client.get(address).content.decode()
+        assert "tr0ub4dor" not in html and "Heard ••• here." in html, address
+    for tried in ("tr0", "TR0UB", "tr0ub4dor"):
+        html = client.get(f"{page(deployment)}?q={tried}").content.decode()
+        assert "Heard" not in html and "Told" not in html
+    client.force_login(admin)
+    for address in ("/admin/runtimes/runtimelog/", f"/admin/runtimes/runtimelog/{heard.pk}/change/", "/admin/runtimes/runtimelog/?q=tr0u"):
+        answer = client.get(address)
+        assert answer.status_code == 200 and "tr0ub4dor" not in answer.content.decode(), address
+    assert "Heard" not in client.get("/admin/runtimes/runtimelog/?q=tr0u").content.decode()
 
 
 @pytest.mark.parametrize(("person", "status"), [("viewer", 403), ("stranger", 404)])

@@ -218,7 +218,12 @@ def test_a_value_added_for_a_key_that_is_secret_elsewhere_is_a_secret_though_nob
     assert "erp.token is saved (global), as a secret." in said.content.decode()
     assert Property.objects.get(environment=test_environment).secret
     client.force_login(viewer)
-    for address in (f"{PAGE}?q=erp.token", f"{PAGE}export/", "/api/v1/properties/?environment=test", "/api/v1/projects/webshop/export/"):
+    for address in (
+        f"{PAGE}?q=erp.token",
+        "/projects/webshop/test/properties.csv",
+        "/api/v1/properties/?environment=test",
+        "/api/v1/projects/webshop/export/",
+    ):
         answer = client.get(address)
         assert answer.status_code == 200 and "tr0ub4dor" not in answer.content.decode(), address
 

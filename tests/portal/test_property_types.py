@@ -155,6 +155,25 @@ def test_a_key_that_becomes_secret_is_sealed_with_its_history(test_environment: 
         assert "former1" not in f"{change.before}{change.after}"
 
 
+def test_no_refusal_tells_anything_of_a_secret(test_environment: Environment, developer: User, operator: User) -> None:
+    project, words = test_environment.project, "correct horse battery staple foo"
+    production = project.environments.get(kind="production")
+    properties.set_value(production, "db.password", words, secret=True, by=operator)
+    for kind in ("cron", "number", "port", "ip", "host", "url", "file"):
+        for value in (words, "correct horse", "12"):  # right or wrong, one answer
+            properties.set_value(production, "db.password", value, by=operator)
+            with pytest.raises(NotAllowed, match=r"has a secret on Production.*held against.*needs the role operator"):
+                properties.declare_type(project, "db.password", kind, by=developer)
+    properties.set_value(production, "db.password", words, by=operator)
+    with pytest.raises(Invalid) as refusal:
+        properties.declare_type(project, "db.password", "cron", by=operator)
+    assert refusal.value.reasons == ["Production, global: the secret is not of type Cron."]
+    properties.declare_type(project, "timer", "cron", by=developer)
+    with pytest.raises(Invalid) as refusal:
+        properties.set_value(test_environment, "timer", words, secret=True, by=developer)
+    assert "correct" not in refusal.value.sentence and "five fields" in refusal.value.sentence
+
+
 def test_a_key_that_becomes_secret_is_hidden_in_the_history_though_its_value_was_deleted(
     test_environment: Environment, developer: User
 ) -> None:

@@ -15,7 +15,7 @@ from django.core.management.base import CommandError
 from django.db import IntegrityError, connection, transaction
 from django.test import Client
 
-from portal import properties, rotation, vault
+from portal import properties, property_values, rotation, vault
 from portal.errors import NotAllowed
 from portal.models import Environment, Property, PropertyChange
 
@@ -52,6 +52,32 @@ def test_a_lost_key_is_said_with_the_remedy(own_keys: Path) -> None:
     vault.keep_keys([vault.new_key()])
     with pytest.raises(vault.Unreadable, match="Put that key back"):
         vault.unseal(token)
+
+
+def test_a_secret_whose_key_is_lost_is_set_anew_or_deleted_as_the_refusal_says(
+    client: Client, admin: User, test_environment: Environment, developer: User
+) -> None:
+    for key in ("a.password", "b.password", "c.password"):
+        properties.set_value(test_environment, key, "hunter2", secret=True, by=developer)
+    vault.keep_keys([vault.new_key()])
+    with pytest.raises(vault.Unreadable, match=r"The secret a.password \(global\) cannot be read: .* or set the secret anew"):
+        Property.objects.get(key="a.password").reveal()
+    with pytest.raises(NotAllowed, match=r"c\.password"):
+        property_values.resolve({"x": "${c.password}"}, {"c.password": Property.objects.get(key="c.password")})
+    client.force_login(admin)
+    page = f"/admin/portal/property/{Property.objects.get(key='a.password').pk}/change/"
+    kept = client.post(page, {"environment": test_environment.pk, "key": "a.password", "value": "", "secret": "on"})
+    assert "set the secret anew" in kept.content.decode()
+    assert properties.set_value(test_environment, "a.password", SECRET, by=developer).reveal() == SECRET
+    with pytest.raises(NotAllowed, match=r"The former secret of a.password is no longer kept"):
+        properties.undo_last(test_environment, by=developer)
+    properties.remove_value(test_environment, "b.password", by=developer)
+    properties.declare_type(test_environment.project, "c.password", "number", by=developer)  # what nobody can read cannot be wrong
+    said: list[str] = []
+    rotation.begin()
+    assert rotation.rotate(said.append) == 1, "the others do not wait for the lost one"
+    assert any(line.startswith("c.password (global) on ") and "set it anew" in line for line in said)
+    assert rotation.forget_former() == 1
 
 
 def test_the_database_refuses_a_readable_secret(test_environment: Environment) -> None:

@@ -4,9 +4,11 @@ from threading import Barrier, Thread
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import connection
 from django.utils import timezone
 
+from portal import properties
 from runtimes import fleet, protocol, reports
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Router, Runtime, RuntimeLog
 from tests.runtimes.conftest import NOW, said, said_of
@@ -253,6 +255,16 @@ def test_logs_are_bounded_per_source(external01: Machine, erp01: Runtime, settin
     assert kept[-1].text.startswith("3-7\N{REPLACEMENT CHARACTER}y")
     assert len(kept[0].text) == reports.LOG_TEXT_LENGTH
     assert RuntimeLog.objects.filter(source="agent").count() == 3
+
+
+def test_no_secret_of_the_environment_is_written_down_though_the_machine_does_not_know_it(
+    external01: Machine, erp01: Runtime, developer: User
+) -> None:
+    properties.set_value(external01.environment, "other.password", "tr0ub4dor-and-3", secret=True, by=developer)
+    text = "x" * (reports.LOG_TEXT_LENGTH - 5) + "tr0ub4dor-and-3"
+    lines = [protocol.LogLine(runtime=source, at="", level=protocol.LogLevel.INFO, text=text) for source in ("external01.erp", "agent")]
+    fleet.record_report(external01, said(1, logs=lines), now=NOW)
+    assert [row.text[-5:] for row in RuntimeLog.objects.all()] == ["xx•••", "xx•••"]
 
 
 def test_whoever_listens_is_called_after_the_commit(
