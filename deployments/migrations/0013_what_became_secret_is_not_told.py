@@ -29,7 +29,7 @@ def hide(apps, schema_editor):
 class Migration(migrations.Migration):
 
     dependencies = [
-        ("deployments", "0011_approvals_cover_the_plan"),
+        ("deployments", "0012_leaving_out_by_schedule"),
         ("portal", "0005_one_host_where_it_is_so"),
     ]
 
