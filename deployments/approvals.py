@@ -20,9 +20,9 @@ from deployments.models import (
     RunStatus,
     StepRun,
 )
-from portal.access import role_to_deploy
+from portal.access import entitled, role_to_deploy
 from portal.errors import Busy, Invalid, NotAllowed, Stale
-from portal.models import Environment, Membership, Role
+from portal.models import Environment
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class State:
         return ""
 
 
-def counted(approvals: Sequence[tuple[int, str]], *, requester: int | None, entitled: Collection[int]) -> list[str]:
+def counted(approvals: Sequence[tuple[int, str]], *, requester: int | None, members: Collection[int]) -> list[str]:
     """Names whose approval counts: each person once, never the requester, only who may still deploy there. Pure."""
-    return list(dict.fromkeys(name for person, name in approvals if person != requester and person in entitled))
+    return list(dict.fromkeys(name for person, name in approvals if person != requester and person in members))
 
 
 def why_ended(request: ApprovalRequest, *, digest: str, changed: Sequence[str], plan: str, now: datetime) -> str:
@@ -76,9 +76,8 @@ def state(release: Release, environment: Environment, *, now: datetime, begun: b
     if ended := _ended(request, release, environment, now, begun=begun):
         return State(ended=ended)
     standing = [(row.person_id, row.person.username) for row in request.approvals.all() if row.withdrawn_at is None]
-    roles = Role.at_least(role_to_deploy(environment))
-    members = Membership.objects.filter(team=environment.project.team_id, role__in=roles)
-    names = counted(standing, requester=request.created_by_id, entitled=set(members.values_list("user_id", flat=True)))
+    members = entitled(environment.project.team_id, role=role_to_deploy(environment))
+    names = counted(standing, requester=request.created_by_id, members=set(members.values_list("user_id", flat=True)))
     return State(requested=True, requester=request.created_by.get_username() if request.created_by else "", approvers=names)
 
 

@@ -19,6 +19,7 @@ from django.db.models import F
 
 from deployments import promotion, rollback, rollout, steps
 from deployments.models import BROKEN, DONE, LIVE, Choice, Decision, Deployment, Exclusion, Release, RunStatus, StepKind, StepRun
+from portal import access
 from portal.errors import Invalid, NotAllowed
 from runtimes.models import Machine, Runtime
 
@@ -49,8 +50,9 @@ class Offer:
         return self.choice in REASONED
 
 
-def offers(deployment: Deployment, *, now: datetime) -> list[Offer]:
-    """What can be decided about a deployment that stopped at a failure; empty for any other."""
+def offers(deployment: Deployment, *, by: access.Person, now: datetime) -> list[Offer]:
+    """What this person can decide about a deployment that stopped at a failure; empty for any other. Whether he may decide at all is for
+    the gates."""
     broken = rollout.broken_steps(deployment) if deployment.status in BROKEN else []
     if not broken:
         return []
@@ -75,7 +77,7 @@ def offers(deployment: Deployment, *, now: datetime) -> list[Offer]:
     if _gated(step) == "leader":
         effect = f"{_target(step)} is touched although it leads and nobody is ready to take over: the data waits until it runs again."
         found.append(Offer(Choice.OVERRIDE, effect, again, forbidden=closed))
-    found.append(Offer(Choice.SKIP, _effect_of_skipping(step), gone or unskippable(step), forbidden=closed))
+    found.append(Offer(Choice.SKIP, _effect_of_skipping(step), gone or unskippable(step, by), forbidden=closed))
     for name in _offline(deployment, broken, now):
         effect = (
             f"Skips what is left to do on {name}; leadership stays where it is, and {name} gets release {deployment.release.number} by "
@@ -102,8 +104,11 @@ def _gated(step: StepRun) -> str:
     return "last" if "last" in rules else "leader" if "leader" in rules else ""
 
 
-def unskippable(step: StepRun) -> str:
-    """Why a step is never skipped; empty when it may be."""
+def unskippable(step: StepRun, by: access.Person) -> str:
+    """Why a step is not skipped by this person; empty when it may be. To skip a Manual step is to say that what it asks for may stay
+    undone, which is for whoever confirms it."""
+    if step.kind == StepKind.MANUAL and (because := rollout.wrong_role(step, by)):
+        return f"{step.title} is skipped only by who may confirm it. {because}"
     if because := NEEDED_BY_SAFETY.get(StepKind(step.kind)):
         return f"{step.title} is not skipped: {because}."
     held = Runtime.objects.filter(environment=step.deployment.environment_id, machine__name=step.machine).exclude(held="")
@@ -166,7 +171,7 @@ def decide(
     if deployment.status not in BROKEN:
         raise NotAllowed(f"Deployment {deployment.pk} is {deployment.get_status_display().lower()}: there is nothing to decide.")
     seen = rollout.broken_steps(deployment)
-    offer = _offer(deployment, choice, machine, now)
+    offer = _offer(deployment, choice, machine, by, now)
     if offer.refusal:
         raise NotAllowed(offer.refusal)
     if offer.needs_reason and not reason:
@@ -193,8 +198,8 @@ def decide(
     return after
 
 
-def _offer(deployment: Deployment, choice: Choice, machine: str, now: datetime) -> Offer:
-    mine = [offer for offer in offers(deployment, now=now) if offer.choice == choice]
+def _offer(deployment: Deployment, choice: Choice, machine: str, by: AbstractBaseUser, now: datetime) -> Offer:
+    mine = [offer for offer in offers(deployment, by=by, now=now) if offer.choice == choice]
     if choice == Choice.EXCLUDE and machine:
         mine = [offer for offer in mine if offer.machine == machine]
     if mine:

@@ -537,8 +537,11 @@ class _Import:
                     self.notes.append(
                         f"Set the secret {key} ({_text(item, 'scope', 'global')}) on {environment.name}: the file cannot hold it."
                     )
+                elif not row.secret:
+                    edits.append(properties.Edit(environment, key, row.value, *scope, secret=True))
+                    lines.append(line)
                 continue
-            edits.append(properties.Edit(environment, key, _text(item, "value"), *scope, secret=False if row and row.secret else None))
+            edits.append(properties.Edit(environment, key, _text(item, "value"), *scope, readable=True))
             lines.append(line)
         edits += [properties.Edit(environment, key, None, machine, connector) for key, machine, connector in present]
         lines += [items.line] * len(present)
@@ -546,6 +549,8 @@ class _Import:
         for line, item in zip(lines, planned, strict=True):
             if item.refusal:
                 raise wrong(line, item.refusal.sentence)
+            if item.secret and item.edit.readable:
+                raise wrong(line, f"{item.edit.key} is of type secret: say “secret: true” instead of its value, and set it in the portal.")
         properties.set_values(edits, by=self.by, cause="imported with the project")
 
     def _plan(self, environment: Environment, given: Map) -> None:

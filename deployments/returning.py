@@ -13,6 +13,7 @@ from django.db import transaction
 
 from deployments import releases, rollout
 from deployments.models import BROKEN, LIVE, Choice, Decision, Deployment, Exclusion, RunStatus, StepKind, StepRun
+from portal.access import may, role_to_deploy
 from portal.errors import NotAllowed
 from runtimes.models import Machine
 
@@ -37,6 +38,9 @@ def catch_up(exclusion: Exclusion, *, now: datetime) -> str:
         return _over(exclusion, reason, now)
     if machine.is_silent(now=now):
         return _waits(exclusion, "", f"{name} is still away.")
+    if exclusion.by is None or not may(exclusion.by, environment.project.team_id, role_to_deploy(environment)):
+        number = deployment.release.number
+        return _waits(exclusion, f"{name} is back and waits: who left it out may no longer deploy here. Deploy release {number} again.")
     if deployment.status in BROKEN:
         return _waits(exclusion, f"{name} is back and waits for the decision about deployment {deployment.pk}.")
     missed = _missed(deployment, name)

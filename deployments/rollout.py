@@ -673,10 +673,16 @@ def confirmed_by(step: StepRun) -> Role:
     return Role(step.confirm_role) if step.confirm_role else access.role_to_deploy(step.deployment.environment)
 
 
-def _refuse_wrong_role(step: StepRun, by: AbstractBaseUser) -> None:
+def wrong_role(step: StepRun, by: access.Person) -> str:
+    """Why a person does not settle a Manual step, neither as done nor as not needed; empty when he may."""
     role = confirmed_by(step)
-    if not access.may(by, step.deployment.environment.project.team_id, role):
-        raise NotAllowed(f"Step {step.number} is confirmed by the role {role.label.lower()}: ask one of them.")
+    entitled = access.may(by, step.deployment.environment.project.team_id, role)
+    return "" if entitled else f"Step {step.number} is confirmed by the role {role.label.lower()}: ask one of them."
+
+
+def _refuse_wrong_role(step: StepRun, by: AbstractBaseUser) -> None:
+    if sentence := wrong_role(step, by):
+        raise NotAllowed(sentence)
 
 
 def record_answer(step_id: int, attempt: int, *, status: int | None, reason: str, now: datetime) -> None:

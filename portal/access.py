@@ -8,6 +8,7 @@ from typing import TypeVar
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.core.exceptions import PermissionDenied
 from django.db import models
+from django.db.models import QuerySet
 from django.http import Http404
 from django.shortcuts import get_object_or_404
 
@@ -17,10 +18,16 @@ Person = AbstractBaseUser | AnonymousUser
 M = TypeVar("M", bound=models.Model)
 
 
+def entitled(team: Team | int, *, role: Role = Role.VIEWER) -> QuerySet[Membership]:
+    """The members whose role in the team includes `role`: the one place that says who may do what, in person or by what he asked for before
+    (a schedule, an approval, a promise to a machine). Whose account was closed may nothing."""
+    team_id = team.pk if isinstance(team, Team) else team
+    return Membership.objects.filter(team_id=team_id, role__in=Role.at_least(role), user__is_active=True)
+
+
 def role_in(team: Team | int, person: Person) -> Role | None:
     """The person's role in the team, or None for a non-member."""
-    team_id = team.pk if isinstance(team, Team) else team
-    role = Membership.objects.filter(team_id=team_id, user_id=person.pk or 0).values_list("role", flat=True).first()
+    role = entitled(team).filter(user_id=person.pk or 0).values_list("role", flat=True).first()
     return Role(role) if role else None
 
 

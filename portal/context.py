@@ -8,8 +8,8 @@ from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
-from portal.access import role_to_deploy
-from portal.models import Environment, EnvironmentKind, Membership, Project, Role
+from portal.access import role_in, role_to_deploy
+from portal.models import Environment, EnvironmentKind, Project, Role
 
 SESSION_KEY = "environment"  # the kind a person last looked at: Deploy links of pages without an environment lead there
 
@@ -181,10 +181,7 @@ class Frame:
 
     @cached_property
     def role(self) -> Role | None:
-        if not self.project:
-            return None
-        role = Membership.objects.filter(team_id=self.project.team_id, user_id=self._person.pk or 0).values_list("role", flat=True).first()
-        return Role(role) if role else None
+        return role_in(self.project.team_id, self._person) if self.project else None
 
     def has(self, role: Role) -> bool:
         return self.role is not None and self.role in Role.at_least(role)

@@ -183,7 +183,8 @@ class Edit:
     """A wish for one value. `value` None deletes it; `secret` None keeps what the property says (a new one: what the key is elsewhere).
 
     `secret` False makes readable what is a secret, with a value typed anew. Of a new value it says nothing (a box that nobody touched):
-    what is secret in one place of the project does not become readable in another by leaving something out.
+    what is secret in one place of the project does not become readable in another by leaving something out. `readable` says it outright:
+    the value stands in a text that the whole project reads, as a project's file.
     """
 
     environment: Environment
@@ -192,6 +193,7 @@ class Edit:
     machine: str = ""
     connector: str = ""
     secret: bool | None = None
+    readable: bool = False
 
     @property
     def scope(self) -> str:
@@ -457,6 +459,8 @@ def _becomes_secret(edit: Edit, before: Property | None, expected: Expectation, 
     """The one rule of whether a value is a secret (Edit.secret)."""
     if expected.kind == PropertyKind.SECRET or edit.secret:
         return True
+    if edit.readable:
+        return False
     if before is None:
         return edit.key in secret_keys
     return before.secret and edit.secret is None

@@ -4,6 +4,7 @@ from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
+from portal import access
 from portal.errors import Invalid, NotAllowed
 from portal.models import NAME, Environment, EnvironmentKind, Membership, Project, Role, Team
 
@@ -22,7 +23,7 @@ def add_member(team: Team, *, username: str, role: str) -> Membership:
 def _keep_an_administrator(membership: Membership) -> None:
     # The team's row is locked, so that two administrators cannot remove each other in the same moment (SQLite: one writer anyway).
     Team.objects.select_for_update().get(pk=membership.team_id)
-    others = Membership.objects.filter(team_id=membership.team_id, role=Role.ADMINISTRATOR).exclude(pk=membership.pk)
+    others = access.entitled(membership.team_id, role=Role.ADMINISTRATOR).exclude(pk=membership.pk)
     if membership.role == Role.ADMINISTRATOR and not others.exists():
         raise NotAllowed(f"{membership.user} is the last administrator of {membership.team}: make somebody else one first.")
 

@@ -229,7 +229,8 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
     @action(detail=True, pagination_class=None)
     def choices(self, request: Request, pk: str) -> Response:
         """What can be decided about a deployment that stopped at a failure, and what each choice does; empty for any other."""
-        return Response(OfferSerializer(decisions.offers(self.get_object(), now=timezone.now()), many=True).data)
+        found = decisions.offers(self.get_object(), by=request.user, now=timezone.now())
+        return Response(OfferSerializer(found, many=True).data)
 
     @extend_schema(request=DecisionInput, responses={202: DeploymentSerializer})
     @action(detail=True, methods=["post"])

@@ -20,7 +20,7 @@ from deployments.models import BROKEN, DONE, LIVE, Choice, Deployment, RunStatus
 from deployments.stages import stages_of
 from deployments.views.releases import verdicts
 from portal import exports
-from portal.access import get_environment, may, require, role_to_deploy
+from portal.access import Person, get_environment, may, require, role_to_deploy
 from portal.errors import Invalid
 from portal.htmx import UserRequest, redirect, render
 from portal.models import Environment
@@ -69,7 +69,7 @@ def deployment_page(request: UserRequest, slug: str, kind: str, pk: int) -> Http
     """The whole page; its part, which asks again each second until the deployment has ended, with htmx."""
     environment = get_environment(request.user, slug, kind)
     deployment = _deployment(environment, pk)
-    context = _rights(request, environment) | _picture(deployment)
+    context = _rights(request, environment) | _picture(deployment, request.user)
     for step in context["stop"].waiting:
         step.deployment = deployment
         step.role = rollout.confirmed_by(step)
@@ -93,12 +93,12 @@ class Stop:
     cancellable: bool = False
 
 
-def _stop(deployment: Deployment, steps: list[StepRun]) -> Stop:
+def _stop(deployment: Deployment, steps: list[StepRun], person: Person) -> Stop:
     broken = next((step for step in steps if step.status in BROKEN), None) if deployment.status in BROKEN else None
     return Stop(
         broken=broken,
         superseded=rollout.superseded(deployment) if broken else "",
-        offers=decisions.offers(deployment, now=timezone.now()) if broken else (),
+        offers=decisions.offers(deployment, by=person, now=timezone.now()) if broken else (),
         waiting=[step for step in steps if step.status == RunStatus.WAITING] if deployment.status in LIVE else (),
         cancellable=deployment.status in LIVE,
     )
@@ -108,7 +108,7 @@ def _seconds(begin: datetime | None, end: datetime | None) -> float | None:
     return ((end or timezone.now()) - begin).total_seconds() if begin else None
 
 
-def _picture(deployment: Deployment) -> dict[str, Any]:
+def _picture(deployment: Deployment, person: Person) -> dict[str, Any]:
     """Header, steps and landscape in a fixed number of queries."""
     steps = list(deployment.steps.prefetch_related("attempts"))
     for step in steps:
@@ -131,7 +131,7 @@ def _picture(deployment: Deployment) -> dict[str, Any]:
         "past": Deployment.objects.filter(environment=deployment.environment, pk__gt=deployment.pk, started_at__isnull=False).exists(),
         "done": done,
         "percent": round(100 * done / len(steps)) if steps else 0,
-        "stop": _stop(deployment, steps),
+        "stop": _stop(deployment, steps, person),
         "cancel_seconds": int(rollout.CANCEL_ENDS_WITHIN.total_seconds()),
         "machines": list(machines),
         "verdicts": verdicts(deployment.environment),

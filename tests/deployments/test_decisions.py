@@ -68,7 +68,7 @@ class Upgrade:
         return decisions.decide(deployment, choice, by=self.person, now=self.engine.now, reason=reason, machine=machine)
 
     def offer(self, deployment: Deployment, choice: Choice) -> decisions.Offer | None:
-        return next((offer for offer in decisions.offers(deployment, now=self.engine.now) if offer.choice == choice), None)
+        return next((offer for offer in decisions.offers(deployment, by=self.person, now=self.engine.now) if offer.choice == choice), None)
 
 
 @pytest.fixture
@@ -697,6 +697,20 @@ def test_a_machine_that_comes_back_after_another_release_need_not_catch_up(upgra
     assert Exclusion.objects.get().ended_because.startswith("Release 2 is no longer active")
 
 
+def test_a_machine_is_not_deployed_to_in_the_name_of_somebody_who_left(upgrade: Upgrade, away: Deployment) -> None:
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    upgrade.engine.run(away, every=5)
+    upgrade.engine.machines.silent.clear()
+    upgrade.engine.pass_time(1)
+    User.objects.filter(pk=upgrade.person.pk).update(is_active=False)
+    (exclusion,) = returning.open_exclusions()
+    assert "who left it out may no longer deploy here. Deploy release 2 again." in returning.catch_up(exclusion, now=upgrade.engine.now)
+    assert Deployment.objects.count() == 2
+    User.objects.filter(pk=upgrade.person.pk).update(is_active=True)
+    (exclusion,) = returning.open_exclusions()
+    assert "brings it release 2" in returning.catch_up(exclusion, now=upgrade.engine.now)
+
+
 # ---------------------------------------------------------------------------------------------------------------- log, API
 
 
@@ -762,6 +776,25 @@ def test_a_manual_step_is_confirmed_by_the_role_it_names_also_where_that_role_ma
     assert "It is done: go on" not in html and "Confirming it needs the role developer." in html
     assert client.post(f"/api/v1/deployments/{run.pk}/steps/2/confirm/").status_code == 403
     assert client.post(f"{run.get_absolute_url()}steps/2/confirm/").status_code == 403
+
+
+def test_a_manual_step_is_skipped_only_by_who_may_confirm_it(client: Client, upgrade: Upgrade, admin: User, operator: User) -> None:
+    plan = plans.plan_of(upgrade.environment)
+    plans.add_step(plan, StepKind.MANUAL, position=1, instruction="Call the bank.", confirm_role="administrator", timeout_seconds=60)
+    run = upgrade.engine.run(upgrade.begin())
+    upgrade.engine.pass_time(61)
+    rollout.tick(run.steps.get(number=1).pk, now=upgrade.engine.now)
+    run.refresh_from_db()
+    assert run.status in BROKEN
+    for person in (upgrade.person, operator):
+        with pytest.raises(NotAllowed, match=r"skipped only by who may confirm it\. Step 1 is confirmed by the role administrator"):
+            decisions.decide(run, Choice.SKIP, by=person, now=upgrade.engine.now, reason="It takes too long.")
+    client.force_login(operator)
+    offered = {one["choice"]: one for one in client.get(f"/api/v1/deployments/{run.pk}/choices/").json()}
+    assert "only by who may confirm it" in offered["skip"]["refusal"] and not offered["retry"]["refusal"]
+    assert "only by who may confirm it" in client.get(run.get_absolute_url()).content.decode()
+    decisions.decide(run, Choice.SKIP, by=admin, now=upgrade.engine.now, reason="The bank called us.")
+    assert statuses(run)[0] == RunStatus.SKIPPED
 
 
 def test_the_engine_waits_for_a_follower_that_is_on_its_way(upgrade: Upgrade) -> None:

@@ -248,6 +248,30 @@ def test_a_type_in_a_file_seals_no_value_that_one_may_not_change(
     assert Property.objects.get(key="erp.token").secret
 
 
+def test_what_a_file_says_of_secrets_is_so_after_one_import_and_another_changes_nothing(
+    project: Project, developer: User, operator: User
+) -> None:
+    test, production = project.environments.get(kind="test"), project.environments.get(kind="production")
+    properties.set_value(test, "erp.token", "was readable", by=developer)
+    properties.set_value(production, "erp.key", "hunter3", secret=True, by=operator)
+    document = project_file.describe(project)
+    told = [item for item in document["environments"]["test"]["properties"] if item["key"] != "erp.token"]
+    document["environments"]["test"]["properties"] = [*told, {"key": "erp.token", "secret": True}, {"key": "erp.key", "value": "in git"}]
+    text = project_file.yaml_lines.dump(document)
+    assert project_file.plan(project, text, by=operator, editable=ALL).differences
+    imported(project, text, operator)
+    sealed, readable = (Property.objects.get(environment=test, key=key) for key in ("erp.token", "erp.key"))
+    assert (sealed.secret, sealed.reveal()) == (True, "was readable") and (readable.secret, readable.value) == (False, "in git")
+    again = project_file.plan(project, text, by=operator, editable=ALL)
+    assert (again.differences, again.notes) == ([], [])
+
+    document["types"]["erp.key"] = "secret"
+    text = project_file.yaml_lines.dump(document)
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if "in git" in line)
+    with pytest.raises(Invalid, match=rf"Line ({line - 1}|{line}): erp\.key is of type secret: say “secret: true” instead of its value"):
+        project_file.plan(project, text, by=operator, editable=ALL)
+
+
 def test_the_page_shows_the_plan_then_applies_it(client: Client, developer: User, viewer: User, project: Project) -> None:
     client.force_login(viewer)
     assert client.get("/projects/webshop/import/").status_code == 403

@@ -94,7 +94,7 @@ def test_what_approval_lacks(state: State, needed: int, says: str) -> None:
     ],
 )
 def test_whose_approval_counts(standing: list[tuple[int, str]], names: list[str]) -> None:
-    assert approvals.counted(standing, requester=1, entitled={1, 2, 3}) == names
+    assert approvals.counted(standing, requester=1, members={1, 2, 3}) == names
 
 
 # -------------------------------------------------------------------------------------------------------------------- order
@@ -197,6 +197,17 @@ def test_approval_cannot_be_overridden_even_by_an_administrator(release: Release
     with pytest.raises(NotAllowed, match="lacks approval on Acceptance: Request approval") as refusal:
         releases.activate(release, guarded, by=admin, now=NOW, override="I know best.")
     assert "override" not in refusal.value.sentence
+
+
+def test_the_approval_of_a_person_whose_account_was_closed_does_not_count(
+    release: Release, guarded: Environment, operator: User, anna: User, admin: User
+) -> None:
+    asked = approvals.request(release, guarded, by=operator, now=NOW)
+    for person in (anna, admin):
+        approvals.approve(asked, by=person, now=NOW)
+    assert approvals.state(release, guarded, now=NOW).approvers == ["anna", "admin"]
+    User.objects.filter(pk=anna.pk).update(is_active=False)
+    assert approvals.state(release, guarded, now=NOW).approvers == ["admin"]
 
 
 def test_changed_values_end_the_approval_and_are_named(

@@ -494,7 +494,8 @@ def test_a_manual_step_that_nobody_confirms_times_out_with_a_choice(
     assert (run.status, run.steps.get(number=2).status, run.alerting_off) == (RunStatus.TIMED_OUT, RunStatus.TIMED_OUT, False)
     with pytest.raises(NotAllowed, match="is timed out: it waits for nobody"):
         rollout.confirm(run.steps.get(number=2), by=operator, now=engine.now)
-    assert [offer.choice for offer in decisions.offers(run, now=engine.now) if not offer.refusal] == ["retry", "skip", "abort"]
+    offered = decisions.offers(run, by=operator, now=engine.now)
+    assert [offer.choice for offer in offered if not offer.refusal] == ["retry", "skip", "abort"]
     decisions.decide(run, Choice.RETRY, by=operator, now=engine.now)
     engine.run(run)
     rollout.confirm(run.steps.get(number=2), by=operator, now=engine.now)

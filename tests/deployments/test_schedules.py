@@ -1,5 +1,6 @@
 """Scheduled activations and rolling back: what a look at a due row decides, as a table; carried out once; held, expired, rescheduled."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -271,10 +272,20 @@ def test_a_rescheduled_one_is_not_carried_out_at_its_former_time(release: Releas
         schedules.reschedule(planned, due_at=now, by=developer, now=now)
 
 
-def test_whoever_lost_the_role_no_longer_deploys_by_the_clock(release: Release, filled: Environment, developer: User) -> None:
+@pytest.mark.parametrize(
+    "left",
+    [
+        pytest.param(lambda person: Membership.objects.filter(user=person).update(role=Role.VIEWER), id="another role"),
+        pytest.param(lambda person: Membership.objects.filter(user=person).delete(), id="no member any more"),
+        pytest.param(lambda person: User.objects.filter(pk=person.pk).update(is_active=False), id="the account is closed"),
+    ],
+)
+def test_whoever_lost_the_role_no_longer_deploys_by_the_clock(
+    release: Release, filled: Environment, developer: User, left: Callable[[User], object]
+) -> None:
     now = timezone.now()
     planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
-    Membership.objects.filter(user=developer).update(role=Role.VIEWER)
+    left(developer)
     assert "may no longer deploy here" in schedules.activate_due(planned.pk, now=now + timedelta(minutes=5))
 
 
