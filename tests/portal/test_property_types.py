@@ -127,14 +127,17 @@ def test_a_declared_type_is_checked_in_every_environment(test_environment: Envir
 
 
 def test_a_type_that_present_values_are_not_of_is_refused_listing_them(
-    test_environment: Environment, acceptance: Environment, erp: Connector, developer: User
+    test_environment: Environment, acceptance: Environment, erp: Connector, developer: User, operator: User
 ) -> None:
     properties.set_value(test_environment, "timer", "often", by=developer)
     properties.set_value(acceptance, "timer", "5", machine="external01", by=developer)
     properties.set_value(acceptance, "timer", "hunter2", secret=True, by=developer)
     with pytest.raises(Invalid) as refusal:
-        properties.declare_type(test_environment.project, "timer", "number", by=developer)
-    assert refusal.value.reasons == ['Test, global: "often" is no whole number.', "Acceptance, global: the secret is no whole number."]
+        properties.declare_type(test_environment.project, "timer", "number", by=operator)
+    assert refusal.value.reasons == [
+        'Test, global: "often" is no whole number.',
+        "Acceptance, global: the secret is not of type Whole number.",
+    ]
     assert "hunter2" not in refusal.value.sentence
     assert not PropertyType.objects.exists()
 
