@@ -107,8 +107,8 @@ def _gated(step: StepRun) -> str:
 def unskippable(step: StepRun, by: access.Person) -> str:
     """Why a step is not skipped by this person; empty when it may be. To skip a Manual step is to say that what it asks for may stay
     undone, which is for whoever confirms it."""
-    if step.kind == StepKind.MANUAL and (because := rollout.wrong_role(step, by)):
-        return f"{step.title} is skipped only by who may confirm it. {because}"
+    if step.kind == StepKind.MANUAL and (whose := rollout.wrong_role(step, by)):
+        return f"{step.title} is skipped only by who may confirm it. {whose}"
     if because := NEEDED_BY_SAFETY.get(StepKind(step.kind)):
         return f"{step.title} is not skipped: {because}."
     held = Runtime.objects.filter(environment=step.deployment.environment_id, machine__name=step.machine).exclude(held="")
