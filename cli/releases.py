@@ -127,7 +127,7 @@ def preview(
     chosen = given.release(ask, slug, release)
     found = ask.get(f"releases/{chosen['id']}/preview/", environment=kind, leaving_out=",".join(leave_out or []))
     show.answer(found, json, _foreseen)
-    if found["obstacles"]:
+    if found["obstacles"] or found["rules"] or found["missing"] or any(step["outcome"] == "fails" for step in found["steps"]):
         raise typer.Exit(1)
 
 
@@ -149,7 +149,18 @@ def _foreseen(found: dict[str, Any]) -> None:
     for sentence in found["obstacles"]:
         if sentence not in found["missing"]:  # said already
             show.warn(f"forbids it: {sentence}")
-    show.note(f"About {show.seconds(found['seconds'])}." if found["seconds"] is not None else "How long it takes is not known yet.")
+    for sentence in found["rules"]:
+        show.warn(f"forbids it: {sentence}")
+    show.note(_how_long(found))
+
+
+def _how_long(found: dict[str, Any]) -> str:
+    if found["seconds"] is None:
+        return "How long it takes is not known yet."
+    untimed = found["untimed"]
+    if untimed:
+        return f"More than {show.seconds(found['seconds'])}: {untimed} step{'s have' if untimed > 1 else ' has'} never ended well here."
+    return f"About {show.seconds(found['seconds'])}."
 
 
 @app.command()

@@ -123,12 +123,17 @@ class Preview:
     missing: Sequence[Missing]
     gaps: Sequence[str]
     leaders: Mapping[str, str | None]  # before the first step
-    seconds: float | None  # of the whole, lanes side by side; None: no history
+    seconds: float | None  # of the steps whose time is known, lanes side by side; None: of none that runs
     rules: Sequence[str] = ()  # what the environment's rules forbid now
 
     @property
     def stages(self) -> list[Stage[Foreseen]]:
         return stages_of(self.steps)
+
+    @property
+    def untimed(self) -> int:
+        """Steps that run and have never ended well here: `seconds` does not count them."""
+        return sum(step.outcome == "runs" and step.seconds is None for step in self.steps)
 
     @property
     def stops_at(self) -> "Foreseen | None":
@@ -416,9 +421,9 @@ def preview(release: Release, environment: Environment, *, now: datetime, leavin
 
 
 def _whole(found: Sequence[Foreseen]) -> float | None:
-    """Stages one after another, of each the longest lane; what waits for a person is not counted."""
-    timed = [step for step in found if step.seconds is not None]
-    if not timed:
+    """Stages one after another, of each the longest lane; what waits for a person, or has no history, is not counted."""
+    running = [step for step in found if step.outcome == "runs"]
+    if running and all(step.seconds is None for step in running):
         return None
     return sum(max(sum(step.seconds or 0.0 for step in lane.steps) for lane in stage.lanes) for stage in stages_of(found))
 

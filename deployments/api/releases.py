@@ -149,7 +149,8 @@ class PreviewSerializer(serializers.Serializer[Any]):
     rules = serializers.ListField(child=serializers.CharField(), help_text="What the environment's rules forbid now.")
     leaders = serializers.DictField(child=serializers.CharField(allow_null=True), help_text="Group to runtime, before the first step.")
     hand_overs = serializers.DictField(child=serializers.IntegerField(), help_text="How often each group changes its leader.")
-    seconds = serializers.FloatField(allow_null=True)
+    seconds = serializers.FloatField(allow_null=True, help_text="Of the steps whose time is known; null: of none that runs.")
+    untimed = serializers.IntegerField(help_text="Steps that run and have never ended well here: `seconds` does not count them.")
 
     def get_missing(self, found: Preview) -> list[str]:
         return [item.sentence for item in found.missing]

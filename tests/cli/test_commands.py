@@ -327,11 +327,14 @@ def test_a_project_goes_through_a_file(baton: Callable[..., Said], filled: Envir
 
 
 def test_preview_retention_rollback_and_reach_say_what_the_portal_says(
-    baton: Callable[..., Said], active: Any, release: Release, rank: Any
+    baton: Callable[..., Said], active: Any, filled: Environment, release: Release, admin: User, rank: Any
 ) -> None:
     said = baton("preview", "latest")
     assert said.status in (0, 1) and "Balance failover" in said.out
     assert baton("preview", "latest", "--json").document["steps"]
+    promotion.set_rules(filled, approvals=1, by=admin, now=timezone.now())
+    said = baton("preview", "latest")
+    assert (said.status, f"forbids it: Release {release.number} lacks approval on Test" in said.err) == (1, True), said.err
     assert "Retention is off" in baton("releases", "retention").out
     assert baton("releases", "retention", "--enable").status == 3
     rank(Role.ADMINISTRATOR)

@@ -8,7 +8,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from deployments import plans, preview, promotion, releases, rollout, steps
-from deployments.models import Choice, Deployment, Release, RunStatus, StepKind
+from deployments.models import Choice, Deployment, Release, RunStatus, StepKind, StepRun
 from deployments.preview import Preview
 from portal import creation, properties
 from portal.errors import NotAllowed
@@ -384,6 +384,16 @@ def test_a_first_deployment_is_foreseen_too(active: Release, filled: Environment
     after = preview.preview(active, filled, now=engine.now)
     assert after.seconds is not None and after.hand_overs == {}
     assert [step.outcome for step in after.steps] == ["runs", "runs", "skipped", "skipped", "runs"]
+
+
+def test_a_step_that_never_ended_well_here_is_not_counted_as_nothing(upgrade: Upgrade) -> None:
+    release = everyday(upgrade)
+    StepRun.objects.filter(kind=StepKind.BALANCE).update(status=RunStatus.FAILED)
+    foreseen = preview.preview(release, upgrade.environment, now=upgrade.engine.now)
+    assert (foreseen.seconds is not None, foreseen.untimed) == (True, 1)
+    StepRun.objects.update(status=RunStatus.FAILED)
+    foreseen = preview.preview(release, upgrade.environment, now=upgrade.engine.now)
+    assert (foreseen.seconds, foreseen.untimed) == (None, len(foreseen.steps))
 
 
 def test_the_preview_says_why_a_runtime_changes_and_when_there_is_no_standby(upgrade: Upgrade) -> None:
