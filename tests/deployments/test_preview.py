@@ -388,7 +388,7 @@ def test_a_first_deployment_is_foreseen_too(active: Release, filled: Environment
 
 def test_a_step_that_never_ended_well_here_is_not_counted_as_nothing(upgrade: Upgrade) -> None:
     release = everyday(upgrade)
-    StepRun.objects.filter(kind=StepKind.BALANCE).update(status=RunStatus.FAILED)
+    StepRun.objects.filter(kind=StepKind.BALANCE_FAILOVER).update(status=RunStatus.FAILED)
     foreseen = preview.preview(release, upgrade.environment, now=upgrade.engine.now)
     assert (foreseen.seconds is not None, foreseen.untimed) == (True, 1)
     StepRun.objects.update(status=RunStatus.FAILED)
