@@ -284,10 +284,17 @@ def lost_with(survivor: Machine) -> list[str]:
     environment = survivor.environment
     others = sorted(router.machine.name for router in fleet.routers_of(environment) if router.machine_id != survivor.pk)
     names = " and ".join(others) or "no other"
+    alone = FailoverGroup.objects.filter(environment=environment, members__observed_isolation=protocol.IsolationPolicy.RUN_ALONE)
+    groups = " and ".join(sorted(set(alone.values_list("name", flat=True))))
     return [
         f"{survivor.name} becomes the only router of a new cluster (generation {environment.generation + 1}), with the data it has.",
         f"The routers on {names} are refused from then on, whenever they come back; their runtimes stay isolated until you deploy.",
         "If they still run somewhere, out of the portal's sight, a runtime there may lead at the same time. Make sure that they are off.",
+        *(
+            [f"{groups} may run alone without a majority: a machine that hears neither portal nor survivor goes on consuming by itself."]
+            if groups
+            else []
+        ),
         "What the lost majority decided last and this machine has not heard of is gone; members known as disabled stay disabled.",
     ]
 

@@ -696,6 +696,7 @@ class RuntimeConfig(Wire, frozen=True):
     permit: str  # path of the permit page
     preferences: dict[str, Preference] = {}
     stopped_flows: list[str] = []
+    outside: str = ""  # why this machine is no part of the environment's cluster any more, so that others may lead: it never runs alone
 
 
 SIGN_OF_LIFE_SECONDS = 0.9  # a process says something to its keeper at least once per second
@@ -719,6 +720,7 @@ class ProcessCommand(Wire, frozen=True):
 
     preferences: dict[str, Preference] | None = None
     stopped_flows: list[str] | None = None
+    outside: str | None = None  # as RuntimeConfig.outside
     stop: bool = False  # give up leadership, stop inbounds, drain, end the session, exit 0
 
 

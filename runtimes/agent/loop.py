@@ -1,6 +1,7 @@
 """The agent itself: orders in, reports out, and between them the router, the runtimes and the carrier of wishes."""
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Coroutine
@@ -18,7 +19,7 @@ from runtimes.agent.decide import Keeping, retry_delay
 from runtimes.agent.etcd_leader import EtcdLeader
 from runtimes.agent.home import Home, Identity
 from runtimes.agent.items import Clerk, Where
-from runtimes.agent.peers import Peers, why_cut_off
+from runtimes.agent.peers import Peers, who_refuses, why_cut_off
 from runtimes.agent.reach import Reach
 from runtimes.agent.router import RouterSupervisor, pick_port
 from runtimes.agent.spool import LogBuffer, Spool
@@ -51,6 +52,13 @@ LOOK_AGAIN_SECONDS = 0.1
 COMPLAIN_SECONDS = 60.0  # between two log lines about the same trouble with the portal
 
 
+class Outside(Wire, frozen=True):
+    """`outside.json`: why this machine is no part of its environment's cluster any more; empty when it is, or nothing is known."""
+
+    router: str = ""  # its router is refused as a member; until it runs as one
+    credential: str = ""  # the portal refuses it; until it accepts it
+
+
 class Suggestion(Wire, frozen=True):
     port: int
 
@@ -70,7 +78,7 @@ class Agent:
         self.router = RouterSupervisor(
             home, self.certificates, changed=self._router_changed, spool=self.spool, logs=logs, etcd=etcd, step_down=self._step_down
         )
-        self.peers = Peers(home, self.changed.set)
+        self.peers = Peers(home, self._router_changed)
         self.etcd_leader = EtcdLeader(self.router, home.tls, lambda: self.orders.namespace if self.orders is not None else "")
         self.carrier = Carrier(home, self.spool, self._place, self.changed.set)
         self.clerk = Clerk(self._where, self.changed.set)
@@ -79,6 +87,7 @@ class Agent:
         self.reach = Reach(identity.machine, home.tls, self.changed.set)
         self.runtimes: dict[str, RuntimeSupervisor] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.outside = home.read("outside.json", Outside) or Outside()
         self.orders: Orders | None = None
         self.orders_at = 0.0  # monotonic moment at which they came
         self.taken = 0  # version of the last orders that were carried out whole
@@ -208,6 +217,7 @@ class Agent:
             timing=self.orders.timing,
             etcd=self.router.endpoint,
             machine=self.identity.machine,
+            outside=self.outside.router or self.outside.credential or who_refuses(self.peers.report()),
         )
         wished = {order.key: order for order in self.orders.runtimes}
         failed: OSError | None = None
@@ -242,9 +252,24 @@ class Agent:
         self.router.wake.set()
 
     def _router_changed(self) -> None:
+        """Or what the siblings say of it."""
+        if self.router.outside:
+            self._note_outside(router=self.router.refused)
+        elif self.router.is_member or (self.orders is not None and self.orders.router is None):
+            self._note_outside(router="")
         if self.orders is not None:
             self._hand_out()
         self.changed.set()
+
+    def _note_outside(self, **why: str) -> None:
+        """A machine that was replaced, or whose cluster was built anew without it, learns so once and may be cut off ever after."""
+        known = msgspec.structs.replace(self.outside, **why)
+        if known != self.outside:
+            self.outside = known
+            self.home.remember("outside.json", known)
+            if self.orders is not None:
+                with contextlib.suppress(OSError):  # a new runtime's folder: its order is tried again
+                    self._hand_out()
 
     def _why_cut_off(self) -> str:
         return why_cut_off(self.router.report(), self.peers.report(), linux.utc_now())
@@ -407,6 +432,7 @@ class Agent:
                 continue
             failures = 0
             self._portal_is_back()
+            self._note_outside(credential="")
             if answer.accepted:
                 self.spool.stored(report)
                 self.logs.stored()
@@ -435,6 +461,7 @@ class Agent:
 
     def _complain(self, error: Exception) -> None:
         if isinstance(error, NotKnown):
+            self._note_outside(credential="the portal does not accept this machine's credential any more")
             said = (
                 f"The portal does not accept this machine's credential ({error}). Everything goes on running as last ordered; "
                 "to follow new orders, register the machine again and start the agent with the new --token."

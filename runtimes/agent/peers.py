@@ -17,6 +17,9 @@ PROBE_SECONDS = 2.0  # between two rounds
 CONNECT_SECONDS = 1.0
 
 
+NOT_ACCEPTED = "it does not accept this machine's certificate"
+
+
 def addresses(order: RouterOrder | None, *, own: bool = False) -> dict[str, tuple[str, int]]:
     """Of every sibling, by machine name; `own`: of this machine too."""
     if order is None:
@@ -49,7 +52,7 @@ async def probe(host: str, port: int, tls: ClientTls, cluster: str = "") -> str:
     except ssl.SSLError as error:
         said = (error.reason or str(error)).replace("_", " ").lower()
         # With TLS 1.3 a server's alert comes after the client's own handshake.
-        return f"it does not accept this machine's certificate: {said}" if "alert" in said else f"it is no router of this cluster: {said}"
+        return f"{NOT_ACCEPTED}: {said}" if "alert" in said else f"it is no router of this cluster: {said}"
     except socket.gaierror as error:
         return f"the name {host} is not known ({error.strerror})"
     except OSError as error:  # asyncio's own text says that it failed, the number says why
@@ -67,7 +70,7 @@ async def _ask(host: str, port: int, context: ssl.SSLContext, cluster: str) -> s
         except ConnectionError:
             head = b""
         if not head:  # etcd looks at revocations and addresses after the handshake, and then only hangs up
-            return "it does not accept this machine's certificate: it hung up"
+            return f"{NOT_ACCEPTED}: it hung up"
         if not head.startswith(b"HTTP/1.1 200"):
             return f"it is no router: it says {head[:40]!r}"
         return "" if not cluster or await _cluster_of(reader) == cluster else "it is of another cluster"
@@ -108,6 +111,12 @@ def _clock(moment: str, now: str) -> str:
     """A moment as a person reads it: the time, and the day when it is not today's."""
     day, _, time = moment.partition("T")
     return f"{time[:8]} UTC" if day == now.partition("T")[0] else f"{day} {time[:8]} UTC"
+
+
+def who_refuses(peers: list[PeerReport]) -> str:
+    """ "external02 does not accept this machine's certificate"; empty where no sibling that answers says so."""
+    refusing = [peer.machine for peer in peers if not peer.reachable and peer.error.startswith(NOT_ACCEPTED)]
+    return f"{' and '.join(refusing)} {'do' if len(refusing) > 1 else 'does'} not accept this machine's certificate" if refusing else ""
 
 
 class Seen(Wire, frozen=True):

@@ -323,6 +323,11 @@ class RouterSupervisor:
             return None
         return f"https://127.0.0.1:{self.member.client_port}"
 
+    @property
+    def is_member(self) -> bool:
+        """Does it run as ordered, knowing a majority."""
+        return self.health.state is RouterState.RUNNING and not self.refused and self.program.keeping is Keeping.ALIVE
+
     def _remember_port(self) -> None:
         """Keep the client port while it can be had, else pick a free one that the kernel will not hand out."""
         assert self.order is not None

@@ -55,6 +55,7 @@ class Surroundings:
     timing: Timing
     etcd: str | None
     machine: str
+    outside: str = ""  # as RuntimeConfig.outside
 
 
 class RuntimeSupervisor:
@@ -206,10 +207,11 @@ class RuntimeSupervisor:
         return timing.drain + timing.ttl + STOP_MARGIN
 
     def _tell(self) -> None:
-        """Preferences and stopped flows go to the living process without a restart."""
+        """What goes to the living process without a restart."""
         if self.order is None or self.program.pid is None or self.program.stopping:
             return
-        live = ProcessCommand(preferences=self.order.preferences, stopped_flows=self.order.stopped_flows)
+        outside = self.around.outside if self.around is not None else ""
+        live = ProcessCommand(preferences=self.order.preferences, stopped_flows=self.order.stopped_flows, outside=outside)
         if live != self.told:
             self.program.tell(live)
             self.told = live
@@ -263,6 +265,7 @@ class RuntimeSupervisor:
             permit=str(self.folder / "permit"),
             preferences=self.order.preferences,
             stopped_flows=self.order.stopped_flows,
+            outside=self.around.outside,
         )
         path = self.folder / "config.json"
         write_atomically(path, encode(config))

@@ -73,6 +73,7 @@ class Own:
     disabled: bool = False  # is this member, as last read or as remembered from before
     lost_since: float = ALWAYS  # since when no majority has answered although it was asked all the time
     alone: bool = False  # it runs alone now
+    outside: str = ""  # why this machine is no part of the cluster any more; empty as far as its agent knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,8 @@ def _without_majority(view: GroupView, now: float, disabled: bool, why: str) -> 
         return Decision(Action.FOLLOW, Status.DISABLED, f"{ISOLATED_BECAUSE}{why}")
     if own.isolation != IsolationPolicy.RUN_ALONE:
         return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{why}")
+    if own.outside:  # not cut off from the majority but put out of it, which goes on without this machine
+        return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{own.outside}")
     if own.stopping:
         if own.alone:
             return Decision(Action.DRAIN, Status.SINGLE_NODE, f"draining: the runtime is asked to stop; isolated: {why}")

@@ -68,6 +68,7 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         self._preferences = dict(self._config.preferences)
         self._stopped_flows = set(self._config.stopped_flows)
+        self._outside = self._config.outside
         self._stopping_since: float | None = None
         self._orphaned = False
         self._renew_now = False
@@ -231,6 +232,8 @@ class Runtime:
             self._renew_now = True
         if command.stopped_flows is not None:
             self._stopped_flows = set(command.stopped_flows)
+        if command.outside is not None:
+            self._outside = command.outside
         if command.stop:
             self._stop("asked by its keeper")
         self._wake.set()
@@ -397,6 +400,7 @@ class Runtime:
             disabled=disabled,
             lost_since=coordinator.lost_since(now),
             alone=seat.alone,
+            outside=self._outside,
         )
         view = GroupView(
             seat.spec,

@@ -60,6 +60,14 @@ def request(to: str | None = B, epoch: int = EPOCH, disabled: ControlRecord = NO
         ),
         pytest.param(view(own=replace(OWN, permit_until=NOW)), Action.FOLLOW, Status.LEADER, "waits", id="a leader without a permit is off"),
         pytest.param(view(own=replace(OWN, held_off=True)), Action.FOLLOW, Status.FOLLOWER, "gave", id="an unknown give-up stays off"),
+        pytest.param(
+            view(own=Own(isolation=IsolationPolicy.RUN_ALONE, lost_since=NOW - 9)), Action.LEAD_ALONE, Status.SINGLE_NODE, "runs alone",
+            id="cut off, and its group may run alone",
+        ),
+        pytest.param(
+            view(own=Own(isolation=IsolationPolicy.RUN_ALONE, lost_since=NOW - 9, alone=True, outside="external02 does not accept it")),
+            Action.FOLLOW, Status.ISOLATED, "external02 does not accept it", id="put out of the cluster, it never runs alone",
+        ),
         pytest.param(view(own=Own()), Action.FOLLOW, Status.ISOLATED, "majority", id="without any contact a process is isolated"),
         pytest.param(view(unreadable=True), Action.FOLLOW, Status.ISOLATED, "newer", id="records of a newer program are left alone"),
         pytest.param(view(B), Action.FOLLOW, Status.FOLLOWER, f"follows {A}", id="a follower follows a living leader"),
