@@ -10,12 +10,14 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import connection, transaction
-from django.db.models import Exists, F, OuterRef, QuerySet
+from django.db.models import Exists, F, OuterRef, QuerySet, Value
+from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from portal.errors import Invalid, NotAllowed
@@ -166,9 +168,35 @@ def record_report(machine: Machine, report: protocol.Report, *, now: datetime) -
             return False
         if news.cluster_became_known or news.command_ended:  # an empty data directory is refused now; or an order is done with
             touch(machine)
+        _learn(machine, report)
         touch(*reach_orders.store(machine, report.reach, now=now))
         transaction.on_commit(lambda: _tell(machine))
     return True
+
+
+def _learn(machine: Machine, report: protocol.Report) -> None:
+    """This portal was restored from a backup: what the machine's router has become since is taken over from what it says, so that nothing
+    that runs is ordered back (docs/failover.md)."""
+    said, environment = report.router, machine.environment
+    if said is None or said.state != protocol.RouterState.RUNNING or not said.cluster_token:
+        return
+    name, generation = protocol.cluster_of(said.cluster_token)
+    own, known = protocol.cluster_of(reports.cluster_token(environment))
+    if name != own or generation < known or (generation == known and report.orders_version <= machine.orders_version):
+        return
+    Environment.objects.filter(pk=environment.pk, generation__lt=generation).update(generation=generation)
+    address = urlsplit(said.address)
+    as_it_runs: dict[str, Any] = {"desired_running": True, "cluster_known": True, "survivor": False, "desired_change": None}
+    if said.members:
+        as_it_runs["desired_members"] = {member.name or member.id: member.url for member in said.members}
+    if address.hostname and address.port:
+        as_it_runs |= {"desired_host": address.hostname, "desired_port": address.port}
+    Router.objects.filter(machine=machine).update(**as_it_runs, desired_member_id=said.ordered_as[:32])
+    # Above every version that its agent has taken: it waits for a higher one.
+    later = Greatest(F("orders_version"), Value(report.orders_version))
+    Machine.objects.filter(pk=machine.pk).update(orders_version=later)
+    touch(*Machine.objects.filter(environment=environment))
+    logger.warning("%s runs generation %d of its cluster: taken over from its report.", machine, generation)
 
 
 def _tell(machine: Machine) -> None:

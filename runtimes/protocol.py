@@ -778,6 +778,12 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def cluster_of(token: str) -> tuple[str, int]:
+    """Which cluster a token names (`reports.cluster_token`), and in which generation; 0 of a token that tells none."""
+    name, _, generation = token.rpartition("-")
+    return (name, int(generation)) if name and generation.isdecimal() else (token, 0)
+
+
 def epoch_words(epoch: int) -> str:
     """ "1·240": generation and revision, of which an epoch is made (docs/vocabulary.md, Epoch); "–" where there is none."""
     generation, revision = divmod(epoch, GENERATION_STEP)

@@ -42,6 +42,7 @@ from runtimes.protocol import (
     RuntimeOrder,
     Status,
     Wire,
+    cluster_of,
 )
 
 log = structlog.get_logger()
@@ -133,7 +134,8 @@ class Agent:
         """What is to be, not what was to be done once: who knows how long ago that was, and what has happened since."""
         remembered = self.home.read("orders.json", Orders)
         if remembered is not None:
-            self._carry_out(msgspec.structs.replace(remembered, member_change=None, requests=[], inquiries=[], commands=[]))
+            remembered = msgspec.structs.replace(remembered, member_change=None, requests=[], inquiries=[], commands=[])
+            self._carry_out(self._never_back(remembered))
 
     def _start(self, name: str, part: Any) -> None:
         self.tasks[name] = asyncio.create_task(self._guard(name, part))
@@ -163,11 +165,12 @@ class Agent:
 
     def take_orders(self, orders: Orders, asked_at: float) -> None:
         """Make orders the desired state, on disk first. An answer that was overtaken by a newer one is ignored; a portal whose
-        numbers went back (restored from a backup) is believed.
+        numbers went back (restored from a backup) is believed, but for a former generation of the cluster.
 
         Args:
             asked_at: monotonic moment at which the call that brought them began.
         """
+        orders = self._never_back(orders)
         if self.orders is not None:
             if same(orders, self.orders) and not self.undone:
                 return
@@ -181,6 +184,18 @@ class Agent:
             log.error("orders_not_kept", text=f"The orders cannot be written down ({error}); a reboot would bring back older ones.")
         self._carry_out(orders)
         self.changed.set()
+
+    def _never_back(self, orders: Orders) -> Orders:
+        """Orders of a former generation change nothing of router and generation: epochs only grow, and what runs well goes on. The portal
+        reads in the reports which generation runs, and takes it over."""
+        kept = self.router.ahead_of(orders.router)
+        if kept is None or orders.router is None:
+            return orders
+        generation = cluster_of(kept.cluster_token)[1]
+        if self.orders is None or self.orders.version != orders.version:
+            said = f"The portal orders generation {orders.generation} of the cluster, which is in generation {generation}"
+            log.warning("orders_of_a_former_generation", text=f"{said}: its router goes on as it is.")
+        return msgspec.structs.replace(orders, router=kept, member_change=None, generation=generation)
 
     def _carry_out(self, orders: Orders) -> None:
         """Each part by itself: one that fails keeps nothing from the others, and is tried again with the next answer of the portal."""

@@ -36,6 +36,7 @@ from runtimes.protocol import (
     RouterState,
     TlsFiles,
     Wire,
+    cluster_of,
     encode,
 )
 
@@ -322,6 +323,11 @@ class RouterSupervisor:
         if self.order is None or self.member is None:
             return None
         return f"https://127.0.0.1:{self.member.client_port}"
+
+    def ahead_of(self, order: RouterOrder | None) -> RouterOrder | None:
+        """See ahead_of."""
+        launched: RouterLaunch | None = self.program.what(RouterLaunch)
+        return ahead_of(order, launched.order if launched is not None else None, self.member)
 
     @property
     def is_member(self) -> bool:
@@ -842,6 +848,15 @@ class RouterSupervisor:
     async def close(self) -> None:
         await self.program.let_go()
         await self.client.aclose()
+
+
+def ahead_of(order: RouterOrder | None, ran: RouterOrder | None, member: Member | None) -> RouterOrder | None:
+    """`ran`, under which the member last ran, where that is of a later generation of the very cluster that is ordered, and it led there:
+    the portal was restored from before that was built anew. None: the order counts."""
+    if order is None or ran is None or member is None or not member.led or ran.cluster_token != member.cluster_token:
+        return None
+    ordered, led = cluster_of(order.cluster_token), cluster_of(member.cluster_token)
+    return ran if led[0] == ordered[0] and led[1] > ordered[1] else None
 
 
 def needs_restart(launched: RouterOrder, order: RouterOrder, *, led: bool) -> bool:

@@ -502,3 +502,38 @@ def test_a_router_that_leaves_stays_while_something_there_runs_in_failover(clust
     Runtime.objects.filter(pk=erp02.pk).update(desired_running=False)
     change = membership.assign(cluster.environment, wished, actor="deployment 3", now=cluster.now, driven=True)
     assert change is not None and "external02" not in change.wished, "now it is to leave"
+
+
+def test_a_portal_that_was_restored_takes_over_what_runs(cluster: Cluster, external02: Machine) -> None:
+    """A backup from before the cluster was built anew, and before external02 was added to it: nothing may be ordered back."""
+    environment, backup = cluster.environment, Router.objects.get(machine=external02).desired_members
+    joined = cluster.joined["external02"]
+    token = reports.cluster_token(environment).removesuffix("-1") + "-2"
+
+    def runs(sequence: int, version: int, **more: object) -> RouterReport:
+        router = RouterReport(
+            state=RouterState.RUNNING, cluster_id="c1", member_id=joined, cluster_token=token, address="https://10.0.0.9:7401",
+            ordered_as=joined, members=cluster.members, members_at=200, **more,  # type: ignore[arg-type]
+        )  # fmt: skip
+        fleet.record_report(external02, said(sequence, router=router, orders_version=version), now=cluster.now)
+        return router
+
+    runs(1000, 41)
+    environment.refresh_from_db()
+    external02.refresh_from_db()
+    assert environment.generation == 2 and external02.orders_version > 41, "its agent waits for more than it has taken"
+    order = fleet.orders_for(external02, now=cluster.now).router
+    assert order is not None and (order.cluster_token, order.member_id) == (token, joined)
+    assert (order.peer_host, order.peer_port, order.members) == ("10.0.0.9", 7401, backup)
+    assert not order.may_start_empty and not order.join_existing
+    version = external02.orders_version
+    runs(1001, version)
+    external02.refresh_from_db()
+    assert external02.orders_version == version, "and then nothing is new"
+
+
+def test_a_token_of_another_cluster_raises_no_generation(cluster: Cluster, external02: Machine) -> None:
+    router = RouterReport(state=RouterState.RUNNING, cluster_id="c9", member_id="9", cluster_token="baton-other-7", ordered_as="9")
+    fleet.record_report(external02, said(1000, router=router, orders_version=900), now=cluster.now)
+    cluster.environment.refresh_from_db()
+    assert cluster.environment.generation == 1

@@ -23,6 +23,23 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
 
 
+def test_orders_of_a_former_generation_of_the_cluster_leave_router_and_generation_as_they_are(home: Home) -> None:
+    def scenario() -> None:
+        machine = Machine(home)
+        running = RouterOrder(
+            name="external01", peer_host="10.0.0.1", peer_port=7400, cluster_token="baton-c-2", members={}, member_id="b1"
+        )
+        machine.router.ahead_of = lambda order: running
+        former = msgspec.structs.replace(running, cluster_token="baton-c-1", member_id="")
+        taken = machine.agent._never_back(Orders(version=3, namespace="/baton/1/", generation=1, router=former))
+        assert (taken.router, taken.generation, taken.version) == (running, 2, 3)
+        machine.router.ahead_of = lambda order: None
+        newest = Orders(version=4, namespace="/baton/1/", generation=3, router=running)
+        assert machine.agent._never_back(newest) is newest
+
+    in_a_loop(scenario)
+
+
 class Machine:
     """external01 with one runtime; what its router, its siblings and the portal say is said by the test."""
 

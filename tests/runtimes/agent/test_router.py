@@ -18,6 +18,7 @@ from runtimes.agent.router import (
     Begin,
     Health,
     Member,
+    ahead_of,
     gateway_command,
     judge,
     may_start,
@@ -111,6 +112,28 @@ ORDER = RouterOrder(
 MEMBER = Member(name="a", cluster_token="t1", members=ORDER.members, client_port=21000, led=True)
 JOIN = {"member_id": "f1", "join_existing": True, "may_start_empty": False}
 JOINED = msgspec.structs.replace(MEMBER, joined="f1", member_id="f1")
+
+
+@pytest.mark.parametrize(
+    ("ordered", "ran", "member", "kept"),
+    [
+        pytest.param("baton-c-1", "baton-c-2", "baton-c-2", True, id="a portal from before the cluster was built anew"),
+        pytest.param("baton-c-2", "baton-c-2", "baton-c-2", False, id="as it runs"),
+        pytest.param("baton-c-3", "baton-c-2", "baton-c-2", False, id="built anew"),
+        pytest.param("baton-d-1", "baton-c-2", "baton-c-2", False, id="another environment's cluster"),
+        pytest.param("t1", "t2", "t2", False, id="a token without a generation"),
+        pytest.param("baton-c-1", "baton-c-2", "baton-c-1", False, id="it is just being built anew, and not done"),
+        pytest.param("baton-c-1", "baton-c-2", "", False, id="it never led"),
+        pytest.param("baton-c-1", "", "baton-c-2", False, id="nothing ran"),
+    ],
+)
+def test_an_order_of_a_former_generation_changes_nothing(ordered: str, ran: str, member: str, kept: bool) -> None:
+    before = msgspec.structs.replace(ORDER, cluster_token=ran, member_id="b1") if ran else None
+    known = msgspec.structs.replace(MEMBER, cluster_token=member or "baton-c-2", led=bool(member))
+    assert ahead_of(msgspec.structs.replace(ORDER, cluster_token=ordered), before, known) == (before if kept else None)
+    assert ahead_of(None, before, known) is None, "no router is ordered here"
+
+
 ANEW = {"survivor": True, "cluster_token": "t2", "may_start_empty": False}
 MOVED = {"a": "https://10.0.0.9:7000", "b": "https://10.0.0.2:7000"}
 
