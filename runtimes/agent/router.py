@@ -15,7 +15,7 @@ import httpx
 import msgspec
 import structlog
 
-from runtimes.agent import linux, members, standing
+from runtimes.agent import linux, members, standing, upkeep
 from runtimes.agent.certificate import Certificates
 from runtimes.agent.decide import Keeping
 from runtimes.agent.etcd_binary import EtcdBinary, NoEtcd, find_etcd
@@ -41,9 +41,8 @@ from runtimes.protocol import (
 )
 
 log = structlog.get_logger()
-QUOTA_BYTES = 256 * 1024 * 1024
 TRANSACTION_OPERATIONS = 8192  # a renewal makes two per failover group; etcd's own limit is 128
-OPTIONS = 1  # grows with every change of command() that a router which runs has to be restarted for
+OPTIONS = 2  # grows with every change of command() that a router which runs has to be restarted for
 LEAST_FREE_BYTES = 16 * 1024 * 1024  # with less an etcd that starts would only end again …
 FIRST_FREE_BYTES = 192 * 1024 * 1024  # … and a new one lays out logs of 64 MiB and needs room for its database
 FIRST_CLIENT_PORT = 20_000
@@ -52,6 +51,8 @@ LOOK_SOON_SECONDS = 0.15  # … and at one that is not yet
 RETRY_SECONDS = 3.0  # after something a person has to put right
 STOP_SECONDS = 4.0
 SAME_LINE_SECONDS = 60.0
+ASK_SECONDS = 2.0  # within which a member answers
+UPKEEP_SECONDS = 120.0  # … and within which it has rewritten its database
 LEAVE_SECONDS = 10.0  # within which connections of a revoked certificate may end by themselves; then the router restarts …
 INSIST_SECONDS = 30.0  # … though nobody could take over what is led here
 REMOVED = "data-dir used by this member must be removed"  # etcd's last words when the others told it that it is no member any more
@@ -196,8 +197,8 @@ def command(
         "--pre-vote=true",
         "--strict-reconfig-check=true",
         "--auto-compaction-mode=periodic",
-        "--auto-compaction-retention=5m",
-        f"--quota-backend-bytes={QUOTA_BYTES}",
+        f"--auto-compaction-retention={upkeep.HISTORY_KEPT}",
+        f"--quota-backend-bytes={upkeep.QUOTA_BYTES}",
         f"--max-txn-ops={TRANSACTION_OPERATIONS}",
         "--logger=zap",
         "--log-outputs=stderr",
@@ -243,7 +244,7 @@ def judge(status: dict[str, Any] | None, health: bool, alarms: list[str], answer
         return Health(state, reason, f"{int(header.get('member_id', 0)):x}", f"{int(header.get('cluster_id', 0)):x}", learner)
 
     if "NOSPACE" in alarms:
-        return said(RouterState.FAILED, "its database is full (alarm NOSPACE): compact and defragment it, then disarm the alarm")
+        return said(RouterState.FAILED, "its database is full (alarm NOSPACE), so nobody can lead: its agent empties it")
     if status.get("isLearner"):
         return said(RouterState.STARTING, "it catches up with the others before it gets its vote", learner=True)
     if int(status.get("leader", 0)) == 0:
@@ -295,11 +296,13 @@ class RouterSupervisor:
         self.changed_last: tuple[str, str] = ("", "")  # id of the last change that was tried, and why it was not made
         self.listed: list[ClusterMember] = []
         self.listed_at = 0  # raft index
+        self.size: upkeep.Size | None = None  # of its database, as of the last look
+        self.cared: dict[upkeep.Care, float] = {}  # when what was done for it last; monotonic
         self.last_error = ""  # etcd's own, from its log
         self.said: dict[str, float] = {}
         self.asked = ""  # client URL of the member that is looked at
         self.tls = ClientTls(home.tls)
-        self.client = httpx.AsyncClient(verify=self.tls.context, trust_env=False, timeout=2.0)
+        self.client = httpx.AsyncClient(verify=self.tls.context, trust_env=False, timeout=ASK_SECONDS)
 
     # -------------------------------------------------------------------------------------------------------------- wishes
 
@@ -395,6 +398,7 @@ class RouterSupervisor:
             if launched is not None and launched.rebuilding:
                 return await self._rebuild(order)
             await self._make_change()
+            await self._keep_small(order)
             cut = await self._why_cut(order)
             if cut and launched is not None:
                 return await self._change(launched, order, cut, looked=True)
@@ -672,7 +676,7 @@ class RouterSupervisor:
             status = await self._post("/v3/maintenance/status", {})
             health = (await self.client.get(f"{self.asked}/health")).status_code == 200
             alarms = [] if health else await self._alarms()
-            self.health = judge(status, health, alarms, "")
+            self.health, self.size = judge(status, health, alarms, ""), upkeep.Size.of(status, alarms)
             if order.join_existing and self.health.member_id != order.member_id:
                 self._mistaken(self.health.member_id)
                 return
@@ -693,6 +697,36 @@ class RouterSupervisor:
             self.program.forget_back_off()
             if was is not RouterState.RUNNING:
                 log.info("router_runs", text=f"The router runs and knows a majority (member {self.health.member_id}).")
+                with contextlib.suppress(httpx.HTTPError, ValueError, members.NotMade):
+                    await members.give_turn(self._post, self.namespace, order.name)
+
+    async def _keep_small(self, order: RouterOrder) -> None:
+        """Its database, by what it said at the last look."""
+        now, size = time.monotonic(), self.size
+        if size is None or passes_on(order) or self.health.state not in (RouterState.RUNNING, RouterState.FAILED):
+            return
+        idle = {care: now - at for care, at in self.cared.items()}
+        care = upkeep.care_for(size, quota=upkeep.QUOTA_BYTES, idle=idle)
+        if care is upkeep.Care.NOTHING:
+            return
+        if care is upkeep.Care.DEFRAGMENT and len(order.members) > 1 and await self._why_wait(order):
+            return  # looked at again with the next look
+        self.cared[care] = now
+        told = f"{size.in_use // upkeep.MEGABYTE} of {size.file // upkeep.MEGABYTE} MB are in use"
+        try:
+            if care is not upkeep.Care.DEFRAGMENT:
+                await upkeep.compact(self._post_patiently, size)
+            if care is not upkeep.Care.COMPACT:
+                await upkeep.defragment(self._post_patiently)
+            if care is upkeep.Care.RESCUE:
+                await upkeep.disarm(self._post, self.health.member_id)
+            log.info("router_database", text=f"The router's database was looked after ({care}; {told} before).")
+        except (httpx.HTTPError, ValueError, members.NotMade) as error:
+            log.warning(
+                "router_database_full", text=f"The router's database ({told}) cannot be looked after: {error or type(error).__name__}."
+            )
+        finally:
+            if care is upkeep.Care.DEFRAGMENT and len(order.members) > 1:
                 with contextlib.suppress(httpx.HTTPError, ValueError, members.NotMade):
                     await members.give_turn(self._post, self.namespace, order.name)
 
@@ -723,9 +757,12 @@ class RouterSupervisor:
         if listed != self.listed:
             self.listed, self.listed_at = listed, index
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _post_patiently(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._post(path, body, timeout=UPKEEP_SECONDS)
+
+    async def _post(self, path: str, body: Mapping[str, Any], timeout: float = ASK_SECONDS) -> dict[str, Any]:
         """Raises: httpx.HTTPError without an answer, members.NotMade with etcd's reason, ValueError for an answer that is none."""
-        answer = await self.client.post(f"{self.asked}{path}", content=encode(body))
+        answer = await self.client.post(f"{self.asked}{path}", content=encode(body), timeout=timeout)
         fields = msgspec.json.decode(answer.content)
         if not isinstance(fields, dict):
             raise ValueError(f"etcd answered {answer.content[:80]!r}")
@@ -824,7 +861,7 @@ class RouterSupervisor:
             cluster_id=self.member.cluster_id if self.member is not None else "",
             etcd_version=launched.version if launched is not None and alive else "",
             client_port=self.member.client_port if self.member is not None and self.order is not None else None,
-            warning=launched.warning if launched is not None and alive else "",
+            warning=self._warning(launched) if launched is not None and alive else "",
             address=launched.order.members.get(launched.order.name, "") if launched is not None and alive else "",
             cluster_token=launched.order.cluster_token if launched is not None and alive and not launched.rebuilding else "",
             learner=alive and self.health.learner,
@@ -837,6 +874,10 @@ class RouterSupervisor:
             change=self.changed_last[0],
             change_error=self.changed_last[1],
         )
+
+    def _warning(self, launched: RouterLaunch) -> str:
+        full = upkeep.warning(self.size, quota=upkeep.QUOTA_BYTES) if self.size is not None else ""
+        return "; ".join(filter(None, (launched.warning, full)))
 
     def _ordered_as(self) -> str:
         """The member id that this machine goes by: of what runs or is being started, else of its order."""

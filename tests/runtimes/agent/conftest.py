@@ -213,9 +213,9 @@ class Host:
         self.presence, self.presence_write = os.pipe()
         self.log = folder / f"{name}.log"
 
-    def start(self, *options: str, standin: bool = True) -> None:
-        """Start the agent; `standin`: its runtimes run the stand-in program."""
-        script = "import sys; from runtimes.agent import supervisor, __main__ as m;"
+    def start(self, *options: str, standin: bool = True, before: str = "") -> None:
+        """Start the agent; `standin`: its runtimes run the stand-in program; `before`: Python statements, run first."""
+        script = f"import sys; from runtimes.agent import supervisor, __main__ as m; {before};"
         if standin:
             script += "supervisor.PROCESS_MODULE = 'tests.runtimes.agent.standin';"
         script += "sys.exit(m.main(sys.argv[1:]))"
