@@ -168,21 +168,23 @@ def record_report(machine: Machine, report: protocol.Report, *, now: datetime) -
             return False
         if news.cluster_became_known or news.command_ended:  # an empty data directory is refused now; or an order is done with
             touch(machine)
-        _learn(machine, report)
+        _learn(machine, report, now)
         touch(*reach_orders.store(machine, report.reach, now=now))
         transaction.on_commit(lambda: _tell(machine))
     return True
 
 
-def _learn(machine: Machine, report: protocol.Report) -> None:
+def _learn(machine: Machine, report: protocol.Report, now: datetime) -> None:
     """This portal was restored from a backup: what the machine's router has become since is taken over from what it says, so that nothing
-    that runs is ordered back (docs/failover.md)."""
+    that runs is ordered back (docs/failover.md). A later generation is believed of most of the machines that are heard, not of one."""
     said, environment = report.router, machine.environment
     if said is None or said.state != protocol.RouterState.RUNNING or not said.cluster_token:
         return
     name, generation = protocol.cluster_of(said.cluster_token)
     own, known = protocol.cluster_of(reports.cluster_token(environment))
     if name != own or generation < known or (generation == known and report.orders_version <= machine.orders_version):
+        return
+    if generation > known and not _most_are_in(environment, said.cluster_token, now):
         return
     Environment.objects.filter(pk=environment.pk, generation__lt=generation).update(generation=generation)
     address = urlsplit(said.address)
@@ -197,6 +199,11 @@ def _learn(machine: Machine, report: protocol.Report) -> None:
     Machine.objects.filter(pk=machine.pk).update(orders_version=later)
     touch(*Machine.objects.filter(environment=environment))
     logger.warning("%s runs generation %d of its cluster: taken over from its report.", machine, generation)
+
+
+def _most_are_in(environment: Environment, token: str, now: datetime) -> bool:
+    heard = [router for router in routers_of(environment) if not router.machine.is_silent(now=now)]
+    return 2 * sum(router.observed_token == token for router in heard) > len(heard)
 
 
 def _tell(machine: Machine) -> None:

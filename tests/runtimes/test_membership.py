@@ -520,6 +520,10 @@ def test_a_portal_that_was_restored_takes_over_what_runs(cluster: Cluster, exter
 
     runs(1000, 41)
     environment.refresh_from_db()
+    assert environment.generation == 1, "one machine of three says so"
+    Machine.objects.exclude(pk=external02.pk).update(last_report_at=cluster.now - timedelta(hours=1))  # as after a backup
+    runs(1002, 41)
+    environment.refresh_from_db()
     external02.refresh_from_db()
     assert environment.generation == 2 and external02.orders_version > 41, "its agent waits for more than it has taken"
     order = fleet.orders_for(external02, now=cluster.now).router
@@ -527,7 +531,7 @@ def test_a_portal_that_was_restored_takes_over_what_runs(cluster: Cluster, exter
     assert (order.peer_host, order.peer_port, order.members) == ("10.0.0.9", 7401, backup)
     assert not order.may_start_empty and not order.join_existing
     version = external02.orders_version
-    runs(1001, version)
+    runs(1003, version)
     external02.refresh_from_db()
     assert external02.orders_version == version, "and then nothing is new"
 
