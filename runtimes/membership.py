@@ -24,6 +24,7 @@ from runtimes.votes import Act, Condition, Next, Voter
 DRIVEN_WITHIN = timedelta(seconds=30)  # a deployment that has not looked at its change for so long drives it no more
 UNFINISHED = (MembershipStatus.RUNNING, MembershipStatus.HALTED, MembershipStatus.REFUSED)
 ASK_AGAIN_AFTER = timedelta(seconds=15)  # for a hand-over that did not come about
+REVOKED_FOR = timedelta(seconds=30)  # a machine that is registered anew shows its new certificate long before
 CARRY_SECONDS = 15.0  # within which a router is to carry a change; another one is asked after that
 ACTS = {
     Act.ADD: protocol.MemberAct.ADD,
@@ -46,6 +47,7 @@ class View:
     members: list[protocol.ClusterMember] | None
     listed: list[Voter]
     conditions: dict[str, Condition]
+    revoked: frozenset[str] = frozenset()  # machines at whose address somebody answers whose certificate was taken back
 
 
 # --------------------------------------------------------------------------------------------------------------------- wishes
@@ -353,6 +355,8 @@ def wake(environment_id: int, machine: str) -> None:
         halt(change, f"{change.actor} ended before it was done", now=now)
     elif change is not None:
         advance(environment_id, now=now)
+    else:
+        shut_out(environment_id, machine, now=now)
     _end_cluster(environment_id, now)
 
 
@@ -372,6 +376,23 @@ def _end_cluster(environment_id: int, now: datetime) -> None:
     for machine in removed:
         authority.revoke(machine, because="its machine was removed", now=now)
         machine.delete()
+
+
+@transaction.atomic
+def shut_out(environment_id: int, reporter: str, *, now: datetime) -> None:
+    """What one of its machines reports of the others' routers: is somebody among them whose certificate was taken back.
+
+    etcd looks at the list of revoked certificates where it is called, and not where it calls: a member whose certificate was taken back
+    goes on reading and voting through the others' calls. So it is removed, and added again once another answers there."""
+    said = Router.objects.filter(machine__environment_id=environment_id, machine__name=reporter).values_list("observed_peers", flat=True)
+    if not any(peer.get("revoked") for peers in said for peer in peers):
+        return
+    environment = Environment.objects.get(pk=environment_id)
+    wished, passing_on = _as_it_is(environment)
+    view = look(environment, wished, now=now)
+    names = sorted(name for name, condition in view.conditions.items() if condition == Condition.REVOKED)
+    if names:
+        begin(environment, wished, passing_on, actor=f"revocation of {' and '.join(names)}", now=now)
 
 
 @transaction.atomic
@@ -419,6 +440,9 @@ def _advance(change: MembershipChange, now: datetime) -> None:
             _say(change, f"{step.sentence} {waits}", now, refused=refused)
         else:
             handed_over(change, step.machine, now=now)
+    elif step.act is Act.ADD and step.machine in view.revoked:
+        why = "somebody answers at its address whose certificate was taken back: take the address from him"
+        _say(change, f"{step.machine} is out and not added again, for {why}.", now, refused=True)
     elif step.act is Act.ADD and not _forgotten(view.routers[step.machine], now):
         _say(change, f"{step.machine} is added as soon as its agent reports that it has given up its former member.", now)
     else:
@@ -595,8 +619,19 @@ def look(environment: Environment, wished: Addresses, *, now: datetime) -> View:
     newest = max(heard, key=lambda router: router.observed_members_at)
     members = msgspec.convert(newest.observed_members, list[protocol.ClusterMember])
     listed = [Voter(member.id, _machine_of(member, routers, wished), member.url, member.learner) for member in members]
-    conditions = {voter.machine: _condition(voter, routers.get(voter.machine), wished, token, now) for voter in listed}
-    return View(routers, members, listed, conditions)
+    revoked = _revoked(routers, now)
+    conditions = {
+        voter.machine: Condition.REVOKED if voter.machine in revoked else _condition(voter, routers.get(voter.machine), wished, token, now)
+        for voter in listed
+    }
+    return View(routers, members, listed, conditions, revoked)
+
+
+def _revoked(routers: Mapping[str, Router], now: datetime) -> frozenset[str]:
+    """Machines of which a sibling that is heard of has seen for REVOKED_FOR that a revoked certificate answers for them."""
+    peers = [peer for router in routers.values() if not router.machine.is_silent(now=now) for peer in router.observed_peers]
+    seen = ((peer["machine"], peer["since"]) for peer in peers if peer.get("revoked"))
+    return frozenset(name for name, since in seen if now - datetime.fromisoformat(since) >= REVOKED_FOR)
 
 
 def _machine_of(member: protocol.ClusterMember, routers: Mapping[str, Router], wished: Addresses) -> str:

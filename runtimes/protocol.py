@@ -517,6 +517,7 @@ class PeerReport(Wire, frozen=True):
     reachable: bool
     since: str
     error: str = ""
+    revoked: bool = False  # who answers there bears a certificate that was taken back
 
 
 class GroupReport(Wire, frozen=True):

@@ -100,6 +100,7 @@ class Condition(StrEnum):
     LEARNS = "learns"  # the same, without a vote yet
     AWAY = "away"  # not known to run so
     LOST = "lost"  # its data are gone, or it never ran: the member that is listed will not come back
+    REVOKED = "revoked"  # who answers at its address bears a certificate that was taken back: he is not to read nor to vote
 
 
 class Act(StrEnum):
@@ -166,6 +167,8 @@ def _called(voter: Voter) -> str:
 
 def _will_not_come_back(voter: Voter, wished: Mapping[str, str], condition: Condition) -> str:
     """Why a member without a living router is removed; empty: it is not."""
+    if condition == Condition.REVOKED:
+        return "who answers at its address bears a certificate that was taken back"
     if condition == Condition.LOST:
         return "its data are gone" if voter.machine in wished else "its router is not wished any more"
     if condition == Condition.AWAY and voter.machine not in wished:
@@ -176,7 +179,7 @@ def _will_not_come_back(voter: Voter, wished: Mapping[str, str], condition: Cond
 def _with_learner(learner: Voter, votes: int, well: int, wished: Mapping[str, str], conditions: Mapping[str, Condition]) -> Next:
     """A member that was added and has no vote yet; it may go at any time without a loss."""
     condition, name = conditions.get(learner.machine, Condition.AWAY), _called(learner)
-    if wished.get(learner.machine) != learner.url or condition == Condition.LOST:
+    if wished.get(learner.machine) != learner.url or condition in (Condition.LOST, Condition.REVOKED):
         return Next(Act.REMOVE, f"{name} leaves again before it had a vote.", learner.machine, learner.id)
     if condition != Condition.LEARNS:
         return Next(Act.WAIT, f"{name} was added without a vote: its router has yet to start and to catch up.", learner.machine)

@@ -46,6 +46,14 @@ class Held:
     authority: str  # PEM of the authority that gave it, and after it of a former one that is trusted too
 
 
+def taken_back(home: Home) -> frozenset[int]:
+    """Serial numbers of the certificates that were taken back, as far as this machine was told."""
+    try:
+        return frozenset(entry.serial_number for entry in x509.load_der_x509_crl(home.revoked.read_bytes()))
+    except (OSError, ValueError):
+        return frozenset()
+
+
 def why_not_yet(held: Held | None, names: set[str]) -> str:
     """Why a router that must bear these names waits for a certificate; empty when this one will do."""
     if held is None:

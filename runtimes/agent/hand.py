@@ -310,7 +310,7 @@ async def peers_now(machine: Machine) -> list[PeerReport]:
     """Every sibling's router, tried now; since when it is as it is, the agent has written down."""
     seen = machine.home.read("peers.json", Seen) or Seen()
     known = {peer.machine: peer for peer in seen.peers}
-    return list((await look_around(machine.orders.router, ClientTls(machine.home.tls), known)).values())
+    return list((await look_around(machine.orders.router, machine.home, ClientTls(machine.home.tls), known)).values())
 
 
 def with_cause(router: RouterStatus, peers: list[PeerReport]) -> RouterStatus:

@@ -5,9 +5,10 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from urllib.parse import urlsplit
 
+from runtimes.agent.certificate import taken_back
 from runtimes.agent.home import Home
 from runtimes.agent.linux import utc_now
 from runtimes.process.tls import ClientTls
@@ -15,6 +16,7 @@ from runtimes.protocol import PeerReport, RouterOrder, RouterReport, RouterState
 
 PROBE_SECONDS = 2.0  # between two rounds
 CONNECT_SECONDS = 1.0
+TAKEN_BACK = "it bears a certificate that was taken back"
 
 
 NOT_ACCEPTED = "it does not accept this machine's certificate"
@@ -32,11 +34,12 @@ def addresses(order: RouterOrder | None, *, own: bool = False) -> dict[str, tupl
     return found
 
 
-async def probe(host: str, port: int, tls: ClientTls, cluster: str = "") -> str:
+async def probe(host: str, port: int, tls: ClientTls, cluster: str = "", revoked: Collection[int] = ()) -> str:
     """Speak to a router as another router would, certificates included. Returns: empty when it answers, else why not.
 
     Args:
         cluster: id (hexadecimal) of the cluster that its member must be of; empty: any.
+        revoked: serial numbers of certificates that were taken back: who calls looks at no list by himself, etcd neither.
     """
     try:
         tls.refresh()
@@ -44,7 +47,7 @@ async def probe(host: str, port: int, tls: ClientTls, cluster: str = "") -> str:
         return "this machine has no certificate yet"
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            return await _ask(host, port, tls.context, cluster)
+            return await _ask(host, port, tls.context, cluster, revoked)
     except TimeoutError:
         return f"no answer within {CONNECT_SECONDS:g} s"
     except ssl.SSLCertVerificationError as error:
@@ -59,9 +62,12 @@ async def probe(host: str, port: int, tls: ClientTls, cluster: str = "") -> str:
         return os.strerror(error.errno) if error.errno else str(error)
 
 
-async def _ask(host: str, port: int, context: ssl.SSLContext, cluster: str) -> str:
+async def _ask(host: str, port: int, context: ssl.SSLContext, cluster: str, revoked: Collection[int]) -> str:
     reader, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=host)
     try:
+        shown = writer.get_extra_info("ssl_object").getpeercert()
+        if int(shown["serialNumber"], 16) in revoked:
+            return TAKEN_BACK
         where = f"[{host}]" if ":" in host else host
         path = "/members" if cluster else "/version"  # only of the first etcd says which cluster it is of
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {where}:{port}\r\nConnection: close\r\n\r\n".encode())
@@ -127,15 +133,16 @@ class Seen(Wire, frozen=True):
 
 def reading(before: PeerReport | None, machine: str, address: str, error: str) -> PeerReport:
     """What is seen of a sibling now; `before`: the last reading, whose moment stays while nothing changes."""
-    same = before is not None and before.address == address and before.reachable == (not error)
+    revoked = error == TAKEN_BACK
+    same = before is not None and (before.address, before.reachable, before.revoked) == (address, not error, revoked)
     since = before.since if before is not None and same else utc_now()
-    return PeerReport(machine=machine, address=address, reachable=not error, since=since, error=error)
+    return PeerReport(machine=machine, address=address, reachable=not error, since=since, error=error, revoked=revoked)
 
 
-async def look_around(order: RouterOrder | None, tls: ClientTls, known: Mapping[str, PeerReport]) -> dict[str, PeerReport]:
+async def look_around(order: RouterOrder | None, home: Home, tls: ClientTls, known: Mapping[str, PeerReport]) -> dict[str, PeerReport]:
     """Every sibling, tried now."""
-    wanted = addresses(order)
-    errors = await asyncio.gather(*(probe(*address, tls) for address in wanted.values()))
+    wanted, revoked = addresses(order), taken_back(home)
+    errors = await asyncio.gather(*(probe(*address, tls, revoked=revoked) for address in wanted.values()))
     return {
         machine: reading(known.get(machine), machine, f"{host}:{port}", error)
         for (machine, (host, port)), error in zip(wanted.items(), errors, strict=True)
@@ -160,13 +167,13 @@ class Peers:
 
     async def ask(self, cluster: str) -> dict[str, str]:
         """Every sibling's router, asked now: does a member of this very cluster answer within CONNECT_SECONDS; else why not."""
-        wanted = addresses(self.order)
-        said = await asyncio.gather(*(probe(*address, self.tls, cluster) for address in wanted.values()))
+        wanted, revoked = addresses(self.order), taken_back(self.home)
+        said = await asyncio.gather(*(probe(*address, self.tls, cluster, revoked) for address in wanted.values()))
         return dict(zip(wanted, said, strict=True))
 
     async def run(self) -> None:
         while True:
-            known = await look_around(self.order, self.tls, self.known)
+            known = await look_around(self.order, self.home, self.tls, self.known)
             if known != self.known:
                 self.known = known
                 with contextlib.suppress(OSError):  # a full disk: what is written there is only older

@@ -88,9 +88,18 @@ def test_a_machine_that_is_registered_anew_keeps_no_connection_of_its_former_cer
     until(lambda: not opened(), 60, "B's connections have ended", lab.facts)
     print(f"B's connections ended after {time.monotonic() - began:.1f} s")
     assert all(lab.leader(connector) in (A, B) for connector in CONNECTORS)
+    until(lambda: "external02 leaves the cluster: who answers at its address bears" in shut_out(lab), 120, "its vote is taken", lab.facts)
+    print(f"its router was no member any more after {time.monotonic() - began:.1f} s")
     lab.tokens[B] = token_for(lab, B)  # found again: its agent joins with a token of its own
     lab.hosts[B].kill("agent")
     until(lambda: all(lab.settled(connector) for connector in CONNECTORS), 120, "B is back", lab.facts)
+    until(lambda: "succeeded" in shut_out(lab), 120, "its router is a member again", lab.facts)
+
+
+def shut_out(lab: Lab) -> str:
+    """What the portal has done with routers whose certificate was taken back, and how far it is."""
+    words = "[(change.status, change.log) for change in MembershipChange.objects.filter(actor__startswith='revocation')]"
+    return manage(lab, "shell", "-c", f"from runtimes.models import MembershipChange; print({words})")
 
 
 def token_for(lab: Lab, host: str) -> str:

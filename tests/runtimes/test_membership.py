@@ -11,7 +11,7 @@ from portal.errors import Invalid, NotAllowed
 from portal.models import Environment
 from runtimes import fleet, membership, protocol, reports
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest, Machine, MembershipChange, Router, Runtime
-from runtimes.protocol import ClusterMember, MemberAct, RouterReport, RouterState
+from runtimes.protocol import ClusterMember, MemberAct, PeerReport, RouterReport, RouterState
 from tests import factories
 from tests.runtimes.conftest import NOW, content_for, said
 
@@ -27,6 +27,7 @@ class Cluster:
         self.emptied: set[str] = set()
         self.silent: set[str] = set()
         self.without_majority = False
+        self.revoked: dict[str, datetime] = {}  # machine -> since when its siblings see a revoked certificate there
         self.lazy = ""  # reports, and carries nothing
         self.index = 100
         self.numbers = itertools.count(1)
@@ -48,8 +49,24 @@ class Cluster:
         for _ in range(times):
             self.now += timedelta(seconds=2)
             for machine in Machine.objects.filter(environment=self.environment).exclude(name__in=self.silent).order_by("name"):
-                fleet.record_report(machine, said(next(self.numbers), router=self.report(machine)), now=self.now)
+                report = said(next(self.numbers), router=self.report(machine), peers=self.peers(machine.name))
+                fleet.record_report(machine, report, now=self.now)
+                if membership.under_way(self.environment) is None:
+                    membership.shut_out(self.environment.pk, machine.name, now=self.now)
             membership.advance(self.environment.pk, now=self.now)
+
+    def peers(self, name: str) -> list[PeerReport]:
+        others = [(other, *address) for other, address in THREE.items() if other != name]
+        return [
+            PeerReport(
+                machine=other,
+                address=f"{host}:{port}",
+                reachable=other not in self.revoked,
+                since=self.revoked.get(other, NOW).isoformat(),
+                revoked=other in self.revoked and name not in self.revoked,
+            )
+            for other, host, port in others
+        ]
 
     def report(self, machine: Machine) -> RouterReport | None:
         orders = fleet.orders_for(machine, now=self.now)
@@ -332,7 +349,7 @@ def test_a_router_that_does_not_carry_a_change_is_passed_over(cluster: Cluster) 
     cluster.lazy = carrier
     cluster.round(5)
     assert cluster.made == [], "it has fifteen seconds, for each step"
-    cluster.round(30)
+    cluster.round(17)
     assert cluster.change().status == "succeeded"
 
 
@@ -416,7 +433,7 @@ def test_beyond_five_the_others_pass_traffic_on(cluster: Cluster) -> None:
         Router.objects.create(machine=machine)
     more = {f"external0{number}": (f"10.0.0.1{number}", 7400) for number in range(3, 7)}
     assign(cluster, **more)
-    cluster.round(30)
+    cluster.round(17)
     assert cluster.change().status == "succeeded", cluster.change().sentence
     assert {member.name for member in cluster.members} == {f"external0{number}" for number in range(1, 6)}
     sixth = fleet.orders_for(Machine.objects.get(name="external06"), now=cluster.now).router
@@ -541,3 +558,39 @@ def test_a_token_of_another_cluster_raises_no_generation(cluster: Cluster, exter
     fleet.record_report(external02, said(1000, router=router, orders_version=900), now=cluster.now)
     cluster.environment.refresh_from_db()
     assert cluster.environment.generation == 1
+
+
+# ---------------------------------------------------------------------------------------------------- a certificate was taken back
+
+
+def test_a_router_whose_certificate_was_taken_back_is_shut_out_and_its_machine_comes_back_with_another(cluster: Cluster) -> None:
+    """It could read and vote through the others' calls: etcd asks no list when it calls."""
+    cluster.revoked["external02"] = cluster.now
+    cluster.round(10)
+    assert cluster.made == [], "a machine that is registered anew shows its new certificate within this time"
+    cluster.round(10)
+    assert cluster.made == [("remove", "external02")]
+    change = cluster.change()
+    assert (change.actor, change.status, change.refused) == ("revocation of external02", "running", True)
+    assert change.sentence.startswith("external02 is out and not added again, for somebody answers at its address whose certificate was")
+    cluster.revoked.clear()
+    cluster.round(8)
+    assert cluster.change().status == "succeeded", cluster.change().sentence
+    assert [act for act, _ in cluster.made] == ["remove", "add", "promote"]
+
+
+def test_not_below_a_majority(cluster: Cluster) -> None:
+    cluster.silent.add("core01")
+    cluster.revoked["external02"] = cluster.now
+    cluster.round(17)
+    assert cluster.made == []
+    assert "1 of 3 routers run, no majority" in cluster.change().sentence
+
+
+def test_a_deployment_that_changes_the_routers_shuts_out_too(cluster: Cluster) -> None:
+    cluster.revoked["external02"] = cluster.now - membership.REVOKED_FOR
+    cluster.round()
+    change = assign(cluster)
+    assert change is not None and change.status == "running"
+    cluster.round(4)
+    assert ("remove", "external02") in cluster.made

@@ -71,6 +71,13 @@ def test_the_next_safe_step(
     assert said in step.sentence
 
 
+def test_who_bears_a_revoked_certificate_leaves_first() -> None:
+    step = next_change(voters("a", "b", "w"), at("a", "b", "w"), {"a": WELL, "b": Condition.REVOKED, "w": WELL})
+    assert (step.act, step.machine, step.disturbs) == (Act.REMOVE, "b", False)
+    assert "bears a certificate that was taken back" in step.sentence
+    assert next_change(voters("a", "b", "w"), at("a", "b", "w"), {"a": WELL, "b": Condition.REVOKED, "w": AWAY}).act is Act.REFUSE
+
+
 def test_a_router_that_runs_well_is_disturbed_and_a_dead_one_is_not() -> None:
     listed, wished = voters("a", "b", "w"), at("a", "w", b="https://x:2")
     assert next_change(listed, wished, dict.fromkeys("abw", WELL)).disturbs

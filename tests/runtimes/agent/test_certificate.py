@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -228,7 +228,7 @@ def test_a_portal_that_is_away_is_asked_again_and_the_former_certificate_stays(t
 # ----------------------------------------------------------------------------------------------------------------------- probing
 
 
-async def ask(context: ssl.SSLContext | None, tls: TlsFiles, cluster: str = "") -> str:
+async def ask(context: ssl.SSLContext | None, tls: TlsFiles, cluster: str = "", revoked: Collection[int] = ()) -> str:
     """What a probe says of a server with this context that answers as etcd does."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -243,7 +243,7 @@ async def ask(context: ssl.SSLContext | None, tls: TlsFiles, cluster: str = "") 
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # refused handshakes are what is tested
     server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
     try:
-        return await probe("127.0.0.1", server.sockets[0].getsockname()[1], ClientTls(tls), cluster)
+        return await probe("127.0.0.1", server.sockets[0].getsockname()[1], ClientTls(tls), cluster, revoked)
     finally:
         server.close()
 
@@ -267,6 +267,11 @@ def test_a_probe_tells_whose_certificate_is_refused(tmp_path: Path) -> None:
     assert said(router_of(ours, ours)) == ""
     assert asyncio.run(ask(router_of(ours, ours), mine, "87e5")) == ""
     assert asyncio.run(ask(router_of(ours, ours), mine, "1")) == "it is of another cluster"
+    shown = frozenset(each.serial_number for each in ours.issued)
+    taken_back = "it bears a certificate that was taken back"
+    assert asyncio.run(ask(router_of(ours, ours), mine, revoked=shown)) == "", "another's"
+    server = router_of(ours, ours)
+    assert asyncio.run(ask(server, mine, revoked={ours.issued[-1].serial_number})) == taken_back, "etcd itself would not look"
     assert said(router_of(theirs, ours)).startswith("its certificate is not accepted here: ")
     assert "does not accept this machine's certificate" in said(router_of(ours, theirs))
     assert "is no router of this cluster" in said(None)
