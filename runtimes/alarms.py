@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from django.db.models import QuerySet
 
-from runtimes import failover
+from runtimes import failover, solitude
 from runtimes.models import Alarm, AlarmKind, FailoverGroup
 from runtimes.protocol import State, Status
 
@@ -22,6 +22,7 @@ SHORT = {
     AlarmKind.OFF: "Leader but Off: it holds the leadership and consumes nothing.",
     AlarmKind.PARTLY: "Partly: some inbounds of the group run and some do not.",
     AlarmKind.SILENT: "Leader but silent: for longer than it should, an inbound hears nothing of its source or its target takes nothing.",
+    AlarmKind.ALONE: "Runs alone: it lost the majority and consumes by its group's isolation policy; another member may do so too.",
     AlarmKind.STRAY: "Not the leader but On: its inbounds should not run.",
 }
 
@@ -73,6 +74,11 @@ def _of_member(found: failover.Verdict, said: failover.MemberVerdict) -> list[Fo
         word = failover.WORDS[said.status]
         remedy = f"Restart the runtime {said.member.runtime.key}; its log tells what happened."
         return [alarm(AlarmKind.STRAY, f"{machine} is {word} in {group}, but its inbounds are On.", remedy)]
+    if said.status == Status.SINGLE_NODE and said.state == State.ON and failover.meant_to_fail_over(found.group):
+        return [
+            alarm(AlarmKind.ALONE, solitude.sentence(machine, group, said.reason), solitude.REMEDY),
+            *_silent(found, said, alarm_move=move),
+        ]
     return _silent(found, said, alarm_move=move) if leads else []
 
 

@@ -20,7 +20,8 @@ from runtimes.models import LIVE_REQUESTS, FailbackPolicy, FailoverGroup, GroupR
 from runtimes.protocol import Cause, Preference, RequestStatus, Status
 
 ASK_AGAIN_AFTER = timedelta(seconds=30)  # a return that did not succeed
-GIVE_UP_AFTER = timedelta(hours=1)  # a timed switch that is over, while the preferred member cannot lead
+GIVE_UP_AFTER = timedelta(hours=1)  # for which a timed switch that is over was tried to be returned
+BY_HAND = (Cause.SWITCH, Cause.DISABLE)
 FLAP_LIMIT, FLAP_SPAN = 3, timedelta(hours=1)  # so many returns by policy within this time did not help: something is wrong there
 SHORTEST, LONGEST = timedelta(minutes=1), timedelta(days=7)  # of a timed switch
 STABLE_LONGEST = 24 * 3600
@@ -58,14 +59,21 @@ class Return:
 def with_facts(groups: "QuerySet[FailoverGroup]", *, now: datetime) -> "QuerySet[FailoverGroup]":
     """The groups with what `decide` reads beside their members: newest change, returns of late, the standing timed switch."""
     newest = LeadershipChange.objects.filter(group=OuterRef("pk")).order_by("-epoch")
+    by_hand = newest.filter(cause__in=BY_HAND)
+    own = LeadershipChange.objects.filter(
+        group=OuterRef("group"), epoch__gt=OuterRef("request__expected_epoch"), cause=Cause.SWITCH, actor=OuterRef("request__actor")
+    ).order_by("epoch")
+    standing = TimedSwitch.objects.filter(ended_at=None).select_related("request").annotate(own_epoch=Subquery(own.values("epoch")[:1]))
     of_late = newest.filter(cause=Cause.FAILBACK, heard_at__gte=now - FLAP_SPAN).order_by().values("group").annotate(n=Count("pk"))
     return groups.annotate(
         newest_cause=Subquery(newest.values("cause")[:1]),
         newest_actor=Subquery(newest.values("actor")[:1]),
         newest_heard_at=Subquery(newest.values("heard_at")[:1]),
+        by_hand_epoch=Subquery(by_hand.values("epoch")[:1]),
+        by_hand_actor=Subquery(by_hand.values("actor")[:1]),
         returns_of_late=Coalesce(Subquery(of_late.values("n")), 0),
         is_busy=Exists(GroupRequest.objects.filter(group=OuterRef("pk"), status__in=LIVE_REQUESTS)),
-    ).prefetch_related(Prefetch("timed_switches", TimedSwitch.objects.filter(ended_at=None).select_related("request"), to_attr="standing"))
+    ).prefetch_related(Prefetch("timed_switches", standing, to_attr="standing"))
 
 
 def timed(group: Any) -> TimedSwitch | None:
@@ -118,19 +126,29 @@ def _after_switch(
         if group.newest_cause == Cause.EXPIRY:
             return over(SwitchEnding.RETURNED, f"{to} leads again: the switch by {by} was for a time only.")
         return over(SwitchEnding.OVERTAKEN, f"{to} leads already: nothing is left to return.")
+    if later := _later_by_hand(found, standing):
+        return over(SwitchEnding.OVERTAKEN, f"{later} moved {found.group.name} again.")
     if now < standing.until:
         sentence = f"{by} moved {found.group.name} to {standing.machine or 'another member'} for a time; it returns to {to or 'nobody'}."
         return Return(sentence, to, Cause.EXPIRY, by, at=standing.until)
     why = blocked or _obstacle(found, preferred)
-    if why and now >= standing.until + GIVE_UP_AFTER:
+    tried_since = standing.tried_since
+    if why and tried_since is not None and now >= tried_since + GIVE_UP_AFTER:
         hours = f"{GIVE_UP_AFTER.total_seconds() / 3600:g} h"
         return over(
             SwitchEnding.GIVEN_UP, f"{found.group.name} stays where it is: for {hours} it could not return to {to or 'anybody'}. {why}"
         )
     if why:
-        gives_up = f"It is tried again until {standing.until + GIVE_UP_AFTER:%H:%M} UTC."
+        gives_up = f"It is tried again until {(tried_since or now) + GIVE_UP_AFTER:%H:%M} UTC."
         return Return(f"The switch by {by} has expired, but {found.group.name} cannot return yet: {why} {gives_up}", to, Cause.EXPIRY, by)
     return _asked_for(found, Return(f"The switch by {by} has expired: {found.group.name} returns to {to}.", to, Cause.EXPIRY, by), now)
+
+
+def _later_by_hand(found: failover.Verdict, standing: Any) -> str:
+    """Who moved the group on the machines (`baton-agent`) after this switch came true; empty when nobody did."""
+    group: Any = found.group
+    since = standing.own_epoch or standing.request.expected_epoch or 0
+    return (group.by_hand_actor or "Somebody") if group.by_hand_epoch is not None and group.by_hand_epoch > since else ""
 
 
 def _by_policy(
@@ -279,7 +297,7 @@ def extend(group: FailoverGroup, by: timedelta, *, now: datetime) -> TimedSwitch
     until = max(row.until, now) + by
     if not now < until <= now + LONGEST:
         raise Invalid("A switch ends within seven days from now, and not in the past.", field="seconds")
-    if not TimedSwitch.objects.filter(pk=row.pk, ended_at=None, until=row.until).update(until=until):
+    if not TimedSwitch.objects.filter(pk=row.pk, ended_at=None, until=row.until).update(until=until, tried_since=None):
         raise Busy(f"Somebody else just changed how long the switch of {group.name} stands: look again.")
     row.until = until
     return row
@@ -342,6 +360,10 @@ def carry_out(group_id: Any, *, now: datetime) -> str:
         return ""
     failover.expire_overdue(now=now, group=group)
     found = failover.verdict(group, now=now)
+    standing = timed(group)
+    if standing is not None and found.leader is not None and now >= standing.until and standing.tried_since is None:
+        standing.tried_since = now  # before that nobody tried: the portal was away, say
+        TimedSwitch.objects.filter(pk=standing.pk, tried_since=None).update(tried_since=now)
     coming = decide(found, blocked=blocked([group.environment_id]).get(group.environment_id, ""), now=now)
     if found.leader is not None and found.leader.member.runtime.preference == Preference.LEADER and group.failback_held_by:
         FailoverGroup.objects.filter(pk=group.pk, failback_held_by=group.failback_held_by).update(failback_held_by="")

@@ -11,7 +11,7 @@ from django.db.models import OuterRef, Subquery
 from runtimes import protocol
 from runtimes.clocks import Clock
 from runtimes.models import FailoverGroup, LeadershipChange, LeadershipEnd, Machine
-from runtimes.protocol import Cause
+from runtimes.protocol import GENERATION_STEP, Cause, epoch_words
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
             at=clock.instant(end.at, end.at_boot, end.boot_id),
         )
         for end in report.ends
-        if end.cause in ENDS and _concerns(machine, end.group, end.runtime, groups, runtimes)
+        if end.cause in ENDS and may_be(end.epoch, machine) and _concerns(machine, end.group, end.runtime, groups, runtimes)
     ]
     # Of one leadership the last word counts: it may have lost the majority for a moment before it crashed.
     ends = list({(end.group_id, end.epoch, end.runtime): end for end in ends}.values())
@@ -94,7 +94,7 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
             gap_seconds=event.gap_seconds,
         )
         for event in report.events
-        if _concerns(machine, event.group, event.runtime, groups, runtimes)
+        if may_be(event.epoch, machine) and _concerns(machine, event.group, event.runtime, groups, runtimes)
     ]
     LeadershipChange.objects.bulk_create(changes, ignore_conflicts=True)
     for change in changes:
@@ -114,6 +114,15 @@ def _concerns(machine: Machine, group: str, runtime: str, groups: Container[str]
     if group in groups and runtime in runtimes:
         return True
     logger.info("%s tells a leadership of %s in group %s, which it cannot have: ignored.", machine, runtime, group)
+    return False
+
+
+def may_be(epoch: int, machine: Machine) -> bool:
+    """Is it of this generation of the environment's cluster or a former one. A machine that tells of a later one is wrong, or not the
+    environment's: believed, it would make every true leader look like one of the past for ever."""
+    if epoch < (machine.environment.generation + 1) * GENERATION_STEP:
+        return True
+    logger.warning("%s tells of epoch %s, which cannot be yet: ignored.", machine, epoch_words(epoch))
     return False
 
 

@@ -523,6 +523,7 @@ class AlarmKind(models.TextChoices):
     PARTLY = "partly", "Partly"
     SILENT = "leader-but-silent", "Leader but silent"
     STRAY = "on-without-leading", "On without leading"
+    ALONE = "runs-alone", "Runs alone"
 
 
 class Alarm(models.Model):
@@ -569,6 +570,7 @@ class TimedSwitch(models.Model):
     machine = models.CharField(max_length=40, blank=True)  # moved to; empty: any ready follower
     actor = models.CharField(max_length=150)
     until = models.DateTimeField()
+    tried_since = models.DateTimeField(null=True, blank=True)  # the first look after its end at which it was known who leads
     created_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True, blank=True)
     ending = models.CharField(max_length=12, choices=SwitchEnding.choices, blank=True)

@@ -630,6 +630,20 @@ class LeadershipEnd(Wire, frozen=True):
     boot_id: str = ""
 
 
+class RanAlone(Wire, frozen=True):
+    """A member runs alone, or did, as its group's isolation policy says: another one may have consumed at the same time. Told when it
+    begins, and whole when it ends."""
+
+    group: str
+    runtime: str
+    reason: str
+    since: str
+    until: str = ""  # empty: it goes on
+    since_boot: float | None = None
+    until_boot: float | None = None
+    boot_id: str = ""
+
+
 class LogLine(Wire, frozen=True):
     runtime: str  # key, "router" or "agent"
     at: str
@@ -649,6 +663,7 @@ class Report(Wire, frozen=True):
     outcomes: list[RequestOutcome] = []  # repeated until acknowledged
     events: list[LeadershipEvent] = []  # repeated until acknowledged
     ends: list[LeadershipEnd] = []  # repeated until acknowledged
+    alone: list[RanAlone] = []  # repeated until acknowledged
     at: str = ""  # when it was made, by the machine's clock: tells how far that is off
     at_boot: float | None = None  # the same on CLOCK_BOOTTIME of `boot_id`
     logs: list[LogLine] = []
@@ -712,6 +727,7 @@ class ProcessNews(Wire, frozen=True):
     flows: list[FlowReport] | None = None
     event: LeadershipEvent | None = None
     ended: LeadershipEnd | None = None
+    alone: RanAlone | None = None
     outcome: RequestOutcome | None = None  # how a request in control/<group> ended, said by the member that closed it
     # Nothing set: a sign of life, sent when nothing was said for SIGN_OF_LIFE_SECONDS.
 

@@ -14,7 +14,7 @@ from django.db import connection
 from django.db.models import Model, Q
 
 from portal.models import Environment
-from runtimes import history, protocol, secrecy
+from runtimes import history, protocol, secrecy, solitude
 from runtimes.clocks import Clock
 from runtimes.models import (
     LIVE_COMMANDS,
@@ -97,6 +97,7 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
     _store_runtimes(runtimes, heard, clock)
     _store_members(machine, runtimes, heard, restarted, clock)
     history.store(machine, runtimes, report, clock)
+    solitude.store(machine, report.alone, clock)
     if rebooted and heard_before is not None:
         history.note_reboot(machine, since=heard_before)
     _store_outcomes(machine, report.outcomes, now)
@@ -253,7 +254,8 @@ def _store_members(
         row.observed_status = said.status
         row.observed_state = said.state
         row.observed_reason = said.reason
-        row.observed_epoch = said.epoch
+        epoch = said.epoch if history.may_be(said.epoch, machine) else 0
+        row.observed_epoch = epoch
         row.observed_ready = said.ready
         row.observed_since = clock.text(said.since)
         row.observed_last_activity = clock.text(said.last_activity) or row.observed_last_activity  # a new process has none yet
@@ -264,7 +266,7 @@ def _store_members(
             row.observed_status = protocol.Status.DISABLED  # it stays so, whatever else keeps it from leading
         unbroken = None if silent or runtime.key in restarted else row.ready_since
         row.ready_since = (unbroken or clock.now) if said.ready and not row.observed_disabled else None
-        epochs[row.group] = max(said.epoch, epochs.get(row.group, 0))
+        epochs[row.group] = max(epoch, epochs.get(row.group, 0))
         if _hears_majority(said):
             disabled[row.group_id] = said.disabled
     _write(rows, MEMBER_FACTS)

@@ -37,6 +37,7 @@ from runtimes.agent import linux
 from runtimes.agent.lines import Lines
 from runtimes.agent.logbook import LOG_LINES_PER_NEWS, LogBook
 from runtimes.protocol import (
+    ALONE_BECAUSE,
     CONTROL_FD_ENV,
     LIFELINE_FD_ENV,
     PERMIT,
@@ -51,6 +52,7 @@ from runtimes.protocol import (
     LogLevel,
     LogLine,
     ProcessNews,
+    RanAlone,
     Status,
     TlsFiles,
     Wire,
@@ -402,8 +404,8 @@ class Keeper:
             self.groups = news.groups
         if news.flows is not None:
             self.flows = news.flows
-        if news.event is not None or news.ended is not None or news.outcome is not None:
-            self._keep(ProcessNews(event=news.event, ended=news.ended, outcome=news.outcome))
+        if any(said is not None for said in (news.event, news.ended, news.alone, news.outcome)):
+            self._keep(ProcessNews(event=news.event, ended=news.ended, alone=news.alone, outcome=news.outcome))
         if before != (self.ready, self.reason, self.groups, self.flows, self.numbered):
             self._owe()
 
@@ -416,6 +418,17 @@ class Keeper:
         """The leaderships that ended with the process: what it led by its own last word, and what its death was."""
         cause = Cause.HANG if self.killing.startswith("killed by its keeper: permit") else Cause.CRASH
         for group in self.groups if self.spec.runtime is not None else []:
+            if group.status is Status.SINGLE_NODE and group.reason.startswith(ALONE_BECAUSE):
+                ran = RanAlone(
+                    group=group.group,
+                    runtime=self.spec.runtime or "",
+                    reason=group.reason,
+                    since=group.since,
+                    until=linux.utc_now(),
+                    until_boot=linux.boot_seconds(),
+                    boot_id=linux.boot_id(),
+                )
+                self._keep(ProcessNews(alone=ran))
             if group.status is Status.LEADER and group.epoch and group.leader == self.spec.runtime:
                 self._keep(
                     ProcessNews(

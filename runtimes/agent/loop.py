@@ -415,6 +415,7 @@ class Agent:
             outcomes=list(self.spool.outcomes),
             events=list(self.spool.events),
             ends=list(self.spool.ends),
+            alone=list(self.spool.alone),
             at=linux.utc_now(),
             at_boot=linux.boot_seconds(),
             logs=self.logs.take(),

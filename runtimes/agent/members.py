@@ -81,7 +81,10 @@ async def _control(call: Call, key: str) -> tuple[ControlRecord, int]:
         value = json.loads(base64.b64decode(rows[0].get("value", "")))
     except ValueError:
         value = None
-    return parse(ControlRecord, value) or ControlRecord(), int(rows[0]["mod_revision"])
+    control = parse(ControlRecord, value)
+    if control is None:
+        raise NotMade(f"{key} was written by a newer program and cannot be read here: upgrade this machine's agent")
+    return control, int(rows[0]["mod_revision"])
 
 
 TURN_SECONDS = 30  # within which a router whose turn it is runs again, or the next one goes

@@ -709,8 +709,11 @@ class RouterSupervisor:
         care = upkeep.care_for(size, quota=upkeep.QUOTA_BYTES, idle=idle)
         if care is upkeep.Care.NOTHING:
             return
-        if care is upkeep.Care.DEFRAGMENT and len(order.members) > 1 and await self._why_wait(order):
-            return  # looked at again with the next look
+        if care is upkeep.Care.DEFRAGMENT and len(order.members) > 1:
+            waits = await self._why_wait(order)
+            if waits and not upkeep.presses(size, quota=upkeep.QUOTA_BYTES):
+                self.cared[care] = now - upkeep.DEFRAGMENT_AGAIN + upkeep.TURN_AGAIN
+                return
         self.cared[care] = now
         told = f"{size.in_use // upkeep.MEGABYTE} of {size.file // upkeep.MEGABYTE} MB are in use"
         try:

@@ -6,7 +6,18 @@ import structlog
 
 from runtimes.agent.home import Home
 from runtimes.agent.linux import utc_now
-from runtimes.protocol import LeadershipEnd, LeadershipEvent, LogLevel, LogLine, ProcessNews, Report, RequestOutcome, RequestStatus, Wire
+from runtimes.protocol import (
+    LeadershipEnd,
+    LeadershipEvent,
+    LogLevel,
+    LogLine,
+    ProcessNews,
+    RanAlone,
+    Report,
+    RequestOutcome,
+    RequestStatus,
+    Wire,
+)
 
 log = structlog.get_logger()
 KEPT = 2_000  # events, ends, and outcomes, that wait at most
@@ -18,6 +29,7 @@ OPEN = (RequestStatus.PENDING, RequestStatus.RUNNING)
 class Spooled(Wire, frozen=True):
     events: list[LeadershipEvent] = []
     ends: list[LeadershipEnd] = []
+    alone: list[RanAlone] = []
     outcomes: list[RequestOutcome] = []
 
 
@@ -29,6 +41,7 @@ class Spool:
         kept = home.read("spool.json", Spooled) or Spooled()
         self.events = list(kept.events)
         self.ends = list(kept.ends)
+        self.alone = list(kept.alone)
         self.outcomes = list(kept.outcomes)
 
     def store(self, news: ProcessNews) -> None:
@@ -37,6 +50,8 @@ class Spool:
             self.events.append(news.event)
         if news.ended is not None and news.ended not in self.ends:
             self.ends.append(news.ended)
+        if news.alone is not None and news.alone not in self.alone:
+            self.alone.append(news.alone)
         if news.outcome is not None:
             self._add_outcome(news.outcome)
         self.home.write("spool.json", self._spooled())
@@ -56,18 +71,20 @@ class Spool:
 
     def stored(self, report: Report) -> None:
         """The portal has what this report told."""
-        if not report.events and not report.ends and not report.outcomes:
+        if not (report.events or report.ends or report.alone or report.outcomes):
             return
         self.events = [event for event in self.events if event not in report.events]
         self.ends = [end for end in self.ends if end not in report.ends]
+        self.alone = [ran for ran in self.alone if ran not in report.alone]
         self.outcomes = [outcome for outcome in self.outcomes if outcome not in report.outcomes]
         self.home.remember("spool.json", self._spooled())
 
     def _spooled(self) -> Spooled:
-        if max(len(self.events), len(self.ends), len(self.outcomes)) > KEPT:
+        if max(len(self.events), len(self.ends), len(self.alone), len(self.outcomes)) > KEPT:
             log.warning("spool_full", text=f"More than {KEPT} events wait for the portal; the oldest are dropped.")
-            self.events, self.ends, self.outcomes = self.events[-KEPT:], self.ends[-KEPT:], self.outcomes[-KEPT:]
-        return Spooled(events=self.events, ends=self.ends, outcomes=self.outcomes)
+            self.events, self.ends = self.events[-KEPT:], self.ends[-KEPT:]
+            self.alone, self.outcomes = self.alone[-KEPT:], self.outcomes[-KEPT:]
+        return Spooled(events=self.events, ends=self.ends, alone=self.alone, outcomes=self.outcomes)
 
 
 class LogBuffer:

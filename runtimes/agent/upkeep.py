@@ -15,6 +15,7 @@ QUOTA_BYTES = 2 * 1024**3  # etcd's own default
 HISTORY_KEPT = "1m"  # nobody here reads the past; a watch that was away looks anew
 COMPACT_AGAIN = 60.0  # seconds
 DEFRAGMENT_AGAIN = 600.0  # a member that is defragmented answers nobody meanwhile
+TURN_AGAIN = 30.0  # where it is another one's turn, or nobody could take over what is led here
 RESCUE_AGAIN = 10.0
 MEGABYTE = 1024**2
 
@@ -56,6 +57,11 @@ def care_for(size: Size, *, quota: int, idle: Mapping[Care, float]) -> Care:
     if size.in_use >= quota / 2 and rested(Care.COMPACT, COMPACT_AGAIN):
         return Care.COMPACT
     return Care.NOTHING
+
+
+def presses(size: Size, *, quota: int) -> bool:
+    """Is it nearly full, so that a moment without an answer is better than no leader anywhere."""
+    return size.file >= quota * 3 / 4
 
 
 def warning(size: Size, *, quota: int) -> str:

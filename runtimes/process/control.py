@@ -36,7 +36,7 @@ class Control:
     def send(self, news: ProcessNews) -> bool:
         """False when the keeper has left too much unread: send the status again later. Events, ends and outcomes are always written."""
         transport = self._writer.transport
-        lasting = news.event is not None or news.ended is not None or news.outcome is not None
+        lasting = any(said is not None for said in (news.event, news.ended, news.alone, news.outcome))
         if transport.is_closing() or (not lasting and transport.get_write_buffer_size() > BUFFER):
             return False
         self._writer.write(encode(masked_news(news)) + b"\n")

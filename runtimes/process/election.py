@@ -161,13 +161,13 @@ def decide_session(observed: Observed | None, session: str, started: bool, now: 
 def decide(view: GroupView, now: float) -> Decision:
     """What this process does with a failover group now. The rules stand in docs/failover.md, in this order of precedence."""
     own, disabled = view.own, view.own.disabled or view.me in view.control.disabled
+    if now >= own.contact_until - margin(view.timing):
+        why = own.trouble or "no answer from a majority of the routers yet"
+        return _without_majority(view, now, disabled, why)
     if view.unreadable:
         return Decision(
             Action.FOLLOW, Status.ISOLATED, "connected, but this group's records cannot be read: a newer program wrote them, deploy it here"
         )
-    if now >= own.contact_until - margin(view.timing):
-        why = own.trouble or "no answer from a majority of the routers yet"
-        return _without_majority(view, now, disabled, why)
     disabled = view.me in view.control.disabled
     if own.held_off:
         return Decision(Action.FOLLOW, Status.FOLLOWER, "gave leadership up and waits for a renewal to tell whether that was carried out")
@@ -187,6 +187,9 @@ def _without_majority(view: GroupView, now: float, disabled: bool, why: str) -> 
         return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{why}")
     if own.outside:  # not cut off from the majority but put out of it, which goes on without this machine
         return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{own.outside}")
+    if view.unreadable:  # they may say that it is disabled
+        newer = "this group's records, written by a newer program, cannot be read, so it does not run alone"
+        return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{why}; {newer}")
     if own.stopping:
         if own.alone:
             return Decision(Action.DRAIN, Status.SINGLE_NODE, f"draining: the runtime is asked to stop; isolated: {why}")
@@ -194,7 +197,8 @@ def _without_majority(view: GroupView, now: float, disabled: bool, why: str) -> 
     at = own.lost_since + ALONE_AFTER_TTLS * view.timing.ttl
     if now >= at:
         return Decision(Action.LEAD_ALONE, Status.SINGLE_NODE, f"{ALONE_BECAUSE}{why}")
-    return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{why}; it is about to run alone", again_at=at)
+    soon = "; it is about to run alone" if at < ALWAYS else ""  # one that stood still knows nothing of that time: it asks anew first
+    return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{why}{soon}", again_at=at)
 
 
 def ready_followers(view: GroupView, now: float) -> list[str]:

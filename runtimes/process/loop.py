@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from runtimes.process.config import Loaded
 from runtimes.process.connectors.aside import now_text
 from runtimes.process.control import Control
@@ -46,6 +48,7 @@ from runtimes.protocol import (
     Preference,
     ProcessCommand,
     ProcessNews,
+    RanAlone,
     RequestOutcome,
     RequestStatus,
     State,
@@ -207,7 +210,14 @@ class Runtime:
             flow.abort()
         for seat in [*self._seats, *(seat for seat, _ in self._alone)]:
             seat.off()
+            self._ran_alone(seat)
         self._turn_page()
+
+    def _ran_alone(self, seat: Seat) -> None:
+        """It is Off: told once, from when to when another member may have consumed beside it."""
+        if seat.ran is not None:
+            self._send(ProcessNews(alone=msgspec.structs.replace(seat.ran, until=now_text(), until_boot=self._clock())))
+            seat.ran = None
 
     # -------------------------------------------------------------------------------------------------------------------- messages
 
@@ -368,6 +378,7 @@ class Runtime:
             if seat.alone and decision.status != Status.SINGLE_NODE:  # first stop, then join the election
                 self._log.warning(f"group {seat.spec.name}: Off, it ran alone and a majority answers again")
                 seat.off()
+                self._ran_alone(seat)
                 seat.drain_since = None
                 self._turn_page()
             acted = await self._act(seat, decision, now) or acted
@@ -432,6 +443,15 @@ class Runtime:
         if decision.action == Action.LEAD_ALONE:
             if seat.lead(0, ALWAYS):
                 self._log.warning(f"group {seat.spec.name}: On without an epoch: {decision.sentence}")
+                seat.ran = RanAlone(
+                    group=seat.spec.id,
+                    runtime=self._config.key,
+                    reason=decision.sentence,
+                    since=now_text(),
+                    since_boot=now,
+                    boot_id=self._boot_id,
+                )
+                self._send(ProcessNews(alone=seat.ran))
                 self._turn_page()
             return False
         if decision.action == Action.FOLLOW:

@@ -52,6 +52,7 @@ def masked_news(news: ProcessNews) -> ProcessNews:
         reason=masked(news.reason),
         groups=[replace(group, reason=masked(group.reason)) for group in news.groups] if news.groups is not None else None,
         flows=[replace(flow, reason=masked(flow.reason)) for flow in news.flows] if news.flows is not None else None,
+        alone=replace(news.alone, reason=masked(news.alone.reason)) if news.alone is not None else None,
         outcome=replace(news.outcome, reason=masked(news.outcome.reason)) if news.outcome is not None else None,
     )
 

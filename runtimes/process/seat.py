@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from runtimes.process.election import Decision
 from runtimes.process.flows import Flow
 from runtimes.process.permits import NEVER, Clock, Duty
-from runtimes.protocol import GroupReport, GroupSpec, State, Status
+from runtimes.protocol import GroupReport, GroupSpec, RanAlone, State, Status
 
 
 @dataclass(slots=True)
@@ -25,6 +25,7 @@ class Seat:
     cut: int = 0  # the epoch whose end, by a permit that ran out, was told
     status: Status | None = None
     since: str = ""
+    ran: RanAlone | None = None  # while it runs alone
     last_report: GroupReport | None = field(default=None, repr=False)
 
     @property

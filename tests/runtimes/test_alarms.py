@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from runtimes import alarms, failover, fleet, tasks
 from runtimes.models import Alarm, AlarmKind, FailoverGroup, GroupMember, Machine, Runtime
-from runtimes.protocol import FlowReport, State, Status
+from runtimes.protocol import ALONE_BECAUSE, FlowReport, RanAlone, State, Status
 from tests import factories
 from tests.runtimes.conftest import NOW, said, said_of
 
@@ -44,6 +44,7 @@ def silent_since() -> str:
         pytest.param(L, on, None, id="a leader that is On is no alarm"),
         pytest.param(L, off, AlarmKind.OFF, id="a leader that is Off"),
         pytest.param(S, off, AlarmKind.OFF, id="a single node that is Off"),
+        pytest.param(S, on, AlarmKind.ALONE, id="a member that runs alone"),
         pytest.param(L, partly, AlarmKind.PARTLY, id="a leader in part"),
         pytest.param(F, partly, AlarmKind.PARTLY, id="a follower in part"),
         pytest.param(F, off, None, id="a follower that is Off"),
@@ -258,3 +259,36 @@ def test_the_api_lists_alarms(client: Client, viewer: User, stranger: User, alar
     assert client.get("/api/v1/alarms/?kind=loud").status_code == 400
     client.force_login(stranger)
     assert client.get("/api/v1/alarms/").json()["count"] == 0
+
+
+def ran_alone(group: FailoverGroup, until: str = "") -> RanAlone:
+    return RanAlone(
+        group=group.group.key, runtime="external01.erp", reason=f"{ALONE_BECAUSE}external02 cannot be reached",
+        since="2026-11-22T11:50:00Z", until=until,
+    )  # fmt: skip
+
+
+def test_a_member_that_ran_alone_unheard_is_told_afterwards(group: FailoverGroup, external01: Machine, erp01: Runtime) -> None:
+    """After the cut: from when to when items may have come twice."""
+    told = [ran_alone(group), ran_alone(group, "2026-11-22T11:55:00Z")]
+    for sequence in (1, 2):  # the answer to the first report got lost
+        fleet.record_report(external01, said(sequence, runtimes=[said_of(erp01, group, F, epoch=41)], alone=told), now=NOW)
+    row = Alarm.objects.get()
+    assert (row.kind, row.runtime, row.since.minute, row.cleared_at.minute) == ("runs-alone", "external01.erp", 50, 55)
+    assert row.raised_at == row.since and "external02 cannot be reached" in row.sentence and "0:05:00" in row.cleared_because
+
+
+def test_a_member_that_runs_alone_before_the_portals_eyes_is_one_alarm(group: FailoverGroup, external01: Machine, erp01: Runtime) -> None:
+    alone = said_of(erp01, group, S, state=on)
+    fleet.record_report(external01, said(1, runtimes=[alone], alone=[ran_alone(group)]), now=timezone.now())
+    tasks.watch_alarms()
+    assert Alarm.objects.get().cleared_at is None
+    over = said(2, runtimes=[said_of(erp01, group, F, epoch=41)], alone=[ran_alone(group, "2026-11-22T11:55:00Z")])
+    fleet.record_report(external01, over, now=timezone.now())
+    tasks.watch_alarms()
+    assert Alarm.objects.get().cleared_at is not None
+
+
+def test_a_machine_tells_nothing_of_another_ones_members(group: FailoverGroup, external02: Machine, erp02: Runtime) -> None:
+    fleet.record_report(external02, said(1, runtimes=[said_of(erp02, group, F)], alone=[ran_alone(group)]), now=NOW)
+    assert not Alarm.objects.exists()

@@ -277,7 +277,7 @@ def play(group: FailoverGroup, machine: str = "external02", hours: float | None 
     return failback.switch(group, candidate=machine, expected_leader=None, actor=actor, now=timezone.now(), returns_after=after)
 
 
-def moved(group: FailoverGroup, machine: str, epoch: int, cause: Cause = Cause.SWITCH) -> None:
+def moved(group: FailoverGroup, machine: str, epoch: int, cause: Cause = Cause.SWITCH, actor: str = "") -> None:
     """The machines have carried it out."""
     GroupRequest.objects.filter(status__in=("pending", "running")).update(
         status=RequestStatus.SUCCEEDED, ended_at=timezone.now() - timedelta(seconds=6)
@@ -286,6 +286,8 @@ def moved(group: FailoverGroup, machine: str, epoch: int, cause: Cause = Cause.S
     factories.heard(group, other, Status.FOLLOWER, epoch=epoch)
     factories.heard(group, machine, Status.LEADER, epoch=epoch)
     changed(group, epoch, machine, cause, timezone.now())
+    actor = actor or next(iter(GroupRequest.objects.filter(group=group).order_by("-created_at").values_list("actor", flat=True)), "")
+    LeadershipChange.objects.filter(group=group, epoch=epoch).update(actor=actor)
 
 
 def expired() -> None:
@@ -334,10 +336,41 @@ def test_it_says_why_it_cannot_return_and_gives_up(at_home: FailoverGroup) -> No
     assert len(asked(at_home)) == 1 and endings() == [""]
     found = coming(at_home)
     assert found is not None and "cannot return yet: external01 is Isolated" in found.sentence
-    TimedSwitch.objects.update(until=timezone.now() - failback.GIVE_UP_AFTER)
+    TimedSwitch.objects.update(tried_since=timezone.now() - failback.GIVE_UP_AFTER)
     tasks.return_leaderships()
     row = TimedSwitch.objects.get()
     assert row.ending == "given-up" and "for 1 h it could not return to external01. external01 is Isolated" in row.reason
+
+
+def test_a_portal_that_was_away_at_its_end_tries_before_it_gives_up(at_home: FailoverGroup) -> None:
+    """It expired hours ago; at the first beat all reports are old, and a second later everything is there."""
+    play(at_home)
+    moved(at_home, "external02", 42)
+    TimedSwitch.objects.update(until=timezone.now() - 3 * HOUR)
+    long_ago = timezone.now() - 3 * HOUR
+    Machine.objects.update(last_report_at=long_ago)
+    GroupMember.objects.update(observed_at=long_ago)
+    tasks.return_leaderships()
+    assert endings() == [""] and TimedSwitch.objects.get().tried_since is None, "nobody is known to lead: nothing was tried"
+    factories.heard(at_home, "external01", Status.FOLLOWER, epoch=42)
+    factories.heard(at_home, "external02", Status.LEADER, epoch=42)
+    tasks.return_leaderships()
+    assert asked(at_home)[1:] == [("external01", "expiry", "olga")]
+    assert TimedSwitch.objects.get().tried_since is not None
+
+
+@pytest.mark.parametrize("cause", [Cause.SWITCH, Cause.DISABLE])
+def test_a_later_switch_on_a_machine_overtakes_it(at_home: FailoverGroup, cause: Cause) -> None:
+    play(at_home)
+    moved(at_home, "external02", 42)
+    tasks.return_leaderships()
+    assert endings() == [""], "its own change is no later one"
+    moved(at_home, "external01", 43, Cause.CRASH)
+    moved(at_home, "external02", 44, cause, actor="root on external02")
+    expired()
+    tasks.return_leaderships()
+    assert endings() == ["overtaken"] and "root on external02 moved erp-orders again" in TimedSwitch.objects.get().reason
+    assert len(asked(at_home)) == 1
 
 
 def test_a_switch_that_did_not_happen_returns_nothing(at_home: FailoverGroup) -> None:

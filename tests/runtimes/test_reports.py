@@ -380,3 +380,17 @@ def test_reports_that_race_leave_the_newest(external01: Machine, erp01: Runtime,
     external01.refresh_from_db()
     assert external01.report_sequence == 4
     assert GroupMember.objects.get(runtime=erp01).observed_epoch == 4
+
+
+def test_a_machine_that_tells_of_an_epoch_that_cannot_be_does_not_spoil_the_group(
+    external01: Machine, external02: Machine, erp01: Runtime, erp02: Runtime, group: FailoverGroup
+) -> None:
+    """The true leader would look like one of the past for ever."""
+    absurd = 9 * 10**17
+    fleet.record_report(
+        external02, said(1, runtimes=[said_of(erp02, group, Status.LEADER, epoch=absurd)], events=[event(group, absurd)]), now=NOW
+    )
+    true = protocol.GENERATION_STEP + 240
+    fleet.record_report(external01, said(1, runtimes=[said_of(erp01, group, Status.LEADER, epoch=true)]), now=NOW)
+    group.refresh_from_db()
+    assert group.epoch == true and not group.changes.exists()

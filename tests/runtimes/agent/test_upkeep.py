@@ -6,7 +6,7 @@ import time
 import httpx
 import pytest
 
-from runtimes.agent.upkeep import MEGABYTE, Care, Size, care_for, warning
+from runtimes.agent.upkeep import MEGABYTE, Care, Size, care_for, presses, warning
 from runtimes.process.tls import ClientTls
 from runtimes.protocol import TlsFiles
 from tests.runtimes.agent.conftest import Host, LittlePortal, cluster, eventually
@@ -35,6 +35,10 @@ def size(file: int, in_use: int, full: bool = False) -> Size:
 )
 def test_what_a_database_needs(seen: Size, idle: dict[Care, float], care: Care) -> None:
     assert care_for(seen, quota=QUOTA, idle=idle) is care
+
+
+def test_a_nearly_full_one_waits_for_nobody() -> None:
+    assert not presses(size(1500, 40), quota=QUOTA) and presses(size(1536, 40), quota=QUOTA)
 
 
 def test_people_are_told_from_half_of_the_quota_on() -> None:

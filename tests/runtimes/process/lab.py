@@ -36,6 +36,7 @@ from runtimes.protocol import (
     Preference,
     ProcessCommand,
     ProcessNews,
+    RanAlone,
     RequestOutcome,
     RuntimeConfig,
     State,
@@ -205,6 +206,7 @@ class Launched:
         self.ready, self.reason = False, ""
         self.events: list[LeadershipEvent] = []
         self.ends: list[LeadershipEnd] = []
+        self.alone: list[RanAlone] = []
         self.outcomes: list[RequestOutcome] = []
         self.flows: dict[str, Any] = {}
         self.log = home / f"log-{config.launch}"
@@ -240,6 +242,8 @@ class Launched:
                     self.events.append(news.event)
                 if news.ended is not None:
                     self.ends.append(news.ended)
+                if news.alone is not None:
+                    self.alone.append(news.alone)
                 if news.outcome is not None:
                     self.outcomes.append(news.outcome)
 

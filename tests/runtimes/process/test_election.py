@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from runtimes.process.election import Action, GroupView, Own, SessionAction, decide, decide_session, single_node_cause
+from runtimes.process.permits import ALWAYS
 from runtimes.process.records import ControlRecord, Disabled, GroupMark, LeaderRecord, Observed, OpenRequest, SessionRecord
 from runtimes.protocol import Cause, GroupSpec, IsolationPolicy, Preference, Status, Timing
 
@@ -70,6 +71,10 @@ def request(to: str | None = B, epoch: int = EPOCH, disabled: ControlRecord = NO
         ),
         pytest.param(view(own=Own()), Action.FOLLOW, Status.ISOLATED, "majority", id="without any contact a process is isolated"),
         pytest.param(view(unreadable=True), Action.FOLLOW, Status.ISOLATED, "newer", id="records of a newer program are left alone"),
+        pytest.param(
+            view(unreadable=True, own=Own(trouble="the router does not answer")), Action.FOLLOW, Status.ISOLATED, "does not answer",
+            id="cut off comes first: what was read before is no cause",
+        ),
         pytest.param(view(B), Action.FOLLOW, Status.FOLLOWER, f"follows {A}", id="a follower follows a living leader"),
         pytest.param(view(B, sessions={**ALL, A: GONE}), Action.TAKE, Status.FOLLOWER, "gone", id="proven death is followed at once"),
         pytest.param(
@@ -292,3 +297,11 @@ def test_a_session_starts_only_where_none_can_live(observed: Observed | None, st
 def test_a_single_node_tells_its_cause(spec: GroupSpec, says: str | None) -> None:
     cause = single_node_cause(spec, A)
     assert cause is None if says is None else cause is not None and says in cause
+
+
+@pytest.mark.parametrize(
+    ("lost_since", "about_to"), [pytest.param(NOW - 1, True, id="cut off"), pytest.param(ALWAYS, False, id="it stood still")]
+)
+def test_only_who_is_about_to_run_alone_says_so(lost_since: float, about_to: bool) -> None:
+    said = decide(view(own=Own(isolation=IsolationPolicy.RUN_ALONE, lost_since=lost_since)), NOW)
+    assert (said.status, "about to run alone" in said.sentence) == (Status.ISOLATED, about_to)

@@ -138,6 +138,8 @@ def test_without_a_majority_one_group_runs_alone_the_other_stops_and_then_one_le
             until(lambda n=number: two.is_now(n, "alone", Status.SINGLE_NODE, State.ON), 10, "under run alone it is On by itself")
             said = two.said(number, "alone")
             assert (said.epoch, said.leader) == (0, two.members[number - 1])
+            until(lambda n=number: two.processes[n].alone, what="it tells so")
+            assert (two.processes[number].alone[-1].group, two.processes[number].alone[-1].until) == ("alone", "")
             assert "isolation policy" in said.reason and "router" in said.reason
             assert two.is_now(number, "stops", Status.ISOLATED, State.OFF)
         two.delivers(1, "alone", "while-alone")
@@ -146,6 +148,7 @@ def test_without_a_majority_one_group_runs_alone_the_other_stops_and_then_one_le
 
         second.command(ProcessCommand(stop=True))
         until(lambda: second.process.poll() == 0, 8, "a runtime that runs alone stops as asked")
+        until(lambda: second.alone[-1].until > second.alone[-1].since, what="and tells when it ended")
         second.close()
         again = two.start(2)
         until(lambda: two.is_now(2, "alone", Status.SINGLE_NODE, State.ON), 15, "a process that starts without contact remembers")

@@ -1,0 +1,39 @@
+"""Members that ran alone, as their machines tell it, perhaps long after: kept as alarms, for then items may have come twice."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+from runtimes.clocks import Clock
+from runtimes.models import Alarm, AlarmKind, FailoverGroup, Machine
+from runtimes.protocol import ALONE_BECAUSE, RanAlone
+
+REMEDY = "Mend what the reason names: it joins the others by itself when a majority of the routers answers. Look for items delivered twice."
+
+
+def sentence(machine: str, group: str, reason: str) -> str:
+    why = reason.removeprefix(ALONE_BECAUSE).rstrip(".")
+    return f"{machine} runs {group} alone{': ' + why if why else ''}. Other members may consume too, and items come twice."
+
+
+def store(machine: Machine, told: Iterable[RanAlone], clock: Clock) -> None:
+    """Inside the caller's transaction. A spell may be told twice, and may be known already from what the reports showed."""
+    for ran in told:
+        own = {"environment_id": machine.environment_id, "group__key": ran.group, "members__runtime__machine": machine}
+        group = FailoverGroup.objects.filter(**own).first()
+        if group is not None and ran.runtime.startswith(f"{machine.name}."):
+            _keep(machine, group, ran, clock)
+
+
+def _keep(machine: Machine, group: FailoverGroup, ran: RanAlone, clock: Clock) -> None:
+    since = clock.instant(ran.since, ran.since_boot, ran.boot_id)
+    until = clock.instant(ran.until, ran.until_boot, ran.boot_id) if ran.until else None
+    known = Alarm.objects.filter(group=group, runtime=ran.runtime, kind=AlarmKind.ALONE).exclude(cleared_at__lt=since)
+    row = (known.filter(since__lte=until) if until is not None else known).order_by("since").first()
+    if row is None:
+        said = sentence(machine.name, group.name, ran.reason)
+        row = Alarm(group=group, runtime=ran.runtime, kind=AlarmKind.ALONE, sentence=said, remedy=REMEDY, since=since)
+    row.since, row.raised_at = min(since, row.since), min(since, row.raised_at or since)
+    if until is not None:
+        row.cleared_at = until
+        row.cleared_because = f"By its machine's own word it ran alone for {timedelta(seconds=round((until - row.since).total_seconds()))}."
+    row.save()
