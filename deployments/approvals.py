@@ -17,7 +17,6 @@ from deployments.models import (
     EnvironmentRules,
     FrozenValues,
     Release,
-    RunStatus,
     StepRun,
 )
 from portal.access import entitled, role_to_deploy
@@ -96,7 +95,7 @@ def unlike_what_ran(release: Release, environment: Environment, *, begun: bool =
     """What a roll back to the release would bring that nobody has seen here, in a sentence: values other than those it ran with, or steps
     other than those it or the newest deployment here ran by. Empty: nothing. `begun` as in `state`. Six queries."""
     whole = Deployment.objects.filter(environment=environment, started_at__isnull=False, completes=None)
-    ran = list(whole.filter(release=release, status=RunStatus.SUCCEEDED).order_by("-pk").values_list("pk", flat=True)[:RUNS_LOOKED_AT])
+    ran = list(whole.that_ran().filter(release=release).order_by("-pk").values_list("pk", flat=True)[:RUNS_LOOKED_AT])
     present = frozen.present(release, environment)
     digest = frozen.digest_of(present)
     kept = FrozenValues.objects.filter(deployment__in=ran)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.urls import reverse
 from django.utils.functional import cached_property
 
@@ -304,6 +304,9 @@ class StepKind(models.TextChoices):
     BALANCE_FAILOVER = "balance-failover", "Balance failover"
 
 
+DEPLOYS = (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME)  # what brings a release to runtimes
+
+
 class Condition(models.TextChoices):
     """When a step runs at all; a deploy step whose bundle did not change is skipped in any case."""
 
@@ -393,6 +396,17 @@ DONE = (RunStatus.SUCCEEDED, RunStatus.SKIPPED)  # a step after which the next o
 FINISHED = (RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.TIMED_OUT, RunStatus.SKIPPED, RunStatus.CANCELLED)
 
 
+class DeploymentQuerySet(models.QuerySet["Deployment"]):
+    def that_ran(self) -> "DeploymentQuerySet":
+        """With what a release came to run: by the whole plan, ended well, and what was to be deployed was deployed (or ran already):
+        nothing of it skipped by a person, nor all of it left out with its machines."""
+        skipped = Decision.objects.filter(deployment=OuterRef("pk"), choice=Choice.SKIP, step__kind__in=DEPLOYS)
+        left_out = Exclusion.objects.filter(deployment=OuterRef("deployment"), machine=OuterRef("machine"))
+        brought = StepRun.objects.filter(deployment=OuterRef("pk"), kind__in=DEPLOYS)
+        brought = brought.filter(Q(status=RunStatus.SUCCEEDED) | (Q(status=RunStatus.SKIPPED) & ~Exists(left_out)))
+        return self.filter(Exists(brought), ~Exists(skipped), status=RunStatus.SUCCEEDED, completes=None)
+
+
 class Deployment(models.Model):
     """One execution of the plan, from a release. The database allows one live deployment per environment."""
 
@@ -409,6 +423,8 @@ class Deployment(models.Model):
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
     started_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
+
+    objects = DeploymentQuerySet.as_manager()
 
     class Meta:
         ordering: ClassVar = ["-id"]

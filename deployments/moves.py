@@ -9,13 +9,12 @@ from typing import Any
 import msgspec
 from django.db.models import Q
 
+from deployments.models import DEPLOYS as DEPLOYS
 from deployments.models import Release, StepFields, StepKind
 from portal.models import Environment
 from runtimes import fleet
 from runtimes.models import Bundle, Runtime
 from runtimes.protocol import BundleContent, RuntimeState, decode
-
-DEPLOYS = (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from deployments.models import STEP_FIELDS, Condition, HandOvers, Plan, Step, StepFields, StepKind
+from deployments.models import DEPLOYS, STEP_FIELDS, Condition, HandOvers, Plan, Step, StepFields, StepKind
 from deployments.stages import stages_of
 from portal.errors import Invalid, NotAllowed, Stale
 from portal.models import Environment, Flow, Group, MachineKind, Role
@@ -30,7 +30,6 @@ FLOW_KINDS = (StepKind.FLOW_START, StepKind.FLOW_STOP)
 ON_RUNTIME = RUNTIME_KINDS + GROUP_KINDS + FLOW_KINDS  # need a machine and a connector
 ON_MACHINE = (StepKind.DEPLOY_MACHINE, StepKind.RUN_COMMAND)
 MOST_RETRIES = 10
-DEPLOY_KINDS = (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME)
 BALANCE_RULE = "Balance failover comes last, after the deployment of all runtimes"
 LONGEST_SECONDS = 24 * 3600
 PERSON_SECONDS, LONGEST_PERSON_SECONDS = 24 * 3600, 14 * 24 * 3600  # time limit of a manual step: usual, longest
@@ -521,7 +520,7 @@ def lint(plan: Plan) -> Sequence[str]:
     found += _lane_findings(steps)
     found += _order_findings(steps)
     alerting = [step.position for step in steps if step.kind == StepKind.ALERTING_OFF]
-    first_deploy = min((step.position for step in steps if step.kind in DEPLOY_KINDS), default=0)
+    first_deploy = min((step.position for step in steps if step.kind in DEPLOYS), default=0)
     if alerting and first_deploy and alerting[0] > first_deploy:
         found.append("Alerting off comes after the first deployment of a runtime: alerts are sent until then.")
     return found
@@ -534,7 +533,7 @@ def _lane_findings(steps: Sequence[Step]) -> list[str]:
         lanes: dict[str, set[str]] = {}
         for lane in stage.lanes:
             for step in lane.steps:
-                if step.kind in (*DEPLOY_KINDS, StepKind.RESTART_RUNTIME) and step.connector:
+                if step.kind in (*DEPLOYS, StepKind.RESTART_RUNTIME) and step.connector:
                     lanes.setdefault(step.connector, set()).add(lane.name or "(no name)")
         found += [
             f"Stage {stage.name or stage.number} changes runtimes of {connector} in the lanes {' and '.join(sorted(names))}: "
@@ -552,7 +551,7 @@ def _order_findings(steps: Sequence[Step]) -> list[str]:
         if stage.name and stage.name in seen:
             found.append(f"Stage {stage.name} is torn apart by other steps: what comes after them is a stage of its own.")
         seen.add(stage.name)
-    starts = (StepKind.START_RUNTIME, *DEPLOY_KINDS)
+    starts = (StepKind.START_RUNTIME, *DEPLOYS)
     for step in steps:
         if step.kind != StepKind.STOP_RUNTIME:
             continue
@@ -592,6 +591,6 @@ def _router_findings(environment: Environment, steps: Sequence[StepFields]) -> l
     kinds = [step.kind for step in steps]
     if StepKind.DEPLOY_ROUTERS not in kinds:
         return ["Routers exist, but no Deploy routers step does: add it before the runtimes are deployed."]
-    if any(kind in DEPLOY_KINDS for kind in kinds[: kinds.index(StepKind.DEPLOY_ROUTERS)]):
+    if any(kind in DEPLOYS for kind in kinds[: kinds.index(StepKind.DEPLOY_ROUTERS)]):
         return ["Deploy routers comes after the deployment of a runtime: put it first, runtimes in failover need their router."]
     return []

@@ -15,14 +15,19 @@ from django.utils import timezone
 
 from deployments import approvals, windows
 from deployments.models import (
+    DEPLOYS,
+    Choice,
+    Decision,
     Deployment,
     DeploymentFreeze,
     DeploymentWindow,
     EnvironmentRules,
+    Exclusion,
     Release,
     RuleChange,
     RuleOverride,
     RunStatus,
+    StepRun,
 )
 from portal.access import may
 from portal.errors import Invalid, NotAllowed
@@ -84,9 +89,39 @@ def environment_after(environment: Environment) -> Environment | None:
     return later.order_by("position").first()
 
 
-def succeeded(release: Release, environment: Environment) -> bool:
-    """Was the release once deployed there with success."""
-    return Deployment.objects.filter(environment=environment, release=release, status=RunStatus.SUCCEEDED).exists()
+def passed(release: Release, environment: Environment) -> Deployment | None:
+    """The newest deployment that brought the release there with success, to every machine of the plan: one that was left out counts when
+    it caught up. Two queries, and as many for each machine that caught up."""
+    runs = Deployment.objects.that_ran().filter(environment=environment, release=release).order_by("-pk")
+    return next((run for run in runs.select_related("environment__project") if not behind(run)), None)
+
+
+def behind(run: Deployment) -> list[str]:
+    """Machines that have yet to get what the deployment brings, sorted."""
+    missed = StepRun.objects.filter(deployment=run, kind__in=DEPLOYS, status=RunStatus.SKIPPED).values("machine")
+    left_out = Exclusion.objects.filter(deployment=run, machine__in=missed).select_related("caught_up_by").order_by("machine")
+    return [one.machine for one in left_out if not _caught_up(one)]
+
+
+def _caught_up(one: Exclusion) -> bool:
+    later = one.caught_up_by
+    if later is None or later.status != RunStatus.SUCCEEDED or one.machine in behind(later):
+        return False
+    return not Decision.objects.filter(deployment=later, choice=Choice.SKIP, step__kind__in=DEPLOYS).exists()
+
+
+def _not_passed(release: Release, environment: Environment) -> str:
+    """What a deployment that ended well lacked, to be told in brackets; empty when none ended well. For a release that has not passed."""
+    whole = Deployment.objects.filter(environment=environment, release=release, completes=None)
+    last = whole.filter(status=RunStatus.SUCCEEDED).order_by("-pk").first()
+    if last is None:
+        return ""
+    skipped = Decision.objects.filter(deployment=last, choice=Choice.SKIP, step__kind__in=DEPLOYS).select_related("step").first()
+    if skipped is not None and skipped.step is not None:
+        return f" (in deployment {last.pk} a person skipped {skipped.step.title})"
+    if names := " and ".join(behind(last)):
+        return f" (deployment {last.pk} left {names} out, and it has yet to catch up)"
+    return f" (deployment {last.pk} deployed nothing)"
 
 
 def forbids(
@@ -96,18 +131,20 @@ def forbids(
     in_order: bool,
     before: str | None,
     passed_before: bool,
+    but: str = "",
     needed: int,
     approval: approvals.State,
     calendar: windows.Calendar,
     at: datetime,
 ) -> list[Finding]:
-    """Every rule that forbids release number `release` on the environment at that moment. Pure."""
+    """Every rule that forbids release number `release` on the environment at that moment. `but`: what its deployment before lacked,
+    in brackets. Pure."""
     found = []
     if in_order and before is not None and not passed_before:
         found.append(
             Finding(
                 "order",
-                f"Release {release} was not yet deployed with success on {before}: deploy it there first, "
+                f"Release {release} was not yet deployed with success on {before}{but}: deploy it there first, "
                 f"for releases reach {environment} after {before}.",
             )
         )
@@ -136,12 +173,14 @@ def findings(release: Release, environment: Environment, *, at: datetime, return
         else:
             approval = approvals.state(release, environment, now=at, begun=begun)
             approval = approval if approval.requested or not unlike else replace(approval, ended=unlike)
+    passes = before is None or returning or passed(release, before) is not None
     return forbids(
         release.number,
         environment.name,
         in_order=rules.in_order,
         before=before.name if before else None,
-        passed_before=before is None or returning or succeeded(release, before),
+        passed_before=passes,
+        but=_not_passed(release, before) if before is not None and not passes else "",
         needed=needed,
         approval=approval,
         calendar=calendar_of(environment, rules),

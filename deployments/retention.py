@@ -82,7 +82,7 @@ def set_rule(project: Project, *, by: AbstractBaseUser, **changes: Any) -> Reten
 
 
 def needs(project: Project) -> Mapping[int, list[str]]:
-    """Release id -> why it may not go, in words. A fixed number of queries, and two per environment."""
+    """Release id -> why it may not go, in words. A fixed number of queries, and some per environment."""
     found: dict[int, list[str]] = defaultdict(list)
 
     def note(release: int, words: str) -> None:

@@ -12,12 +12,11 @@ from datetime import datetime
 from django.db import transaction
 
 from deployments import releases, rollout
-from deployments.models import BROKEN, LIVE, Choice, Decision, Deployment, Exclusion, RunStatus, StepKind, StepRun
+from deployments.models import BROKEN, DEPLOYS, LIVE, Choice, Decision, Deployment, Exclusion, RunStatus, StepKind, StepRun
 from portal.access import may, role_to_deploy
 from portal.errors import NotAllowed
 from runtimes.models import Machine
 
-BROUGHT = (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME)  # what is made up for; a command or a stop of that day is not
 UNTIL_DEPLOYED = "it stays as it is until it is deployed again."
 
 
@@ -83,7 +82,7 @@ def _waits(exclusion: Exclusion, sentence: str, told: str = "") -> str:
 
 
 def _missed(deployment: Deployment, machine: str) -> list[StepRun]:
-    mine = StepRun.objects.filter(deployment=deployment, machine=machine, status=RunStatus.SKIPPED, kind__in=BROUGHT)
+    mine = StepRun.objects.filter(deployment=deployment, machine=machine, status=RunStatus.SKIPPED, kind__in=DEPLOYS)
     return list(mine.order_by("number"))
 
 
@@ -103,7 +102,7 @@ def _needless(exclusion: Exclusion) -> str:
             if _missed(later, name):
                 return f"Deployment {later.pk} left {name} out too, and brings it release {later.release.number} when it returns."
             continue
-        brought = StepRun.objects.filter(deployment=later, machine=name, kind__in=BROUGHT)
+        brought = StepRun.objects.filter(deployment=later, machine=name, kind__in=DEPLOYS)
         if Decision.objects.filter(step__in=brought, choice=Choice.SKIP).exists():
             return f"In deployment {later.pk} a person skipped what was for {name}: {UNTIL_DEPLOYED}"
         if brought.exists():

@@ -8,14 +8,14 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
 
 from deployments import releases, rollout, schedules
-from deployments.models import Deployment, RunStatus
+from deployments.models import Deployment
 from portal.errors import NotAllowed, Stale
 from portal.models import Environment
 
 
 @dataclass(frozen=True)
 class Run:
-    """What of a deployment decides where a roll back leads."""
+    """What of a deployment decides where a roll back leads. `succeeded`: DeploymentQuerySet.that_ran."""
 
     pk: int
     release: int
@@ -58,16 +58,18 @@ def choose(runs: Sequence[Run]) -> Run | None:
 
 
 def runs_of(environment: Environment) -> list[Run]:
-    """Every deployment that began, oldest first. One query."""
-    begun = Deployment.objects.filter(environment=environment, started_at__isnull=False).order_by("pk")
+    """Every deployment by the whole plan that began, oldest first; one that only brings a machine what it missed belongs to the one that
+    it completes. Two queries."""
+    here = Deployment.objects.filter(environment=environment, started_at__isnull=False, completes=None)
+    ran = set(here.that_ran().values_list("pk", flat=True))
     return [
-        Run(pk, release, status == RunStatus.SUCCEEDED, rollback is not None)
-        for pk, release, status, rollback in begun.values_list("pk", "release_id", "status", "rollback_of_id")
+        Run(pk, release, pk in ran, rollback is not None)
+        for pk, release, rollback in here.order_by("pk").values_list("pk", "release_id", "rollback_of_id")
     ]
 
 
 def target(environment: Environment) -> Target | None:
-    """Where a roll back would lead now; None: nothing ran with success before what ran last. Two queries."""
+    """Where a roll back would lead now; None: nothing ran with success before what ran last. Three queries."""
     runs = runs_of(environment)
     chosen = choose(runs)
     if chosen is None:

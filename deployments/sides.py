@@ -85,9 +85,9 @@ def _release_side(release: Release, environment: Environment) -> Side:
 
 
 def last_run(environment: Environment) -> Deployment | None:
-    """The deployment whose release runs: the last that succeeded, else the last that began."""
+    """The deployment whose release runs: the last that ran (DeploymentQuerySet.that_ran), else the last that began."""
     begun = Deployment.objects.filter(environment=environment, started_at__isnull=False).select_related("release").order_by("-pk")
-    return begun.filter(status=RunStatus.SUCCEEDED).first() or begun.first()
+    return begun.that_ran().first() or begun.first()
 
 
 def running_side(environment: Environment) -> Side:

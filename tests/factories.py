@@ -6,6 +6,7 @@ from typing import Any
 from django.contrib.auth.models import User
 from django.utils import timezone
 
+from deployments.models import Deployment, Release, RunStatus, StepKind, StepRun
 from portal.models import (
     Connector,
     DesignedMachine,
@@ -76,6 +77,14 @@ def applied(environment: Environment, connector: Connector) -> FailoverGroup:
             runtime = Runtime.objects.create(environment=environment, machine=machine, connector=connector, failover=True)
             GroupMember.objects.create(group=failover_group, runtime=runtime)
     return failover_group
+
+
+def deployed(environment: Environment, release: Release, **more: Any) -> Deployment:
+    """A deployment that ended well, with the one step that brought the release."""
+    facts = {"status": RunStatus.SUCCEEDED, "started_at": timezone.now()} | more
+    deployment = Deployment.objects.create(environment=environment, release=release, **facts)
+    StepRun.objects.create(deployment=deployment, number=1, kind=StepKind.DEPLOY_MACHINE, machine="external01", status=RunStatus.SUCCEEDED)
+    return deployment
 
 
 def heard(

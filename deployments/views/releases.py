@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET
 
 from deployments import approvals, plans, preview, promotion, releases, rollout, schedules, sheet, steps, windows
 from deployments.forms import DeployForm, ReleaseForm, show_refusal
-from deployments.models import LIVE, Activation, ActivationStatus, ApprovalRequest, Deployment, Release, RunStatus, StepKind
+from deployments.models import LIVE, Activation, ActivationStatus, ApprovalRequest, Deployment, Release, StepKind
 from deployments.rule_forms import ActivateForm
 from portal import components, exports
 from portal.access import get_environment, get_project, may, role_to_deploy
@@ -60,7 +60,7 @@ def _pills(project: Project) -> dict[int, list[Pill]]:
             pill.active = True
         else:
             pill.scheduled.append(activation)
-    last = Deployment.objects.filter(environment=OuterRef("pk"), status=RunStatus.SUCCEEDED).order_by("-id").values("pk")[:1]
+    last = Deployment.objects.that_ran().filter(environment=OuterRef("pk")).order_by("-id").values("pk")[:1]
     newest = Deployment.objects.filter(pk__in=project.environments.values(last=Subquery(last)))
     for deployment in newest.select_related("environment__project"):
         found[deployment.release_id].setdefault(deployment.environment_id, Pill(deployment.environment)).deployed = deployment
@@ -387,12 +387,11 @@ def promotion_stops(request: UserRequest, release: Release, environments: list[E
         mine = asked is not None and asked.created_by_id == person.pk
         said_yes = asked is not None and any(row.person_id == person.pk and not row.withdrawn_at for row in asked.approvals.all())
         may_edit = may(person, environment.project.team_id, role_to_deploy(environment))
-        success = Deployment.objects.filter(environment=environment, release=release, status=RunStatus.SUCCEEDED)
         active = releases.active(environment)
         found.append(
             Stop(
                 environment=environment,
-                deployed=success.select_related("environment__project").first(),
+                deployed=promotion.passed(release, environment),
                 active=active is not None and active.pk == release.pk,
                 needed=rules.approvals,
                 state=state,
@@ -407,7 +406,7 @@ def promotion_stops(request: UserRequest, release: Release, environments: list[E
 
 
 def _last_deployed(environment: Environment) -> Deployment | None:
-    done = Deployment.objects.filter(environment=environment, status=RunStatus.SUCCEEDED)
+    done = Deployment.objects.that_ran().filter(environment=environment).order_by("-pk")
     return done.select_related("release", "environment__project").first()
 
 

@@ -321,6 +321,41 @@ def test_a_step_is_skipped_with_a_reason_and_the_next_ones_run(upgrade: Upgrade,
     assert failed.steps.get(number=5).status in (RunStatus.FAILED, RunStatus.TIMED_OUT), "Balance tells that a member is not on the release"
 
 
+def test_a_run_in_which_a_person_skipped_a_deployment_is_no_success_to_promote_or_to_go_back_to(
+    upgrade: Upgrade, acceptance: Environment
+) -> None:
+    plan = plans.plan_of(upgrade.environment)
+    plans.remove_step(plan.steps.get(kind=StepKind.BALANCE_FAILOVER))
+    skipped, engine = upgrade.begin(), upgrade.engine
+    engine.machines.failing["external02.erp"] = "no memory"
+    engine.run(skipped)
+    upgrade.decide(skipped, Choice.SKIP, "It does not start.")
+    assert engine.run(skipped).status == RunStatus.SUCCEEDED
+    (finding,) = promotion.findings(skipped.release, acceptance, at=engine.now)
+    assert finding.sentence.startswith(
+        f"Release 2 was not yet deployed with success on Test (in deployment {skipped.pk} a person skipped Deploy runtime external02.erp): "
+    )
+    with pytest.raises(NotAllowed, match="a person skipped"):
+        releases.activate(skipped.release, acceptance, by=upgrade.person, now=engine.now)
+    engine.machines.failing.clear()
+    engine.pass_time(1)
+    newer = engine.run(upgrade.begin())
+    assert (newer.status, newer.release.number) == (RunStatus.SUCCEEDED, 3)
+    target = rollback.target(upgrade.environment)
+    assert target and target.back_to.release.number == 1, "release 2 did not start everywhere"
+    assert promotion.findings(newer.release, acceptance, at=engine.now) == []
+
+
+def test_a_plan_that_deploys_nothing_passes_no_release_on(upgrade: Upgrade, acceptance: Environment) -> None:
+    plan = plans.plan_of(upgrade.environment)
+    plan.steps.filter(kind__in=(StepKind.DEPLOY_RUNTIME, StepKind.BALANCE_FAILOVER)).delete()
+    run = upgrade.engine.run(upgrade.begin())
+    assert run.status == RunStatus.SUCCEEDED
+    (finding,) = promotion.findings(run.release, acceptance, at=upgrade.engine.now)
+    assert f"(deployment {run.pk} deployed nothing)" in finding.sentence
+    assert rollback.target(upgrade.environment) is None or sides.last_run(upgrade.environment) != run
+
+
 @pytest.mark.parametrize("kind", ["deploy-routers", "balance-failover", "wait-healthy"])
 def test_what_safety_needs_is_not_skipped(upgrade: Upgrade, failed: Deployment, kind: str) -> None:
     failed.steps.filter(number=4).update(kind=kind, machine="", connector="")
@@ -428,7 +463,7 @@ def away(upgrade: Upgrade) -> Deployment:
     return upgrade.engine.run(run, every=10)
 
 
-def test_an_offline_machine_is_left_out_and_catches_up_by_itself(upgrade: Upgrade, away: Deployment) -> None:
+def test_an_offline_machine_is_left_out_and_catches_up_by_itself(upgrade: Upgrade, away: Deployment, acceptance: Environment) -> None:
     engine = upgrade.engine
     assert away.status == RunStatus.TIMED_OUT
     upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
@@ -442,6 +477,11 @@ def test_an_offline_machine_is_left_out_and_catches_up_by_itself(upgrade: Upgrad
     exclusion.refresh_from_db()
     made = exclusion.caught_up_by
     assert made and made.completes == away
+    (finding,) = promotion.findings(away.release, acceptance, at=engine.now)
+    assert finding.sentence.startswith(
+        f"Release 2 was not yet deployed with success on Test (deployment {away.pk} left external02 out, and it has yet to catch up): "
+    )
+    assert (target := rollback.target(upgrade.environment)) and target.back_to.release.number == 1, "and yet it ran here"
     side = sides.running_side(upgrade.environment)
     assert side.label.endswith(f"deployment {away.pk})") or engine.run(made).status == RunStatus.SUCCEEDED
     plan = [plans.line_of(plans.written(step)) for step in away.steps.all()]
@@ -449,7 +489,7 @@ def test_an_offline_machine_is_left_out_and_catches_up_by_itself(upgrade: Upgrad
     assert [step.title for step in made.steps.all()] == ["Deploy runtime external02.erp", "Balance failover"]
     assert engine.run(made).status == RunStatus.SUCCEEDED
     assert {row.observed_release for row in Runtime.objects.all()} == {2}
-    assert returning.open_exclusions() == []
+    assert returning.open_exclusions() == [] and promotion.findings(away.release, acceptance, at=engine.now) == []
 
 
 def test_a_machine_that_is_online_is_not_left_out(upgrade: Upgrade, failed: Deployment) -> None:

@@ -6,7 +6,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from django.contrib.auth.models import User
-from django.utils import timezone
 
 from deployments import approvals, plans, promotion, releases, rollout
 from deployments.approvals import State
@@ -114,7 +113,7 @@ def accepted(acceptance: Environment, erp: Connector, developer: User) -> Enviro
 
 
 def passed(release: Release, environment: Environment) -> None:
-    Deployment.objects.create(environment=environment, release=release, status=RunStatus.SUCCEEDED, started_at=timezone.now())
+    factories.deployed(environment, release)
 
 
 def test_a_release_reaches_acceptance_after_test(

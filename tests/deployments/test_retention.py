@@ -16,6 +16,7 @@ from deployments.retention import Facts
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment
 from runtimes.models import Bundle, Runtime
+from tests import factories
 from tests.deployments.conftest import Engine
 from tests.deployments.test_releases import together
 
@@ -92,13 +93,13 @@ def test_what_is_needed_never_goes(
 def test_the_way_back_never_goes(release: Release, old: list[Release], filled: Environment) -> None:
     started = timezone.now()
     for number, status in ((0, RunStatus.SUCCEEDED), (1, RunStatus.SUCCEEDED), (2, RunStatus.SUCCEEDED), (3, RunStatus.FAILED)):
-        Deployment.objects.create(environment=filled, release=old[number], status=status, started_at=started)
+        factories.deployed(filled, old[number], status=status, started_at=started)
     assert kept(release) == {
         3: "Kept: deployed on Test, needed to roll back Test.",
         4: "Kept: its deployment on Test can be resumed.",
         5: "Kept: among the newest 1.",
     }
-    Deployment.objects.create(environment=filled, release=old[3], status=RunStatus.SUCCEEDED, started_at=started)
+    factories.deployed(filled, old[3], started_at=started)
     assert kept(release)[3] == "Kept: needed to roll back Test." and kept(release)[4] == "Kept: deployed on Test."
 
 
@@ -120,7 +121,7 @@ def test_a_removed_release_takes_its_history_along_and_its_number_is_not_given_a
     engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
     Activation.objects.update(status=ActivationStatus.REPLACED)
     for number in (2, 3):
-        Deployment.objects.create(environment=filled, release=old[number], status=RunStatus.SUCCEEDED, started_at=timezone.now())
+        factories.deployed(filled, old[number])
     Runtime.objects.update(observed_release=4, desired_bundle=None)
     assert tasks.forget_old_releases() == "Webshop: removed release 2, 1."
     assert list(Release.objects.order_by("number").values_list("number", flat=True)) == [3, 4, 5]

@@ -9,10 +9,11 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from deployments import plans, promotion, releases, schedules
-from deployments.models import Activation, ActivationStatus, Deployment, Release, RunStatus
+from deployments.models import Activation, ActivationStatus, Deployment, Release
 from portal import properties
 from portal.models import Connector, Environment, Flow, Property
 from runtimes.models import FailoverGroup, Machine
+from tests import factories
 
 LIST = "/projects/webshop/test/releases/"
 PAGE = "/projects/webshop/releases/1/"
@@ -219,7 +220,7 @@ def test_a_long_list_needs_no_more_queries_than_a_short_one(
     many = [Release(project=release.project, number=number, name="More", content={}, digest="0" * 64) for number in range(2, 200)]
     Release.objects.bulk_create(many)
     for one in Release.objects.all()[:30]:
-        Deployment.objects.create(environment=filled, release=one, status=RunStatus.SUCCEEDED)
+        factories.deployed(filled, one)
     client.force_login(viewer)
     with django_assert_max_num_queries(20):
         assert "Page 1 of 4" in client.get(LIST).content.decode()
