@@ -10,6 +10,7 @@ abort       this run ends; nothing is changed any more
 All but abort change machines again: outside the deployment windows and in a freeze they need an override with a reason, as a start does.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,7 +19,21 @@ from django.db import transaction
 from django.db.models import F
 
 from deployments import promotion, rollback, rollout, steps
-from deployments.models import BROKEN, DONE, LIVE, Choice, Decision, Deployment, Exclusion, Release, RunStatus, StepKind, StepRun
+from deployments.models import (
+    BROKEN,
+    DONE,
+    LIVE,
+    Activation,
+    ActivationStatus,
+    Choice,
+    Decision,
+    Deployment,
+    Exclusion,
+    Release,
+    RunStatus,
+    StepKind,
+    StepRun,
+)
 from portal import access
 from portal.errors import Invalid, NotAllowed
 from runtimes.models import Machine, Runtime
@@ -40,6 +55,7 @@ class Offer:
     refusal: str = ""
     machine: str = ""  # which one Leave out is about
     forbidden: str = ""  # which window or freeze forbids it now: an operator overrides that with a reason
+    leaving_out: Sequence[str] = ()  # machines that a roll back goes without
 
     @property
     def label(self) -> str:
@@ -57,11 +73,11 @@ def offers(deployment: Deployment, *, by: access.Person, now: datetime) -> list[
     if not broken:
         return []
     step = broken[0]
-    returning = deployment.rollback_of_id is not None
+    returning = deployment.is_rollback
     rules = promotion.findings(deployment.release, deployment.environment, at=now, returning=returning, begun=True)
     closed = " ".join(finding.sentence for finding in rules if finding.rule == "window")
     gone = rollout.superseded(deployment)
-    again = gone or " ".join(finding.sentence for finding in rules if finding.rule == "approvals")
+    again = gone or " ".join(finding.sentence for finding in rules if finding.rule == "approvals" and deployment.completes_id is None)
     numbers = " and ".join(str(one.number) for one in broken)
     left = StepRun.objects.filter(deployment=deployment, status=RunStatus.PENDING).count()
     then = f", then the {left} that are left" if left else ""
@@ -85,9 +101,10 @@ def offers(deployment: Deployment, *, by: access.Person, now: datetime) -> list[
         )
         found.append(Offer(Choice.EXCLUDE, effect, gone, machine=name, forbidden=closed))
     former = former_release(deployment)
-    effect = f"Ends this run, activates release {former.number} again and deploys it by the plan." if former else ""
+    away = [row.name for row in rollout.offline(deployment.environment, now=now)] if former else []
+    effect = _effect_of_rolling_back(deployment, former, away) if former else ""
     nothing = "" if former else f"No other release was deployed successfully on {deployment.environment.name} before."
-    found.append(Offer(Choice.ROLL_BACK, effect, _newer(deployment) or nothing, forbidden=closed))
+    found.append(Offer(Choice.ROLL_BACK, effect, _newer(deployment) or nothing, forbidden=closed, leaving_out=away))
     found.append(
         Offer(Choice.ABORT, "Ends this run for good. Everything stays as it is now, leadership too: runtimes may run different releases.")
     )
@@ -122,6 +139,16 @@ def _effect_of_skipping(step: StepRun) -> str:
     if step.kind in (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME):
         return f"{_target(step)} stays as it is now, on what it runs; leadership does not move by it. Balance failover will tell it apart."
     return f"{step.title} is not done; leadership does not move by it."
+
+
+def _effect_of_rolling_back(deployment: Deployment, former: Release, away: Sequence[str]) -> str:
+    environment = deployment.environment
+    told = [f"Ends this run, activates release {former.number} again and deploys it by the plan."]
+    if away:
+        told.append(f"{' and '.join(away)}, not heard from, is left out and gets release {former.number} by itself when it returns.")
+    if held := Activation.objects.filter(environment=environment, status=ActivationStatus.SCHEDULED).count():
+        told.append(f"{'1 scheduled activation is' if held == 1 else f'{held} scheduled activations are'} held until a person looked.")
+    return " ".join(told)
 
 
 def _offline(deployment: Deployment, broken: list[StepRun], now: datetime) -> list[str]:
@@ -286,5 +313,4 @@ def _roll_back(told: Decided) -> Deployment:
     former = former_release(told.deployment)
     assert former is not None  # the offer said so
     _end(told, "rolled back", told.by_whom(f"Rolled back to release {former.number}"))
-    away = [row.name for row in Machine.objects.filter(environment=environment) if row.joined_at and row.is_silent(now=told.now)]
-    return rollback.start(environment, by=told.by, now=told.now, override=told.override, leaving_out=away)
+    return rollback.start(environment, by=told.by, now=told.now, override=told.override, leaving_out=told.offer.leaving_out)

@@ -17,7 +17,7 @@ from django.utils.crypto import salted_hmac
 
 from deployments import plans
 from deployments.comparison import Value
-from deployments.models import ApprovalRequest, Deployment, FrozenValues, Release
+from deployments.models import ApprovalRequest, Deployment, FrozenValues, Release, RunningValues, RunStatus
 from portal import properties, property_uses
 from portal.errors import NotAllowed
 from portal.models import Environment, Property, scope_name
@@ -119,10 +119,20 @@ def preferences(environment: Environment) -> dict[str, str]:
 
 
 def freeze(deployment: Deployment, *, by: AbstractBaseUser | None, now: datetime) -> FrozenValues:
-    """Freeze the values as they are now, for this deployment; resuming freezes anew, and what was frozen before is kept."""
-    # A deployment that is resumed has its own steps, whatever became of the plan.
-    urls = deployment.steps.exclude(url="").values_list("url", flat=True)
-    entries = present(deployment.release, deployment.environment, urls=urls)
+    """Freeze the values as they are now, for this deployment; resuming freezes anew, and what was frozen before is kept. One that brings a
+    machine what it missed uses the values of the one it completes, however often it is resumed: an edit goes live by a deployment.
+
+    Raises:
+        NotAllowed: it completes another, and a secret was changed or removed since that one froze its values.
+    """
+    completed = of(deployment.completes) if deployment.completes is not None else None
+    if completed is not None:
+        values_of(completed.deployment)
+        entries, now = completed.values, completed.created_at
+    else:
+        # A deployment that is resumed has its own steps, whatever became of the plan.
+        urls = deployment.steps.exclude(url="").values_list("url", flat=True)
+        entries = present(deployment.release, deployment.environment, urls=urls)
     last = FrozenValues.objects.filter(deployment=deployment).aggregate(last=Max("number"))["last"] or 0
     return FrozenValues.objects.create(
         deployment=deployment,
@@ -140,6 +150,31 @@ def of(deployment: Deployment) -> FrozenValues | None:
     return FrozenValues.objects.filter(deployment=deployment).order_by("-number").first()
 
 
+def given(runtime: Runtime, deployment: Deployment) -> None:
+    """A runtime is ordered a bundle of this deployment, or runs the same already: the newest values frozen for it are what it runs with."""
+    newest = FrozenValues.objects.filter(deployment=deployment).order_by("-number").values_list("pk", flat=True).first()
+    if newest is not None:
+        row = RunningValues(runtime=runtime, frozen_id=newest)
+        RunningValues.objects.bulk_create([row], update_conflicts=True, unique_fields=["runtime"], update_fields=["frozen"])
+
+
+def running(environment: Environment) -> list[RunningValues]:
+    """What each runtime runs with, those of which it is known. One query; the values themselves are read when they are needed."""
+    rows = RunningValues.objects.filter(runtime__environment=environment).defer("frozen__values", "frozen__preferences")
+    return list(rows.select_related("runtime__machine", "runtime__connector", "frozen").order_by("runtime"))
+
+
+def effective(entries: Iterable[Mapping[str, Any]], machine: str, connector: str) -> list[Mapping[str, Any]]:
+    """Of each key the entry that a runtime gets, the most specific one (as portal.property_values.Values chooses), as if it were global."""
+    rank = {("", ""): 0, ("", connector): 1, (machine, ""): 2, (machine, connector): 3}
+    found: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for entry in entries:
+        place = rank.get((entry["machine"], entry["connector"]))
+        if place is not None and (entry["key"] not in found or found[entry["key"]][0] < place):
+            found[entry["key"]] = (place, {**entry, "machine": "", "connector": ""})
+    return [entry for _, entry in found.values()]
+
+
 def changed_keys(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]) -> list[str]:
     """Keys whose value, scope or secrecy differs, sorted."""
 
@@ -154,9 +189,10 @@ def values_of(deployment: Deployment) -> list[Property]:
     """What the deployment's steps resolve placeholders from: the frozen values, never saved. One query, two when some are secret.
 
     Raises:
-        NotAllowed: a secret was changed or removed since it was frozen; the remedy is to resume, which freezes the values anew.
+        NotAllowed: a secret was changed or removed since it was frozen; the remedy is to resume, which freezes the values anew, or to
+            deploy when it ended.
     """
-    frozen = of(deployment)
+    frozen, over = of(deployment), deployment.completes_id is not None or deployment.status == RunStatus.SUCCEEDED
     if frozen is None:
         return list(Property.objects.filter(environment=deployment.environment))
     keys = {entry["key"] for entry in frozen.values if entry["secret"]}
@@ -176,7 +212,7 @@ def values_of(deployment: Deployment) -> list[Property]:
             what = "changed" if live is not None else "removed"
             raise NotAllowed(
                 f"The secret {entry['key']} was {what} since deployment {deployment.pk} froze its values: "
-                "resume the deployment to take the values as they are now."
+                f"{'deploy again' if over else 'resume the deployment'} to take the values as they are now."
             )
         found.append(row)
     return found

@@ -158,7 +158,6 @@ def _cell(
         [other for scope, other in sorted(values.items()) if scope != source and _narrower(scope, column.scope)] if len(values) > 1 else []
     )
     lacking = [] if EVERYWHERE in values else [place for place in need.places if place.source(values) is None]
-    since = runs.started_at if runs else None
     shown = [value, *more] if value else more
     return Cell(
         column=column,
@@ -166,9 +165,17 @@ def _cell(
         own=source == column.scope,
         more=more,
         missing=[place.name for place in lacking if _narrower((place.machine, place.connector), column.scope)],
-        changed=since is not None and any(other.updated_at > since for other in shown),
+        changed=runs is not None and any(_is_newer(other, values, need, runs) for other in shown),
         tested=tested if value else None,
     )
+
+
+def _is_newer(value: Property, values: dict[Scope, Property], need: Need, runs: sheet.Runs) -> bool:
+    """Than what runs at a place that gets it. The places are looked at only where it depends on them."""
+    if not runs.oldest < value.updated_at <= runs.newest:
+        return value.updated_at > runs.newest
+    scope = (value.machine, value.connector)
+    return runs.behind(value.updated_at, [place for place in need.places if place.source(values) == scope]) is not None
 
 
 def _narrower(scope: Scope, column: Scope) -> bool:

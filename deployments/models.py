@@ -11,6 +11,7 @@ from django.utils.functional import cached_property
 
 from portal.errors import NotAllowed
 from portal.models import Environment, Project
+from runtimes.models import Runtime
 
 
 class Release(models.Model):
@@ -419,6 +420,8 @@ class Deployment(models.Model):
     log_lines = models.PositiveIntegerField(default=0)  # how many lines its log has: they are numbered 1 to this, without a gap
     alerting_off = models.BooleanField(default=False)  # set by its step, ends with the deployment
     rollback_of = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, blank=True, related_name="rolled_back_by")
+    is_rollback = models.BooleanField(default=False)  # stays when retention removes the deployment that was rolled back
+    undone = models.BooleanField(default=False)  # a later roll back took it away; written down before retention removes that one
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
     started_at = models.DateTimeField(null=True, blank=True)
@@ -458,6 +461,19 @@ class FrozenValues(models.Model):
 
     def __str__(self) -> str:
         return self.digest[:12]
+
+
+class RunningValues(models.Model):
+    """Which frozen values the bundle of a runtime was last made of: what it runs with. Written with its order (frozen.given)."""
+
+    runtime = models.OneToOneField(Runtime, on_delete=models.CASCADE, related_name="+")
+    frozen = models.ForeignKey(FrozenValues, on_delete=models.CASCADE, related_name="+")
+
+    class Meta:
+        verbose_name_plural = "running values"
+
+    def __str__(self) -> str:
+        return f"values of {self.runtime}"
 
 
 class StepRun(StepFields):

@@ -36,8 +36,8 @@ def layout_of(bundle: BundleContent) -> Layout:
 
 
 def same_but_release(one: BundleContent, other: BundleContent) -> bool:
-    """Do they run the same. The number of the release is for people: it alone restarts nothing."""
-    return msgspec.structs.replace(one, release=0) == msgspec.structs.replace(other, release=0)
+    """Do they run the same, in one environment. The number of the release is for people: it alone restarts nothing."""
+    return msgspec.structs.replace(one, release=0, cluster="") == msgspec.structs.replace(other, release=0, cluster="")
 
 
 def fails_over(designed: Mapping[str, Any], members: int, *, routers: bool) -> bool:

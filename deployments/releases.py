@@ -268,6 +268,7 @@ def bundle_for(release: Release, runtime: Runtime, values: property_values.Value
         groups=[protocol.GroupSpec(id=group["id"], name=group["name"], failover=failover, members=members) for group in groups],
         timing=protocol.PROFILES[protocol.TimingProfile(runtime.environment.timing_profile)],
         secrets=sorted(secrets),
+        cluster=runtime.environment.cluster.hex,
     )
 
 

@@ -168,11 +168,14 @@ def _remove(release: Release, *, now: datetime, by: AbstractBaseUser | None) -> 
                 by_id=by.pk if by else None,
             )
             Activation.objects.filter(release=release).delete()
+            for environment in Environment.objects.filter(project=project):
+                rollback.write_down(environment)
             runs.delete()
             Release.objects.filter(pk=release.pk).delete()
-            used = Runtime.objects.filter(environment__project=project)
+            # Of whatever project: environments may share a bundle that was made before its content named its own.
+            used = Runtime.objects.filter(desired_bundle__isnull=False)
             bundles = Bundle.objects.filter(environment__project=project, release_number=release.number)
-            bundles.exclude(pk__in=used.filter(desired_bundle__isnull=False).values("desired_bundle")).delete()
+            bundles.exclude(pk__in=used.values("desired_bundle")).delete()
     except (IntegrityError, ProtectedError):  # somebody needs it since a moment ago
         return False
     return True

@@ -62,7 +62,7 @@ def catch_up(exclusion: Exclusion, *, now: datetime) -> str:
                 by=exclusion.by,
                 now=now,
                 completes=deployment,
-                rules=("approvals", "window"),
+                rules=("window",),  # with the values and steps of then, which were admitted then
             )
             Exclusion.objects.filter(pk=exclusion.pk).update(caught_up_by=made)
     except NotAllowed as refusal:  # somebody deployed in the same instant, or the environment is frozen: look again later

@@ -61,11 +61,16 @@ def runs_of(environment: Environment) -> list[Run]:
     """Every deployment by the whole plan that began, oldest first; one that only brings a machine what it missed belongs to the one that
     it completes. Two queries."""
     here = Deployment.objects.filter(environment=environment, started_at__isnull=False, completes=None)
-    ran = set(here.that_ran().values_list("pk", flat=True))
-    return [
-        Run(pk, release, pk in ran, rollback is not None)
-        for pk, release, rollback in here.order_by("pk").values_list("pk", "release_id", "rollback_of_id")
-    ]
+    ran = set(here.that_ran().filter(undone=False).values_list("pk", flat=True))
+    rows = here.order_by("pk").values_list("pk", "release_id", "is_rollback")
+    return [Run(pk, release, pk in ran, rollback) for pk, release, rollback in rows]
+
+
+def write_down(environment: Environment) -> None:
+    """Before deployments of the environment are removed, roll backs perhaps: what they took away stays away. Inside a transaction."""
+    runs = runs_of(environment)
+    gone = {run.pk for run in runs if run.succeeded} - {run.pk for run in standing(runs)}
+    Deployment.objects.filter(pk__in=gone).update(undone=True)
 
 
 def target(environment: Environment) -> Target | None:

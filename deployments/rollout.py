@@ -196,7 +196,12 @@ def begin(
         with transaction.atomic():
             who = by.pk if by else None
             deployment = Deployment.objects.create(
-                environment=on, release=release, created_by_id=who, completes=completes, rollback_of=rollback_of
+                environment=on,
+                release=release,
+                created_by_id=who,
+                completes=completes,
+                rollback_of=rollback_of,
+                is_rollback=rollback_of is not None,
             )
             frozen.freeze(deployment, by=by, now=now)
             # After the values are frozen: one that changes in this instant ends the approval instead of slipping through.
@@ -612,7 +617,7 @@ def broken_steps(deployment: Deployment) -> list[StepRun]:
 
 def admit_again(deployment: Deployment, *, by: AbstractBaseUser, now: datetime, override: str, rules: Sequence[promotion.Rule]) -> None:
     """The rules of the environment hold for going on as for beginning; the order of promotion was proven then. Raises NotAllowed."""
-    returning = deployment.rollback_of_id is not None
+    returning = deployment.is_rollback
     release, environment = deployment.release, deployment.environment
     promotion.admit(release, environment, act="resume", by=by, at=now, override=override, returning=returning, begun=True, rules=rules)
 
@@ -626,8 +631,9 @@ def resume(deployment: Deployment, *, by: AbstractBaseUser, now: datetime, overr
         for step in broken:
             steps.note(step, f"Resumed by {by.get_username()}, attempt {step.attempt + 1}.", now)
         _freeze_anew(deployment, broken[0], by, now)
-        # What was mended may be a value: whoever approved must have seen it.
-        admit_again(deployment, by=by, now=now, override=override, rules=("approvals", "window"))
+        # What was mended may be a value: whoever approved must have seen it. What completes another brings the values of that one.
+        rules: Sequence[promotion.Rule] = ("approvals", "window") if deployment.completes_id is None else ("window",)
+        admit_again(deployment, by=by, now=now, override=override, rules=rules)
         for step in broken:
             try_again(step, now)
         settle(deployment, now)

@@ -10,11 +10,11 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Case, F, Q, QuerySet, TextField, Value, When
 
 from deployments import preview, promotion, releases, rollout, windows
 from deployments.models import Activation, ActivationStatus, Release
@@ -104,16 +104,33 @@ def _admit_then(release: Release, environment: Environment, due_at: datetime, by
 
 
 def reschedule(activation: Activation, *, due_at: datetime, by: AbstractBaseUser, now: datetime, override: str = "") -> None:
-    """Another time for a scheduled or held activation, which is scheduled from then on. Raises as `schedule` does."""
+    """Another time for a scheduled or held activation, which is scheduled from then on, as `by` wishes it: an override of somebody else
+    ends. Raises as `schedule` does."""
     _check_future(due_at, now)
     with transaction.atomic():
         _admit_then(activation.release, activation.environment, due_at, by, override)
-        kept = {"override": override.strip()} if override.strip() else {}
+        own = {"override": override.strip(), "reason": ""} if override.strip() else {}
         waiting = Activation.objects.filter(pk=activation.pk, status__in=WAITING)
-        moved = waiting.update(status=ActivationStatus.SCHEDULED, due_at=due_at, reason="", created_by_id=by.pk, **kept)
+        moved = waiting.update(**{**_taken_over(activation, by), **own}, due_at=due_at)
         if not moved:
             raise _over(activation, "rescheduled")
     activation.refresh_from_db()
+
+
+def _taken_over(activation: Activation, by: AbstractBaseUser) -> dict[str, Any]:
+    """Scheduled by this person from now on. The reason to set rules aside is of whoever gave it: another's ends, and that is said."""
+    told = ""
+    if activation.override and activation.created_by_id != by.pk:
+        former = activation.created_by.get_username() if activation.created_by else "somebody who is gone"
+        told = (
+            f"The reason of {former} to set rules aside ended when {by.get_username()} took it over: give one where they still forbid it."
+        )
+    return {
+        "status": ActivationStatus.SCHEDULED,
+        "reason": told,
+        "override": Case(When(created_by_id=by.pk, then=F("override")), default=Value(""), output_field=TextField()),
+        "created_by_id": by.pk,
+    }
 
 
 def hold(activation: Activation, *, reason: str, by: AbstractBaseUser) -> None:
@@ -133,7 +150,8 @@ def hold_all(environment: Environment, *, reason: str) -> int:
 
 
 def resume(activation: Activation, *, by: AbstractBaseUser, now: datetime) -> None:
-    """Let a held activation go on at its own time, at once when that has passed and it is not too late. Doing so twice succeeds.
+    """Let a held activation go on at its own time, at once when that has passed and it is not too late, as `by` wishes it: an override of
+    somebody else ends. Doing so twice succeeds.
 
     Raises:
         NotAllowed: it is too late for it, or it is over.
@@ -141,7 +159,7 @@ def resume(activation: Activation, *, by: AbstractBaseUser, now: datetime) -> No
     if activation.status == ActivationStatus.HELD and activation.expires_at is not None and now >= activation.expires_at:
         raise NotAllowed(f"Its time, {_when(activation, activation.due_at)}, has passed: reschedule it.")
     held = Activation.objects.filter(pk=activation.pk, status=ActivationStatus.HELD)
-    resumed = held.update(status=ActivationStatus.SCHEDULED, reason="", created_by_id=by.pk)
+    resumed = held.update(**_taken_over(activation, by))
     activation.refresh_from_db()
     if not resumed and activation.status != ActivationStatus.SCHEDULED:
         raise _over(activation, "resumed")

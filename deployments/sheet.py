@@ -4,16 +4,17 @@ A fixed number of queries however many properties there are: the scopes of all v
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 from django.core.paginator import Page, Paginator
-from django.db.models import Max
+from django.db.models import Min
 from django.utils import timezone
 
-from deployments import plans
-from deployments.models import Deployment, RunStatus
+from deployments import frozen, plans
+from deployments.models import Deployment
 from portal import property_values
 from portal.models import Connector, DesignedMachine, Environment, Placement, Project, Property, PropertyChange
 from portal.property_uses import Mentions, Use, drawn_routers, router_name, router_uses
@@ -172,7 +173,7 @@ class Line:
     value: Property
     places: list[Place]
     changed: bool  # newer than what runs
-    runs: int | None  # the deployment that runs
+    runs: int | None  # then: the deployment whose values run
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,42 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Runs:
-    """The last successful deployment, and since when changed values are newer than those it gave to the machines."""
+class Given:
+    """Values that something runs with: when they were frozen, and by which deployment."""
 
+    at: datetime
     pk: int
-    started_at: datetime
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What runs, as far as values go: a runtime with those that its bundle was made of, everything else (routers, the plan's checks) with
+    those of the last deployment that ran."""
+
+    rest: Given
+    runtimes: Mapping[Scope, Given]
+
+    @property
+    def pk(self) -> int:
+        return self.rest.pk
+
+    @cached_property
+    def oldest(self) -> datetime:
+        return min([self.rest.at, *(given.at for given in self.runtimes.values())])
+
+    @cached_property
+    def newest(self) -> datetime:
+        return max([self.rest.at, *(given.at for given in self.runtimes.values())])
+
+    def at(self, machine: str, connector: str) -> Given:
+        return self.runtimes.get((machine, connector), self.rest)
+
+    def behind(self, changed_at: datetime, places: Iterable[Place]) -> Given | None:
+        """Than what a value that changed then is newer, where these places get it (nobody: than the rest). None: it runs everywhere."""
+        if changed_at <= self.oldest:
+            return None
+        givens = {self.at(place.machine, place.connector) for place in places} or {self.rest}
+        return min((given for given in givens if changed_at > given.at), key=lambda given: given.at, default=None)
 
 
 @dataclass(frozen=True)
@@ -206,7 +238,7 @@ class Found:
     needs: Needs
     counts: dict[str, int]  # of keys, by filter, before the search
     missing_by_place: dict[str, list[str]]  # "external01.erp" -> keys without a value
-    runs: Runs | None  # the last successful one: its values run
+    runs: Runs | None  # None: nothing was deployed yet
 
     @property
     def missing(self) -> int:
@@ -215,7 +247,7 @@ class Found:
 
     @property
     def runs_since(self) -> datetime | None:
-        return self.runs.started_at if self.runs else None
+        return self.runs.rest.at if self.runs else None
 
 
 @dataclass(frozen=True)
@@ -225,28 +257,51 @@ class Sheet(Found):
 
 
 def what_runs(environment: Environment) -> Runs | None:
-    succeeded = Deployment.objects.filter(environment=environment, status=RunStatus.SUCCEEDED, started_at__isnull=False)
-    last = succeeded.annotate(frozen_at=Max("frozen__created_at")).order_by("-id").values_list("pk", "frozen_at", "started_at").first()
-    if last is None:
-        return None
-    since = last[1] or last[2]
-    assert since is not None
-    return Runs(last[0], since)
+    """Which values run where. None: nothing was deployed yet. Two queries."""
+    known = {
+        (row.runtime.machine.name, row.runtime.connector.name): Given(row.frozen.created_at, row.frozen.deployment_id)
+        for row in frozen.running(environment)
+    }
+    ran = Deployment.objects.that_ran().filter(environment=environment, started_at__isnull=False)
+    # One that was resumed froze its values again, for the steps from there on only: what came before has the first.
+    last = ran.annotate(frozen_at=Min("frozen__created_at")).order_by("-id").values_list("pk", "frozen_at", "started_at").first()
+    if last is not None:
+        since = last[1] or last[2]
+        assert since is not None
+        return Runs(Given(since, last[0]), known)
+    return Runs(min(known.values(), key=lambda given: given.at), known) if known else None
+
+
+def _changed(environment: Environment, runs: Runs, needs: Needs, filled: Filled) -> set[str]:
+    """Keys with a value that is newer than what runs at a place that gets it. Only where things run with values of different times the
+    places are looked at."""
+    stored = Property.objects.filter(environment=environment).order_by()
+    found = set(stored.filter(updated_at__gt=runs.newest).values_list("key", flat=True))
+    between = list(
+        stored.filter(updated_at__gt=runs.oldest, updated_at__lte=runs.newest).values_list("key", "machine", "connector", "updated_at")
+        if runs.oldest < runs.newest
+        else ()
+    )
+    needed = needs.of({key for key, *_ in between})
+    for key, machine, connector, at in between:
+        places = [place for place in needed[key].places if filled.source(key, place.machine, place.connector) == (machine, connector)]
+        if runs.behind(at, places):
+            found.add(key)
+    return found
 
 
 def find(environment: Environment, *, search: str = "", only: Iterable[str] = (), used: Used | None = None) -> Found:
     """The keys of the sheet. `only` are names of FILTERS, all of which must hold; `search` is a part of the key."""
     needs = Needs(environment, used or used_in(environment.project_id))
     runs = what_runs(environment)
-    since = runs.started_at if runs else None
     stored = Property.objects.filter(environment=environment).order_by()
     filled = property_values.filled(environment)
     present, needed = filled.keys, needs.keys
     known = present | needed
     secret = set(stored.filter(secret=True).values_list("key", flat=True))
-    changed = set(stored.filter(updated_at__gt=since).values_list("key", flat=True)) if since else set()
-    if since:
-        taken_away = PropertyChange.objects.filter(environment=environment, at__gt=since, after__isnull=True).order_by()
+    changed = _changed(environment, runs, needs, filled) if runs else set()
+    if runs:
+        taken_away = PropertyChange.objects.filter(environment=environment, at__gt=runs.oldest, after__isnull=True).order_by()
         changed |= set(taken_away.values_list("key", flat=True)) & known
     missing_by_place = needs.missing(filled)
     having = {
@@ -281,7 +336,6 @@ def read(
 
 def _rows(environment: Environment, keys: list[str], needs: Needs, runs: Runs | None) -> list[Row]:
     needed = needs.of(keys)
-    since = runs.started_at if runs else None
     environments = list(environment.project.environments.all())
     values: dict[tuple[int, str], list[Property]] = defaultdict(list)
     stored = Property.objects.filter(environment__in=environments).select_related("updated_by")
@@ -300,21 +354,18 @@ def _rows(environment: Environment, keys: list[str], needs: Needs, runs: Runs | 
             Row(
                 key=key,
                 used_by=need.used_by,
-                lines=[
-                    Line(
-                        value,
-                        gets[value.machine, value.connector],
-                        changed=since is not None and value.updated_at > since,
-                        runs=runs.pk if runs else None,
-                    )
-                    for value in here
-                ],
+                lines=[_line(value, gets[value.machine, value.connector], runs) for value in here],
                 missing=gets[None],
                 elsewhere=[Elsewhere(other, values[other.pk, key]) for other in environments if other.pk != environment.pk],
                 tested=tested.get((environment.pk, reach.owner_of(key))) if tested else None,
             )
         )
     return rows
+
+
+def _line(value: Property, places: list[Place], runs: Runs | None) -> Line:
+    behind = runs.behind(value.updated_at, places) if runs else None
+    return Line(value, places, changed=behind is not None, runs=behind.pk if behind else None)
 
 
 Exported = tuple[str, str, str, str, bool, datetime | None]  # key, machine, connector, value, secret, updated at (None: no value)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from deployments import frozen, plans
 from deployments.comparison import Difference, Side, compare
-from deployments.models import Deployment, Release, RunStatus
+from deployments.models import Deployment, FrozenValues, Release, RunStatus
 from portal.models import Environment
 from runtimes.models import Runtime
 from runtimes.protocol import RuntimeState
@@ -105,7 +105,7 @@ def running_side(environment: Environment) -> Side:
         values=frozen.compared(frozen.entries_of(kept, environment)) if kept else None,
         preferences=kept.preferences if kept else None,
         uses=frozen.keys_used(last.release, environment),
-        notes=[*_unsettled(environment, last), *_others(environment, last.release)],
+        notes=[*_unsettled(environment, last), *_others(environment, last.release), *_other_values(environment, kept)],
     )
 
 
@@ -118,7 +118,7 @@ def _whole(run: Deployment) -> Deployment:
 
 def _unsettled(environment: Environment, last: Deployment) -> Sequence[str]:
     newest = Deployment.objects.filter(environment=environment, started_at__isnull=False).select_related("release").order_by("-pk").first()
-    if newest is None or newest.pk == last.pk:
+    if newest is None or newest.pk == last.pk or (newest.status == RunStatus.SUCCEEDED and _whole(newest) == last):
         return []
     word = newest.get_status_display().lower()
     return [f"Deployment {newest.pk} of release {newest.release.number} came after it and is {word}: {environment.name} may be mixed."]
@@ -128,6 +128,21 @@ def _others(environment: Environment, release: Release) -> Sequence[str]:
     rows = Runtime.objects.filter(environment=environment, observed_release__isnull=False).exclude(observed_release=release.number)
     rows = rows.exclude(observed_state=RuntimeState.STOPPED).select_related("machine", "connector")
     return [f"{row.key} reported release {row.observed_release}, not {release.number}." for row in rows]
+
+
+def _other_values(environment: Environment, kept: FrozenValues | None) -> Sequence[str]:
+    """Runtimes whose bundle was made of other values: those of before a resume, of a deployment that failed, of a machine left out."""
+    if kept is None:
+        return []
+    others = [row for row in frozen.running(environment) if row.frozen.digest != kept.digest]
+    entries = {row.pk: row.values for row in FrozenValues.objects.filter(pk__in={row.frozen_id for row in others})}
+    told = []
+    for row in others:
+        machine, connector = row.runtime.machine.name, row.runtime.connector.name
+        own, shown = frozen.effective(entries[row.frozen_id], machine, connector), frozen.effective(kept.values, machine, connector)
+        if keys := frozen.changed_keys(own, shown):
+            told.append(f"{row.runtime.key} runs with other values of {', '.join(keys)}, frozen by deployment {row.frozen.deployment_id}.")
+    return told
 
 
 def difference(before: Release | None, after: Release | None, environment: Environment) -> Difference:

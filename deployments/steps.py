@@ -704,6 +704,7 @@ class DeployRuntime(OnRuntime):
         memory["unchanged"] = runtime.desired_bundle_id == look.bundle.digest and runs_as_ordered(runtime, look.now)
         if memory["unchanged"]:  # disturbs nothing; its memberships may still be those that a sibling's newer bundle gave it
             fleet.assign(runtime, look.bundle, release=deployment.release.number)
+            frozen.given(runtime, deployment)
         return not memory["unchanged"]
 
     def clear_the_way(self, look: Look) -> Outcome | None:
@@ -718,6 +719,7 @@ class DeployRuntime(OnRuntime):
         runtime, release = look.runtime, look.step.deployment.release.number
         again = runtime.desired_bundle_id == look.bundle.digest and runtime.desired_running and not runtime.held
         fleet.assign(runtime, look.bundle, release=release)
+        frozen.given(runtime, look.step.deployment)
         look.tell(f"{runtime.key} is ordered to run release {release}, bundle {look.bundle}.")
         if not runtime.desired_running:
             fleet.start(runtime)

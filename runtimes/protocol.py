@@ -308,6 +308,7 @@ class BundleContent(Wire, frozen=True):
     groups: list[GroupSpec]
     timing: Timing = Timing()  # of the environment's profile when this was deployed; members of a group may differ while it changes
     secrets: list[str] = []  # values among the settings above that no log line, reason or error folder may show
+    cluster: str = ""  # the environment's, like no other's: two environments share no bundle ("": made before it was said)
 
 
 # ---------------------------------------------------------------------------------------------------------- portal <-> agent

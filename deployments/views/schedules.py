@@ -57,7 +57,7 @@ def activation_act(request: UserRequest, slug: str, kind: str, pk: int, act: str
         messages.success(request, f"The activation of release {number} is held.")
     elif act == "resume":
         schedules.resume(activation, by=request.user, now=timezone.now())
-        messages.success(request, f"The activation of release {number} goes on at its time.")
+        messages.success(request, f"The activation of release {number} goes on at its time. {activation.reason}".strip())
     else:
         raise Http404("There is no such act.")
     return redirect(request, "schedule", slug, kind)
@@ -79,7 +79,8 @@ def activation_reschedule(request: UserRequest, slug: str, kind: str, pk: int) -
             form.add_error("override" if refusal.field == "override" else "at", refusal.sentence)
         else:
             said = windows.in_zone(form.due_at, zone)
-            messages.success(request, f"Release {activation.release.number} will be activated on {environment.name} on {said}.")
+            told = f"Release {activation.release.number} will be activated on {environment.name} on {said}. {activation.reason}"
+            messages.success(request, told.strip())
             return redirect(request, "schedule", slug, kind)
     context = {
         "project": environment.project,

@@ -12,14 +12,17 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deployments import decisions, plans, promotion, releases, returning, rollback, rollout, sides, steps, tasks
+from deployments import decisions, grid, plans, promotion, releases, returning, rollback, rollout, sheet, sides, steps, tasks
 from deployments.models import (
     BROKEN,
     LIVE,
+    Activation,
+    ActivationStatus,
     Choice,
     Decision,
     Deployment,
     Exclusion,
+    FrozenValues,
     Release,
     RuleOverride,
     RunStatus,
@@ -28,10 +31,10 @@ from deployments.models import (
 )
 from portal import properties
 from portal.errors import Invalid, NotAllowed
-from portal.models import Environment, Flow, FlowVersion
+from portal.models import Environment, Flow, FlowVersion, Property
 from runtimes import failover, fleet
 from runtimes.models import CommandRun, Machine, Runtime
-from runtimes.protocol import CommandReport, CommandStatus, Preference
+from runtimes.protocol import BundleContent, CommandReport, CommandStatus, Preference, decode
 from tests.deployments.conftest import Engine, save_version
 from tests.deployments.test_releases import together
 
@@ -327,6 +330,7 @@ def test_a_run_in_which_a_person_skipped_a_deployment_is_no_success_to_promote_o
     plan = plans.plan_of(upgrade.environment)
     plans.remove_step(plan.steps.get(kind=StepKind.BALANCE_FAILOVER))
     skipped, engine = upgrade.begin(), upgrade.engine
+    engine.run(skipped, until=4)
     engine.machines.failing["external02.erp"] = "no memory"
     engine.run(skipped)
     upgrade.decide(skipped, Choice.SKIP, "It does not start.")
@@ -335,8 +339,6 @@ def test_a_run_in_which_a_person_skipped_a_deployment_is_no_success_to_promote_o
     assert finding.sentence.startswith(
         f"Release 2 was not yet deployed with success on Test (in deployment {skipped.pk} a person skipped Deploy runtime external02.erp): "
     )
-    with pytest.raises(NotAllowed, match="a person skipped"):
-        releases.activate(skipped.release, acceptance, by=upgrade.person, now=engine.now)
     engine.machines.failing.clear()
     engine.pass_time(1)
     newer = engine.run(upgrade.begin())
@@ -492,6 +494,97 @@ def test_an_offline_machine_is_left_out_and_catches_up_by_itself(upgrade: Upgrad
     assert returning.open_exclusions() == [] and promotion.findings(away.release, acceptance, at=engine.now) == []
 
 
+def outbox(machine: str) -> str:
+    """Where what the runtime is ordered to run puts its files."""
+    bundle = runtime(machine).desired_bundle
+    assert bundle is not None
+    (flow,) = decode(BundleContent, bytes(bundle.content)).flows
+    return str(flow.inbound.settings | flow.outbound.settings)
+
+
+def edit(upgrade: Upgrade, value: str, **more: bool) -> None:
+    """The global erp.outbox, at the engine's clock."""
+    upgrade.engine.pass_time(1)
+    properties.set_value(upgrade.environment, "erp.outbox", value, by=upgrade.person, **more)
+    Property.objects.filter(environment=upgrade.environment, key="erp.outbox").update(updated_at=upgrade.engine.now)
+    upgrade.engine.pass_time(1)
+
+
+def newer_than(upgrade: Upgrade) -> int | None:
+    """Than which deployment's value the page calls erp.outbox newer."""
+    found = sheet.read(upgrade.environment, search="erp.outbox")
+    (line,) = found.rows[0].lines
+    filtered = sheet.read(upgrade.environment, search="erp.outbox", only=["changed"]).keys
+    cell = next(cell for cell in grid.row(upgrade.environment, "erp.outbox", "environments").cells if cell.value is not None)
+    assert line.changed == bool(filtered) == cell.changed
+    return line.runs if line.changed else None
+
+
+def test_after_mend_and_resume_a_value_that_not_every_runtime_has_is_still_newer_than_what_runs(
+    upgrade: Upgrade, failed: Deployment
+) -> None:
+    edit(upgrade, "/srv/new")
+    upgrade.engine.machines.failing.clear()
+    upgrade.decide(failed, Choice.RETRY)
+    assert upgrade.engine.run(failed).status == RunStatus.SUCCEEDED
+    assert ("/srv/new" in outbox("external01"), "/srv/new" in outbox("external02")) == (False, True)
+    assert newer_than(upgrade) == failed.pk
+    told = f"external01.erp runs with other values of erp.outbox, frozen by deployment {failed.pk}."
+    assert told in sides.running_side(upgrade.environment).notes
+    assert upgrade.engine.run(upgrade.begin(failed.release)).status == RunStatus.SUCCEEDED
+    assert newer_than(upgrade) is None and "/srv/new" in outbox("external01")
+    assert not any("other values" in note for note in sides.running_side(upgrade.environment).notes)
+
+
+def test_what_a_failed_deployment_gave_runs(upgrade: Upgrade) -> None:
+    edit(upgrade, "/srv/new")
+    run, last = upgrade.begin(), Deployment.objects.order_by("pk").first()
+    assert last and newer_than(upgrade) == last.pk
+    upgrade.engine.run(run, until=4)
+    assert newer_than(upgrade) == last.pk, "external02 runs with the former one"
+    upgrade.engine.machines.failing["external02.erp"] = "no memory"
+    upgrade.engine.run(run)
+    assert run.status == RunStatus.FAILED
+    assert newer_than(upgrade) is None, "both are ordered what has it"
+    assert "external01.erp runs with other values of erp.outbox" in " ".join(sides.running_side(upgrade.environment).notes)
+
+
+def test_a_machine_that_catches_up_gets_the_values_of_the_run_that_left_it_out(upgrade: Upgrade, away: Deployment) -> None:
+    engine = upgrade.engine
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    assert engine.run(away, every=5).status == RunStatus.SUCCEEDED
+    edit(upgrade, "/srv/new")
+    engine.machines.silent.clear()
+    engine.pass_time(1)
+    (exclusion,) = returning.open_exclusions()
+    returning.catch_up(exclusion, now=engine.now)
+    exclusion.refresh_from_db()
+    assert exclusion.caught_up_by and engine.run(exclusion.caught_up_by).status == RunStatus.SUCCEEDED
+    assert "/srv/erp/outbox" in outbox("external01") and "/srv/erp/outbox" in outbox("external02"), "nobody deployed the edit"
+    assert newer_than(upgrade) is not None
+    notes = sides.running_side(upgrade.environment).notes
+    assert not any("other values" in note or "came after it" in note for note in notes)
+
+
+def test_a_machine_does_not_catch_up_with_a_secret_that_was_changed_since(upgrade: Upgrade, away: Deployment) -> None:
+    engine = upgrade.engine
+    edit(upgrade, "/srv/secret", secret=True)
+    upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
+    assert engine.run(away, every=5).status == RunStatus.SUCCEEDED
+    kept = FrozenValues.objects.filter(deployment=away).latest("number")
+    FrozenValues.objects.filter(pk=kept.pk).update(
+        values=[entry | ({"secret": True, "value": None, "digest": "0"} if entry["key"] == "erp.outbox" else {}) for entry in kept.values]
+    )
+    engine.machines.silent.clear()
+    engine.pass_time(1)
+    (exclusion,) = returning.open_exclusions()
+    assert returning.catch_up(exclusion, now=engine.now) == (
+        f"external02 is back and waits: The secret erp.outbox was changed since deployment {away.pk} froze its values: "
+        "deploy again to take the values as they are now."
+    )
+    assert returning.open_exclusions() == [exclusion]
+
+
 def test_a_machine_that_is_online_is_not_left_out(upgrade: Upgrade, failed: Deployment) -> None:
     with pytest.raises(Invalid, match="external02 is online: only a machine that is offline can be left out"):
         upgrade.decide(failed, Choice.EXCLUDE, "I do not like it.", machine="external02")
@@ -550,6 +643,23 @@ def test_a_machine_that_is_left_out_goes_through_page_and_api_and_catches_up(cli
     assert made is not None and engine.run(made).status == RunStatus.SUCCEEDED
     assert {row.observed_release for row in Runtime.objects.all()} == {release.number}
     assert f"deployment {made.pk}" in client.get(run.get_absolute_url()).content.decode()
+
+
+def test_the_decision_bar_says_all_that_a_roll_back_does_and_leads_to_its_preview(
+    client: Client, upgrade: Upgrade, failed: Deployment
+) -> None:
+    due = upgrade.engine.now + timedelta(hours=1)
+    Activation.objects.create(environment=upgrade.environment, release=failed.release, status=ActivationStatus.SCHEDULED, due_at=due)
+    upgrade.engine.machines.silent.add("external02")
+    upgrade.engine.pass_time(20)
+    offer = upgrade.offer(failed, Choice.ROLL_BACK)
+    assert offer and offer.effect == (
+        "Ends this run, activates release 1 again and deploys it by the plan. external02, not heard from, is left out and gets release 1 "
+        "by itself when it returns. 1 scheduled activation is held until a person looked."
+    )
+    client.force_login(upgrade.person)
+    Machine.objects.filter(name="external02").update(last_report_at=timezone.now() - timedelta(hours=1))
+    assert "/projects/webshop/test/releases/rollback/?leaving_out=external02" in client.get(failed.get_absolute_url()).content.decode()
 
 
 def test_a_roll_back_can_leave_a_machine_out(client: Client, upgrade: Upgrade, failed: Deployment) -> None:

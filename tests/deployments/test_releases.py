@@ -152,6 +152,7 @@ def test_a_bundle_holds_resolved_settings_and_all_siblings(release: Release, fil
     bundle = releases.bundle_for(release, runtime, Values(Property.objects.filter(environment=filled)))
     (flow,) = bundle.flows
     assert (bundle.environment, bundle.machine, bundle.connector, bundle.release) == ("test", "external02", "erp", 1)
+    assert bundle.cluster == filled.cluster.hex, "no environment shares a bundle with another"
     assert flow.inbound == protocol.Component(kind=protocol.ComponentKind.FILE, settings={"folder": VALUES["erp.outbox"]})
     assert flow.outbound.settings == {"url": VALUES["queues.url"], "queue": "orders", "prefix": "baton:"}
     assert bundle.groups == [

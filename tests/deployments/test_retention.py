@@ -10,12 +10,12 @@ from django.db import transaction
 from django.test import Client
 from django.utils import timezone
 
-from deployments import approvals, promotion, releases, retention, rollout, schedules, tasks
+from deployments import approvals, promotion, releases, retention, rollback, rollout, schedules, tasks
 from deployments.models import Activation, ActivationStatus, Deployment, Release, ReleaseRemoval, RunStatus
 from deployments.retention import Facts
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment
-from runtimes.models import Bundle, Runtime
+from runtimes.models import Bundle, Machine, Runtime
 from tests import factories
 from tests.deployments.conftest import Engine
 from tests.deployments.test_releases import together
@@ -129,6 +129,49 @@ def test_a_removed_release_takes_its_history_along_and_its_number_is_not_given_a
     assert (row.name, row.digest, row.deployments) == ("First", active.digest, 1)
     assert not Bundle.objects.filter(release_number=1).exists()
     assert releases.build(active.project, name="Next", by=developer).number == 6
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize(
+    ("runs", "removed", "back_to"),
+    [
+        pytest.param([1, 2, 3, -2, -1], {2}, None, id="1 was gone back to by way of 2, which goes: 3 does not come back"),
+        pytest.param([1, 2, 3, -2, 4, 5], {2}, 4, id="what 2 replaced when it was gone back to"),
+    ],
+)
+def test_a_roll_back_that_is_removed_leaves_what_it_took_away_out_of_the_way_back(
+    release: Release, old: list[Release], filled: Environment, runs: list[int], removed: set[int], back_to: int | None
+) -> None:
+    """Negative: a roll back to that release."""
+    made: list[Deployment] = []
+    for number in runs:
+        undone = made[-1] if number < 0 else None
+        made.append(factories.deployed(filled, old[abs(number) - 1], rollback_of=undone, is_rollback=number < 0))
+    numbers = dict(Release.objects.values_list("number", "pk"))
+    Activation.objects.create(environment=filled, release=old[2], status=ActivationStatus.HELD)  # so that 3 stays
+    assert removed <= set(retention.apply(release.project, now=timezone.now()))
+    found = rollback.choose(rollback.runs_of(filled))
+    assert (found.release if found else None) == (numbers[back_to] if back_to else None)
+    if back_to == 4:  # and further back from there: 3, which was rolled back, does not come
+        factories.deployed(filled, old[3], is_rollback=True)
+        found = rollback.choose(rollback.runs_of(filled))
+        assert found is None or found.release == numbers.get(1)
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_bundle_that_another_project_runs_too_keeps_no_release_from_going(
+    release: Release, old: list[Release], filled: Environment
+) -> None:
+    bundle = Bundle.objects.create(digest="d" * 64, environment=filled, release_number=1, content=b"x")
+    other = factories.project(release.project.team, slug="tills")
+    Runtime.objects.create(
+        environment=other.environments.get(kind="test"),
+        machine=Machine.objects.create(environment=other.environments.get(kind="test"), name="external01", kind="external"),
+        connector=factories.failover_design(other),
+        desired_bundle=bundle,
+    )
+    assert 1 in retention.apply(release.project, now=timezone.now())
+    assert Bundle.objects.filter(pk=bundle.pk).exists(), "the other project runs it"
 
 
 def test_a_rule_that_is_off_removes_nothing(release: Release, old: list[Release], admin: User) -> None:

@@ -289,6 +289,30 @@ def test_whoever_lost_the_role_no_longer_deploys_by_the_clock(
     assert "may no longer deploy here" in schedules.activate_due(planned.pk, now=now + timedelta(minutes=5))
 
 
+@pytest.mark.parametrize("act", ["reschedule", "resume"])
+def test_an_override_is_of_the_person_who_gave_it_and_ends_when_another_takes_the_activation_over(
+    release: Release, filled: Environment, operator: User, developer: User, admin: User, act: str
+) -> None:
+    now = timezone.now()
+    promotion.freeze(filled, starts_at=now, ends_at=now + timedelta(hours=2), reason="Stocktaking", by=operator, now=now)
+    due = now + timedelta(hours=1)
+    planned = schedules.schedule(release, filled, due_at=due, by=operator, now=now, override="Agreed with the customer.")
+    schedules.hold(planned, reason="", by=operator)
+    schedules.resume(planned, by=operator, now=now)
+    assert (planned.override, planned.reason) == ("Agreed with the customer.", ""), "the same person goes on"
+    if act == "reschedule":
+        due = now + timedelta(hours=3)
+        schedules.reschedule(planned, due_at=due, by=developer, now=now)
+    else:
+        schedules.hold(planned, reason="", by=operator)
+        schedules.resume(planned, by=developer, now=now)
+    assert (planned.override, planned.created_by) == ("", developer)
+    assert planned.reason.startswith("The reason of operator to set rules aside ended when developer took it over")
+    said = schedules.activate_due(planned.pk, now=due)
+    assert (said == "Release 1 is active on Test.") if act == "reschedule" else ("Stocktaking" in said)
+    assert not RuleOverride.objects.filter(by=developer).exists()
+
+
 def test_approvals_bind_the_clock_too(release: Release, filled: Environment, developer: User, operator: User, admin: User) -> None:
     now = timezone.now()
     promotion.set_rules(filled, approvals=1, by=admin, now=now)

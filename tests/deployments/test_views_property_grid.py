@@ -7,13 +7,13 @@ import re
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
-from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from deployments.models import Deployment, Release, RunStatus
+from deployments.models import Release
 from deployments.views import property_grid
 from portal import properties, vault
 from portal.models import Connector, Environment, Property, PropertyChange, PropertyType
+from tests import factories
 
 BASE = "/projects/webshop/test/properties"
 GRID = f"{BASE}/grid/"
@@ -53,7 +53,7 @@ def test_machines_and_runtimes_show_where_a_value_comes_from(client: Client, vie
 
 def test_what_is_newer_than_the_deployment_is_marked_and_it_is_named(client: Client, developer: User, some: Environment) -> None:
     release = Release.objects.create(project=some.project, number=1, name="One", content={}, digest="d")
-    run = Deployment.objects.create(environment=some, release=release, status=RunStatus.SUCCEEDED, started_at=timezone.now())
+    run = factories.deployed(some, release)
     properties.set_value(some, "erp.outbox", "/newer", by=developer)
     client.force_login(developer)
     html = client.get(GRID).content.decode()
