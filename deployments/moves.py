@@ -14,7 +14,7 @@ from deployments.models import Release, StepFields, StepKind
 from portal.models import Environment
 from runtimes import fleet
 from runtimes.models import Bundle, Runtime
-from runtimes.protocol import BundleContent, RuntimeState, decode
+from runtimes.protocol import BundleContent, RuntimeState
 
 
 @dataclass(frozen=True)
@@ -123,20 +123,26 @@ def clashes(runtimes: Iterable[Runtime], comes: Layout) -> list[tuple[Runtime, l
     """Those whose ordered bundle, or the one their process was last seen with, disagrees with what comes. Two queries."""
     rows = list(runtimes)
     digests = {row.desired_bundle_id for row in rows} | {row.observed_digest for row in rows if row.observed_state != RuntimeState.STOPPED}
-    bundles = {
-        bundle.digest: layout_of(decode(BundleContent, bytes(bundle.content)))
-        for bundle in Bundle.objects.filter(pk__in={digest for digest in digests if digest})
-    }
+    bundles = {bundle.digest: bundle for bundle in Bundle.objects.filter(pk__in={digest for digest in digests if digest})}
     found = []
     for row in rows:
         seen = row.observed_digest if row.observed_state != RuntimeState.STOPPED else ""
         clauses: dict[str, None] = {}
         for digest in (row.desired_bundle_id, seen):
             if digest in bundles:
-                clauses |= dict.fromkeys(disagreements(bundles[digest], comes))
+                clauses |= dict.fromkeys(_disagreements(bundles[digest], comes))
         if clauses:
             found.append((row, list(clauses)))
     return found
+
+
+def _disagreements(ran: Bundle, comes: Layout) -> list[str]:
+    """As `disagreements`. Of a lost bundle only its layout's digest is known: if that differs, everything may."""
+    if not ran.is_lost:
+        return disagreements(layout_of(ran.read()), comes)
+    flows = ((flow, group) for flow, (_, group) in comes.flows.items())
+    same = ran.layout == fleet.layout_digest(flows, ((group, failover) for group, (_, failover) in comes.groups.items()))
+    return [] if same else ["what ran before cannot be read, its property key is missing"]
 
 
 def clashing(runtime: Runtime, bundle: Bundle) -> list[tuple[Runtime, list[str]]]:
@@ -146,7 +152,7 @@ def clashing(runtime: Runtime, bundle: Bundle) -> list[tuple[Runtime, list[str]]
     known = Bundle.objects.filter(Q(pk__in=family.values("desired_bundle")) | Q(pk__in=running))
     if not known.exclude(layout=bundle.layout).exists():
         return []
-    comes = layout_of(decode(BundleContent, bytes(bundle.content)))
+    comes = layout_of(bundle.read())
     return clashes(family.select_related("machine", "connector"), comes)
 
 

@@ -504,7 +504,9 @@ def _difference(row: Runtime, content: protocol.BundleContent, now: datetime) ->
     """(already runs it, else why it changes): what steps.DeployRuntime decides from."""
     if row.desired_bundle is None:
         return False, f"{row.key} gets its first bundle."
-    former = protocol.decode(protocol.BundleContent, bytes(row.desired_bundle.content))
+    if row.desired_bundle.is_lost:
+        return False, f"{row.key}: what it runs cannot be read, the property key of its bundle is missing."
+    former = row.desired_bundle.read()
     if moves.same_but_release(former, content):
         if steps.runs_as_ordered(row, now):
             return True, ""

@@ -698,7 +698,7 @@ class DeployRuntime(OnRuntime):
         deployment, runtime, memory = look.step.deployment, look.runtime, look.memory
         content = releases.bundle_for(deployment.release, runtime, property_values.Values(frozen.values_of(deployment)))
         ordered = runtime.desired_bundle
-        same = ordered is not None and moves.same_but_release(protocol.decode(protocol.BundleContent, bytes(ordered.content)), content)
+        same = ordered is not None and not ordered.is_lost and moves.same_but_release(ordered.read(), content)
         look.bundle = ordered if same and ordered is not None else fleet.store_bundle(runtime.environment, content)
         memory["digest"] = look.bundle.digest
         memory["unchanged"] = runtime.desired_bundle_id == look.bundle.digest and runs_as_ordered(runtime, look.now)
@@ -874,7 +874,7 @@ class OnFlow(OnRuntime):
         step, runtime = look.step, look.runtime
         if runtime.desired_bundle is None:
             raise NotAllowed(f"Nothing was deployed to {runtime.key} yet: deploy it first.")
-        content = protocol.decode(protocol.BundleContent, bytes(runtime.desired_bundle.content))
+        content = runtime.desired_bundle.read()
         found = next((flow for flow in content.flows if flow.name == step.flow), None)
         if found is None:
             raise NotAllowed(f"Release {runtime.desired_release} on {runtime.key} has no flow {step.flow}: deploy a release that has it.")

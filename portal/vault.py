@@ -31,10 +31,14 @@ class SealedText(models.TextField):  # type: ignore[type-arg]
 
 
 class SealedBytes(models.BinaryField):  # type: ignore[type-arg]
-    """Bytes that are readable in Python and sealed in the database; rotation finds every such field of every model."""
+    """Bytes that are readable in Python and sealed in the database; rotation finds every such field of every model. What no key opens is
+    read as empty: a row with lost bytes can still be listed, replaced and deleted, which is the remedy."""
 
     def from_db_value(self, value: Any, expression: Any, connection: Any) -> bytes | None:
-        return None if value is None else _open(bytes(value))
+        try:
+            return None if value is None else _open(bytes(value))
+        except Unreadable:
+            return b""
 
     def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
         sealed = None if value is None else _cipher().encrypt(bytes(value))

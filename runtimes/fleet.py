@@ -391,15 +391,20 @@ def store_bundle(environment: Environment, content: protocol.BundleContent) -> B
         content=data,
         layout=layout_of(content),
     )
-    Bundle.objects.bulk_create([bundle], ignore_conflicts=True)
+    # One that is there gets the same bytes, sealed under the key of now: its own may be lost.
+    Bundle.objects.bulk_create([bundle], update_conflicts=True, unique_fields=["digest"], update_fields=["content"])
     return bundle
 
 
 def layout_of(content: protocol.BundleContent) -> str:
     """A digest of which flow is in which group, and which groups fail over; names and values do not matter."""
-    flows = sorted([flow.id, flow.group or ""] for flow in content.flows)
-    groups = sorted([group.id, group.fails_over] for group in content.groups)
-    return protocol.digest_of(protocol.encode([flows, groups]))
+    return layout_digest(((flow.id, flow.group) for flow in content.flows), ((group.id, group.fails_over) for group in content.groups))
+
+
+def layout_digest(flows: Iterable[tuple[str, str | None]], groups: Iterable[tuple[str, bool]]) -> str:
+    """Of flows with their groups, and groups with whether they fail over; in any order."""
+    told = [sorted([flow, group or ""] for flow, group in flows), sorted([group, fails_over] for group, fails_over in groups)]
+    return protocol.digest_of(protocol.encode(told))
 
 
 def ordered_bundle(machine: Machine, digest: str) -> Bundle | None:
@@ -413,7 +418,7 @@ def assign(runtime: Runtime, bundle: Bundle, *, release: int | None = None) -> N
 
     `release`: the number of the release that gives it this bundle, when an earlier one gave it the same (None: the bundle's own).
     """
-    content = protocol.decode(protocol.BundleContent, bytes(bundle.content))
+    content = bundle.read()
     siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
     take_rows(siblings.values_list("machine_id", flat=True) if content.groups else [runtime.machine_id])
     touched = _refresh_groups(runtime, content)
@@ -431,7 +436,7 @@ def assign(runtime: Runtime, bundle: Bundle, *, release: int | None = None) -> N
 
 def _stopped_flows(row: Runtime, content: protocol.BundleContent) -> list[str]:
     """What a person stopped stays so; a flow that does not start by itself is stopped when it comes, until a person starts it."""
-    former = protocol.decode(protocol.BundleContent, bytes(row.desired_bundle.content)).flows if row.desired_bundle else []
+    former = row.desired_bundle.read().flows if row.desired_bundle and not row.desired_bundle.is_lost else []
     known = {flow.id for flow in former if flow.group is None}
     free = {flow.id: flow for flow in content.flows if flow.group is None}
     waiting = {key for key, flow in free.items() if not flow.auto_start and key not in known}
@@ -546,7 +551,7 @@ def _want_flow(runtime: Runtime, flow_key: str, *, running: bool) -> None:
     row = Runtime.objects.select_for_update(of=("self",)).select_related("desired_bundle", "machine", "connector").get(pk=runtime.pk)
     if row.desired_bundle is None:
         raise Invalid(f"Nothing was deployed to {row.key} yet.", field="flow")
-    content = protocol.decode(protocol.BundleContent, bytes(row.desired_bundle.content))
+    content = row.desired_bundle.read()
     flow = next((flow for flow in content.flows if flow.id == flow_key), None)
     if flow is None:
         raise Invalid(f"Release {content.release} on {row.key} has no flow {flow_key}.", field="flow")
@@ -599,11 +604,7 @@ def needing_routers(environment_id: int) -> list[Runtime]:
         seen = row.observed_state != protocol.RuntimeState.STOPPED and not row.machine.is_silent(now=now)
         digests[row.pk] = {row.desired_bundle_id if ordered else None, row.observed_digest if seen else None}
     known = Bundle.objects.filter(pk__in={digest for some in digests.values() for digest in some if digest})
-    in_failover = {
-        bundle.pk
-        for bundle in known
-        if any(group.fails_over for group in protocol.decode(protocol.BundleContent, bytes(bundle.content)).groups)
-    }
+    in_failover = {bundle.pk for bundle in known if bundle.is_lost or any(group.fails_over for group in bundle.read().groups)}
     return [row for row in rows if digests[row.pk] & in_failover]
 
 

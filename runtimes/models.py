@@ -16,7 +16,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from portal.models import NAME, Connector, Environment, Group, MachineKind
-from portal.vault import SealedBytes, SealedText
+from portal.vault import SealedBytes, SealedText, Unreadable
 from runtimes import protocol
 
 
@@ -241,6 +241,17 @@ class Bundle(models.Model):
 
     def __str__(self) -> str:
         return self.digest[:12]
+
+    @property
+    def is_lost(self) -> bool:
+        """It was sealed under a property key that is missing: what runs by it runs on, and nobody can say what it is."""
+        return not self.content
+
+    def read(self) -> protocol.BundleContent:
+        """Raises vault.Unreadable when it is lost; deploying again replaces it."""
+        if self.is_lost:
+            raise Unreadable(f"Bundle {self} cannot be read: it was sealed under a property key that is missing. Deploy again.")
+        return protocol.decode(protocol.BundleContent, bytes(self.content))
 
 
 class Runtime(models.Model):

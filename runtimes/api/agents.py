@@ -154,6 +154,8 @@ def bundle(request: HttpRequest, digest: str) -> HttpResponse:
     found = fleet.ordered_bundle(machine, digest)
     if found is None:
         raise _Unknown(f"No runtime on {machine} is ordered to run the bundle {digest[:12]}….")
+    if found.is_lost:
+        raise _Unknown(f"The bundle {digest[:12]}… cannot be read, its property key is missing: deploy to {machine} again.")
     return HttpResponse(bytes(found.content), content_type="application/octet-stream", headers={"Cache-Control": "no-store"})
 
 

@@ -1,8 +1,10 @@
 """What differs: as tables, then between releases and what runs, on the page and in the API."""
 
+from importlib import import_module
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.contrib.auth.models import User
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries
@@ -11,7 +13,7 @@ from deployments import approvals, comparison, frozen, plans, releases, rollout,
 from deployments.comparison import Line, Side, Value
 from deployments.models import ApprovalRequest, EnvironmentRules, FrozenValues, Release, RunStatus, StepKind
 from portal import properties
-from portal.models import Environment, Flow, Group
+from portal.models import Environment, Flow, Group, PropertyChange
 from runtimes.models import Runtime
 from tests.deployments.conftest import Engine, save_version
 
@@ -239,6 +241,23 @@ def test_values_frozen_in_the_instant_a_key_becomes_secret_are_told_as_a_secret(
     deployment.frozen.update(values=readable, digest=digest)  # as a transaction writes it that read the values before
     kept = frozen.of(deployment)
     assert kept is not None and "redis://" not in str(frozen.entries_of(kept, filled))
+
+
+def test_what_was_frozen_readable_before_the_migration_is_hidden_by_it(
+    active: Release, engine: Engine, filled: Environment, developer: User
+) -> None:
+    deployment = rollout.prepare(active, on=filled, by=developer, now=engine.now)
+    before, told = frozen.of(deployment), list(PropertyChange.objects.filter(key="queues.url").values_list("pk", "after"))
+    assert before is not None
+    properties.set_value(filled, "queues.url", "redis://127.0.0.1:7000/0", secret=True, by=developer)
+    hidden = frozen.of(deployment)
+    deployment.frozen.update(values=before.values, digest=before.digest)
+    for pk, after in told:
+        PropertyChange.objects.filter(pk=pk).update(after=after, secret_after=False)
+    import_module("deployments.migrations.0013_what_became_secret_is_not_told").hide(apps, None)
+    found = frozen.of(deployment)
+    assert found is not None and hidden is not None and (found.values, found.digest) == (hidden.values, hidden.digest)
+    assert not PropertyChange.objects.filter(after__contains="redis://").exists()
 
 
 def test_a_key_is_secret_in_an_environment_when_one_of_its_values_is(release: Release, filled: Environment, developer: User) -> None:

@@ -5,12 +5,13 @@ from datetime import datetime
 import pytest
 from django.contrib.auth.models import User
 
-from deployments import plans, releases, rollout
+from deployments import moves, plans, releases, rollout
 from deployments.models import Deployment, Release, RunStatus, StepKind, StepLog
 from deployments.moves import Layout, disagreements
 from portal.errors import NotAllowed
 from portal.models import Connector, Environment, Flow, Group
 from runtimes import fleet
+from runtimes.fleet import layout_digest
 from runtimes.models import Bundle, Machine, Runtime
 from tests.deployments.conftest import Engine, save_version
 
@@ -51,6 +52,15 @@ def layout(flows: dict[str, str | None], groups: dict[str, tuple[str, bool]]) ->
 )
 def test_what_must_not_run_at_once(ran: Layout, comes: Layout, clauses: list[str]) -> None:
     assert disagreements(ran, comes) == clauses
+
+
+def test_of_a_bundle_that_nobody_can_read_only_an_equal_layout_may_run_beside_it() -> None:
+    comes = layout({"1": "a", "2": None}, A)
+    ran = layout_digest([("2", None), ("1", "a")], [("a", True)])
+    assert moves._disagreements(Bundle(content=b"", layout=ran), comes) == []
+    for other in (layout_digest([("1", "a")], [("a", True)]), layout_digest([("2", None), ("1", "a")], [("a", False)]), ""):
+        (clause,) = moves._disagreements(Bundle(content=b"", layout=other), comes)
+        assert "cannot be read" in clause
 
 
 # ---------------------------------------------------------------------------------------------------------------- deploying

@@ -7,14 +7,14 @@ import pytest
 from django.contrib.auth.models import User
 from pytest_django import DjangoAssertNumQueries
 
-from deployments import decisions, plans, releases, rollout, steps
+from deployments import decisions, plans, preview, releases, rollout, steps
 from deployments.models import BROKEN, Choice, Deployment, Release, RunStatus, Step, StepKind, StepLog, StepRun
 from deployments.steps import Outcome
-from portal import properties
+from portal import properties, vault
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import Environment, Flow
 from runtimes import failover, fleet
-from runtimes.models import FailoverGroup, GroupRequest, Machine, Runtime
+from runtimes.models import Bundle, FailoverGroup, GroupRequest, Machine, Runtime
 from runtimes.protocol import Preference
 from tests.deployments.conftest import Engine, save_version
 from tests.deployments.test_releases import together
@@ -559,3 +559,21 @@ def test_alerts_are_off_only_while_the_deployment_runs(broken: Deployment) -> No
     assert rollout.quiet_on([broken.environment_id]) == set()
     assert broken.steps.get(number=1).status == RunStatus.SUCCEEDED
     assert not broken.alerting_off
+
+
+def test_after_a_property_key_is_lost_secrets_set_anew_and_a_deployment_mend_everything(
+    active: Release, filled: Environment, engine: Engine, developer: User, settings: Any, tmp_path: Any
+) -> None:
+    settings.BATON_HOME = tmp_path
+    properties.set_value(filled, "queues.url", "redis://:hunter2@127.0.0.1:7000/0", secret=True, by=developer)
+    assert engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now)).status == RunStatus.SUCCEEDED
+    vault.keep_keys([vault.new_key()])
+    with pytest.raises(NotAllowed, match=r"The secret queues.url \(global\) cannot be read: .* or set the secret anew"):
+        rollout.prepare(active, on=filled, by=developer, now=engine.now)
+    properties.set_value(filled, "queues.url", "redis://:hunter2@127.0.0.1:7000/0", by=developer)
+    told = preview.look(active, filled, list(plans.plan_of(filled).steps.all()), now=engine.now)
+    assert all("cannot be read, the property key of its bundle is missing" in sight.why for sight in told.runtimes.values())
+    run = engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
+    assert run.status == RunStatus.SUCCEEDED, [step.reason for step in run.steps.all()]
+    assert not engine.machines.handed_over, "the bundles are the same to the byte: nothing is touched"
+    assert not any(bundle.is_lost for bundle in Bundle.objects.all())
