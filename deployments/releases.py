@@ -215,6 +215,16 @@ def warnings(release: Release, environment: Environment) -> list[str]:
         if flow["connector"] in failing_over and not flow["group"]:
             machines = " and ".join(sorted(machine for machine, connector in runtimes if connector == flow["connector"]))
             sentences.append(f"Flow {flow['name']} has no group: it takes on {machines} at the same time.")
+        inbound = flow["inbound"]
+        if (
+            flow["connector"] in failing_over
+            and inbound["kind"] == "amqp"
+            and inbound["settings"].get("without_id", "each") in ("", "each")
+        ):
+            sentences.append(
+                f"Flow {flow['name']} gives a message without message-id a new id at each delivery: one that comes again after a takeover "
+                "is not known as the same. Let each publisher set one, and choose that messages without are failed items."
+            )
     return sentences
 
 

@@ -309,7 +309,7 @@ INBOUNDS: dict[str, list[Setting]] = {
             "The property message-id is the item's id. Without it nothing tells two equal messages from one that came twice.",
             default="each",
             choices=(
-                ("each", "Each delivery gets a new id"),
+                ("each", "Each delivery gets a new id: one that comes twice is not known"),
                 ("content", "Content and properties make it: equal messages count as one"),
                 ("refuse", "They are failed items"),
             ),

@@ -38,6 +38,7 @@ ASIDE_SECONDS, ASIDE_LIMIT = 5.0, 300.0  # an item that could not even be moved 
 AWAY_SECONDS, AWAY_LIMIT = 0.1, 1.0  # between asks of a source or target that is away
 PREPARE_SECONDS = 2.0
 GAUGE_SECONDS = 5.0  # between two counts of what waits
+SWEEP_SECONDS = 600.0  # between two looks for failed items that are kept no longer
 SILENT_SECONDS = 30.0  # without an answer of the source, or three of its intervals where those are longer: then something is wrong …
 DELIVERING_SECONDS = 300.0  # … but a long delivery of one item is work; a target that took nothing for longer is something wrong, too
 HOLD_SECONDS = 600.0  # a target that took nothing for so long is not waited for with items in hand: its inbound may give them back
@@ -388,8 +389,12 @@ class Flow:
 
     def _gauge(self) -> None:
         """Count what waits and what failed, now and then: also where this runtime follows."""
+        swept = float("-inf")
         while not self._closing:
             try:
+                if time.monotonic() - swept >= SWEEP_SECONDS:
+                    self._inbound.failures.sweep()
+                    swept = time.monotonic()
                 self._waiting, self._pending = self._inbound.depth()
                 self._kept = self._inbound.failures.count()
                 self._again = self._inbound.failures.ordered()

@@ -144,6 +144,17 @@ def test_warnings_name_an_ungrouped_inbound_and_a_connector_without_runtime(
     assert releases.warnings(release, filled) == ["Connector erp has no runtime on Test: its flows run nowhere there."]
 
 
+@pytest.mark.parametrize(("way", "warned"), [({}, True), ({"without_id": "each"}, True), ({"without_id": "refuse"}, False)])
+def test_warnings_name_amqp_messages_that_cannot_be_known_again(
+    flow: Flow, filled: Environment, developer: User, group: FailoverGroup, way: dict[str, str], warned: bool
+) -> None:
+    plans.default_plan(filled)
+    save_version(flow, 1, inbound={"kind": "amqp", "settings": {"host": "h", "user": "u", "password": "p", "queue": "q", **way}})
+    release = releases.build(filled.project, name="From a queue", by=developer)
+    said = releases.warnings(release, filled)
+    assert bool(said) is warned and all("gives a message without message-id a new id at each delivery" in sentence for sentence in said)
+
+
 # ----------------------------------------------------------------------------------------------------------------- bundles
 
 

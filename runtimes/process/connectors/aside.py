@@ -149,17 +149,13 @@ class ErrorFolder:
         return True
 
     def sweep(self, now: float | None = None) -> None:
-        """Keep at most so many, and for at most so many days."""
+        """Keep at most so many, and for at most so many days; those to be tried again for as many days since they failed."""
         days = self._setting.number("failed_days", KEPT_DAYS, 0.01, 3650)
         most = int(self._setting.number("failed_items", KEPT_ITEMS, 1, 100_000))
         oldest = (now or time.time()) - days * 86400
-        with suppress(OSError), os.scandir(self._bytes) as entries:
-            notes = sorted(
-                ((entry.stat(follow_symlinks=False).st_mtime, entry.name) for entry in entries if entry.name.endswith(REASON)), reverse=True
-            )
-            for index, (modified, note) in enumerate(notes):
-                if index >= most or modified < oldest:
-                    self._remove(note.removesuffix(REASON))
+        for folder, limit in ((self._bytes, float(most)), (self._again, float("inf"))):
+            for index, (modified, note) in enumerate(_notes(folder)):
+                if (index >= limit or modified < oldest) and self._remove(note.removesuffix(REASON), folder):
                     kept = f"{days:g} days, {most} items"
                     self._setting.log.warning(f"a failed item was removed by retention ({kept})", name=os.fsdecode(note))
 
@@ -177,10 +173,7 @@ class ErrorFolder:
 
     def listed(self) -> tuple[int, list[FailedItem]]:
         """How many there are, and the newest of them."""
-        notes: list[tuple[float, bytes]] = []
-        with suppress(OSError), os.scandir(self._bytes) as entries:
-            notes = [(entry.stat(follow_symlinks=False).st_mtime, entry.name) for entry in entries if entry.name.endswith(REASON)]
-        notes.sort(reverse=True)
+        notes = _notes(self._bytes)
         return len(notes), [item for _, note in notes[:LISTED] if (item := self._read(note)) is not None]
 
     def content(self, key: str, limit: int) -> tuple[bytes, int]:
@@ -226,9 +219,9 @@ class ErrorFolder:
                     return name.removesuffix(REASON)
         raise KeyError(key)
 
-    def _remove(self, name: bytes) -> bool:
+    def _remove(self, name: bytes, folder: bytes | None = None) -> bool:
         """False: somebody else has it."""
-        path = os.path.join(self._bytes, name)  # noqa: PTH118
+        path = os.path.join(folder or self._bytes, name)  # noqa: PTH118
         try:
             os.unlink(path + REASON)  # noqa: PTH108
         except FileNotFoundError:
@@ -272,12 +265,27 @@ class ErrorFolder:
     def _put_back(self, item: Item, handle: Again, reason: str, tries: int) -> None:
         try:
             name = self.free_name(item.name)
-            self.note(name, facts_of(item, reason, tries))
-            os.rename(handle.path, os.path.join(self._bytes, name))  # noqa: PTH104, PTH118
+            note = self.note(name, facts_of(item, reason, tries))
+            try:
+                os.rename(handle.path, os.path.join(self._bytes, name))  # noqa: PTH104, PTH118
+            except OSError:
+                os.unlink(note)  # noqa: PTH108
+                raise
             with suppress(FileNotFoundError):
                 os.unlink(handle.path + REASON)  # noqa: PTH108
         except OSError as error:
             raise Unavailable(f"the error folder {self.folder} does not take it: {error.strerror}") from error
+
+
+def _notes(folder: bytes) -> list[tuple[float, bytes]]:
+    """When each was written and its name, the newest first."""
+    found: list[tuple[float, bytes]] = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(REASON):
+                with suppress(FileNotFoundError):  # somebody has just removed it
+                    found.append((entry.stat(follow_symlinks=False).st_mtime, entry.name))
+    return sorted(found, reverse=True)
 
 
 def key_of(note: bytes) -> str:

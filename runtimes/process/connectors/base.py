@@ -205,6 +205,9 @@ class Failures(Protocol):
     def discard(self, key: str) -> None:
         """Remove it for good. Raises KeyError."""
 
+    def sweep(self) -> None:
+        """Remove what is older, or more, than is kept."""
+
 
 class Inbound(Protocol):
     """Takes items from a source. An item leaves the source only by `remove` (delivered) or `reject` (moved aside)."""

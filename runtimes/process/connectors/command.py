@@ -9,10 +9,12 @@ import json
 import os
 import shlex
 import shutil
+import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -20,7 +22,7 @@ from fnmatch import fnmatch
 from runtimes.process.connectors.aside import Again, ErrorFolder
 from runtimes.process.connectors.base import Inbound, Item, ItemError, NotReady, Origin, Setting, Unavailable, inbound, make_folder
 from runtimes.process.connectors.file import FileInbound
-from runtimes.process.connectors.program import LINE_LIMIT, MARK, START_SECONDS, Failed, Lines, Program
+from runtimes.process.connectors.program import LINE_LIMIT, MARK, START_SECONDS, Failed, Hung, Lines, Program
 from runtimes.process.permits import Duty
 from runtimes.protocol import Component, ComponentKind
 
@@ -68,6 +70,8 @@ class CommandInbound(Inbound):
             errors = self._files.failures
         self.failures: ErrorFolder = errors
         self._program: Program | None = None
+        self._hung: Program | None = None  # a start that has not come to its end
+        self._finding: Future[str] | None = None  # a look at the program's path, likewise
         self._lines = Lines()
         self._waiting: deque[Item] = deque()
         self._number = 0
@@ -143,7 +147,7 @@ class CommandInbound(Inbound):
     def stop(self, duty: Duty) -> None:
         self._stopping, self._duty = True, duty
         self._kill_at = time.monotonic() + self._stop_seconds
-        self._lines.release()
+        self._lines.widen()
         if self._program is not None:
             self._program.terminate()
 
@@ -157,6 +161,7 @@ class CommandInbound(Inbound):
                 self._kill_at = time.monotonic() + START_SECONDS
             if self._program.ended() is None:
                 return False
+            self._lines.release()
             self._program.close()
             self._program = None
             self._kill_at = time.monotonic() + self._stop_seconds
@@ -180,6 +185,19 @@ class CommandInbound(Inbound):
                 f"this machine does not allow the program {real}: its administrator names those it allows in {ALLOWED_ENV} of the agent"
             )
         return found
+
+    def _found(self, duty: Duty) -> str:
+        """`_resolved`, for which a file system that does not answer is waited for START_SECONDS at most. Raises NotReady, Failed."""
+        if self._finding is None or self._finding.done():  # an old answer counts no more
+            self._finding = Future()
+            threading.Thread(target=_settle, args=(self._finding, self._resolved), name="looks for a command", daemon=True).start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._finding.done():
+            if time.monotonic() >= deadline or not (duty.taking and duty.valid()):
+                raise Failed(f"{self._named} cannot be looked at: its file system does not answer")
+            wait([self._finding], timeout=0.02)
+        found, self._finding = self._finding, None
+        return found.result()
 
     def _environment(self, duty: Duty) -> dict[str, str]:
         setting = self._setting
@@ -207,18 +225,26 @@ class CommandInbound(Inbound):
         self._instance = f"{self._setting.flow_id}-{duty.epoch}-{uuid.uuid4().hex[:8]}"
         self._lines, self._number = Lines(), 0
         try:
-            argv = [self._resolved(), *self._arguments]
+            if self._hung is not None:
+                if self._hung.ended() is None:
+                    raise Hung(self._hung, "its last start has not ended yet: its file system may not answer")
+                self._hung.close()
+                self._hung = None
+            argv = [self._found(duty), *self._arguments]
             self._health_file.write_bytes(b"")
             self._program = Program(
                 argv,
                 environment=self._environment(duty),
                 folder=self._folder,
                 until=lambda: duty.until,
+                wanted=lambda: duty.taking and duty.valid(),
                 said=self._said,
                 lines=self._lines if self._items == LINES else None,
                 answers=self._answers,
             )
         except (Failed, NotReady, OSError) as error:
+            if isinstance(error, Hung):
+                self._hung = error.program
             self._again_later(f"the command {self._named} cannot be started: {error}", failed=True)
             raise Unavailable(self._sentence) from error
         self._setting.log.info(f"the command runs: {shlex.join([argv[0]])}, pid {self._program.pid}, instance {self._instance}")
@@ -317,13 +343,43 @@ class CommandInbound(Inbound):
             self._number += 1
             if line[0]:
                 left.append(self._item(line[0], line[1], Duty(None, "", 0, 0.0)))
-        if self._answers:
+        if self._answers or not left:
             return
-        for item in left:
-            with suppress(Unavailable):
-                self.failures.put(item, "the flow stopped before the target took it", 0)
+        alone, together = left[:WAITING_LIMIT], left[WAITING_LIMIT:]
+        for item in [*alone, *([self._joined(together)] if together else [])]:
+            reason = "the flow stopped before the target took it"
+            if item not in alone:
+                reason = f"the flow stopped before the target took these {len(together)} lines: tried again they go out as one item"
+            try:
+                self.failures.put(item, reason, 0)
+            except Unavailable as error:
+                self._setting.log.error(f"item {item.id} is lost: {reason}, and {error}", item=item.id)
+
+    def _joined(self, lines: list[Item]) -> Item:
+        """One item of many lines."""
+        first, last = lines[0], lines[-1]
+
+        @contextmanager
+        def opened() -> Iterator[Iterator[bytes]]:
+            yield (text for line in lines for text in _texts(line))
+
+        name = b"%s-%d-%d.txt" % (self._setting.flow.encode(), first.handle.number, last.handle.number)
+        return replace(first, name=name, size=sum(line.size + 1 for line in lines), open=opened, handle=None)
 
 
 def exit_words(status: int) -> str:
     """A wait status in words."""
     return f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit status {os.waitstatus_to_exitcode(status)}"
+
+
+def _texts(line: Item) -> Iterator[bytes]:
+    with suppress(ItemError), line.open() as chunks:
+        yield from chunks
+        yield b"\n"
+
+
+def _settle(finding: "Future[str]", look: Callable[[], str]) -> None:
+    try:
+        finding.set_result(look())
+    except BaseException as error:  # whoever waits for it gets it
+        finding.set_exception(error)

@@ -91,14 +91,17 @@ def run(page: mmap.mmap, report: int, parent: int, argv: list[str]) -> int:
             os.write(failing, (error.strerror or str(error)).encode())
         os._exit(127)
     os.close(failing)
-    refusal = os.read(failed, 1000)
-    os.write(report, b"error " + refusal + b"\n" if refusal else b"pid %d\n" % pid)
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):  # the pipes shall end when the program closes them, not when its guard does
         os.dup2(null, number)
     status: int | None = None
     killing = os.getppid() != parent
+    asked = [wake, failed]  # the start may hang (a file system that is gone): the permit is looked at meanwhile
     while True:
+        if failed in asked and select.select([failed], [], [], 0)[0]:
+            asked.remove(failed)
+            refusal = os.read(failed, 1000)
+            os.write(report, b"error " + refusal + b"\n" if refusal else b"pid %d\n" % pid)
         while True:
             try:
                 gone, its = os.waitpid(-1, os.WNOHANG)
@@ -121,7 +124,7 @@ def run(page: mmap.mmap, report: int, parent: int, argv: list[str]) -> int:
                 os.kill(pid, signal.SIGTERM)
         if killing:
             kill_below(me)
-        select.select([wake], [], [], 0.002 if killing else WATCH_SECONDS)
+        select.select(asked, [], [], 0.002 if killing else WATCH_SECONDS)
         try:
             os.read(wake, 4096)
         except BlockingIOError:

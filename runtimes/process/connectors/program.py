@@ -24,6 +24,9 @@ PULSE_SECONDS = 0.05  # between two writes of the permit's end for the guard
 LINE_LIMIT = 1024 * 1024  # bytes of one line; a longer one is cut and marked
 PIPE_BYTES = 4096  # what a program may have written that nobody has read yet, and a crash loses
 START_SECONDS = 5.0
+END_SECONDS = 1.0  # of a start that did not come off, after SIGKILL
+LINES_LIMIT, STOPPING_LINES_LIMIT = 100, 10_000  # lines that were read and wait; the latter while it stops
+LINES_BYTES = 16 * 1024 * 1024  # and their bytes
 UNREAD_SECONDS = 1.0
 SAID_LINES, SAID_SECONDS = 50, 0.1  # for the log: whoever writes faster than this has to wait
 
@@ -34,6 +37,14 @@ class Failed(Exception):  # noqa: N818 - says what happened
     """The program could not be started: the operating system's reason."""
 
 
+class Hung(Failed):
+    """The program did not start in time, and what was begun of it may not have ended yet: nothing may be started beside it."""
+
+    def __init__(self, program: "Program", what: str) -> None:
+        super().__init__(what)
+        self.program = program
+
+
 class Program:
     """One start of a program. It is over when `ended` gives its exit; nothing of its tree is left then.
 
@@ -41,6 +52,10 @@ class Program:
         until: gives the end of the permit (seconds on the boot clock) at any time; the tree is killed when it passes.
         taken: gets each line of standard output, and blocks while there is no room; None: output goes to `said` too.
         said: gets each line for the log.
+        wanted: asked while the start takes its time: no more waiting once it is not wanted any more.
+
+    Raises:
+        Failed: it could not be started. Hung: nor could that be ended at once.
     """
 
     def __init__(
@@ -50,6 +65,7 @@ class Program:
         environment: Mapping[str, str],
         folder: Path,
         until: Callable[[], float],
+        wanted: Callable[[], bool],
         said: Callable[[bytes], None],
         lines: "Lines | None" = None,
         answers: bool = False,
@@ -96,14 +112,25 @@ class Program:
         self._report = os.fdopen(report, "rb", buffering=0)
         for thread in self._threads:
             thread.start()
-        first = self._report.readline().decode("utf-8", "replace").strip()
+        told = self._told(wanted)
+        first = self._report.readline().decode("utf-8", "replace").strip() if told else ""
         if first.startswith("pid "):
             self.pid = int(first.removeprefix("pid "))
             return
         self.kill()
-        self.wait(START_SECONDS)
+        if self.wait(END_SECONDS) is None:
+            raise Hung(self, "it does not start: its file system may not answer")
         self.close()
-        raise Failed(first.removeprefix("error ") or "its guard ended before it could start it")
+        late = f"it did not start within {START_SECONDS:g} s: its file system may not answer" if wanted() else "it is not wanted any more"
+        raise Failed(first.removeprefix("error ") or (late if not told else "its guard ended before it could start it"))
+
+    def _told(self, wanted: Callable[[], bool]) -> bool:
+        """Has its guard said how the start went?"""
+        deadline = time.monotonic() + START_SECONDS
+        while not select.select([self._report], [], [], 0.02)[0]:
+            if time.monotonic() >= deadline or not wanted():
+                return False
+        return True
 
     def write(self, data: bytes) -> None:
         """To its standard input; what it does not read within UNREAD_SECONDS, or cannot any more, is dropped. It then waits for nothing
@@ -215,29 +242,42 @@ class Paced:
 class Lines:
     """Lines waiting to be delivered: bounded, so that a program that writes faster than the target takes has to wait."""
 
-    def __init__(self, limit: int = 100) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._lines: deque[Line] = deque()
+        self._bytes = 0
         self._room = threading.Condition()
-        self._open = True
+        self._most: float = LINES_LIMIT
 
     def put(self, line: Line) -> None:
         with self._room:
-            self._room.wait_for(lambda: len(self._lines) < self._limit or not self._open)
+            self._room.wait_for(self._has_room)
             self._lines.append(line)
+            self._bytes += len(line[0])
 
     def take(self) -> Line | None:
         with self._room:
             if not self._lines:
                 return None
+            line = self._lines.popleft()
+            self._bytes -= len(line[0])
             self._room.notify_all()
-            return self._lines.popleft()
+            return line
+
+    def widen(self) -> None:
+        """It stops: what it still has to say shall not hold it up, unless it says far too much."""
+        self._set(STOPPING_LINES_LIMIT)
 
     def release(self) -> None:
-        """Hold nobody back any more."""
+        """It has ended: hold nobody back any more. What its pipe still has is little."""
+        self._set(float("inf"))
+
+    def _set(self, most: float) -> None:
         with self._room:
-            self._open = False
+            self._most = most
             self._room.notify_all()
+
+    def _has_room(self) -> bool:
+        return self._most == float("inf") or (len(self._lines) < self._most and self._bytes < LINES_BYTES)
 
     def __len__(self) -> int:
         return len(self._lines)

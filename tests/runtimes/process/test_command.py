@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 import structlog
 
+from runtimes.process.connectors import command as command_module
+from runtimes.process.connectors import program
 from runtimes.process.connectors.base import ConfigError, NotReady, Setting
 from runtimes.process.connectors.command import ALLOWED_ENV, CommandInbound
 from runtimes.process.connectors.program import LINE_LIMIT
@@ -394,3 +397,94 @@ def test_a_stop_loses_no_line_that_the_target_did_not_take(tmp_path: Path) -> No
     inbound.abort()
     inbound.stop(duty)
     until(inbound.stopped, 3)
+
+
+def test_a_program_that_writes_on_while_it_stops_is_held_back_and_what_it_wrote_is_kept_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "STOPPING_LINES_LIMIT", 500)
+    script = """
+        import itertools, signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in itertools.count(1):
+            print(number)
+    """
+    inbound = CommandInbound(setting(command(script, items="lines", stop_seconds="1"), tmp_path))
+    inbound.prepare()
+    duty = Duty("g", "orders", EPOCH, float("inf"))
+    inbound.begin(duty)
+    until(lambda: len(inbound.poll(duty)) == 100, 5)
+    duty.void()
+    inbound.stop(duty)
+    most = 0
+    began = time.monotonic()
+    while not inbound.stopped():
+        most = max(most, len(inbound._lines))
+        time.sleep(0.01)
+    assert 300 < most <= 500 and time.monotonic() - began < 10
+    count, kept = inbound.failures.listed()
+    assert count == 101
+    (together,) = [item for item in kept if "lines: tried again they go out as one item" in item.reason]
+    lines = [int(line) for line in inbound.failures.content(together.key, 10**6)[0].split()]
+    assert lines == list(range(101, lines[-1] + 1)) and lines[-1] >= 600, "every line that was read"
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Programs do not start, as on a file system that does not answer."""
+    folder = Path(program.GUARD).parent
+    guard = tmp_path / "guard.py"
+    guard.write_text(
+        f"import sys, os, time\nsys.path.insert(0, {str(folder)!r})\nimport guard\n"
+        f"os.execvp = lambda *_: (open({str(tmp_path / 'pids')!r}, 'a').write(f'{{os.getpid()}}\\n'), time.sleep(60))\nguard.main()\n"
+    )
+    monkeypatch.setattr(program, "GUARD", str(guard))
+    return tmp_path / "pids"
+
+
+def test_a_program_that_does_not_start_is_given_up_and_leaves_nothing(
+    tmp_path: Path, run: Callable[..., tuple[Flow, Duty]], hanging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "START_SECONDS", 0.5)
+    flow, _ = run(command("print('x'); import time; time.sleep(60)", items="lines"))
+    until(lambda: "cannot be started: it did not start within 0.5 s: its file system may not answer" in flow.reason, 5)
+    assert not any(alive(pid) for pid in pids_in(hanging, 1))
+    monkeypatch.undo()
+    until(lambda: len(arrived(tmp_path)) == 1, 5, "once it can be started it is")
+
+
+@pytest.mark.parametrize("how", ["hand-over", "the permit's end"])
+def test_a_start_that_hangs_holds_up_no_stop(run: Callable[..., tuple[Flow, Duty]], hanging: Path, how: str) -> None:
+    flow, duty = run(command("print('x')"))
+    pids = pids_in(hanging, 1)
+    began = time.monotonic()
+    if how == "hand-over":
+        duty.stop_taking()
+        flow.stop()
+    else:
+        duty.void()
+        flow.abort()
+    until(lambda: not flow.busy, 3)
+    assert time.monotonic() - began < program.START_SECONDS / 2 and not any(alive(pid) for pid in pids)
+
+
+def test_a_path_that_does_not_answer_holds_up_nobody_either(run: Callable[..., tuple[Flow, Duty]], monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = threading.Event()
+    monkeypatch.setattr(command_module, "START_SECONDS", 0.3)
+    real = CommandInbound._resolved
+    asked: list[float] = []
+
+    def resolved(inbound: CommandInbound) -> str:
+        asked.append(time.monotonic())
+        if len(asked) > 1:  # it was there when it was prepared
+            gone.wait(20)
+        return real(inbound)
+
+    monkeypatch.setattr(CommandInbound, "_resolved", resolved)
+    monkeypatch.setattr(CommandInbound, "check", lambda inbound: None)
+    flow, _ = run(command("import time; time.sleep(60)"))
+    until(lambda: "its file system does not answer" in flow.reason, 5)
+    time.sleep(1.5)
+    assert len(asked) == 2, "one look at a time"
+    gone.set()
+    until(lambda: flow.on, 5)

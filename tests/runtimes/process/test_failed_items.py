@@ -1,6 +1,7 @@
 """Failed items as the agent answers for them: real error folders, a real queue."""
 
 import base64
+import json
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 import structlog
 
 from runtimes.agent.items import SHOWN_BYTES, answered
+from runtimes.process import flows
 from runtimes.process.connectors.aside import LISTED, ErrorFolder
 from runtimes.process.connectors.base import Item, ItemError, Origin, Setting
 from runtimes.process.connectors.file import FileInbound
@@ -20,7 +22,7 @@ from runtimes.process.connectors.queue import QueueInbound
 from runtimes.process.flows import Flow, Trouble
 from runtimes.process.permits import Duty, PermitEnded
 from runtimes.protocol import BundleContent, Component, ComponentKind, FlowSpec, Inquiry, InquiryAnswer, ItemAct
-from tests.runtimes.process.lab import Broker, folder, queue
+from tests.runtimes.process.lab import Broker, folder, queue, until
 from tests.runtimes.process.test_connectors import send, source
 
 __all__ = ["source"]
@@ -243,6 +245,29 @@ def test_retention_by_number_and_age(machine: Machine, given: dict[str, str], le
         os.utime(note, (time.time() - age + number, time.time() - age + number))
     errors.sweep()
     assert {item.item for item in errors.listed()[1]} == left
+
+
+def test_retention_needs_no_new_failure_and_covers_what_waits_to_be_tried_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a flow that was mended, on a machine that follows: nothing fails there any more, and nothing is tried."""
+    monkeypatch.setattr(flows, "GAUGE_SECONDS", 0.05)
+    errors = ErrorFolder(machine.data / "errors" / "f", machine.setting)
+    for number in range(4):
+        errors.put(item_of(number), "bad", 3)
+    for item in errors.listed()[1]:
+        if item.item in ("m2", "m3"):
+            errors.retry(item.key)
+    notes = {json.loads(path.read_text())["id"]: path for path in (machine.data / "errors" / "f").rglob("*.reason.json")}
+    for key in ("m1", "m3"):
+        os.utime(notes[key], (time.time() - 31 * 86400,) * 2)
+    spec = FlowSpec(id="f", name="erp-orders", version="1", inbound=machine.setting.component, outbound=Component(kind=ComponentKind.LOG))
+    flow = Flow(spec, key="external01.erp", machine="external01", data=machine.data, changed=lambda: None, log=structlog.get_logger())
+    flow.open()
+    try:
+        until(lambda: (flow.report().kept, flow.report().again) == (1, 1), 5, "the two old ones are gone, the others are not")
+        assert not notes["m1"].exists() and not notes["m3"].exists() and notes["m0"].exists() and notes["m2"].exists()
+        assert len(list((machine.data / "errors" / "f").rglob("*"))) == 5, "with their items"
+    finally:
+        flow.close()
 
 
 def test_those_of_a_queue_are_the_same_for_every_machine(broker: Broker, tmp_path: Path, source: FileInbound) -> None:
