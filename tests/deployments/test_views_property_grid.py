@@ -88,7 +88,7 @@ def test_a_refused_value_stays_in_its_cell_with_the_reason(client: Client, devel
     assert 'value="relative"' in html
     assert "<tr" not in html
     _, html = cell(client, key="queues.url", value="hunter3 ")
-    assert "is no URL" in html
+    assert "is not of type URL" in html
     assert "hunter3" not in html
 
 
