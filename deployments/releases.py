@@ -209,6 +209,14 @@ def warnings(release: Release, environment: Environment) -> list[str]:
             f"{environment.name} has no routers, so nothing fails over there: use Design › Architecture › Apply settings, "
             "then Deploy › Architecture › Apply to environment."
         )
+    routed = {machine for machine, _ in routers}
+    for name in sorted({group["connector"] for group in content["groups"]} & failing_over if routed else ()):
+        lacking = " and ".join(sorted(machine for machine, connector in runtimes if connector == name and machine not in routed))
+        if lacking:
+            sentences.append(
+                f"{name} fails over in this release and stands still on {lacking}, where no router is: use Design › Architecture › "
+                "Apply settings, then Deploy › Architecture › Apply to environment."
+            )
     for name in sorted({flow["connector"] for flow in content["flows"]} - set(count)):
         sentences.append(f"Connector {name} has no runtime on {environment.name}: its flows run nowhere there.")
     for flow in content["flows"]:

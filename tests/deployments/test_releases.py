@@ -130,6 +130,10 @@ def test_warnings_name_what_activation_allows(release: Release, filled: Environm
     assert sentence.startswith("A failover group exists (erp-orders), but no Balance failover step does: ")
     plans.default_plan(filled)
     assert releases.warnings(release, filled) == []
+    Router.objects.filter(machine__name="external02").delete()
+    assert releases.warnings(release, filled)[0].startswith(
+        "erp fails over in this release and stands still on external02, where no router"
+    )
     Router.objects.all().delete()
     assert releases.warnings(release, filled)[0].startswith("Test has no routers, so nothing fails over there")
 
@@ -172,7 +176,7 @@ def test_a_bundle_holds_resolved_settings_and_all_siblings(release: Release, fil
     assert protocol.decode(protocol.BundleContent, protocol.encode(bundle)) == bundle
 
 
-@pytest.mark.parametrize("lacking", ["transfer", "sibling", "router"])
+@pytest.mark.parametrize("lacking", ["transfer", "sibling", "router", "router that stays"])
 def test_failover_needs_transfer_a_sibling_and_routers(
     flow: Flow, filled: Environment, developer: User, group: FailoverGroup, lacking: str
 ) -> None:
@@ -180,6 +184,8 @@ def test_failover_needs_transfer_a_sibling_and_routers(
         Connector.objects.update(failover=False)
     elif lacking == "sibling":
         Runtime.objects.filter(machine__name="external01").delete()
+    elif lacking == "router that stays":
+        Router.objects.update(leaving=True)  # Apply took failover off; they serve what still runs
     else:
         Router.objects.all().delete()
     release = releases.build(filled.project, name="First", by=developer)
