@@ -43,14 +43,28 @@ def list_groups(environment: EnvironmentOption = "", project: ProjectOption = ""
         columns, cells, empty=f"{slug} › {kind} has no failover group: enable failover in Design, group the flows in Create, deploy."
     )
     for row in rows:
-        for problem in row["problems"]:
-            show.warn(f"{row['name']}: {problem}")
-        for reason in row.get("without_standby", ()):  # a portal of before does not tell
-            show.warn(f"{row['name']} has no standby: {reason}")
-        for alarm in row["alarms"]:
-            show.warn(f"{row['name']}: {alarm['sentence']} {alarm['remedy']}")
+        for sentence in _beside_the_table(row):
+            show.warn(sentence)
         if row["returns"] is not None:
             show.line(f"{row['name']}: {row['returns']['sentence']}{_in(row['returns']['in_seconds'])}")
+
+
+def _beside_the_table(row: dict[str, Any]) -> list[str]:
+    """What is wrong with a group, each thing once: not what a row of the table gives as its reason already."""
+    told = [member["reason"] for member in row["members"] if member["reason"]]
+
+    def new(sentence: str) -> bool:
+        known = any(sentence in said or said in sentence for said in told)
+        told.append(sentence)
+        return not known
+
+    found = [f"{row['name']}: {problem}" for problem in row["problems"] if new(problem)]
+    standby = row.get("without_standby", ())  # a portal of before does not tell
+    reasons = [reason for reason in standby if new(reason)]
+    found += [f"{row['name']} has no standby: {reason}" for reason in reasons]
+    if standby and not reasons:
+        found.append(f"{row['name']} has no standby.")
+    return found + [f"{row['name']}: {alarm['sentence']} {alarm['remedy']}" for alarm in row["alarms"]]
 
 
 def _in(seconds: float | None) -> str:

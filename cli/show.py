@@ -73,10 +73,10 @@ def instant(text: str) -> datetime:
 
 
 def moment(text: str | None) -> str:
-    """An RFC 3339 moment in this terminal's time zone."""
+    """An RFC 3339 moment in this terminal's time zone, with its offset."""
     if not text:
         return "–"
-    return instant(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return instant(text).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
 def seconds(number: float | None) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from deployments.models import Deployment, StepLog
+from deployments.models import BROKEN, Deployment, StepKind, StepLog
 from runtimes import secrecy
 from runtimes.models import RuntimeLog
 from runtimes.protocol import LogLevel
@@ -19,6 +19,7 @@ from runtimes.protocol import LogLevel
 LEVELS = [level.value for level in LogLevel]
 LINES_AT_ONCE = 500  # of each source
 MACHINES_AT_MOST = 200  # in one `Place`, which is part of an address and of a query
+ROUTER = "router"  # the source of what etcd itself says
 AFTERWARDS = timedelta(seconds=5)  # machines' lines that tell how a deployment ended may come a little later
 
 
@@ -139,6 +140,8 @@ def _heard(deployment: Deployment, wanted: Wanted, after: Place) -> QuerySet[Run
     if deployment.ended_at is not None:  # a line may come later, but what happened later is not the deployment's
         rows = rows.filter(at__lte=deployment.ended_at)
     rows = rows.filter(level__in=wanted.levels).select_related("machine")
+    if not deployment.steps.filter(kind=StepKind.DEPLOY_ROUTERS, status__in=BROKEN).exists():
+        rows = rows.exclude(source=ROUTER, level=LogLevel.WARNING.value)  # etcd's own: they are in each machine's log
     seen = Q()
     for machine, last in after.machines.items():
         seen |= Q(machine_id=machine, id__lte=last)

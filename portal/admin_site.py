@@ -19,7 +19,7 @@ FIRST_MODELS = ("Property", "Project", "Team")
 
 
 class BatonAdminSite(admin.AdminSite):
-    site_header = "Baton support desk"
+    site_header = "Baton support desk, times in UTC"
     site_title = "Baton"
     index_title = "Support desk"
     site_url = "/"

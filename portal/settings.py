@@ -234,6 +234,10 @@ LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"  # pages show local times, with UTC on hover (static/portal/portal.js)
 USE_TZ = True
 USE_I18N = False
+# The same way where Django writes a moment itself (the support desk).
+DATE_FORMAT = SHORT_DATE_FORMAT = "Y-m-d"
+DATETIME_FORMAT = SHORT_DATETIME_FORMAT = "Y-m-d H:i:s"
+TIME_FORMAT = "H:i:s"
 
 STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True  # no collectstatic step: the files are few

@@ -40,7 +40,8 @@ def landscape_context(request: UserRequest, environment: Environment) -> dict[st
         "boxes": boxes,
         "active": active,
         "editing": editing,
-        "pending": architecture_acts.diff(environment) if editing or not boxes else [],
+        # The whole page says when the design is ahead; what asks for itself every 2 s only where it lists the changes.
+        "pending": architecture_acts.diff(environment) if editing or not boxes or not request.htmx else [],
         "change": membership.unfinished(environment),
         "deployment": Deployment.objects.filter(environment=environment, status__in=LIVE).first(),
         "differing": sum(1 for box in boxes for runtime in box.runtimes if runtime.differs),

@@ -3,6 +3,7 @@
 import csv
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import UTC
 from typing import Any
 
 from django.contrib import messages
@@ -158,9 +159,9 @@ def properties_csv(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     name = f"{environment.project.slug}-{environment.kind}-properties-{timezone.now():%Y-%m-%d}.csv"
     response = HttpResponse(content_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{name}"'})
     out = csv.writer(response)
-    out.writerow(["environment", "key", "scope", "value", "secret", "updated at (UTC)", "used by", "missing for"])
+    out.writerow(["environment", "key", "scope", "value", "secret", "updated at", "used by", "missing for"])
     for (key, machine, connector, value, secret, at), need in sheet.exported(found):
-        scope, moment = (scope_name(machine, connector), f"{at:%Y-%m-%d %H:%M:%S}") if at else ("", "")
+        scope, moment = (scope_name(machine, connector), at.astimezone(UTC).isoformat(timespec="seconds")) if at else ("", "")
         marked = "yes" if secret else ""
         told = "; ".join(need.used_by), "; ".join(lacking.get(key, ()))
         out.writerow(_plain([environment.kind, key, scope, value, marked, moment, *told]))

@@ -14,6 +14,7 @@ from deployments.forms import DeployForm
 from deployments.models import Activation, ActivationStatus
 from deployments.rule_forms import ScheduleForm
 from deployments.views.releases import absent_machines, preflight, rule_findings
+from portal import exports
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -27,11 +28,21 @@ def _activation(environment: Environment, pk: int) -> Activation:
     return get_object_or_404(rows, environment=environment, pk=pk)
 
 
+def _listed(row: Activation) -> list[Any]:
+    author = row.created_by.get_username() if row.created_by else None
+    told = [row.release.number, row.release.name, row.due_at, row.expires_at, "yes" if row.deploys else "", row.status, row.reason]
+    return [*told, author, row.deployment.pk if row.deployment else None]
+
+
 @require_GET
 def schedule_page(request: UserRequest, slug: str, kind: str) -> HttpResponse:
+    """What waits for its time, and what became of the rest; `?format=csv` exports the list."""
     environment = get_environment(request.user, slug, kind)
     rows = Activation.objects.filter(environment=environment, due_at__isnull=False)
     rows = rows.select_related("release__project", "environment__project", "created_by", "deployment__environment__project")
+    if exports.wanted(request.GET):
+        columns = ["release", "name", "due_at", "expires_at", "deploys", "state", "reason", "by", "deployment"]
+        return exports.as_csv(f"schedule-{slug}-{kind}", columns, map(_listed, rows.order_by("-due_at")))
     context = {
         "project": environment.project,
         "environment": environment,

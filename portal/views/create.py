@@ -8,7 +8,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods
 
-from portal import components, creation
+from portal import components, creation, exports
 from portal.access import get_project
 from portal.errors import NotAllowed
 from portal.forms import FlowForm, GroupForm, NameForm, VersionForm, carried_out
@@ -35,8 +35,27 @@ def flows(request: UserRequest, slug: str) -> HttpResponse:
             flow.latest = creation.latest_version(flow)  # type: ignore[attr-defined]
             flow.unsaved = creation.has_unsaved_changes(flow)  # type: ignore[attr-defined]
             flow.doubled = connector.failover and flow.group is None  # type: ignore[attr-defined]
+    if exports.wanted(request.GET):
+        return _flows_csv(project, connectors)
     pending = [connector for connector in connectors if connector.failover != connector.system.failover_applied]
     return render(request, "portal/flows.html", {"project": project, "connectors": connectors, "pending": pending})
+
+
+def _flows_csv(project: Project, connectors: list[Connector]) -> HttpResponse:
+    columns = ["connector", "flow", "inbound", "outbound", "group", "version", "edited_since", "saved_at", "saved_by", "description"]
+    rows = []
+    for connector in connectors:
+        for flow in connector.flows.all():
+            latest = creation.latest_version(flow)
+            told = (
+                [latest.number, latest.created_at, latest.created_by and latest.created_by.get_username(), latest.description]
+                if latest
+                else [""] * 4
+            )
+            edited = "yes" if latest and creation.has_unsaved_changes(flow) else ""
+            named = [connector.name, flow.name, flow.inbound_kind, flow.outbound_kind, flow.group.name if flow.group else ""]
+            rows.append([*named, told[0], edited, *told[1:]])
+    return exports.as_csv(f"flows-{project.slug}", columns, rows)
 
 
 def _save(form: FlowForm) -> Flow:

@@ -6,7 +6,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import NoReverseMatch, reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from portal import creation, design, teams
+from portal import creation, design, exports, teams
 from portal.access import get_project, get_team, role_in
 from portal.forms import MemberForm, ProjectForm, RoleForm, carried_out
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -67,10 +67,15 @@ def add_project(request: UserRequest, slug: str) -> HttpResponse:
 
 @require_GET
 def team(request: UserRequest, slug: str) -> HttpResponse:
+    """Its members and projects; `?format=csv` exports the members."""
     row = get_team(request.user, slug)
+    memberships = row.memberships.select_related("user").order_by("user__username")
+    if exports.wanted(request.GET):
+        rows = [(one.user.get_username(), one.user.get_full_name(), one.role) for one in memberships]
+        return exports.as_csv(f"members-{slug}", ["person", "name", "role"], rows)
     context = {
         "team": row,
-        "memberships": row.memberships.select_related("user").order_by("user__username"),
+        "memberships": memberships,
         "projects": row.projects.all(),
         "administers": role_in(row, request.user) == Role.ADMINISTRATOR,
         "roles": Role.choices,

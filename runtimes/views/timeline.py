@@ -1,7 +1,10 @@
 """Operate › Timeline: who led when, why it changed, and how long nobody led."""
 
+import re
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
 
 from django.core.paginator import Paginator
 from django.db.models import Count, OuterRef, Q, QuerySet, Subquery, Sum
@@ -14,7 +17,7 @@ from portal.access import get_environment
 from portal.htmx import UserRequest, render
 from portal.models import Environment
 from runtimes import boards, history, protocol
-from runtimes.models import FailoverGroup, LeadershipChange
+from runtimes.models import FailoverGroup, LeadershipChange, Machine
 from runtimes.timeline import Lane, Window, lanes
 
 WINDOWS = {
@@ -25,13 +28,15 @@ WINDOWS = {
     "7d": timedelta(days=7),
 }
 MONTH = timedelta(days=30)
+UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @require_GET
 def timeline(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     """Lanes for a window, then every change; filters live in the URL, `?format=csv` exports the list."""
     environment = get_environment(request.user, slug, kind)
-    changes = chosen(environment, request.GET.get("group", ""), request.GET.get("cause", ""))
+    asked = {name: request.GET.get(name, "") for name in ("group", "machine", "cause")}
+    changes = chosen(environment, **asked)
     if exports.wanted(request.GET):
         return as_csv(environment, changes)
     now = timezone.now()
@@ -45,18 +50,22 @@ def timeline(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         "page": page,
         "changes": [boards.in_words(change) for change in page.object_list],
         "causes": [(cause.value, history.NAMES[cause]) for cause in protocol.Cause],
-        "chosen_group": request.GET.get("group", ""),
-        "chosen_cause": request.GET.get("cause", ""),
+        "chosen": asked,
+        "filters": urlencode({name: text for name, text in asked.items() if text}),
+        "machines": Machine.objects.filter(environment=environment, runtimes__isnull=False).distinct().order_by("name"),
     }
     context |= drawn(environment, Window(now - WINDOWS[window], now))
     return render(request, "runtimes/timeline.html", context, part="runtimes/_timeline.html")
 
 
-def chosen(environment: Environment, group: str, cause: str) -> "QuerySet[LeadershipChange]":
-    """The changes the filters ask for, newest first; a filter that makes no sense is ignored."""
+def chosen(environment: Environment, *, group: str, machine: str, cause: str) -> "QuerySet[LeadershipChange]":
+    """The changes the filters ask for, newest first; a filter that makes no sense is ignored. `group` is a name, which groups of several
+    connectors may bear, or its id; `machine` won or lost the leadership."""
     changes = LeadershipChange.objects.filter(group__environment=environment).select_related("group").order_by("-at", "-epoch")
     if group:
-        changes = changes.filter(group__name=group)
+        changes = changes.filter(group=UUID(group)) if UUID_TEXT.fullmatch(group) else changes.filter(group__name=group)
+    if machine:
+        changes = changes.filter(Q(runtime__startswith=f"{machine}.") | Q(previous__startswith=f"{machine}."))
     if cause in list(protocol.Cause):
         changes = changes.filter(cause=cause)
     return changes

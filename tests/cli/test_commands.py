@@ -207,6 +207,17 @@ def test_a_switch_for_a_time_is_asked_for_and_the_list_says_when_it_returns(
     assert "asked for a switch that ends by itself. In 119 min" in baton("groups", "list").out
 
 
+def test_the_list_of_groups_says_each_problem_once(
+    baton: Callable[..., Said], erp: Connector, test_environment: Environment, developer: User
+) -> None:
+    group = factories.applied(test_environment, erp)
+    factories.heard(group, "external01", "leader")
+    factories.heard(group, "external02", "isolated", observed_reason="It reaches no majority.")
+    said = baton("groups", "list")
+    assert "majority" in said.out and "majority" not in said.err
+    assert "erp-orders has no standby." in said.err
+
+
 # -------------------------------------------------------------------------------------------------------------------- plans
 
 

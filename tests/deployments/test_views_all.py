@@ -3,7 +3,9 @@ what his role refuses."""
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -11,7 +13,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from deployments import rollout
+from deployments import rollout, schedules
 from deployments.models import Release
 from portal import creation, exports
 from portal.context import CHAPTERS, PARENT, longest_prefix
@@ -83,6 +85,12 @@ def walked(client: Client, start: str) -> Iterator[tuple[str, str]]:
             todo += [(urljoin(address, link), address) for link in Links(html).found]
 
 
+def skipped_levels(html: str) -> list[str]:
+    """Headings that stand more than one level below the one before: whoever listens to the page takes them for parts of something else."""
+    levels = [int(level) for level in re.findall(r"<h([1-6])", html.partition("<main")[2])]
+    return [f"h{before} → h{level}" for before, level in pairwise(levels) if level > before + 1]
+
+
 def test_a_viewer_is_led_to_no_page_that_is_refused_and_offered_no_act(
     client: Client,
     viewer: User,
@@ -100,6 +108,10 @@ def test_a_viewer_is_led_to_no_page_that_is_refused_and_offered_no_act(
         assert html.count("<h1") == 1 or "/log/" in address, address
         assert len(links.ids) == len(set(links.ids)), address
         assert [act for act in links.posts if act != "/logout/"] == [], address
+    client.force_login(developer)
+    dialogs = dict(walked(client, f"{TEST}releases/"))
+    assert any(address.endswith("/deploy/") for address in dialogs)
+    assert {address: told for address, html in (pages | dialogs).items() if (told := skipped_levels(html))} == {}
 
 
 def test_an_acts_address_that_is_opened_says_what_to_do(client: Client, operator: User, webshop: Project) -> None:
@@ -120,8 +132,14 @@ def test_an_acts_address_that_is_opened_says_what_to_do(client: Client, operator
         pytest.param("groups/", "group,connector,system,machine", "erp-orders,erp,ERP,external01", id="groups"),
         pytest.param("items/", "flow,runtime,on,waiting", "", id="items"),
         pytest.param("timeline/", "at,group,epoch,leader", "", id="timeline"),
+        pytest.param("schedule/", "release,name,due_at,expires_at", "1,First,2098-01-01T00:00:00+00:00", id="schedule"),
+        pytest.param(
+            "/projects/webshop/create/flows/", "connector,flow,inbound,outbound,group,version", "erp,erp-orders,file,queue", id="flows"
+        ),
+        pytest.param("/teams/demo/", "person,name,role", "viewer,,viewer", id="members"),
     ],
 )
+@pytest.mark.usefixtures("far_future")
 def test_a_list_is_exported(
     client: Client,
     viewer: User,
@@ -133,10 +151,13 @@ def test_a_list_is_exported(
     columns: str,
     row: str,
 ) -> None:
+    if page == "schedule/":
+        due = datetime(2098, 1, 1, tzinfo=UTC)
+        schedules.schedule(active, filled, due_at=due, by=developer, now=engine.now)
     engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
     client.force_login(viewer)
-    assert "format=csv" in client.get(TEST + page).content.decode() or page == "items/"
-    answer = client.get(f"{TEST}{page}?format=csv")
+    assert "format=csv" in client.get(urljoin(TEST, page)).content.decode() or page == "items/"
+    answer = client.get(f"{urljoin(TEST, page)}?format=csv")
     text = answer.content.decode()
     assert answer["Content-Type"].startswith("text/csv") and text.startswith(columns)
     assert row in text

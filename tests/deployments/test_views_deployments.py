@@ -182,6 +182,20 @@ def test_what_became_a_secret_is_shown_in_no_log_and_found_by_no_search(
     assert "Heard" not in client.get("/admin/runtimes/runtimelog/?q=tr0u").content.decode()
 
 
+def test_etcds_own_warnings_are_in_the_log_only_when_the_routers_failed(client: Client, viewer: User, deployment: Deployment) -> None:
+    now = timezone.now()
+    Deployment.objects.update(started_at=now - timedelta(seconds=5), status=RunStatus.RUNNING)
+    machine = Machine.objects.get(name="external01")
+    RuntimeLog.objects.create(machine=machine, source="router", at=now, level="warning", text="prober detected unhealthy status")
+    RuntimeLog.objects.create(machine=machine, source="router", at=now, level="error", text="The disk is full.")
+    client.force_login(viewer)
+    html = client.get(page(deployment)).content.decode()
+    assert "prober detected" not in html and "The disk is full." in html
+    assert "prober detected" in client.get("/projects/webshop/test/machines/external01/?tab=log").content.decode()
+    deployment.steps.filter(kind=StepKind.DEPLOY_ROUTERS).update(status=RunStatus.TIMED_OUT)
+    assert "prober detected" in client.get(page(deployment)).content.decode()
+
+
 @pytest.mark.parametrize(("person", "status"), [("viewer", 403), ("stranger", 404)])
 @pytest.mark.parametrize("act", ["cancel", "decide", "steps/1/confirm"])
 def test_who_may_not_steer(

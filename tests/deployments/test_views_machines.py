@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from deployments.models import Activation, Deployment, Release, StepRun
-from portal import properties, router_addresses
+from portal import design, properties, router_addresses
 from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement, Project, Property
 from runtimes import fleet, protocol
 from runtimes.models import Bundle, FailoverGroup, GroupMember, JoinToken, LeadershipChange, Machine, Router, Runtime, RuntimeLog
@@ -135,6 +135,21 @@ def test_the_architecture_shows_machines_runtimes_routers_and_what_differs(
     assert 'data-context-menu="#menu-external01"' in text and 'aria-label="Menu of external01.erp"' in text
 
 
+def test_a_design_that_is_ahead_is_applied_from_where_it_is_told(
+    client: Client, developer: User, viewer: User, group: FailoverGroup, third_release: Release
+) -> None:
+    client.force_login(developer)
+    assert "apply-pending" not in text_of(client, f"{TEST}architecture/")
+    design.add_machine(group.environment.project, name="external09", kind=MachineKind.EXTERNAL)
+    Runtime.objects.filter(machine__name="external02").update(observed_release=2)
+    text = text_of(client, f"{TEST}architecture/")
+    assert f'id="apply-pending" href="{TEST}architecture/apply/"' in text and "of the design" in text
+    assert f'id="deploy-active" href="{TEST}releases/3/deploy/"' in text
+    client.force_login(viewer)
+    text = text_of(client, f"{TEST}architecture/")
+    assert "of the design" in text and "apply-pending" not in text and "Applying needs the role developer" in text
+
+
 def test_a_viewer_gets_no_buttons_that_would_be_refused(client: Client, viewer: User, group: FailoverGroup) -> None:
     client.force_login(viewer)
     text = text_of(client, f"{TEST}architecture/?edit=1")
@@ -214,16 +229,16 @@ def test_editing_shows_what_is_pending(client: Client, developer: User, group: F
 def test_more_machines_need_no_more_queries(client: Client, operator: User, group: FailoverGroup, erp: Connector) -> None:
     client.force_login(operator)
     address = f"{TEST}architecture/"
-    client.get(address)
+    client.get(address, headers=HTMX)
     with CaptureQueriesContext(connection) as few:
-        client.get(address)
+        client.get(address, headers=HTMX)
     for number in range(4):
         machine = Machine.objects.create(environment=group.environment, name=f"more{number}", kind="external", joined_at=timezone.now())
         runtime = Runtime.objects.create(environment=group.environment, machine=machine, connector=erp, failover=True)
         GroupMember.objects.create(group=group, runtime=runtime)
         Router.objects.create(machine=machine)
     with CaptureQueriesContext(connection) as many:
-        client.get(address)
+        client.get(address, headers=HTMX)
     assert len(many) == len(few)
 
 

@@ -347,6 +347,18 @@ def test_filters_live_in_the_url(client: Client, viewer: User, two_changes: Fail
     assert "olga" not in text and "Nobody led before" in text
 
 
+def test_changes_are_filtered_by_group_and_machine(client: Client, viewer: User, two_changes: FailoverGroup) -> None:
+    client.force_login(viewer)
+    base = "/projects/webshop/test/timeline/?format=csv"
+    assert len(client.get(f"{base}&group={two_changes.pk}").content.decode().splitlines()) == 3
+    assert len(client.get(f"{base}&machine=external02").content.decode().splitlines()) == 2
+    assert len(client.get(f"{base}&machine=core01").content.decode().splitlines()) == 1
+    html = client.get(f"/projects/webshop/test/timeline/?machine=external02&group={two_changes.pk}").content.decode()
+    assert (
+        "<option selected>external02</option>" in html and f'href="?format=csv&amp;group={two_changes.pk}&amp;machine=external02"' in html
+    )
+
+
 @pytest.mark.parametrize("query", ["cause=nonsense", "window=forever", "page=999", "page=x", "group=none-such"])
 def test_a_filter_that_makes_no_sense_breaks_nothing(client: Client, viewer: User, two_changes: FailoverGroup, query: str) -> None:
     client.force_login(viewer)

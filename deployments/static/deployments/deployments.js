@@ -79,11 +79,6 @@
   });
 
   // ---------------------------------------------------------------------------------------------------------------- log
-  const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
-  const clocks = (root) => root.querySelectorAll?.("time[data-clock]").forEach((time) => {
-    time.textContent = clock.format(new Date(time.dateTime));
-    time.removeAttribute("data-clock");
-  });
   const follow = () => {
     const log = document.getElementById("log");
     if (log && document.getElementById("follow")?.checked) log.scrollTop = log.scrollHeight;
@@ -99,7 +94,7 @@
     document.getElementById("follow").checked = log.scrollHeight - log.scrollTop - log.clientHeight < 24;
   }, true);
 
-  const prepare = (root) => { pick(root); clocks(root); };
+  const prepare = (root) => pick(root);
   document.addEventListener("htmx:afterSettle", () => { prepare(document); follow(); });
   prepare(document);
   follow();

@@ -3,13 +3,16 @@
   "use strict";
 
   // ------------------------------------------------------------------------------------------------------------- times
-  const local = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
-  // Where seconds matter (changes of leadership, logs): today's are only a time.
-  const exactTime = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
-  const exactDate = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  // One way everywhere, as the server writes it: 2026-11-23 02:12, of 24 hours, in the browser's zone, which the foot of the page names.
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone || "this computer's time zone";
+  const two = (number) => String(number).padStart(2, "0");
+  const day = (moment) => `${moment.getFullYear()}-${two(moment.getMonth() + 1)}-${two(moment.getDate())}`;
+  const clock = (moment) => `${two(moment.getHours())}:${two(moment.getMinutes())}`;
+  const exactly = (moment) => `${clock(moment)}:${two(moment.getSeconds())}`;
   const inLocalTime = (moment, exact) => {
-    if (!exact) return local.format(moment);
-    return (moment.toDateString() === new Date().toDateString() ? exactTime : exactDate).format(moment);
+    if (!exact) return `${day(moment)} ${clock(moment)}`;
+    // Where seconds matter (changes of leadership, logs): today's are only a time.
+    return moment.toDateString() === new Date().toDateString() ? exactly(moment) : `${day(moment)} ${exactly(moment)}`;
   };
 
   const inWords = (seconds) => {
@@ -25,9 +28,18 @@
 
   const localTimes = (root) => {
     root.querySelectorAll("time[data-local]").forEach((time) => {
-      time.textContent = inLocalTime(new Date(time.dateTime), time.dataset.local === "seconds");
+      const moment = new Date(time.dateTime);
+      time.textContent = inLocalTime(moment, time.dataset.local === "seconds");
+      time.title = `${day(moment)} ${exactly(moment)} ${zone} · ${time.title}`;
       time.removeAttribute("data-local");
     });
+    root.querySelectorAll("time[data-clock]").forEach((time) => { // a line of a log
+      const moment = new Date(time.dateTime);
+      time.textContent = exactly(moment);
+      time.title = `${day(moment)} ${exactly(moment)} ${zone} · ${time.title}`;
+      time.removeAttribute("data-clock");
+    });
+    root.querySelectorAll("[data-zone]").forEach((place) => { place.textContent = zone; });
   };
 
   const tick = () => {
@@ -250,7 +262,11 @@
     const open = event.detail.target.querySelector?.("details.menu[open], :focus[data-keep-focus]");
     if (open && event.detail.requestConfig?.triggeringEvent === undefined && event.detail.target.id !== "dialog") event.detail.shouldSwap = false;
   });
-  document.addEventListener("htmx:afterSettle", (event) => { prepare(event.detail.elt); tick(); });
+  document.addEventListener("htmx:afterSettle", (event) => {
+    prepare(event.detail.elt);
+    localTimes(document); // lines that were put beside that element
+    tick();
+  });
 
   prepare(document);
   markTheme();
