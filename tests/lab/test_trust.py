@@ -26,7 +26,7 @@ def manage(lab: Lab, *words: str) -> str:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr
