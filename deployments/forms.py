@@ -45,6 +45,7 @@ class PropertyForm(Form):
     secret = forms.BooleanField(required=False, help_text="Never shown again once saved.")
     next = forms.CharField(required=False, widget=forms.HiddenInput)
     add = forms.BooleanField(required=False, widget=forms.HiddenInput)  # a value that shall not replace another one
+    seen = forms.CharField(required=False, widget=forms.HiddenInput)  # properties.tag of the value when the form was opened
 
     def __init__(self, *args: Any, environment: Environment, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -88,6 +89,7 @@ class CellForm(forms.Form):
     value = forms.CharField(required=False, strip=False)
     by = forms.ChoiceField(choices=[(name, name) for name in ("environments", "machines", "runtimes")])
     act = forms.ChoiceField(choices=[("set", "set"), ("delete", "delete")])
+    seen = forms.CharField(max_length=40, required=False)  # properties.tag of the value when the form was opened
 
     def clean_value(self) -> str:
         value: str = self.cleaned_data["value"]

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from deployments import frozen, plans
 from deployments.models import Deployment
-from portal import property_values
+from portal import properties, property_values
 from portal.models import Connector, DesignedMachine, Environment, Placement, Project, Property, PropertyChange
 from portal.property_uses import Mentions, Use, drawn_routers, router_name, router_uses
 from portal.property_values import Filled
@@ -174,6 +174,10 @@ class Line:
     places: list[Place]
     changed: bool  # newer than what runs
     runs: int | None  # then: the deployment whose values run
+
+    @property
+    def seen(self) -> str:
+        return properties.tag(self.value)
 
 
 @dataclass(frozen=True)

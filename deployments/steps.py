@@ -4,7 +4,7 @@ Both run inside the transaction of `rollout.tick`: what they wrote is undone whe
 what a kind keeps from one look to the next. A refusal (`NotAllowed`) of anything they call fails the step with its sentence.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal
@@ -13,7 +13,7 @@ from django.db.models import F, QuerySet
 from django.utils.functional import cached_property
 
 from deployments import frozen, gates, moves, releases
-from deployments.models import DONE, Deployment, Exclusion, HandOvers, RunStatus, StepAttempt, StepKind, StepLog, StepRun
+from deployments.models import DONE, Deployment, Exclusion, HandOvers, Release, RunStatus, StepAttempt, StepKind, StepLog, StepRun
 from portal import property_uses, property_values, router_addresses
 from portal.errors import Busy, NotAllowed, NotReady, Stale
 from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol, secrecy
@@ -392,7 +392,12 @@ def hand_over(look: Look) -> Outcome | None:
 
 def ends_here(step: StepRun, group: FailoverGroup) -> bool:
     """Is it a deploy step of a release that does not have the group: nobody needs to be ready to go on with it."""
-    return step.kind in moves.DEPLOYS and all(item["id"] != group.group.key for item in step.deployment.release.content["groups"])
+    return step.kind in moves.DEPLOYS and ends(step.deployment.release, group.group.key)
+
+
+def ends(release: Release, group: str) -> bool:
+    """Does the release lack the group (id): it goes with the deploy steps of its members."""
+    return all(item["id"] != group for item in release.content["groups"])
 
 
 def _asked(request: GroupRequest | None, view: failover.Verdict, runtime: Runtime) -> Outcome | None:
@@ -526,8 +531,8 @@ def gated(look: Look, *, stops: bool) -> Outcome | None:
     return running(found.sentence)
 
 
-def proof(runtime: Runtime, digest: str, memory: Memory, now: datetime) -> Outcome | None:
-    """Does the runtime run the bundle, ready and settled in all its groups, by a fresh report? None: yes."""
+def proof(runtime: Runtime, digest: str, memory: Memory, now: datetime, *, gone: Collection[str] = ()) -> Outcome | None:
+    """Does the runtime run the bundle, ready and settled in its groups but those that are `gone` (ids), by a fresh report? None: yes."""
     machine, key = runtime.machine, runtime.key
     state, because = RuntimeState(runtime.observed_state), _because(runtime.observed_reason)
     if machine.is_silent(now=now):
@@ -542,11 +547,16 @@ def proof(runtime: Runtime, digest: str, memory: Memory, now: datetime) -> Outco
     if state != RuntimeState.READY or runtime.observed_digest != digest or runtime.observed_restarts < runtime.desired_restarts:
         still = " and still runs what it ran before" if state == RuntimeState.READY else ""
         return running(f"{key} is {state.value}{still}{because}")
-    for member in GroupMember.objects.filter(runtime=runtime).select_related("group").order_by("group__name"):
+    members = GroupMember.objects.filter(runtime=runtime).select_related("group__group", "runtime__machine").order_by("group__name")
+    for member in members.exclude(group__group__key__in=gone):
         if member.observed_status not in SETTLED:
             return running(f"{key} is {Status(member.observed_status).value} in group {member.group}{_because(member.observed_reason)}")
         if member.observed_status == Status.FOLLOWER and not member.observed_ready:
-            return running(f"{key} follows in group {member.group} but is not ready to take over{_because(member.observed_reason)}")
+            why = failover.cause(member.group, member)
+            # Within a sentence, as the process said it.
+            if member.observed_reason and why.lower().startswith(member.observed_reason.lower()):
+                why = member.observed_reason
+            return running(f"{key} follows in group {member.group} but is not ready to take over{_because(why)}")
     return None
 
 
@@ -917,17 +927,39 @@ class WaitHealthy(Kind):
     """Waits until the runtime, all of the machine's, or all of the environment run what is ordered, settled in healthy groups."""
 
     def check(self, step: StepRun, now: datetime) -> Outcome:
-        without = left_out(step)
-        rows = self._runtimes(step).exclude(machine__name__in=without)
-        runtimes = [row for row in rows.select_related("machine", "connector") if row.desired_bundle_id and row.desired_running]
-        lacking = [wait.sentence for row in runtimes if (wait := proof(row, str(row.desired_bundle_id), {}, now))]
-        groups = FailoverGroup.objects.filter(environment=step.deployment.environment, failover=True, members__runtime__in=runtimes)
-        for group in groups.distinct().prefetch_related(failover.with_members()):
-            lacking += failover.without(failover.verdict(group, now=now), without).problems
+        without, release = left_out(step), step.deployment.release
+        rows = self._runtimes(step).exclude(machine__name__in=without).select_related("machine", "connector")
+        ordered = [row for row in rows if row.desired_bundle_id and row.desired_running]
+        # What the release lacks ends with it: nobody waits for a runtime that it stopped, or for a group that a member still to be
+        # deployed, or left out, is in.
+        retired = [row for row in ordered if row.held and moves.lacks(release, row.connector.name)]
+        runtimes = [row for row in ordered if row not in retired]
+        groups = FailoverGroup.objects.filter(environment=step.deployment.environment, members__runtime__in=runtimes).distinct()
+        ended = {group.group.key: group for group in groups.select_related("group") if ends(release, group.group.key)}
+        lacking, said = [], set()
+        for row in runtimes:
+            if row.held:
+                sentence = f"{row.key} stays stopped until it is deployed: {row.held.rstrip('.')}."
+                return running(sentence) if self._deployed_beside(step, row) else failed(f"{sentence} Deploy it before this step.")
+            if wait := proof(row, str(row.desired_bundle_id), {}, now, gone=ended):
+                lacking.append(wait.sentence)
+                said.add((row.machine.name, row.connector_id))
+        looked_at = groups.filter(failover=True).exclude(group__key__in=ended).select_related("group")
+        for group in looked_at.prefetch_related(failover.with_members()):
+            told = {name for name, connector in said if connector == group.group.connector_id}
+            lacking += failover.without(failover.verdict(group, now=now), without | told).problems
         if lacking:
             return running(" ".join(dict.fromkeys(lacking)))
         names = " and ".join(row.key for row in runtimes) if len(runtimes) <= 3 else f"All {len(runtimes)} runtimes"
-        return done(f"{names} {'is' if len(runtimes) == 1 else 'are'} healthy." if runtimes else "Nothing is to run here.")
+        found = [f"{names} {'is' if len(runtimes) == 1 else 'are'} healthy." if runtimes else "Nothing is to run here."]
+        found += [f"{row.key} is not waited for: {row.held}" for row in retired]
+        found += [f"Group {group} is not waited for: release {release.number} does not have it." for group in ended.values()]
+        return done(" ".join(found))
+
+    def _deployed_beside(self, step: StepRun, runtime: Runtime) -> bool:
+        """Is there a step in another lane that deploys it meanwhile."""
+        stage = StepRun.objects.filter(deployment=step.deployment_id, stage_number=step.stage_number)
+        return any(moves.deploys(other, runtime) for other in stage.exclude(lane=step.lane).exclude(status__in=DONE))
 
     def overdue(self, step: StepRun) -> str:
         return "Not everything was healthy"

@@ -3,6 +3,7 @@
 What a runtime gets of them: portal/property_values.py. Who names a key: portal/property_uses.py. Addresses of routers: portal/addresses.py.
 """
 
+import hashlib
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from django.utils import timezone
 
 from portal import components, property_types, property_uses, router_addresses, vault
 from portal.access import may, role_to_deploy
-from portal.errors import Invalid, NotAllowed
+from portal.errors import Invalid, NotAllowed, Stale
 from portal.models import (
     PROPERTY_KEY,
     Connector,
@@ -285,6 +286,60 @@ def set_value(
     except IntegrityError:  # somebody filled it in a moment ago: the later value stays
         set_values([edit], by=by)
     return Property.objects.get(environment=environment, key=edit.key, machine=machine, connector=connector)
+
+
+def tag(row: Property | None) -> str:
+    """Of one value as it stands ("none" of none): whoever edits it says by this what he saw. Tells nothing of a secret."""
+    return hashlib.sha256(f"{row.pk} {row.updated_at.isoformat()}".encode()).hexdigest()[:32] if row is not None else "none"
+
+
+def change_seen(
+    environment: Environment,
+    key: str,
+    value: str | None,
+    *,
+    machine: str = "",
+    connector: str = "",
+    secret: bool | None = None,
+    seen: str,
+    by: Any,
+) -> Property | None:
+    """Set a value (None: delete it) that the person saw as `seen` (its `tag`). Two people on one page never overwrite each other unseen. Returns what is kept.
+
+    Raises:
+        Stale: it was changed since, to something else than what is wished; the sentence shows both values, but of secrets none.
+        Invalid: as `set_value`.
+    """
+    with transaction.atomic():
+        scoped = Property.objects.select_for_update().filter(environment=environment, key=key, machine=machine, connector=connector)
+        now = scoped.first()
+        same = (now is None) if value is None else now is not None and not now.secret and now.value == value
+        if tag(now) != seen and not same:
+            raise Stale(_other_saved(environment, key, machine, connector, now, value, secret), field="value")
+        if value is None:
+            remove_value(environment, key, machine=machine, connector=connector, by=by)
+            return None
+        return set_value(environment, key, value, machine=machine, connector=connector, secret=secret, by=by)
+
+
+def _other_saved(
+    environment: Environment, key: str, machine: str, connector: str, now: Property | None, value: str | None, secret: bool | None
+) -> str:
+    """ "anna set it to “/two” since you opened it; yours is “/three”. Save again to replace it, or leave it." """
+    last = (
+        PropertyChange.objects.filter(environment=environment, key=key, machine=machine, connector=connector).select_related("by").first()
+    )
+    who = last.by.get_username() if last is not None and last.by is not None else "Somebody"
+    hidden = bool(secret) or (now is not None and now.secret) or (last is not None and (last.secret_before or last.secret_after))
+    theirs = "deleted it" if now is None else "set a new secret" if hidden else f"set it to {_quoted(now.value)}"
+    if value is None:
+        return f"{who} {theirs} since you opened it. Delete again to take that away, or leave it."
+    yours = "" if hidden else f"; yours is {_quoted(value)}"
+    return f"{who} {theirs} since you opened it{yours}. Save again to replace it, or leave it."
+
+
+def _quoted(value: str) -> str:
+    return f"“{value[:60]}…”" if len(value) > 60 else f"“{value}”"
 
 
 def check_value(

@@ -1,11 +1,14 @@
 """Many values at once, out of a text: first what would change, line by line, then all of it or nothing."""
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from django.db import transaction
+
 from portal import properties, property_sheets
-from portal.errors import Invalid
+from portal.errors import Invalid, Stale
 from portal.models import EnvironmentKind, Project
 from portal.properties import Edit, Planned
 from portal.property_sheets import Line
@@ -43,6 +46,11 @@ class Preview:
         return sum(read.verb == verb for read in self.reads)
 
     @property
+    def seen(self) -> str:
+        """Of the values as they stand before: whoever applies what was shown says by this what that was."""
+        return hashlib.sha256(" ".join(properties.tag(read.planned.before) for read in self.reads if read.planned).encode()).hexdigest()
+
+    @property
     def changes(self) -> int:
         return self.count("add") + self.count("change")
 
@@ -69,9 +77,17 @@ def preview(project: Project, text: str, *, environment: str, editable: Collecti
     return Preview(reads)
 
 
-def apply(project: Project, text: str, *, environment: str, editable: Collection[str], by: Any) -> Preview:
-    """Carry out all lines or none. Raises Invalid with one reason per wrong line."""
+@transaction.atomic
+def apply(project: Project, text: str, *, environment: str, editable: Collection[str], by: Any, seen: str = "") -> Preview:
+    """Carry out all lines or none.
+
+    Raises:
+        Invalid: one reason per wrong line.
+        Stale: a value of those that are changed is another than in the preview whose `seen` is given.
+    """
     found = preview(project, text, environment=environment, editable=editable)
+    if seen and seen != found.seen:
+        raise Stale("Some of these values were changed since they were shown: look at what would change now.", field="text")
     if found.errors:
         count = len(found.errors)
         raise Invalid(f"Nothing is changed: {count} line{'s are' if count > 1 else ' is'} wrong.", reasons=found.errors, field="text")

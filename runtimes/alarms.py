@@ -62,7 +62,7 @@ def _of_member(found: failover.Verdict, said: failover.MemberVerdict) -> list[Fo
     def alarm(kind: AlarmKind, sentence: str, remedy: str, subject: str = "") -> Found:
         return Found(kind, said.member.runtime.key, machine, subject, sentence, remedy)
 
-    why = _why_off(found, said)
+    why = failover.cause(found.group, said.member)
     if said.state == State.PARTLY:
         return [
             alarm(AlarmKind.PARTLY, f"{machine} runs {group} only in part: {why}", f"Mend what the reason names; {move}."),
@@ -85,12 +85,6 @@ def _of_member(found: failover.Verdict, said: failover.MemberVerdict) -> list[Fo
 def _flows(found: failover.Verdict, said: failover.MemberVerdict) -> list[dict[str, object]]:
     """The group's inbounds in this runtime, as it last reported them."""
     return [flow for flow in said.member.runtime.observed_flows if flow.get("group") == found.group.group.key]
-
-
-def _why_off(found: failover.Verdict, said: failover.MemberVerdict) -> str:
-    reasons = [f"{flow['name']} is off: {flow['reason']}" for flow in _flows(found, said) if not flow["on"] and flow.get("reason")]
-    off = [str(flow["name"]) for flow in _flows(found, said) if not flow["on"]]
-    return ("; ".join(reasons) or (f"{', '.join(off)} does not run" if off else said.reason)).rstrip(".") + "."
 
 
 def _silent(found: failover.Verdict, said: failover.MemberVerdict, *, alarm_move: str) -> list[Found]:

@@ -1,5 +1,6 @@
 """Preferences and switches of failover groups: the portal's wishes, and its verdict on what it heard. Balance is in `balancing`."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -165,6 +166,27 @@ def _sentence(member: GroupMember) -> str:
     return reason if not reason or reason.endswith((".", "!", "?")) else f"{reason}."
 
 
+# What a process says of a member when there is nothing else to say: who leads stands beside it anyway, and is no cause of anything.
+_ONLY_WHO_LEADS = re.compile(r"leads with epoch \S+|follows \S+, which holds epoch \S+", re.IGNORECASE)
+
+
+def cause(group: FailoverGroup, member: GroupMember) -> str:
+    """Why a member does not do, or could not do, what it should, a sentence: as its inbounds in the group tell, or its process, or its
+    machine. One query where `group.group` was not read."""
+    runtime = member.runtime
+    off = [flow for flow in runtime.observed_flows if flow.get("group") == group.group.key and not flow["on"]]
+    reasons = [f"{flow['name']} is off: {flow['reason']}" for flow in off if flow.get("reason")]
+    if reasons:
+        return f"{'; '.join(reasons).rstrip('.')}."
+    if member.observed_reason and not _ONLY_WHO_LEADS.fullmatch(member.observed_reason.strip().rstrip(".")):
+        return _sentence(member)
+    if runtime.observed_reason:
+        return f"{runtime.observed_reason.rstrip('.')}."
+    if off and member.observed_status in (Status.LEADER, Status.SINGLE_NODE):
+        return f"{', '.join(str(flow['name']) for flow in off)} does not run, and {runtime.machine.name} does not say why."
+    return f"{runtime.machine.name} does not say why."
+
+
 def _seen_by_siblings(said: MemberVerdict, heard: list[MemberVerdict], now: datetime) -> MemberVerdict:
     """A silent machine, with what its siblings' agents measure of it: is it gone, or only its way to the portal?"""
     if said.status != Status.UNKNOWN or said.age_seconds is None:
@@ -234,7 +256,7 @@ def _problems(group: FailoverGroup, members: list[MemberVerdict], leader: Member
         elif said.status in (Status.UNKNOWN, Status.ISOLATED):
             problems.append(f"{said.machine} is {WORDS[said.status]}: {said.reason}")
         if leads and said.state != State.ON:
-            problems.append(f"{said.machine} leads, but its inbounds are {said.state.capitalize()}: {said.reason}")
+            problems.append(f"{said.machine} leads, but its inbounds are {said.state.capitalize()}: {cause(group, said.member)}")
         if said.status in (Status.FOLLOWER, Status.DISABLED) and said.state != State.OFF:
             problems.append(f"{said.machine} is {WORDS[said.status]}, but its inbounds are {said.state.capitalize()}.")
     return problems
@@ -245,7 +267,7 @@ def without(found: Verdict, machines: Collection[str]) -> Verdict:
     members = [said for said in found.members if said.machine not in machines]
     if len(members) == len(found.members):
         return found
-    problems = _problems(found.group, members, found.leader)
+    problems = _problems(found.group, members, found.leader) if members else []
     return replace(found, members=members, healthy=not problems, problems=problems)
 
 
@@ -341,7 +363,7 @@ def obstacle(found: Verdict, said: MemberVerdict) -> str:
     if said.status not in (Status.FOLLOWER, Status.LEADER):
         return f"{machine} is {WORDS[said.status]}: {said.reason}"
     if not row.observed_ready:
-        return f"{machine} is not ready: {said.reason or row.runtime.observed_reason or row.runtime.observed_state}"
+        return f"{machine} is not ready: {cause(found.group, row)}"
     ordered, runs = row.runtime.desired_release, row.runtime.observed_release
     allowed = {ordered, found.leader.member.runtime.observed_release if found.leader else None} - {None}
     if runs is None or (allowed and runs not in allowed):

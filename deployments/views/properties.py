@@ -18,7 +18,7 @@ from deployments import sheet
 from deployments.forms import PropertyForm, show_refusal
 from portal import properties
 from portal.access import get_environment, may, role_to_deploy
-from portal.errors import Invalid, NotAllowed
+from portal.errors import Invalid, NotAllowed, Stale
 from portal.htmx import UserRequest, redirect, render
 from portal.models import Environment, Property, scope_name
 
@@ -66,7 +66,7 @@ def property_edit(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     else:  # the box says what the value will be: a secret, as the key is elsewhere
         initial["secret"] = initial["key"] in properties.secret_keys(environment.project_id)
     form = PropertyForm(environment=environment, initial=initial | {"add": value is None})
-    return _show_form(request, environment, form, value)
+    return _show_form(request, environment, form, value, seen=properties.tag(value))
 
 
 def _stored(environment: Environment, key: str, scope: str) -> Property | None:
@@ -82,23 +82,36 @@ def _save(request: UserRequest, environment: Environment) -> HttpResponse:
         try:
             if value is None and _stored(environment, key, form.cleaned_data["scope"]):
                 raise Invalid(f"{key} has a value for this scope already ({scope}): edit that one, or pick another scope.", field="scope")
-            new, secret = form.cleaned_data["value"], form.cleaned_data["secret"]
-            kept = properties.set_value(environment, key, new, machine=machine, connector=connector, secret=secret, by=request.user)
+            new, secret, seen = form.cleaned_data["value"], form.cleaned_data["secret"], form.cleaned_data["seen"] or "none"
+            kept = properties.change_seen(
+                environment, key, new, machine=machine, connector=connector, secret=secret, seen=seen, by=request.user
+            )
+        except Stale as refusal:
+            show_refusal(form, refusal)
+            # What is saved next replaces what the person was told of.
+            value = _stored(environment, key, form.cleaned_data["scope"])
+            form.forget_secret(known=_secret(environment, key, value))
+            return _show_form(request, environment, form, value, seen=properties.tag(value))
         except NotAllowed as refusal:
             show_refusal(form, refusal)
         else:
-            said = f"{key} is saved ({scope}){', as a secret' if kept.secret and not secret else ''}."
+            said = f"{key} is saved ({scope}){', as a secret' if kept and kept.secret and not secret else ''}."
             return _saved(request, environment, key, said, form.cleaned_data["next"])
     key = form.cleaned_data.get("key", request.POST.get("key", ""))
-    form.forget_secret(known=bool(value and value.secret) or key in properties.secret_keys(environment.project_id))
-    return _show_form(request, environment, form, value)
+    form.forget_secret(known=_secret(environment, key, value))
+    return _show_form(request, environment, form, value, seen=request.POST.get("seen", ""))
 
 
-def _show_form(request: UserRequest, environment: Environment, form: PropertyForm, value: Property | None) -> HttpResponse:
+def _secret(environment: Environment, key: str, value: Property | None) -> bool:
+    return bool(value and value.secret) or key in properties.secret_keys(environment.project_id)
+
+
+def _show_form(request: UserRequest, environment: Environment, form: PropertyForm, value: Property | None, *, seen: str) -> HttpResponse:
     key = form["key"].value() or ""
     context = _context(request, environment) | {
         "form": form,
         "value": value,
+        "seen": seen,
         "key": key,
         "row": sheet.row(environment, key) if key else None,
         "here": form["next"].value() or _address(environment, key),
@@ -110,7 +123,7 @@ def _address(environment: Environment, key: str) -> str:
     return f"{reverse('properties', args=[environment.project.slug, environment.kind])}?{urlencode({'q': key})}"
 
 
-def _saved(request: UserRequest, environment: Environment, key: str, sentence: str, back: str) -> HttpResponse:
+def _saved(request: UserRequest, environment: Environment, key: str, sentence: str, back: str, *, refused: bool = False) -> HttpResponse:
     """Back to the list as it was; with htmx only the row and the counts are replaced."""
     if request.htmx:
         context = _context(request, environment) | {
@@ -118,9 +131,10 @@ def _saved(request: UserRequest, environment: Environment, key: str, sentence: s
             "sheet": sheet.read(environment, per_page=1),
             "here": back or _address(environment, key),
             "said": sentence,
+            "refused": refused,
         }
         return render(request, "deployments/_properties_saved.html", context)
-    messages.success(request, sentence)
+    (messages.error if refused else messages.success)(request, sentence)
     listing = reverse("properties", args=[environment.project.slug, environment.kind])
     # Only ever back to this very list: an address from a form may lead anywhere.
     return redirect(request, back if back.split("?")[0] == listing else _address(environment, key))
@@ -142,8 +156,13 @@ def property_row(request: UserRequest, slug: str, kind: str) -> HttpResponse:
 def property_delete(request: UserRequest, slug: str, kind: str, pk: int) -> HttpResponse:
     environment = get_environment(request.user, slug, kind, to_edit=True)
     value = get_object_or_404(Property, environment=environment, pk=pk)
-    properties.remove_value(environment, value.key, machine=value.machine, connector=value.connector, by=request.user)
-    return _saved(request, environment, value.key, f"The value of {value.key} ({value.scope}) is deleted.", request.POST.get("next", ""))
+    said, back = f"The value of {value.key} ({value.scope}) is deleted.", request.POST.get("next", "")
+    try:
+        seen, scope = request.POST.get("seen", "none"), {"machine": value.machine, "connector": value.connector}
+        properties.change_seen(environment, value.key, None, **scope, seen=seen, by=request.user)
+    except Stale as refusal:  # the row as it is now, with what was said
+        return _saved(request, environment, value.key, refusal.sentence, back, refused=True)
+    return _saved(request, environment, value.key, said, back)
 
 
 @require_GET

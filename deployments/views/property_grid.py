@@ -17,7 +17,7 @@ from deployments.forms import BulkForm, CellForm, PasteForm, TypeForm, show_refu
 from deployments.models import Release
 from portal import access, properties, property_imports, property_uses, router_addresses, vault
 from portal.access import get_environment, may, role_to_deploy
-from portal.errors import NotAllowed
+from portal.errors import NotAllowed, Stale
 from portal.htmx import UserRequest, dialog, redirect, render, whole_number
 from portal.models import Environment, Project, Property, PropertyChange, PropertyType, Role
 from runtimes.models import Machine
@@ -83,19 +83,22 @@ def cell(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     kept = place.value if place.own else None
     if request.method != "POST":
         shown = place.value.value if place.value else ""
-        return render(request, "deployments/_property_cell_form.html", context | {"value": shown, "kept": kept})
+        return render(
+            request, "deployments/_property_cell_form.html", context | {"value": shown, "kept": kept, "seen": properties.tag(kept)}
+        )
+    wished = given["value"] if given["act"] == "set" else None
     try:
-        if given["act"] == "delete":
-            properties.remove_value(environment, key, machine=scope[0], connector=scope[1], by=request.user)
-        elif not (kept and kept.secret and not given["value"]):
-            properties.set_value(environment, key, given["value"], machine=scope[0], connector=scope[1], by=request.user)
+        if not (kept and kept.secret and wished == ""):
+            machine, connector = scope
+            properties.change_seen(
+                environment, key, wished, machine=machine, connector=connector, seen=given["seen"] or "none", by=request.user
+            )
     except NotAllowed as refusal:
         hidden = row.secret or row.expectation.kind == "secret"
-        return render(
-            request,
-            "deployments/_property_cell_form.html",
-            context | {"value": "" if hidden else given["value"], "kept": kept, "refusal": refusal},
-        )
+        more = {"value": "" if hidden else given["value"], "kept": kept, "refusal": refusal}
+        # Whoever reads that somebody else changed it may decide: what he saves next replaces what he was told of.
+        more["seen"] = properties.tag(kept) if isinstance(refusal, Stale) else given["seen"]
+        return render(request, "deployments/_property_cell_form.html", context | more)
     row = grid.row(environment, key, given["by"])
     editable = _editable(request, environment.project)
     whole = sheet.find(environment)
@@ -155,7 +158,10 @@ def paste(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         text = form.cleaned_data["text"]
         if request.POST.get("act") == "apply":
             try:
-                done = property_imports.apply(environment.project, text, environment=kind, editable=editable, by=request.user)
+                seen = request.POST.get("seen", "")
+                done = property_imports.apply(environment.project, text, environment=kind, editable=editable, by=request.user, seen=seen)
+            except Stale as refusal:
+                messages.error(request, refusal.sentence)
             except NotAllowed:
                 pass  # the preview below says it line by line
             else:
@@ -258,7 +264,7 @@ def fill(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     value = next((text for text in request.POST.getlist(f"value:{key}") if text), "")
     context = _context(request, environment) | {"release": release, "filled_in": True}
     try:
-        properties.set_value(environment, key, value, by=request.user)
+        properties.change_seen(environment, key, value, seen="none", by=request.user)
     except NotAllowed as refusal:
         context["refusal_of_fill"] = refusal
     return render(request, "deployments/_missing.html", context | {"missing": releases.missing(release, environment)})

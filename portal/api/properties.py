@@ -1,7 +1,5 @@
 """/api/v1/properties/"""
 
-import hashlib
-
 from django.db import transaction
 from django.db.models import QuerySet
 from django_filters import rest_framework as filters
@@ -105,13 +103,8 @@ class PropertyViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Pr
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
-def _tag(row: Property) -> str:
-    """Of one value as it stands; tells nothing of a secret."""
-    return hashlib.sha256(f"{row.pk} {row.updated_at.isoformat()}".encode()).hexdigest()[:32]
-
-
 def _with_tag(row: Property) -> Response:
-    return Response(PropertySerializer(row).data, headers={"ETag": f'"{_tag(row)}"'})
+    return Response(PropertySerializer(row).data, headers={"ETag": f'"{properties.tag(row)}"'})
 
 
 def _refuse_stale(request: Request, row: Property) -> None:
@@ -120,6 +113,6 @@ def _refuse_stale(request: Request, row: Property) -> None:
     if not seen:
         return
     now = Property.objects.select_for_update().filter(pk=row.pk).first()
-    if now is None or _tag(now) != seen:
+    if now is None or properties.tag(now) != seen:
         by = f" by {now.updated_by}" if now is not None and now.updated_by else ""
         raise Stale(f"{row.key} ({row.scope}) was changed{by} since it was read: look at it again.")

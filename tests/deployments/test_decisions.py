@@ -1081,7 +1081,7 @@ def test_waiting_until_healthy_waits_for_every_runtime_and_group(upgrade: Upgrad
     upgrade.engine.machines.silent.add("external02")
     upgrade.engine.pass_time(20)
     upgrade.engine.tick(run)
-    assert "external02 has not been heard from for 20 s." in run.steps.get().reason
+    assert run.steps.get().reason == "external02 has not been heard from for 20 s."
     upgrade.engine.machines.silent.clear()
     upgrade.engine.pass_time(1)
     assert upgrade.engine.run(run).status == RunStatus.SUCCEEDED

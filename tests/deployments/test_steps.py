@@ -14,7 +14,7 @@ from portal.errors import Busy
 from portal.models import Environment, Group, Property
 from runtimes import architecture, failover, fleet
 from runtimes.models import FailoverGroup, GroupMember, Machine, Router, Runtime
-from runtimes.protocol import Preference, RouterState, RuntimeState, Status
+from runtimes.protocol import Preference, RouterState, RuntimeState, State, Status
 from tests.deployments.conftest import Engine
 
 
@@ -252,6 +252,83 @@ def test_a_runtime_that_is_not_restarted_leaves_a_group_that_its_release_lacks(s
     step = stage.run(StepKind.DEPLOY_RUNTIME, **ON_2)
     assert (step.status, step.reason) == (RunStatus.SKIPPED, "external02.erp already runs this bundle: not restarted.")
     assert not GroupMember.objects.filter(group=group).exists()
+
+
+ONLY_WHO_LEADS = "follows external01.erp, which holds epoch 1·240"
+
+
+@pytest.mark.parametrize(
+    ("inbound", "said", "sentence"),
+    [
+        pytest.param({"reason": "the folder /srv/erp/outbox is missing"}, ONLY_WHO_LEADS,
+                     "erp-orders is off: the folder /srv/erp/outbox is missing.", id="its inbound tells"),
+        pytest.param({}, "the disk is full", "The disk is full.", id="its process tells"),
+        pytest.param({}, ONLY_WHO_LEADS, "external02 does not say why.", id="nobody tells"),
+    ],
+)  # fmt: skip
+def test_waiting_until_healthy_names_the_member_and_the_cause_not_the_epoch(
+    stage: Stage, inbound: dict[str, Any], said: str, sentence: str
+) -> None:
+    key = FailoverGroup.objects.get().group.key
+    facts = [{"flow": "f", "name": "erp-orders", "on": False, "group": key, **inbound}]
+    Runtime.objects.filter(machine__name="external02").update(observed_flows=facts)
+    GroupMember.objects.filter(runtime__machine__name="external02").update(observed_ready=False, observed_reason=said)
+    step = stage.begin(StepKind.WAIT_HEALTHY).steps.get()
+    assert step.reason.lower() == f"external02.erp follows in group erp-orders but is not ready to take over: {sentence}".lower()
+    group = FailoverGroup.objects.prefetch_related(failover.with_members()).get()
+    view = failover.verdict(group, now=stage.engine.now)
+    lacking = next(one for one in view.members if one.machine == "external02")
+    assert failover.obstacle(view, lacking) == f"external02 is not ready: {sentence}"
+
+
+def test_waiting_until_healthy_names_why_a_leader_is_off(stage: Stage) -> None:
+    key = FailoverGroup.objects.get().group.key
+    flow = {"flow": "f", "name": "erp-orders", "on": False, "group": key, "reason": "the host of its source cannot be found"}
+    Runtime.objects.filter(machine__name="external01").update(observed_flows=[flow])
+    told = {"observed_state": State.OFF, "observed_reason": "leads with epoch 1·240"}
+    GroupMember.objects.filter(runtime__machine__name="external01").update(**told)
+    said = "external01 leads, but its inbounds are Off: erp-orders is off: the host of its source cannot be found."
+    assert stage.begin(StepKind.WAIT_HEALTHY).steps.get().reason == said
+
+
+def without_group(release: Release) -> None:
+    """As if the release that is deployed now had been made after the group was taken away."""
+    content = release.content | {"groups": []}
+    Release.objects.filter(pk=release.pk).update(content=content)
+    release.content = content
+
+
+def test_nobody_waits_for_a_group_that_the_release_took_away(stage: Stage) -> None:
+    """external02 was left out, so that its member of the group is still there: Isolated, for its routers are gone."""
+    GroupMember.objects.filter(runtime__machine__name="external02").update(observed_status=Status.ISOLATED, observed_reason="no majority")
+    without_group(stage.release)
+    step = stage.run(StepKind.WAIT_HEALTHY)
+    assert step.status == RunStatus.SUCCEEDED
+    assert step.reason == ("external01.erp and external02.erp are healthy. Group erp-orders is not waited for: release 1 does not have it.")
+
+
+def test_nobody_waits_for_a_runtime_that_the_release_stopped(stage: Stage) -> None:
+    content = stage.release.content | {"groups": [], "flows": [], "connectors": []}
+    Release.objects.filter(pk=stage.release.pk).update(content=content)
+    for row in Runtime.objects.all():
+        fleet.retire(row, "Release 1 has no connector erp.")
+    stage.release.content = content
+    stage.engine.pass_time(1)
+    step = stage.run(StepKind.WAIT_HEALTHY, machine="external01")
+    assert (step.status, step.reason) == (
+        RunStatus.SUCCEEDED, "Nothing is to run here. external01.erp is not waited for: Release 1 has no connector erp.",
+    )  # fmt: skip
+
+
+def test_waiting_for_a_runtime_that_stays_stopped_ends_at_once(stage: Stage) -> None:
+    fleet.hold(runtime("external02"), "deployment 1 changes who takes: flow erp-orders moves from group a to b.")
+    stage.engine.pass_time(1)
+    step = stage.run(StepKind.WAIT_HEALTHY)
+    assert step.status == RunStatus.FAILED
+    assert step.reason == (
+        "external02.erp stays stopped until it is deployed: deployment 1 changes who takes: flow erp-orders moves from group a to b. "
+        "Deploy it before this step."
+    )
 
 
 @pytest.mark.parametrize(("reason", "end"), [("", "."), ("starting", "."), ("the port is taken.", ": the port is taken.")])

@@ -154,7 +154,7 @@ def test_a_deleted_value_gives_way_to_the_more_general_one(
     properties.set_value(test_environment, "erp.outbox", "/out", by=developer)
     special = properties.set_value(test_environment, "erp.outbox", "/two", machine="external02", by=developer)
     client.force_login(developer)
-    assert client.post(f"{PAGE}{special.pk}/delete/").status_code == 302
+    assert client.post(f"{PAGE}{special.pk}/delete/", {"seen": properties.tag(special)}).status_code == 302
     shown = row(client.get(PAGE).content.decode(), "erp.outbox")
     assert "/two" not in shown and "external01.erp, external02.erp" in shown
 

@@ -63,8 +63,16 @@ def test_what_is_newer_than_the_deployment_is_marked_and_it_is_named(client: Cli
     assert f"newer than deployment #{run.pk}" in client.get(f"{BASE}/").content.decode()
 
 
+def opened(client: Client, **given: str) -> str:
+    """What the form of a cell keeps of the value that it shows."""
+    place = {name: given[name] for name in ("key", "machine", "connector", "by")}
+    found = re.search(r'name="seen" value="(\w+)"', client.get(f"{BASE}/cell/", place).content.decode())
+    return found[1] if found else ""
+
+
 def cell(client: Client, **given: str) -> tuple[int, str]:
     data = {"key": "erp.outbox", "machine": "", "connector": "", "by": "environments", "act": "set", "value": "/new"} | given
+    data = {"seen": opened(client, **data)} | data
     answer = client.post(f"{BASE}/cell/", data, headers={"HX-Request": "true"})
     return answer.status_code, answer.content.decode()
 
@@ -99,6 +107,73 @@ def test_a_secret_is_replaced_in_its_cell_and_an_empty_field_keeps_it(client: Cl
     assert Property.objects.get(key="queues.url").reveal() == "redis://:hunter2@h:1/0"
     cell(client, key="queues.url", value="redis://:hunter3@h:1/0")
     assert Property.objects.get(key="queues.url").reveal() == "redis://:hunter3@h:1/0"
+
+
+OUTBOX = {"key": "erp.outbox", "machine": "", "connector": "", "by": "environments"}
+
+
+def test_two_people_in_one_cell_do_not_overwrite_each_other_unseen(
+    client: Client, developer: User, operator: User, some: Environment
+) -> None:
+    client.force_login(developer)
+    seen = opened(client, **OUTBOX)
+    properties.set_value(some, "erp.outbox", "/theirs", by=operator)
+    status, html = cell(client, value="/mine", seen=seen)
+    assert "operator set it to “/theirs” since you opened it; yours is “/mine”. Save again to replace it, or leave it." in html
+    assert (status, Property.objects.get(environment=some, key="erp.outbox", machine="").value) == (200, "/theirs")
+    assert 'value="/mine"' in html, "what was typed is kept"
+    told = re.search(r'name="seen" value="(\w+)"', html)
+    assert told and cells(cell(client, value="/mine", seen=told[1])[1], "erp.outbox")[0] == "/mine +1 narrower"
+
+
+def test_the_same_value_from_two_people_is_no_conflict(client: Client, developer: User, operator: User, some: Environment) -> None:
+    client.force_login(developer)
+    seen = opened(client, **OUTBOX)
+    properties.set_value(some, "erp.outbox", "/mine", by=operator)
+    assert cells(cell(client, value="/mine", seen=seen)[1], "erp.outbox")[0] == "/mine +1 narrower"
+
+
+def test_a_cell_that_somebody_emptied_or_filled_meanwhile_says_so(
+    client: Client, developer: User, operator: User, some: Environment
+) -> None:
+    client.force_login(developer)
+    seen, empty = opened(client, **OUTBOX), opened(client, **OUTBOX | {"key": "new.key"})
+    properties.remove_value(some, "erp.outbox", by=operator)
+    properties.set_value(some, "new.key", "theirs", by=operator)
+    assert "operator deleted it since you opened it; yours is “/mine”." in cell(client, value="/mine", seen=seen)[1]
+    assert "operator set it to “theirs” since you opened it; yours is “mine”." in cell(client, key="new.key", value="mine", seen=empty)[1]
+    assert "operator set it to “theirs” since you opened it. Delete again" in cell(client, key="new.key", act="delete", seen=empty)[1]
+
+
+def test_of_two_secrets_neither_is_shown(client: Client, developer: User, operator: User, some: Environment) -> None:
+    client.force_login(developer)
+    seen = opened(client, **OUTBOX | {"key": "queues.url"})
+    properties.set_value(some, "queues.url", "redis://:hunter8@h:1/0", by=operator)
+    _, html = cell(client, key="queues.url", value="redis://:hunter9@h:1/0", seen=seen)
+    assert "operator set a new secret since you opened it. Save again to replace it" in html and "hunter" not in html
+    assert Property.objects.get(key="queues.url").reveal() == "redis://:hunter8@h:1/0"
+
+
+def test_the_list_of_properties_and_pasted_lines_do_not_overwrite_unseen_either(
+    client: Client, developer: User, operator: User, some: Environment
+) -> None:
+    client.force_login(developer)
+    form = client.get(f"{BASE}/edit/?key=erp.outbox&machine=&connector=").content.decode()
+    seen = re.search(r'name="seen" value="(\w+)"', form)
+    pasted = client.post(f"{BASE}/paste/", {"text": "erp.outbox\t/mine", "act": "preview"}).content.decode()
+    hidden = {name: re.search(rf'name="{name}" value="([^"]+)"', pasted)[1] for name in ("sealed", "seen")}  # type: ignore[index]
+    listed = re.findall(r'properties/(\d+)/delete/.*?name="seen" value="(\w+)"', client.get(f"{BASE}/").content.decode(), re.DOTALL)
+    row = properties.set_value(some, "erp.outbox", "/theirs", by=operator)
+    assert seen
+    body = {"key": "erp.outbox", "scope": "|", "value": "/mine", "seen": seen[1], "add": "False"}
+    said = "operator set it to “/theirs” since you opened it"
+    assert f"{said}; yours is “/mine”" in client.post(f"{BASE}/edit/", body).content.decode()
+    assert "look at what would change now" in client.post(f"{BASE}/paste/", hidden | {"act": "apply"}).content.decode()
+    deleted = client.post(f"{BASE}/{row.pk}/delete/", {"seen": dict(listed)[str(row.pk)]}, headers={"HX-Request": "true"})
+    assert (
+        f"{said}. Delete again" in deleted.content.decode() and "next deployment" not in deleted.content.decode().split('role="alert"')[1]
+    )
+    assert Property.objects.get(pk=row.pk).value == "/theirs"
 
 
 def test_who_may_not_change_an_environment_is_refused(client: Client, viewer: User, developer: User, some: Environment) -> None:
