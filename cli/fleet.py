@@ -82,10 +82,17 @@ def list_runtimes(environment: EnvironmentOption = "", project: ProjectOption = 
             "runtime": lambda row: row["runtime"],
             "environment": lambda row: row["environment"],
             "state": lambda row: show.status(row["state"]),
-            "release": lambda row: row["release"],
-            "wished": lambda row: row["desired_release"],
+            "release": lambda row: _release(row),
+            "wished": lambda row: "stopped until it is deployed" if row["held"] else row["desired_release"],
             "heard": lambda row: show.age(row["last_report_at"]),
-            "reason": lambda row: row["reason"],
+            "reason": lambda row: row["held"] or row["reason"],
         },
         empty=f"{given.project(project)} has no runtime yet: apply the architecture, then deploy.",
     )
+
+
+def _release(row: dict[str, Any]) -> Any:
+    """What it runs: nothing while it is held; "3 (the same as 1)" where a later release changed nothing here."""
+    if row["held"]:
+        return "–"
+    return f"{row['release']} (the same as {row['bundle_release']})" if row["bundle_release"] else row["release"]

@@ -29,7 +29,8 @@ class RuntimeBox:
     runtime: Runtime
     state: str  # protocol.RuntimeState; "unknown" when its machine is silent, "absent" when it was never heard of
     reason: str
-    release: int | None  # what its process runs, as last heard
+    release: int | None  # what its process runs, as last heard; the active one where that gave it the very same
+    wished: int | None  # what it is ordered to run, likewise
     differs: str  # why its release is not the active one; empty when it is
     parts: list[Part] = field(default_factory=list)
 
@@ -122,11 +123,13 @@ def router_box(machine: Machine, *, silent: bool) -> RouterBox | None:
 def runtime_box(runtime: Runtime, active: Release | None, parts: list[Part], *, silent: bool) -> RuntimeBox:
     heard = runtime.observed_at is not None
     told = "unknown" if silent else runtime.observed_state
+    same = active is not None and runtime.bundle_release == active.number
     return RuntimeBox(
         runtime=runtime,
         state=told if heard else "absent",
         reason=runtime.observed_reason,
-        release=runtime.observed_release,
+        release=None if runtime.held else active.number if same and active else runtime.observed_release,
+        wished=active.number if same and active else runtime.desired_release,
         differs=difference(runtime, active),
         parts=parts,
     )
@@ -135,7 +138,9 @@ def runtime_box(runtime: Runtime, active: Release | None, parts: list[Part], *, 
 def difference(runtime: Runtime, active: Release | None) -> str:
     """Why what this runtime runs is not what was activated; empty when it is, or when there is nothing to compare."""
     wished = runtime.desired_release
-    if active is None:
+    if runtime.held:
+        return f"Stopped until it is deployed: {runtime.held}"
+    if active is None or runtime.bundle_release == active.number:  # a later release gave it the same, and is active no more
         return ""
     if runtime.observed_release is None:
         return f"Nothing runs here yet; release {active.number} is active." if wished is None else f"Release {wished} is on its way."

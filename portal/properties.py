@@ -331,14 +331,14 @@ def _other_saved(
     )
     who = last.by.get_username() if last is not None and last.by is not None else "Somebody"
     hidden = bool(secret) or (now is not None and now.secret) or (last is not None and (last.secret_before or last.secret_after))
-    theirs = "deleted it" if now is None else "set a new secret" if hidden else f"set it to {_quoted(now.value)}"
+    theirs = "deleted it" if now is None else "set a new secret" if hidden else f"set it to {_in_words(now.value)}"
     if value is None:
         return f"{who} {theirs} since you opened it. Delete again to take that away, or leave it."
-    yours = "" if hidden else f"; yours is {_quoted(value)}"
+    yours = "" if hidden else f"; yours is {_in_words(value)}"
     return f"{who} {theirs} since you opened it{yours}. Save again to replace it, or leave it."
 
 
-def _quoted(value: str) -> str:
+def _in_words(value: str) -> str:
     return f"“{value[:60]}…”" if len(value) > 60 else f"“{value}”"
 
 

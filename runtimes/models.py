@@ -296,6 +296,15 @@ class Runtime(models.Model):
         return self.key
 
     @property
+    def bundle_release(self) -> int | None:
+        """The release whose very bundle its process runs, where later ones gave it the same; None where it is not known, or the one it is
+        shown on. Reads `desired_bundle`."""
+        bundle = self.desired_bundle
+        if bundle is None or self.observed_digest != bundle.pk or bundle.release_number == self.observed_release:
+            return None
+        return bundle.release_number
+
+    @property
     def key(self) -> str:
         """ "external01.erp": what agents, etcd and logs call it. Needs machine and connector selected."""
         return protocol.runtime_key(self.machine.name, self.connector.name)

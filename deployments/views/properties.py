@@ -158,8 +158,8 @@ def property_delete(request: UserRequest, slug: str, kind: str, pk: int) -> Http
     value = get_object_or_404(Property, environment=environment, pk=pk)
     said, back = f"The value of {value.key} ({value.scope}) is deleted.", request.POST.get("next", "")
     try:
-        seen, scope = request.POST.get("seen", "none"), {"machine": value.machine, "connector": value.connector}
-        properties.change_seen(environment, value.key, None, **scope, seen=seen, by=request.user)
+        seen, machine, connector = request.POST.get("seen", "none"), value.machine, value.connector
+        properties.change_seen(environment, value.key, None, machine=machine, connector=connector, seen=seen, by=request.user)
     except Stale as refusal:  # the row as it is now, with what was said
         return _saved(request, environment, value.key, refusal.sentence, back, refused=True)
     return _saved(request, environment, value.key, said, back)

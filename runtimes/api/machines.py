@@ -71,6 +71,9 @@ class RuntimeSerializer(serializers.ModelSerializer[Runtime]):
     pid = serializers.IntegerField(source="observed_pid", allow_null=True)
     release = serializers.IntegerField(source="observed_release", allow_null=True)
     desired_release = serializers.IntegerField(allow_null=True)
+    bundle_release = serializers.IntegerField(
+        allow_null=True, help_text="An earlier release whose very bundle it runs, for `release` gave it the same; null: there is none."
+    )
     flows = serializers.JSONField(source="observed_flows")
     last_report_at = serializers.DateTimeField(source="observed_at", allow_null=True)
 
@@ -78,7 +81,7 @@ class RuntimeSerializer(serializers.ModelSerializer[Runtime]):
         model = Runtime
         fields = (
             "id", "runtime", "project", "environment", "machine", "connector", "failover", "preference", "state", "reason",
-            "pid", "release", "desired_running", "held", "desired_release", "flows", "last_report_at",
+            "pid", "release", "desired_running", "held", "desired_release", "bundle_release", "flows", "last_report_at",
         )  # fmt: skip
 
 

@@ -12,7 +12,21 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deployments import decisions, grid, plans, promotion, releases, returning, rollback, rollout, sheet, sides, steps, tasks
+from deployments import (
+    decisions,
+    grid,
+    landscape,
+    plans,
+    promotion,
+    releases,
+    returning,
+    rollback,
+    rollout,
+    sheet,
+    sides,
+    steps,
+    tasks,
+)
 from deployments.models import (
     BROKEN,
     LIVE,
@@ -859,6 +873,46 @@ def test_a_machine_is_not_deployed_to_in_the_name_of_somebody_who_left(upgrade: 
     User.objects.filter(pk=upgrade.person.pk).update(is_active=True)
     (exclusion,) = returning.open_exclusions()
     assert "brings it release 2" in returning.catch_up(exclusion, now=upgrade.engine.now)
+
+
+# ------------------------------------------------------------------------------------------- what is shown after a roll back
+
+
+def shown(upgrade: Upgrade, machine: str) -> landscape.RuntimeBox:
+    active = releases.active(upgrade.environment)
+    boxes = landscape.machine_boxes(upgrade.environment, active, now=upgrade.engine.now)
+    return next(box.runtimes[0] for box in boxes if box.machine.name == machine)
+
+
+def test_after_a_roll_back_without_it_a_machine_that_runs_the_same_is_not_said_to_differ(client: Client, upgrade: Upgrade) -> None:
+    """Release 2 changed nothing here: what external02 runs is the very bundle of release 1."""
+    same = releases.build(upgrade.environment.project, name="The same", by=upgrade.person)
+    releases.activate(same, upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
+    upgrade.engine.run(upgrade.begin(same))
+    box = shown(upgrade, "external02")
+    assert (box.release, box.wished, box.differs, box.runtime.bundle_release) == (2, 2, "", 1)
+    client.force_login(upgrade.person)
+    page = "/projects/webshop/test/machines/external02/?tab=runtimes"
+    assert "2, unchanged since release 1" in client.get(page).content.decode()
+    upgrade.engine.machines.silent.add("external02")
+    upgrade.engine.pass_time(20)
+    rollback.start(upgrade.environment, by=upgrade.person, now=upgrade.engine.now, leaving_out=["external02"])
+    box = shown(upgrade, "external02")
+    assert (box.release, box.wished, box.differs) == (1, 1, ""), (
+        "before: on release 2, wished 2, and “Runs release 2; release 1 is active.”"
+    )
+    html = client.get(page).content.decode()
+    assert "running release 1" in html and "Runs release 2" not in html and "unchanged since" not in html
+    row = next(one for one in client.get("/api/v1/runtimes/").json()["results"] if one["machine"] == "external02")
+    assert (row["release"], row["bundle_release"]) == (2, 1)
+
+
+def test_what_a_roll_back_stopped_is_said_to_be_stopped_and_not_on_the_later_release(upgrade: Upgrade) -> None:
+    fleet.retire(runtime("external02"), "Release 1 has no connector erp.")
+    upgrade.engine.pass_time(1)
+    Runtime.objects.filter(machine__name="external02").update(observed_release=2, desired_release=2)
+    box = shown(upgrade, "external02")
+    assert (box.release, box.differs) == (None, "Stopped until it is deployed: Release 1 has no connector erp.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- log, API

@@ -361,6 +361,36 @@ def test_what_was_changed_after_an_export_comes_back_to_the_byte(full: Project, 
     assert [row.number for row in FlowVersion.objects.all()] == ["1.10.0", "1.1.0", "1.0.0"]
 
 
+def test_a_whole_project_comes_into_an_empty_portal_to_the_byte(full: Project, empty: Project, admin: User) -> None:
+    """In two imports: what stands on runtimes and their groups follows when those are there, and the first says so."""
+    Environment.objects.filter(project=full, kind="test").update(timing_profile="wan")
+    text = project_file.export(full)
+    assert "timing_profile: wan" in text
+    first = imported(empty, text, admin)
+    assert any("erp/erp-orders" in note for note in first.notes) and any("erp.password" in note for note in first.notes)
+    without = [line for line in text.splitlines() if line not in project_file.export(empty).splitlines()]
+    parts = (
+        "isolation:",
+        "failback:",
+        "preferences:",
+        "erp/erp-orders",
+        "external02.erp",
+        "policy:",
+        "stable_seconds:",
+        "from:",
+        "until:",
+        "zone:",
+    )
+    assert all(any(part in line for part in parts) for line in without), without
+    test = empty.environments.get(kind="test")
+    group = factories.applied(test, Connector.objects.get(project=empty))
+    for machine in ("external01", "external02"):
+        factories.heard(group, machine)
+    properties.set_value(test, "erp.password", "of its own", secret=True, by=admin)
+    assert imported(empty, text, admin).notes == []
+    assert project_file.export(empty) == text
+
+
 def test_a_saved_version_never_changes_by_a_file_and_one_that_it_leaves_out_goes(full: Project, admin: User) -> None:
     text = project_file.export(full)
     with pytest.raises(
