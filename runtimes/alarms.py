@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.db import transaction
 from django.db.models import QuerySet
 
 from runtimes import failover, solitude
@@ -17,6 +18,7 @@ from runtimes.protocol import State, Status
 # Each names those of the environments (ids) in which no alarm is raised now; DeploymentsConfig.ready() adds deployments with alerting off.
 silencers: list[Callable[[Collection[int]], set[int]]] = []
 STANDS_AFTER = timedelta(seconds=3)  # a take-over passes through Off and Partly within milliseconds, a drain within seconds
+RETURNS_WITHIN = timedelta(seconds=60)  # what comes back so soon is the same alarm again, not another: on a busy machine they come and go
 LEADS = (Status.LEADER, Status.SINGLE_NODE)
 SHORT = {
     AlarmKind.OFF: "Leader but Off: it holds the leadership and consumes nothing.",
@@ -160,7 +162,23 @@ def _stands(row: Alarm, alarm: Found, now: datetime, *, quiet: bool) -> int:
         open_row.update(sentence=alarm.sentence, remedy=alarm.remedy)
     if quiet or row.raised_at is not None or now - row.since < STANDS_AFTER:
         return 0
+    if _returns(row, alarm):
+        return 1
     return open_row.filter(raised_at=None).update(raised_at=now)
+
+
+def _returns(row: Alarm, alarm: Found) -> bool:
+    """Is it one that was cleared a moment ago: then that one goes on, as if it had not been cleared, and this row goes."""
+    same = Alarm.objects.filter(group=row.group_id, runtime=row.runtime, kind=row.kind, subject=row.subject, raised_at__isnull=False)
+    last = same.filter(cleared_at__gte=row.since - RETURNS_WITHIN).order_by("-cleared_at").first()
+    if last is None:
+        return False
+    with transaction.atomic():
+        if not Alarm.objects.filter(pk=row.pk, raised_at=None, cleared_at=None).delete()[0]:
+            return True  # another look did it
+        told = {"sentence": alarm.sentence, "remedy": alarm.remedy}
+        Alarm.objects.filter(pk=last.pk).update(cleared_at=None, cleared_because="", **told)
+    return True
 
 
 def _over(row: Alarm, found: failover.Verdict, now: datetime) -> int:

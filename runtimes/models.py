@@ -300,9 +300,8 @@ class Runtime(models.Model):
         """The release whose very bundle its process runs, where later ones gave it the same; None where it is not known, or the one it is
         shown on. Reads `desired_bundle`."""
         bundle = self.desired_bundle
-        if bundle is None or self.observed_digest != bundle.pk or bundle.release_number == self.observed_release:
-            return None
-        return bundle.release_number
+        as_ordered = bundle is not None and self.observed_digest == bundle.pk and self.observed_release == self.desired_release
+        return bundle.release_number if as_ordered and bundle and bundle.release_number != self.observed_release else None
 
     @property
     def key(self) -> str:

@@ -22,6 +22,20 @@ def retry_delay(failures: int, *, first: float = 0.1, longest: float = 2.0) -> f
     return float(min(first * 2 ** min(max(failures - 1, 0), 16), longest)) if failures > 0 else 0.0
 
 
+LOADED = 2.0  # runnable programs per processor, above which a machine is called loaded
+
+
+def why_all_late(late: int, running: int, machine: str, *, load: float, processors: int) -> str:
+    """When no process of a machine answers: one cause for all of them instead of one riddle for each. Empty: some answer, or there is one
+    only. `load` is the load average of the last minute."""
+    if late < running or running < 2:
+        return ""
+    they = f"the {running} processes on {machine} do not answer in time"
+    if load >= LOADED * processors:
+        return f"{they}: the machine has too little processor time for them (load {load:.0f} on {processors} processors)"
+    return f"{they}, all at once: the machine stood still, or they wait for a disk or a mount that does not answer"
+
+
 class Launched(Wire, frozen=True):
     """What a process was started with and cannot take over while it runs."""
 

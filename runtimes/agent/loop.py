@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import Callable, Coroutine
@@ -15,7 +16,7 @@ from runtimes.agent.carrier import AT_ONCE, Carrier, NotPlaced
 from runtimes.agent.certificate import Certificates
 from runtimes.agent.client import LONGEST_WAIT, NotKnown, NotTaken, Portal, PortalAway, own_address
 from runtimes.agent.commands import Commands
-from runtimes.agent.decide import Keeping, retry_delay
+from runtimes.agent.decide import Keeping, retry_delay, why_all_late
 from runtimes.agent.etcd_leader import EtcdLeader
 from runtimes.agent.home import Home, Identity
 from runtimes.agent.items import Clerk, Where
@@ -99,6 +100,7 @@ class Agent:
         self.suggested_address = own_address(identity.portal)
         self.suggested_port = self._suggested_port()
         self.portal_said = ""  # the present trouble with the portal
+        self.all_late = ""  # why no process here answers, or answered a moment ago
         self.complained_at = 0.0
 
     def _suggested_port(self) -> int | None:
@@ -255,6 +257,7 @@ class Agent:
                 spool=self.spool,
                 logs=self.logs,
                 why_cut_off=self._why_cut_off,
+                why_all_late=self._why_all_late,
             )
             self._start(f"runtime {key}", self.runtimes[key].run)
         return self.runtimes[key]
@@ -288,6 +291,17 @@ class Agent:
 
     def _why_cut_off(self) -> str:
         return why_cut_off(self.router.report(), self.peers.report(), linux.utc_now())
+
+    def _why_all_late(self) -> str:
+        """One sentence for all from the moment the last one falls silent until every one answers: it does not change with each of them."""
+        programs = [runtime.program for runtime in self.runtimes.values() if runtime.program.pid is not None]
+        late = sum(bool(program.hangs) for program in programs)
+        if not late:
+            self.all_late = ""
+        elif not self.all_late:
+            load = os.getloadavg()[0]
+            self.all_late = why_all_late(late, len(programs), self.identity.machine, load=load, processors=os.cpu_count() or 1)
+        return self.all_late
 
     def _secrets(self) -> list[str]:
         """Of every bundle that runs here."""

@@ -71,8 +71,10 @@ class RuntimeSupervisor:
         spool: Spool,
         logs: LogBuffer,
         why_cut_off: Callable[[], str] = str,
+        why_all_late: Callable[[], str] = str,
     ) -> None:
         self.key = key
+        self.why_all_late = why_all_late  # why no process of this machine answers; empty: some do
         self.why_cut_off = why_cut_off  # what keeps this machine from the majority, naming peer, address and time; empty: nothing known
         self.home = home
         self.folder = home.runtime(key)
@@ -308,7 +310,7 @@ class RuntimeSupervisor:
         if program.keeping is Keeping.STUCK:
             return RuntimeState.FAILED, "its keeper holds the lock but does not answer"
         if program.hangs:
-            return RuntimeState.HANGING, program.hangs
+            return RuntimeState.HANGING, self.why_all_late() or program.hangs
         if program.keeping is Keeping.ALIVE:
             said = program.news.reason if program.news is not None else ""
             reason = f"it is being stopped: {program.stopping}" if program.stopping else self.waiting or said
@@ -343,7 +345,7 @@ class RuntimeSupervisor:
         elif program.silent and self._says_on():  # the process goes on without its keeper: what it said last is the best that is known
             groups = [msgspec.structs.replace(group, ready=False, reason=program.silent) for group in groups]
         elif program.hangs:
-            groups, flows = self._hanging(groups, flows, program.hangs)
+            groups, flows = self._hanging(groups, flows, reason)
         else:
             self.absent_since = ""
             groups = [self._with_cause(group) for group in groups]

@@ -39,6 +39,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKERS, BEATS = 10, 3
 REST_KILL_EVERY = (8.0, 20.0)  # seconds: of what there is one of only
@@ -59,6 +61,8 @@ class Crowd:
         self.home, self.chance, self.rest = home, chance, rest
         self.celery = [f"worker{number}" for number in range(workers)] + [f"beat{number}" for number in range(beats)]
         self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.launched: dict[str, float] = {}  # monotonic
+        self.needs = 0.0  # seconds from the start of workers and beats to their first deed: on a busy machine more than between two kills
         self.killed: Counter[str] = Counter()
         self.gave_up: Counter[str] = Counter()  # who ended by himself while the portal or the broker was killed, and was started again
         self.away: list[tuple[float, float]] = []  # wall clock: when the portal or the broker was killed, and was started again
@@ -99,13 +103,28 @@ class Crowd:
         self._spawn(name, [*celery, *own, "--loglevel", "WARNING"])
 
     def _spawn(self, name: str, command: list[str], **more: Any) -> None:
+        self.launched[name] = time.monotonic()
         with (self.home / f"{name}.log").open("ab") as log:
             self.children[name] = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **more)
 
     def kill_one(self) -> None:
-        name = self.chance.choice(self.celery)
+        """One of those that have lived long enough to have done something: whoever dies before that tells nothing."""
+        grown = [name for name in self.celery if time.monotonic() - self.launched[name] >= self.needs]
+        if not grown:
+            return
+        name = self.chance.choice(grown)
         self._kill(name, name.rstrip("0123456789"))
         self._launch(name)
+
+    def rest_is_up(self) -> bool:
+        """Do portal and broker answer again."""
+        from portal import broker
+
+        try:
+            httpx.get(f"{self.portal}/login/", timeout=1.0).raise_for_status()
+            return bool(broker.ping(self.broker, seconds=1.0))
+        except Exception:  # whatever it is: not yet
+            return False
 
     def kill_of_the_rest(self) -> None:
         what, began = self.chance.choice(self.rest), time.time()
@@ -327,8 +346,11 @@ def live_through(crowd: Crowd, fleets: list[Any], chance: random.Random, count: 
             crowd.gave_up[name.rstrip("0123456789")] += 1
             crowd.again(name)
         if crowd.rest and now >= rest_at:
-            crowd.kill_of_the_rest()
-            rest_at = time.monotonic() + chance.uniform(*REST_KILL_EVERY)
+            if down := not crowd.rest_is_up():
+                crowd.away[-1:] = [(crowd.away[-1][0], time.time())] if crowd.away else []
+            else:
+                crowd.kill_of_the_rest()
+            rest_at = time.monotonic() + (1.0 if down else chance.uniform(*REST_KILL_EVERY))
         try:
             waiting = Activation.objects.filter(status__in=(ActivationStatus.SCHEDULED, ActivationStatus.HELD)).count()
             going = Deployment.objects.filter(status__in=LIVE).count()
@@ -586,8 +608,10 @@ def main() -> int:
         crowd.start_web()
         fleets = send_agents(places, crowd.portal, book)
         until(lambda: not any(machine.is_silent(now=timezone.now()) for machine in Machine.objects.all()), 60, "all machines report")
+        began = time.monotonic()
         crowd.start_celery()
         until(Heartbeat.objects.exists, 60, "a worker does what a beat sends")
+        crowd.needs = time.monotonic() - began
         schedule(places, asked.activations, person)
         seconds = live_through(crowd, fleets, chance, asked.activations, asked.every, asked.limit)
         ended = crowd.ended()
@@ -603,6 +627,7 @@ def main() -> int:
         "killed": dict(crowd.killed),
         "gave up, started again": dict(crowd.gave_up),
         "seed": asked.seed,
+        "a worker needs": round(crowd.needs, 1),
         "database": connection.vendor,
         "refused to agents": dict(itertools.islice(trouble.most_common(), 6)),
         "errors in logs": errors_in_logs(home),

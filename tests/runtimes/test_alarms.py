@@ -133,6 +133,13 @@ def test_an_alarm_is_raised_once_it_stands_and_cleared_by_itself(group: Failover
     factories.heard(group, "external01", L, state=off)
     look(after=9)
     look(after=13)
+    (again,) = alarms.shown()
+    assert (again.pk, again.cleared_at, again.cleared_because) == (raised.pk, None, ""), "back within a minute: the same one goes on"
+    factories.heard(group, "external01", L)
+    look(after=15)
+    factories.heard(group, "external01", L, state=off)
+    look(after=80)
+    look(after=84)
     assert alarms.shown().count() == 2, "the next one is another"
 
 

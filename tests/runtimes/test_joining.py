@@ -1,3 +1,4 @@
+import secrets
 from datetime import timedelta
 from threading import Barrier, Thread
 
@@ -60,6 +61,22 @@ def test_an_agent_whose_answer_got_lost_asks_again_and_nobody_else_can(external0
         with pytest.raises(Invalid, match="already used"):
             fleet.join(ask(token, attempt=attempt), now=timezone.now())
     assert fleet.machine_of(answer.credential) == external01
+
+
+def test_two_calls_of_one_agent_at_once_are_one_agent(external01: Machine, admin: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The portal was slow: the agent gave up waiting and asked again, while its first call was still being answered."""
+    token, made = fleet.register(external01, by=admin), secrets.token_urlsafe
+    first: list[protocol.JoinAnswer] = []
+
+    def meanwhile(length: int) -> str:
+        if not first:
+            monkeypatch.setattr(fleet.secrets, "token_urlsafe", made)
+            first.append(fleet.join(ask(token, attempt="mine"), now=timezone.now()))
+        return made(length)
+
+    monkeypatch.setattr(fleet.secrets, "token_urlsafe", meanwhile)
+    second = fleet.join(ask(token, attempt="mine"), now=timezone.now())
+    assert first and fleet.machine_of(second.credential) == external01
 
 
 def test_asking_again_ends_with_the_token_and_with_the_next_agent(external01: Machine, admin: User) -> None:

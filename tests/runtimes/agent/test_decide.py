@@ -3,7 +3,7 @@
 import pytest
 
 from runtimes.agent.carrier import lost_wish
-from runtimes.agent.decide import Act, BundleState, Keeping, Launched, Seen, difference, next_step, restart_delay, retry_delay
+from runtimes.agent.decide import Act, BundleState, Keeping, Launched, Seen, difference, next_step, restart_delay, retry_delay, why_all_late
 from runtimes.protocol import Cause, GroupRequest, RequestKind
 
 WISH = Launched(digest="d2", release=2, restarts=0, etcd="http://127.0.0.1:1", namespace="/baton/1/", generation=1)
@@ -27,6 +27,22 @@ def test_a_crash_restarts_at_once_and_only_the_third_in_a_row_waits(exits: int, 
 
 def test_calls_to_an_absent_portal_are_never_further_apart_than_two_seconds() -> None:
     assert [retry_delay(failures) for failures in (0, 1, 2, 5, 6, 500)] == [0, 0.1, 0.2, 1.6, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("late", "running", "load", "said"),
+    [
+        pytest.param(0, 3, 40.0, "", id="a loaded machine whose processes answer"),
+        pytest.param(2, 3, 40.0, "", id="one answers: each for itself"),
+        pytest.param(1, 1, 40.0, "", id="there is one only"),
+        pytest.param(3, 3, 23.4, "too little processor time for them (load 23 on 2 processors)", id="starved"),
+        pytest.param(3, 3, 0.4, "all at once: the machine stood still, or they wait for a disk", id="not by load"),
+    ],
+)
+def test_processes_that_are_late_together_have_one_cause(late: int, running: int, load: float, said: str) -> None:
+    told = why_all_late(late, running, "external01", load=load, processors=2)
+    assert said in told and bool(said) == bool(told)
+    assert not told or told.startswith("the 3 processes on external01 do not answer in time")
 
 
 @pytest.mark.parametrize(
