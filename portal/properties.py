@@ -304,7 +304,8 @@ def change_seen(
     seen: str,
     by: Any,
 ) -> Property | None:
-    """Set a value (None: delete it) that the person saw as `seen` (its `tag`). Two people on one page never overwrite each other unseen. Returns what is kept.
+    """Set a value (None: delete it) that the person saw as `seen` (its `tag`). Two people on one page never overwrite each other
+    unseen. Returns what is kept.
 
     Raises:
         Stale: it was changed since, to something else than what is wished; the sentence shows both values, but of secrets none.
