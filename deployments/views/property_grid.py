@@ -97,7 +97,7 @@ def cell(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         hidden = row.secret or row.expectation.kind == "secret"
         more = {"value": "" if hidden else given["value"], "kept": kept, "refusal": refusal}
         # Whoever reads that somebody else changed it may decide: what he saves next replaces what he was told of.
-        more["seen"] = properties.tag(kept) if isinstance(refusal, Stale) else given["seen"]
+        more |= {"seen": properties.tag(kept), "stale": True} if isinstance(refusal, Stale) else {"seen": given["seen"]}
         return render(request, "deployments/_property_cell_form.html", context | more)
     row = grid.row(environment, key, given["by"])
     editable = _editable(request, environment.project)

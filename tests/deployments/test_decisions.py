@@ -843,7 +843,9 @@ def test_in_a_freeze_a_machine_that_is_back_waits_and_says_why(upgrade: Upgrade,
 def test_of_two_machines_left_out_one_catches_up_while_the_other_is_still_away(upgrade: Upgrade, away: Deployment) -> None:
     upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
     upgrade.engine.run(away, every=5)
-    Exclusion.objects.create(deployment=away, machine="external01", by=upgrade.person, at=upgrade.engine.now)  # as if that one had been away too
+    Exclusion.objects.create(
+        deployment=away, machine="external01", by=upgrade.person, at=upgrade.engine.now
+    )  # as if that one had been away too
     away.steps.filter(machine="external01").update(status=RunStatus.SKIPPED)
     upgrade.engine.pass_time(1)
     assert "is back: deployment" in look(upgrade)[1]

@@ -77,6 +77,7 @@
     if (text !== undefined) field.value = text; else field.select?.();
   };
   const leave = (cell) => {
+    if (cell.querySelector(".cell-form[data-stale]")) { location.reload(); return; }  // somebody else changed it: show what it is now
     if (before.has(cell)) cell.innerHTML = before.get(cell);
     cell.classList.remove("is-open");
     stand(cell);
