@@ -213,7 +213,7 @@ class Host:
         self.presence, self.presence_write = os.pipe()
         self.log = folder / f"{name}.log"
 
-    def start(self, *options: str, standin: bool = True, before: str = "") -> None:
+    def start(self, *options: str, standin: bool = True, before: str = "pass") -> None:
         """Start the agent; `standin`: its runtimes run the stand-in program; `before`: Python statements, run first."""
         script = f"import sys; from runtimes.agent import supervisor, __main__ as m; {before};"
         if standin:

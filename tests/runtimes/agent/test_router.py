@@ -439,3 +439,24 @@ def test_an_address_of_another_machine_is_named(host: Host, portal: LittlePortal
         lambda: router if (router := portal.last("external01") and portal.last("external01").router) and router.state == "failed" else None
     )
     assert "192.0.2.7 is not an address of this machine" in router.reason
+
+
+@pytest.mark.journey
+def test_a_router_goes_on_when_a_restored_portal_orders_a_former_generation(host: Host, portal: LittlePortal) -> None:
+    order = msgspec.structs.replace(cluster("external01")["external01"], cluster_token="baton-c-2")
+    portal.order("external01", router=order, generation=2)
+    host.start()
+    running = eventually(lambda: (last := portal.last("external01")) and last.router and last.router.state == "running" and last.router, 20)
+    former = msgspec.structs.replace(order, cluster_token="baton-c-1", may_start_empty=False)
+    portal.order("external01", router=former, generation=1)
+    version = portal.orders["external01"].version
+    eventually(lambda: portal.last("external01").orders_version == version)
+    host.kill_agent()
+    host.start()  # an agent that starts anew has these orders on disk, and knows as much
+    seen = len(portal.reports["external01"])
+    eventually(lambda: len(portal.reports["external01"]) > seen + 1 and portal.last("external01").router.state == "running")
+    router = portal.last("external01").router
+    assert (router.cluster_token, router.outside, router.reason) == ("baton-c-2", False, "")
+    before, said, after = host.log.read_text().partition("of the cluster, which is in generation 2")
+    assert "The router starts" in before and said and "The router starts" not in after, "the same etcd"
+    assert router.client_port == running.client_port and serving(router.client_port, host)
