@@ -150,7 +150,9 @@ def failover_is_transferred_and_a_version_saved(page: Page) -> None:
 
 def the_architecture_is_applied(page: Page) -> None:
     page.goto(TEST + "architecture/")
+    expect(page.get_by_text("changes of the design are not in Test yet")).to_be_visible()
     follow(page, "Start editing")
+    expect(page.get_by_role("link", name="Stop editing")).to_be_visible()
     follow(page, "Apply to environment")
     for machine in ("external01", "external02"):
         expect(dialog(page).get_by_role("listitem").filter(has_text=f"{machine}.crm")).to_have_attribute("data-act", "create")
@@ -224,8 +226,7 @@ def activation_is_refused_until_the_property_is_filled_in(page: Page, folder: st
     follow(page, "Activate on Test")
     press(dialog(page), "Activate")
     expect(dialog(page).get_by_role("alert")).to_contain_text("cannot be activated on Test while values are missing")
-    expect(dialog(page)).to_contain_text("external01.crm needs crm.outbox")
-    expect(dialog(page)).to_contain_text("external02.crm needs crm.outbox")
+    expect(dialog(page)).to_contain_text("Folder of the inbound: external01.crm, external02.crm")
     dialog(page).get_by_role("link", name="crm.outbox").first.click()
     follow(page, "Fill in crm.outbox")
     row = page.locator("[data-key='crm.outbox']")
