@@ -394,6 +394,7 @@ class RunStatus(models.TextChoices):
 LIVE = (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING)
 BROKEN = (RunStatus.FAILED, RunStatus.TIMED_OUT)  # a deployment that can be resumed
 DONE = (RunStatus.SUCCEEDED, RunStatus.SKIPPED)  # a step after which the next one may begin
+NOT_DONE = tuple(status for status in RunStatus if status not in DONE)
 FINISHED = (RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.TIMED_OUT, RunStatus.SKIPPED, RunStatus.CANCELLED)
 
 

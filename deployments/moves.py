@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from django.db.models import Q
 
 from deployments.models import DEPLOYS as DEPLOYS
 from deployments.models import Release, StepFields, StepKind
@@ -15,6 +14,8 @@ from portal.models import Environment
 from runtimes import fleet
 from runtimes.models import Bundle, Runtime
 from runtimes.protocol import BundleContent, RuntimeState
+
+STOPPED = RuntimeState.STOPPED
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,15 @@ def _disagreements(ran: Bundle, comes: Layout) -> list[str]:
 
 
 def clashing(runtime: Runtime, bundle: Bundle) -> list[tuple[Runtime, list[str]]]:
-    """Runtimes of the same connector there, this one included, that clash with a bundle which it is to run. One query when none does."""
+    """Runtimes of the same connector there, this one included, that clash with a bundle which it is to run. One query when all have its
+    layout and run what they are ordered to run."""
+    comes = bundle.read()
+    same = (fleet.layout_of(comes), None)  # not the bundle's own column, which is empty in an old one
     family = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
-    running = family.exclude(observed_state=RuntimeState.STOPPED).values("observed_digest")
-    known = Bundle.objects.filter(Q(pk__in=family.values("desired_bundle")) | Q(pk__in=running))
-    if not known.exclude(layout=bundle.layout).exists():
+    rows = family.order_by().values_list("desired_bundle", "desired_bundle__layout", "observed_digest", "observed_state")
+    if all(layout in same and (seen in (digest, "") or state == STOPPED) for digest, layout, seen, state in rows):
         return []
-    comes = layout_of(bundle.read())
-    return clashes(family.select_related("machine", "connector"), comes)
+    return clashes(family.select_related("machine", "connector"), layout_of(comes))
 
 
 def gap(connector: str, stopping: Sequence[Runtime], clauses: Sequence[str]) -> str:

@@ -16,16 +16,18 @@ import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import DatabaseError, IntegrityError, transaction
-from django.db.models import F, Min, Q, Subquery
+from django.db.models import F, Q
 
 from deployments import frozen, moves, plans, promotion, releases, stages, steps
 from deployments.models import (
     BROKEN,
     DONE,
     LIVE,
+    NOT_DONE,
     STEP_FIELDS,
     Condition,
     Deployment,
@@ -423,13 +425,26 @@ def _without_numbers(sentence: str) -> str:
     return re.sub(r"\d+", "#", sentence)
 
 
-def due(deployment: Deployment) -> list[StepRun]:
+class Due(NamedTuple):
+    """What of a step decides when it comes."""
+
+    pk: int
+    kind: str
+    stage_number: int
+    lane: str
+    status: str
+    woken_at: datetime | None
+
+
+def due(deployment: Deployment) -> list[Due]:
     """The steps to look at: of the stage that is under way, in each lane the first that is not done. Nothing begins after a failure."""
-    left = StepRun.objects.filter(deployment=deployment).exclude(status__in=DONE)
-    stage = left.order_by("number").values("stage_number")[:1]
-    first = left.filter(stage_number=Subquery(stage)).order_by().values("lane").annotate(first=Min("number")).values("first")
-    rows = StepRun.objects.filter(deployment=deployment, number__in=first).order_by("number")
-    found = list(rows.only("kind", "number", "lane", "status", "woken_at"))
+    rows = StepRun.objects.filter(deployment=deployment, status__in=NOT_DONE).order_by("number").values_list(*Due._fields)
+    first: dict[str, Due] = {}
+    for step in map(Due._make, rows):
+        if first and step.stage_number != next(iter(first.values())).stage_number:
+            break
+        first.setdefault(step.lane, step)
+    found = list(first.values())
     if any(step.status in BROKEN for step in found):
         return [step for step in found if step.status != RunStatus.PENDING]
     return found
@@ -520,6 +535,7 @@ def wake(environment_id: int, machine: str = "") -> None:
     under_way = list(
         StepRun.objects.filter(deployment__environment_id=environment_id, deployment__status__in=TICKING, status__in=TICKING)
         .filter(Q(status=RunStatus.RUNNING) | Q(woken_at__isnull=False))
+        .order_by("number")
         .values_list("pk", "machine", "connector")
     )
     if machine and any(name not in ("", machine) for _, name, _ in under_way):

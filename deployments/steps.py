@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal
 
-from django.db.models import F, QuerySet
+from django.db.models import QuerySet
 from django.utils.functional import cached_property
 
 from deployments import frozen, gates, moves, releases
@@ -108,17 +108,24 @@ def tell(step: StepRun, text: str, at: datetime, *, machine: str = "", level: st
 
 def write_down(step: StepRun) -> None:
     """What was told comes into the log, inside the caller's transaction: until that ends, nobody else writes one, so numbers have no gap.
-    Four queries for any number of lines."""
-    lines = list(step.told)
+    Three queries for any number of lines, where the caller has read the deployment in this transaction."""
+    lines, deployment = list(step.told), step.deployment
     if not lines:
         return
     step.told.clear()
-    Deployment.objects.filter(pk=step.deployment_id).update(log_lines=F("log_lines") + len(lines))
-    last = Deployment.objects.values_list("log_lines", flat=True).get(pk=step.deployment_id)
-    secrets = secrecy.pattern(step.deployment.environment_id)
-    for number, line in enumerate(lines, start=last - len(lines) + 1):
+    while not _took_numbers(deployment, len(lines)):
+        deployment.refresh_from_db(fields=["log_lines"])
+    secrets = secrecy.pattern(deployment.environment_id)
+    for number, line in enumerate(lines, start=deployment.log_lines + 1):
         line.number, line.text = number, secrecy.masked(line.text, secrets)
+    deployment.log_lines += len(lines)
     StepLog.objects.bulk_create(lines)
+
+
+def _took_numbers(deployment: Deployment, count: int) -> bool:
+    """False: somebody else wrote since the deployment was read."""
+    known = Deployment.objects.filter(pk=deployment.pk, log_lines=deployment.log_lines)
+    return bool(known.update(log_lines=deployment.log_lines + count))
 
 
 def note(step: StepRun, text: str, now: datetime, *, machine: str = "", level: str = "info") -> None:

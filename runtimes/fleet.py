@@ -470,8 +470,10 @@ def _refresh_groups(runtime: Runtime, content: protocol.BundleContent) -> set[Ma
             if sibling.pk not in present:
                 GroupMember.objects.get_or_create(group=group, runtime=sibling)
                 touched.add(sibling.machine)
-    gone = GroupMember.objects.filter(runtime=runtime, group__group__connector_id=runtime.connector_id).exclude(group__in=kept)
-    if gone.delete()[0]:
+    mine = GroupMember.objects.filter(runtime=runtime, group__group__connector_id=runtime.connector_id).order_by()
+    gone = set(mine.values_list("group_id", flat=True)) - {group.pk for group in kept}
+    if gone:
+        GroupMember.objects.filter(runtime=runtime, group__in=gone).delete()
         touched.add(runtime.machine)
     return touched
 

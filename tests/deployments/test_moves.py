@@ -119,6 +119,14 @@ def test_all_members_stop_before_any_starts_with_the_new_groups(move: Move) -> N
     assert ("external02.erp", "deploy") not in move.machines.handed_over, "a hand-over is pointless"
 
 
+def test_bundles_made_before_their_layout_was_kept_are_compared_all_the_same(move: Move) -> None:
+    Bundle.objects.update(layout="")
+    run = move.engine.run(move.prepare())
+    assert run.status == RunStatus.SUCCEEDED
+    assert move.never_at_once()
+    assert f"There is a gap: {GAP}." in log(run)
+
+
 def test_a_renamed_group_stops_nothing(move: Move, flow: Flow) -> None:
     Group.objects.filter(name="erp-orders").update(name="orders")
     save_version(flow, 2, group_name="orders")
