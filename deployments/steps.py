@@ -554,7 +554,7 @@ def proof(runtime: Runtime, digest: str, memory: Memory, now: datetime, *, gone:
     if state != RuntimeState.READY or runtime.observed_digest != digest or runtime.observed_restarts < runtime.desired_restarts:
         still = " and still runs what it ran before" if state == RuntimeState.READY else ""
         return running(f"{key} is {state.value}{still}{because}")
-    members = GroupMember.objects.filter(runtime=runtime).select_related("group__group", "runtime__machine").order_by("group__name")
+    members = GroupMember.objects.filter(runtime=runtime).select_related("group").order_by("group__name")
     for member in members.exclude(group__group__key__in=gone):
         if member.observed_status not in SETTLED:
             return running(f"{key} is {Status(member.observed_status).value} in group {member.group}{_because(member.observed_reason)}")

@@ -14,7 +14,7 @@ from tests.deployments.machines import Machines
 
 pytestmark = pytest.mark.django_db
 
-BEGIN, PROVE = 25, 14  # of them six and four begin and end transactions and savepoints
+BEGIN, PROVE = 27, 14  # of them six and four begin and end transactions and savepoints
 
 
 class Counted:
