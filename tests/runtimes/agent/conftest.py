@@ -215,7 +215,7 @@ class Host:
 
     def start(self, *options: str, standin: bool = True, before: str = "pass") -> None:
         """Start the agent; `standin`: its runtimes run the stand-in program; `before`: Python statements, run first."""
-        script = f"import sys; from runtimes.agent import supervisor, __main__ as m; {before or 'pass'};"
+        script = f"import sys; from runtimes.agent import supervisor, __main__ as m; {before};"
         if standin:
             script += "supervisor.PROCESS_MODULE = 'tests.runtimes.agent.standin';"
         script += "sys.exit(m.main(sys.argv[1:]))"
