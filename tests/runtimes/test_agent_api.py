@@ -287,7 +287,7 @@ def test_with_a_broker_new_orders_arrive_at_once(waiting: Waiting, external01: M
         answer, delay = _poll_while(waiting, external01, _touch_elsewhere(external01))
         assert answer.status_code == 200
         delays.append(delay)
-    assert sorted(delays)[2] < 0.1, delays
+    assert sorted(delays)[2] < 0.3, delays  # without the broker's word it looks once a second
 
 
 def test_a_broker_that_does_not_answer_holds_up_nobody(external01: Machine, settings: Any, django_capture_on_commit_callbacks: Any) -> None:
