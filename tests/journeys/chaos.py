@@ -61,8 +61,7 @@ class Crowd:
         self.home, self.chance, self.rest = home, chance, rest
         self.celery = [f"worker{number}" for number in range(workers)] + [f"beat{number}" for number in range(beats)]
         self.children: dict[str, subprocess.Popen[bytes]] = {}
-        self.launched: dict[str, float] = {}  # monotonic
-        self.needs = 0.0  # seconds from the start of workers and beats to their first deed: on a busy machine more than between two kills
+        self.told: dict[str, int] = {}  # bytes of a child's log when it was last started
         self.killed: Counter[str] = Counter()
         self.gave_up: Counter[str] = Counter()  # who ended by himself while the portal or the broker was killed, and was started again
         self.away: list[tuple[float, float]] = []  # wall clock: when the portal or the broker was killed, and was started again
@@ -100,21 +99,27 @@ class Crowd:
             own = ["worker", "--pool", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat", "-n", f"{name}@%h"]
         else:
             own = ["beat", "--pidfile", "", "-s", str(self.home / f"{name}-schedule")]
-        self._spawn(name, [*celery, *own, "--loglevel", "WARNING"])
+        self._spawn(name, [*celery, *own, "--loglevel", "INFO"])
 
     def _spawn(self, name: str, command: list[str], **more: Any) -> None:
-        self.launched[name] = time.monotonic()
         with (self.home / f"{name}.log").open("ab") as log:
+            self.told[name] = log.tell()
             self.children[name] = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **more)
 
     def kill_one(self) -> None:
-        """One of those that have lived long enough to have done something: whoever dies before that tells nothing."""
-        grown = [name for name in self.celery if time.monotonic() - self.launched[name] >= self.needs]
+        """One of those that have come up: whoever dies before that tells nothing, and on a busy machine nobody would ever work."""
+        grown = [name for name in self.celery if self._came_up(name)]
         if not grown:
             return
         name = self.chance.choice(grown)
         self._kill(name, name.rstrip("0123456789"))
         self._launch(name)
+
+    def _came_up(self, name: str) -> bool:
+        """By its own word since it was started: a worker is ready, a beat has sent something."""
+        with (self.home / f"{name}.log").open("rb") as log:
+            log.seek(self.told[name])
+            return (b" ready." if name.startswith("worker") else b"Sending due task") in log.read()
 
     def rest_is_up(self) -> bool:
         """Do portal and broker answer again."""
@@ -608,10 +613,8 @@ def main() -> int:
         crowd.start_web()
         fleets = send_agents(places, crowd.portal, book)
         until(lambda: not any(machine.is_silent(now=timezone.now()) for machine in Machine.objects.all()), 60, "all machines report")
-        began = time.monotonic()
         crowd.start_celery()
         until(Heartbeat.objects.exists, 60, "a worker does what a beat sends")
-        crowd.needs = time.monotonic() - began
         schedule(places, asked.activations, person)
         seconds = live_through(crowd, fleets, chance, asked.activations, asked.every, asked.limit)
         ended = crowd.ended()
@@ -627,7 +630,6 @@ def main() -> int:
         "killed": dict(crowd.killed),
         "gave up, started again": dict(crowd.gave_up),
         "seed": asked.seed,
-        "a worker needs": round(crowd.needs, 1),
         "database": connection.vendor,
         "refused to agents": dict(itertools.islice(trouble.most_common(), 6)),
         "errors in logs": errors_in_logs(home),
