@@ -40,6 +40,7 @@
       time.removeAttribute("data-clock");
     });
     root.querySelectorAll("[data-zone]").forEach((place) => { place.textContent = zone; });
+    root.querySelectorAll("[data-unless-utc]").forEach((place) => { place.hidden = zone === "UTC"; });
   };
 
   const tick = () => {
