@@ -18,7 +18,7 @@ from django.utils.crypto import salted_hmac
 from deployments import plans
 from deployments.comparison import Value
 from deployments.models import ApprovalRequest, Deployment, FrozenValues, Release, RunningValues, RunStatus
-from portal import properties, property_uses
+from portal import properties, property_uses, property_values
 from portal.errors import NotAllowed
 from portal.models import Environment, Property, scope_name
 from portal.placeholders import placeholders
@@ -165,8 +165,8 @@ def running(environment: Environment) -> list[RunningValues]:
 
 
 def effective(entries: Iterable[Mapping[str, Any]], machine: str, connector: str) -> list[Mapping[str, Any]]:
-    """Of each key the entry that a runtime gets, the most specific one (as portal.property_values.Values chooses), as if it were global."""
-    rank = {("", ""): 0, ("", connector): 1, (machine, ""): 2, (machine, connector): 3}
+    """Of each key the entry that a runtime gets, the narrowest one, as if it were global."""
+    rank = {scope: place for place, scope in enumerate(property_values.scopes(machine, connector))}
     found: dict[str, tuple[int, Mapping[str, Any]]] = {}
     for entry in entries:
         place = rank.get((entry["machine"], entry["connector"]))

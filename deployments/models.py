@@ -395,7 +395,7 @@ LIVE = (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING)
 BROKEN = (RunStatus.FAILED, RunStatus.TIMED_OUT)  # a deployment that can be resumed
 DONE = (RunStatus.SUCCEEDED, RunStatus.SKIPPED)  # a step after which the next one may begin
 NOT_DONE = tuple(status for status in RunStatus if status not in DONE)
-FINISHED = (RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.TIMED_OUT, RunStatus.SKIPPED, RunStatus.CANCELLED)
+UNTIL_DEPLOYED = "it stays as it is until it is deployed again."  # what a broken promise to a machine left out ends with
 
 
 class DeploymentQuerySet(models.QuerySet["Deployment"]):
@@ -588,7 +588,7 @@ class Exclusion(models.Model):
                 return f"It is back: {its} brings it release {number}."
             if status in BROKEN:
                 return f"It is back, but {its}, which brings it release {number}, stopped at a failure: see there how it goes on."
-            return f"It is back, but {its}, which brought it release {number}, was cancelled: it stays as it is until it is deployed again."
+            return f"It is back, but {its}, which brought it release {number}, was cancelled: {UNTIL_DEPLOYED}"
         if self.ended_at is not None:
             return self.ended_because
         if self.deployment.status in LIVE:

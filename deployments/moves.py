@@ -8,14 +8,11 @@ from typing import Any
 
 import msgspec
 
-from deployments.models import DEPLOYS as DEPLOYS
-from deployments.models import Release, StepFields, StepKind
+from deployments.models import DEPLOYS, Release, StepFields, StepKind
 from portal.models import Environment
 from runtimes import fleet
 from runtimes.models import Bundle, Runtime
 from runtimes.protocol import BundleContent, RuntimeState
-
-STOPPED = RuntimeState.STOPPED
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ def clashing(runtime: Runtime, bundle: Bundle) -> list[tuple[Runtime, list[str]]
     same = (fleet.layout_of(comes), None)  # not the bundle's own column, which is empty in an old one
     family = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
     rows = family.order_by().values_list("desired_bundle", "desired_bundle__layout", "observed_digest", "observed_state")
-    if all(layout in same and (seen in (digest, "") or state == STOPPED) for digest, layout, seen, state in rows):
+    if all(layout in same and (seen in (digest, "") or state == RuntimeState.STOPPED) for digest, layout, seen, state in rows):
         return []
     return clashes(family.select_related("machine", "connector"), layout_of(comes))
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Literal
 
 from deployments import gates, moves, plans, promotion, releases, rollout, steps
-from deployments.models import HandOvers, Release, RunStatus, StepFields, StepKind, StepRun
+from deployments.models import DEPLOYS, HandOvers, Release, RunStatus, StepFields, StepKind, StepRun
 from deployments.stages import Stage, stages_of
 from portal.errors import NotAllowed
 from portal.models import Environment, Property
@@ -198,7 +198,7 @@ class _World:
         if told.number in self.lacking:
             told.outcome, told.sentence = "fails", self.lacking[told.number]
             return
-        if kind in moves.DEPLOYS or kind in plans.RUNTIME_KINDS:
+        if kind in DEPLOYS or kind in plans.RUNTIME_KINDS:
             self._on_runtimes(kind, step, told)
         elif kind in plans.GROUP_KINDS:
             self._on_group(kind, step, told)
@@ -231,16 +231,16 @@ class _World:
         if not rows:
             told.outcome, told.sentence = "fails", f"{told.title}: there is no such runtime."
         elif skipped == len(rows):
-            told.outcome = "skipped" if kind in moves.DEPLOYS else "runs"
+            told.outcome = "skipped" if kind in DEPLOYS else "runs"
 
     def _on_runtime(self, kind: StepKind, row: RuntimeSight, told: Foreseen) -> tuple[Outcome, str]:
-        if row.lacks and kind in moves.DEPLOYS:
+        if row.lacks and kind in DEPLOYS:
             return self._retire(row, told)
-        if row.refusal and kind in moves.DEPLOYS:
+        if row.refusal and kind in DEPLOYS:
             return "fails", row.refusal
-        if kind in moves.DEPLOYS and row.unchanged and row.running:
+        if kind in DEPLOYS and row.unchanged and row.running:
             return "skipped", f"{row.key} already runs this bundle: not restarted."
-        if kind not in moves.DEPLOYS and not row.deployed:
+        if kind not in DEPLOYS and not row.deployed:
             return "fails", f"Nothing was deployed to {row.key} yet: deploy it first."
         if kind == StepKind.START_RUNTIME:
             if not row.running:
@@ -256,9 +256,9 @@ class _World:
         if kind == StepKind.STOP_RUNTIME:
             return "runs", ""
         self._begins(row, told)
-        if kind in moves.DEPLOYS:
+        if kind in DEPLOYS:
             self.changed.add(row.key)
-        return "runs", row.why if kind in moves.DEPLOYS else ""
+        return "runs", row.why if kind in DEPLOYS else ""
 
     def _retire(self, row: RuntimeSight, told: Foreseen) -> tuple[Outcome, str]:
         """As steps.retire: no gate, no hand-over."""
@@ -317,7 +317,7 @@ class _World:
 
     def _give_up(self, kind: StepKind, key: str, told: Foreseen) -> str:
         """Hand over what it leads; why it must not be touched, or empty."""
-        gate = gates.touch(key, self._sights(key, deploys=kind in moves.DEPLOYS), stops=kind == StepKind.STOP_RUNTIME, touched=())
+        gate = gates.touch(key, self._sights(key, deploys=kind in DEPLOYS), stops=kind == StepKind.STOP_RUNTIME, touched=())
         if not gate.open:
             return gate.sentence
         for group in list(self.groups.values()):

@@ -107,7 +107,12 @@ def _caught_up(one: Exclusion) -> bool:
     later = one.caught_up_by
     if later is None or later.status != RunStatus.SUCCEEDED or one.machine in behind(later):
         return False
-    return not Decision.objects.filter(deployment=later, choice=Choice.SKIP, step__kind__in=DEPLOYS).exists()
+    return _skipped(later) is None
+
+
+def _skipped(run: Deployment) -> Decision | None:
+    """By which a person left undone what the deployment was to deploy."""
+    return Decision.objects.filter(deployment=run, choice=Choice.SKIP, step__kind__in=DEPLOYS).select_related("step").first()
 
 
 def _not_passed(release: Release, environment: Environment) -> str:
@@ -116,7 +121,7 @@ def _not_passed(release: Release, environment: Environment) -> str:
     last = whole.filter(status=RunStatus.SUCCEEDED).order_by("-pk").first()
     if last is None:
         return ""
-    skipped = Decision.objects.filter(deployment=last, choice=Choice.SKIP, step__kind__in=DEPLOYS).select_related("step").first()
+    skipped = _skipped(last)
     if skipped is not None and skipped.step is not None:
         return f" (in deployment {last.pk} a person skipped {skipped.step.title})"
     if names := " and ".join(behind(last)):

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from deployments import moves
-from deployments.models import BROKEN, DONE, StepRun
+from deployments.models import BROKEN, DEPLOYS, DONE, StepRun
 
 How = Literal["deployed", "unchanged", "stopped", "under way", "failed", "not reached", "skipped"]
 
@@ -24,7 +23,7 @@ def results(steps: Iterable[StepRun]) -> list[Result]:
     """In the order of the steps that deploy; a runtime that two steps deploy stands there once, as the last left it. Pure."""
     found: dict[str, Result] = {}
     for step in steps:
-        if step.kind not in moves.DEPLOYS:
+        if step.kind not in DEPLOYS:
             continue
         told = step.memory.get("runtimes", {})
         for key in told or [f"{step.machine}.{step.connector}" if step.connector else step.machine]:

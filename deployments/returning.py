@@ -12,12 +12,10 @@ from datetime import datetime
 from django.db import transaction
 
 from deployments import releases, rollout
-from deployments.models import BROKEN, DEPLOYS, LIVE, Choice, Decision, Deployment, Exclusion, RunStatus, StepKind, StepRun
+from deployments.models import BROKEN, DEPLOYS, LIVE, UNTIL_DEPLOYED, Choice, Decision, Deployment, Exclusion, RunStatus, StepKind, StepRun
 from portal.access import may, role_to_deploy
 from portal.errors import NotAllowed
 from runtimes.models import Machine
-
-UNTIL_DEPLOYED = "it stays as it is until it is deployed again."
 
 
 def open_exclusions() -> list[Exclusion]:

@@ -25,10 +25,12 @@ from django.db.models import F, Q
 from deployments import frozen, moves, plans, promotion, releases, stages, steps
 from deployments.models import (
     BROKEN,
+    DEPLOYS,
     DONE,
     LIVE,
     NOT_DONE,
     STEP_FIELDS,
+    UNTIL_DEPLOYED,
     Condition,
     Deployment,
     Exclusion,
@@ -142,7 +144,7 @@ def not_offline(machine: Machine | None, name: str, now: datetime) -> str:
 
 def without(environment: Environment, names: Collection[str]) -> str:
     """Why nothing would be left to do without these machines; empty when something is."""
-    deployed = {step.machine for step in plans.plan_of(environment).steps.all() if step.kind in moves.DEPLOYS}
+    deployed = {step.machine for step in plans.plan_of(environment).steps.all() if step.kind in DEPLOYS}
     if not deployed or deployed - set(names):
         return ""
     return f"The plan deploys to {' and '.join(sorted(deployed))} only: without, nothing would be deployed."
@@ -247,7 +249,7 @@ def break_promises(deployment: Deployment, did: str, now: datetime) -> None:
         then = (
             f"deployment {older.deployment_id} brings it release {older.deployment.release.number}, as promised before."
             if older is not None
-            else "it stays as it is until it is deployed again."
+            else UNTIL_DEPLOYED
         )
         end_promise(one, f"Deployment {deployment.pk} was {did} and brings {one.machine} nothing when it returns: {then}", now)
 

@@ -13,7 +13,7 @@ from django.db.models import QuerySet
 from django.utils.functional import cached_property
 
 from deployments import frozen, gates, moves, releases
-from deployments.models import DONE, Deployment, Exclusion, HandOvers, Release, RunStatus, StepAttempt, StepKind, StepLog, StepRun
+from deployments.models import DEPLOYS, DONE, Deployment, Exclusion, HandOvers, Release, RunStatus, StepAttempt, StepKind, StepLog, StepRun
 from portal import property_uses, property_values, router_addresses
 from portal.errors import Busy, NotAllowed, NotReady, Stale
 from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol, secrecy
@@ -165,7 +165,7 @@ def _because(reason: str) -> str:
 def changed_before(step: StepRun) -> bool:
     """Did an earlier step of this deployment give the step's target something else to run, in whichever attempt: its runtime, one of its
     machine, or any at all."""
-    earlier = StepRun.objects.filter(deployment_id=step.deployment_id, number__lt=step.number, kind__in=moves.DEPLOYS)
+    earlier = StepRun.objects.filter(deployment_id=step.deployment_id, number__lt=step.number, kind__in=DEPLOYS)
     memories = [
         *earlier.values_list("memory", flat=True),
         *StepAttempt.objects.filter(step__in=earlier).values_list("memory", flat=True),
@@ -399,7 +399,7 @@ def hand_over(look: Look) -> Outcome | None:
 
 def ends_here(step: StepRun, group: FailoverGroup) -> bool:
     """Is it a deploy step of a release that does not have the group: nobody needs to be ready to go on with it."""
-    return step.kind in moves.DEPLOYS and ends(step.deployment.release, group.group.key)
+    return step.kind in DEPLOYS and ends(step.deployment.release, group.group.key)
 
 
 def ends(release: Release, group: str) -> bool:

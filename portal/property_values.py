@@ -46,10 +46,15 @@ def by_key(found: Iterable[Missing]) -> list[Lacking]:
     return [Lacking(key, needs) for key, needs in merged.items()]
 
 
+def scopes(machine: str, connector: str) -> list[tuple[str, str]]:
+    """Where a runtime takes values from, the widest first: a narrower one wins, so runtime over machine over connector over global."""
+    return list(dict.fromkeys((("", ""), ("", connector), (machine, ""), (machine, connector))))
+
+
 class Values:
     """The values of an environment, read once by the caller and asked for many runtimes.
 
-    Runtime scope wins over machine, machine over connector, connector over global; an empty value of a present property is a value.
+    The narrowest of the `scopes` wins; an empty value of a present property is a value.
     """
 
     def __init__(self, rows: Iterable[Property]) -> None:
@@ -60,7 +65,7 @@ class Values:
     def winners(self, machine: str = "", connector: str = "") -> dict[str, Property]:
         """Key -> the row that one runtime gets (without machine and connector: the one for everything)."""
         found: dict[str, Property] = {}
-        for scope in dict.fromkeys((("", ""), ("", connector), (machine, ""), (machine, connector))):
+        for scope in scopes(machine, connector):
             found |= self._scopes.get(scope, {})
         return found
 
@@ -106,7 +111,7 @@ class Filled:
     def source(self, key: str, machine: str, connector: str) -> tuple[str, str] | None:
         """The scope that gives it its value, as Values chooses; None: it is missing."""
         if present := self.narrower.get(key):
-            for scope in ((machine, connector), (machine, ""), ("", connector)):
+            for scope in reversed(scopes(machine, connector)):
                 if scope in present:
                     return scope
         return ("", "") if key in self.everywhere else None

@@ -98,9 +98,8 @@ def join(request: protocol.JoinRequest, *, now: datetime) -> protocol.JoinAnswer
         unspent = JoinToken.objects.filter(pk=token.pk, used_at=token.used_at, expires_at__gt=now)
         if not unspent.update(used_at=now, attempt_digest=attempt):
             token = JoinToken.objects.select_related("machine").get(pk=token.pk)
-            if token.expires_at > now and _asks_again(
-                token, request
-            ):  # its own former call, which it gave up waiting for, was answered now
+            # Perhaps by its own former call, which it gave up waiting for and which was answered now.
+            if token.expires_at > now and _asks_again(token, request):
                 return join(request, now=now)
             word = "expired" if token.expires_at <= now else "was used by another agent just now"
             raise Invalid(f"This token {word}. {remedy}", field="token")

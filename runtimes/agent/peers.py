@@ -17,8 +17,6 @@ from runtimes.protocol import PeerReport, RouterOrder, RouterReport, RouterState
 PROBE_SECONDS = 2.0  # between two rounds
 CONNECT_SECONDS = 1.0
 TAKEN_BACK = "it bears a certificate that was taken back"
-
-
 NOT_ACCEPTED = "it does not accept this machine's certificate"
 
 
