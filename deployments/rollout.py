@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import DatabaseError, IntegrityError, transaction
-from django.db.models import F, Q
+from django.db.models import F, Min, Q
 
 from deployments import frozen, moves, plans, promotion, releases, stages, steps
 from deployments.models import (
@@ -440,13 +440,11 @@ class Due(NamedTuple):
 
 def due(deployment: Deployment) -> list[Due]:
     """The steps to look at: of the stage that is under way, in each lane the first that is not done. Nothing begins after a failure."""
-    rows = StepRun.objects.filter(deployment=deployment, status__in=NOT_DONE).order_by("number").values_list(*Due._fields)
-    first: dict[str, Due] = {}
-    for step in map(Due._make, rows):
-        if first and step.stage_number != next(iter(first.values())).stage_number:
-            break
-        first.setdefault(step.lane, step)
-    found = list(first.values())
+    ahead = StepRun.objects.filter(deployment=deployment, status__in=NOT_DONE).order_by()
+    firsts = ahead.values("stage_number", "lane").annotate(first=Min("number")).values("first")
+    rows = StepRun.objects.filter(deployment=deployment, number__in=firsts).order_by("number").values_list(*Due._fields)
+    found = list(map(Due._make, rows))
+    found = [step for step in found if step.stage_number == found[0].stage_number]
     if any(step.status in BROKEN for step in found):
         return [step for step in found if step.status != RunStatus.PENDING]
     return found

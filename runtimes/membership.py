@@ -360,12 +360,15 @@ def wake(environment_id: int, machine: str) -> None:
     _end_cluster(environment_id, now)
 
 
-@transaction.atomic
 def _end_cluster(environment_id: int, now: datetime) -> None:
     """Where all routers are leaving, they go together as soon as nothing runs in failover any more (`architecture.apply`)."""
     leaving = set(Router.objects.filter(machine__environment=environment_id).values_list("leaving", flat=True))
-    if leaving != {True}:
-        return
+    if leaving == {True}:  # asked at every report, so without a transaction: SQLite's would lock all others out
+        _end_together(environment_id, now)
+
+
+@transaction.atomic
+def _end_together(environment_id: int, now: datetime) -> None:
     environment = Environment.objects.get(pk=environment_id)
     if fleet.needing_routers(environment.pk):
         return
@@ -378,15 +381,18 @@ def _end_cluster(environment_id: int, now: datetime) -> None:
         machine.delete()
 
 
-@transaction.atomic
 def shut_out(environment_id: int, reporter: str, *, now: datetime) -> None:
     """What one of its machines reports of the others' routers: is somebody among them whose certificate was taken back.
 
     etcd looks at the list of revoked certificates where it is called, and not where it calls: a member whose certificate was taken back
     goes on reading and voting through the others' calls. So it is removed, and added again once another answers there."""
     said = Router.objects.filter(machine__environment_id=environment_id, machine__name=reporter).values_list("observed_peers", flat=True)
-    if not any(peer.get("revoked") for peers in said for peer in peers):
-        return
+    if any(peer.get("revoked") for peers in said for peer in peers):  # asked at every report, so without a transaction
+        _shut_out(environment_id, now)
+
+
+@transaction.atomic
+def _shut_out(environment_id: int, now: datetime) -> None:
     environment = Environment.objects.get(pk=environment_id)
     wished, passing_on = _as_it_is(environment)
     view = look(environment, wished, now=now)
