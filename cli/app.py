@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import deployments, fleet, given, groups, plans, projects, properties, releases, rules, schedules, settings, show
+from cli import deployments, fleet, given, groups, items, plans, projects, properties, releases, rules, schedules, settings, show
 from cli.portal import Failed, Refused
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.add_typer(deployments.app, name="deployments")
 app.add_typer(plans.app, name="plan")
 app.add_typer(properties.app, name="properties")
 app.add_typer(groups.app, name="groups")
+app.add_typer(items.app, name="items")
 app.add_typer(rules.app, name="rules")
 app.add_typer(rules.approvals, name="approvals")
 app.add_typer(schedules.app, name="schedules")

@@ -1,7 +1,6 @@
 """The `baton` command as a developer types it, against the portal over HTTP."""
 
 import io
-import json
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -12,7 +11,6 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 from rest_framework.authtoken.models import Token
 
-from cli import app as command_line
 from cli import settings as kept
 from deployments import promotion, releases, rollout
 from deployments.models import Release
@@ -21,45 +19,12 @@ from runtimes import failover
 from runtimes.models import TimedSwitch
 from runtimes.protocol import Preference
 from tests import factories
+from tests.cli.conftest import Baton
 from tests.deployments.conftest import Engine
 
 
-class Said:
-    """What one command did: exit status, standard output and standard error."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def baton(
-    live_server: Any, developer: User, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Said]:
-    """The command line, logged in as the developer unless the file of logins is removed."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    for name in ("URL", "TOKEN", "PROJECT", "ENVIRONMENT"):
-        monkeypatch.delenv(f"BATON_{name}", raising=False)
-    token = Token.objects.create(user=developer)
-    kept.save(kept.Settings(live_server.url, token.key, "webshop", "test"))
-
-    def run(*arguments: str) -> Said:
-        monkeypatch.setattr("sys.argv", ["baton", *arguments])
-        status = 0
-        try:
-            command_line.main()
-        except SystemExit as ended:
-            status = ended.code if isinstance(ended.code, int) else 0
-        return Said(status, *capsys.readouterr())
-
-    return run
-
-
 def test_a_developer_logs_in_and_only_the_owner_can_read_the_token(
-    baton: Callable[..., Said], live_server: Any, developer: User, monkeypatch: pytest.MonkeyPatch
+    baton: Baton, live_server: Any, developer: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept.file().unlink()
     developer.set_password("correct horse")
@@ -72,14 +37,14 @@ def test_a_developer_logs_in_and_only_the_owner_can_read_the_token(
     assert baton("releases", "list").status == 0
 
 
-def test_a_wrong_password_is_refused_by_name(baton: Callable[..., Said], live_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_password_is_refused_by_name(baton: Baton, live_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("guess\n"))
     said = baton("login", live_server.url, "--user", "developer", "--password-stdin")
     assert said.status == 3
     assert "developer was not let in" in said.err
 
 
-def test_without_a_login_it_says_what_to_do(baton: Callable[..., Said], live_server: Any) -> None:
+def test_without_a_login_it_says_what_to_do(baton: Baton, live_server: Any) -> None:
     kept.file().unlink()
     assert "run `baton login URL`" in baton("releases", "list", "-p", "webshop").err
     kept.save(kept.Settings(live_server.url, "wrong", "webshop"))
@@ -87,26 +52,26 @@ def test_without_a_login_it_says_what_to_do(baton: Callable[..., Said], live_ser
     assert (said.status, "baton login" in said.err) == (3, True)
 
 
-def test_a_token_is_not_sent_to_another_portal(baton: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_not_sent_to_another_portal(baton: Baton, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_URL", "http://127.0.0.1:9")
     assert kept.read().token == ""
     monkeypatch.setenv("BATON_TOKEN", "its own")
     assert kept.read().token == "its own"
 
 
-def test_a_portal_that_is_away_is_named(baton: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_portal_that_is_away_is_named(baton: Baton, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_URL", "http://127.0.0.1:9")
     said = baton("releases", "list")
     assert (said.status, "http://127.0.0.1:9 cannot be reached" in said.err) == (4, True)
 
 
-def test_a_developer_makes_and_lists_releases(baton: Callable[..., Said], release: Release) -> None:
+def test_a_developer_makes_and_lists_releases(baton: Baton, release: Release) -> None:
     assert "Release 2 Second of webshop is made" in baton("releases", "create", "Second", "--note", "because").out
     assert [row["number"] for row in baton("releases", "list", "--json").document] == [2, 1]
     assert "Second" in baton("releases", "list").out
 
 
-def test_a_list_of_several_pages_is_read_whole(baton: Callable[..., Said], release: Release, developer: User) -> None:
+def test_a_list_of_several_pages_is_read_whole(baton: Baton, release: Release, developer: User) -> None:
     for number in range(1, 60):
         releases.build(release.project, name=f"Release {number}", note="", by=developer)
     assert len(baton("releases", "list", "--json").document) == 60
@@ -126,27 +91,25 @@ def test_a_list_of_several_pages_is_read_whole(baton: Callable[..., Said], relea
         pytest.param(["releases", "activate", "1", "--at", "soon"], "soon is no moment", id="no moment"),
     ],
 )
-def test_what_is_wrong_in_the_line_is_named(baton: Callable[..., Said], release: Release, arguments: list[str], sentence: str) -> None:
+def test_what_is_wrong_in_the_line_is_named(baton: Baton, release: Release, arguments: list[str], sentence: str) -> None:
     said = baton(*arguments)
     assert said.status == 2
     assert sentence in said.err
 
 
-def test_the_portals_refusal_comes_with_its_reasons(baton: Callable[..., Said], release: Release) -> None:
+def test_the_portals_refusal_comes_with_its_reasons(baton: Baton, release: Release) -> None:
     said = baton("deploy", "1")
     assert said.status == 3
     assert said.err.count("Test has no machines") == 1
 
 
-def test_another_teams_project_is_not_there(baton: Callable[..., Said], release: Release, stranger: User) -> None:
+def test_another_teams_project_is_not_there(baton: Baton, release: Release, stranger: User) -> None:
     kept.save(kept.Settings(kept.read().url, Token.objects.create(user=stranger).key, "webshop", "test"))
     assert baton("releases", "list", "--json").document == []
     assert baton("releases", "create", "Mine").status == 3
 
 
-def test_a_secret_is_written_from_standard_input_and_never_shown(
-    baton: Callable[..., Said], webshop: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_secret_is_written_from_standard_input_and_never_shown(baton: Baton, webshop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("hunter2\n"))
     assert baton("properties", "set", "erp.password", "-", "--secret").status == 0
     for said in (baton("properties", "list"), baton("properties", "list", "--json")):
@@ -156,14 +119,12 @@ def test_a_secret_is_written_from_standard_input_and_never_shown(
     assert not Property.objects.filter(key="erp.password").exists()
 
 
-def test_a_piped_table_keeps_a_row_on_a_line(baton: Callable[..., Said], webshop: Project) -> None:
+def test_a_piped_table_keeps_a_row_on_a_line(baton: Baton, webshop: Project) -> None:
     baton("properties", "set", "erp.address", "x" * 300)
     assert any("erp.address" in line and "x" * 300 in line for line in baton("properties", "list").out.splitlines())
 
 
-def test_two_releases_are_compared_line_by_line_and_the_exit_status_can_tell(
-    baton: Callable[..., Said], release: Release, developer: User
-) -> None:
+def test_two_releases_are_compared_line_by_line_and_the_exit_status_can_tell(baton: Baton, release: Release, developer: User) -> None:
     flow = Flow.objects.get(connector__name="erp")
     FlowVersion.objects.create(
         flow=flow, major=1, minor=1, patch=0, definition=flow.definition() | {"group": None, "group_name": None, "auto_start": False}
@@ -177,7 +138,7 @@ def test_two_releases_are_compared_line_by_line_and_the_exit_status_can_tell(
 
 
 def test_a_failed_deployment_says_why_and_how_it_can_go_on(
-    baton: Callable[..., Said], active: Release, filled: Environment, engine: Engine, developer: User
+    baton: Baton, active: Release, filled: Environment, engine: Engine, developer: User
 ) -> None:
     engine.machines.failing["external01.erp"] = "no memory"
     run = engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
@@ -194,7 +155,7 @@ def test_a_failed_deployment_says_why_and_how_it_can_go_on(
 
 
 def test_a_switch_for_a_time_is_asked_for_and_the_list_says_when_it_returns(
-    baton: Callable[..., Said], erp: Connector, test_environment: Environment, developer: User
+    baton: Baton, erp: Connector, test_environment: Environment, developer: User
 ) -> None:
     group = factories.applied(test_environment, erp)
     factories.heard(group, "external01", "leader")
@@ -207,9 +168,7 @@ def test_a_switch_for_a_time_is_asked_for_and_the_list_says_when_it_returns(
     assert "asked for a switch that ends by itself. In 119 min" in baton("groups", "list").out
 
 
-def test_the_list_of_groups_says_each_problem_once(
-    baton: Callable[..., Said], erp: Connector, test_environment: Environment, developer: User
-) -> None:
+def test_the_list_of_groups_says_each_problem_once(baton: Baton, erp: Connector, test_environment: Environment, developer: User) -> None:
     group = factories.applied(test_environment, erp)
     factories.heard(group, "external01", "leader")
     factories.heard(group, "external02", "isolated", observed_reason="It reaches no majority.")
@@ -222,7 +181,7 @@ def test_the_list_of_groups_says_each_problem_once(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_plan_is_shown_edited_exported_and_applied(baton: Callable[..., Said], active: Release, tmp_path: Path) -> None:
+def test_the_plan_is_shown_edited_exported_and_applied(baton: Baton, active: Release, tmp_path: Path) -> None:
     shown = baton("plan", "show")
     assert shown.status == 0 and "Deploy routers" in shown.out and "Balance failover" in shown.out
     file = tmp_path / "plan.json"
@@ -259,7 +218,7 @@ def rank(developer: User) -> Callable[[Role], None]:
     return give
 
 
-def test_rules_are_shown_changed_and_refused_with_the_portals_reason(baton: Callable[..., Said], release: Release, rank: Any) -> None:
+def test_rules_are_shown_changed_and_refused_with_the_portals_reason(baton: Baton, release: Release, rank: Any) -> None:
     said = baton("rules", "set", "--approvals", "2")
     assert said.status == 3 and "baton:" in said.err and said.out == ""
     rank(Role.ADMINISTRATOR)
@@ -277,9 +236,7 @@ def test_rules_are_shown_changed_and_refused_with_the_portals_reason(baton: Call
     assert baton("rules", "show", "--json").document["freezes"] == []
 
 
-def test_an_activation_is_scheduled_moved_held_and_cancelled(
-    baton: Callable[..., Said], filled: Environment, release: Release, rank: Any
-) -> None:
+def test_an_activation_is_scheduled_moved_held_and_cancelled(baton: Baton, filled: Environment, release: Release, rank: Any) -> None:
     rank(Role.OPERATOR)
     made = baton("schedules", "add", "latest", in_days(30), "--deploy", "--json").document
     assert (made["status"], made["deploys"]) == ("scheduled", True)
@@ -294,7 +251,7 @@ def test_an_activation_is_scheduled_moved_held_and_cancelled(
 
 
 def test_a_time_is_the_environments_and_has_to_be_one_moment(
-    baton: Callable[..., Said], filled: Environment, release: Release, admin: User, rank: Any
+    baton: Baton, filled: Environment, release: Release, admin: User, rank: Any
 ) -> None:
     rank(Role.OPERATOR)
     promotion.set_rules(filled, time_zone="Europe/Amsterdam", by=admin, now=timezone.now())
@@ -306,9 +263,7 @@ def test_a_time_is_the_environments_and_has_to_be_one_moment(
     assert (said.status, "does not exist" in said.err) == (3, True), said.err
 
 
-def test_an_approval_is_asked_for_and_the_asker_cannot_give_it(
-    baton: Callable[..., Said], filled: Environment, release: Release, rank: Any
-) -> None:
+def test_an_approval_is_asked_for_and_the_asker_cannot_give_it(baton: Baton, filled: Environment, release: Release, rank: Any) -> None:
     rank(Role.ADMINISTRATOR)
     assert baton("rules", "set", "--approvals", "1").status == 0
     made = baton("approvals", "request", "latest", "--note", "please", "--json").document
@@ -319,7 +274,7 @@ def test_an_approval_is_asked_for_and_the_asker_cannot_give_it(
     assert baton("approvals", "withdraw", str(made["id"])).status == 0
 
 
-def test_a_project_goes_through_a_file(baton: Callable[..., Said], filled: Environment, release: Release, tmp_path: Path) -> None:
+def test_a_project_goes_through_a_file(baton: Baton, filled: Environment, release: Release, tmp_path: Path) -> None:
     file = tmp_path / "webshop.yaml"
     assert baton("project", "export", str(file)).status == 0
     assert baton("project", "export").out == file.read_text()
@@ -338,7 +293,7 @@ def test_a_project_goes_through_a_file(baton: Callable[..., Said], filled: Envir
 
 
 def test_preview_retention_rollback_and_reach_say_what_the_portal_says(
-    baton: Callable[..., Said], active: Any, filled: Environment, release: Release, admin: User, rank: Any
+    baton: Baton, active: Any, filled: Environment, release: Release, admin: User, rank: Any
 ) -> None:
     said = baton("preview", "latest")
     assert said.status in (0, 1) and "Balance failover" in said.out
@@ -356,5 +311,5 @@ def test_preview_retention_rollback_and_reach_say_what_the_portal_says(
     assert baton("machines", "reach", "nobody").status == 2
 
 
-def test_the_help_tells_the_exit_statuses(baton: Callable[..., Said]) -> None:
+def test_the_help_tells_the_exit_statuses(baton: Baton) -> None:
     assert "4 the portal cannot be reached" in " ".join(baton("--help").out.split())
