@@ -20,7 +20,7 @@ Both must be decided in the *same transaction* as the change that the item makes
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 TABLES = (
@@ -122,10 +122,12 @@ class SqlFence:
         cursor.execute("BEGIN IMMEDIATE" if self._sqlite else "BEGIN")
         try:
             yield cursor
-        except BaseException:
-            cursor.execute("ROLLBACK")
-            raise
-        else:
             cursor.execute("COMMIT")
+        except BaseException:
+            # SQLite goes on with a transaction whose COMMIT failed (a reader was there too long), and has ended others by itself (a full
+            # disk): what is told is why, not how the end of it went.
+            with suppress(Exception):
+                cursor.execute("ROLLBACK")
+            raise
         finally:
             cursor.close()

@@ -245,10 +245,13 @@ class Flow:
                     self._say(f"{error}; items wait in the source", bad=True)
                 if begun and self._owes(HOLD_SECONDS) and (seconds := self._inbound.rest()):
                     begun, self._rest_until = False, time.monotonic() + seconds
+                if begun:
+                    self._see_whether_on(duty)
                 self._pause(duty, away)
                 away = min(away * 2, AWAY_LIMIT)
             else:
-                self._say("")
+                ails = self._see_whether_on(duty)
+                self._say(ails, bad=bool(ails))
                 if quiet:
                     self._pause(duty, self._inbound.wait_seconds())
 
@@ -296,6 +299,15 @@ class Flow:
             if self._duty is duty:
                 self.on = True
         self._changed()
+
+    def _see_whether_on(self, duty: Duty) -> str:
+        """On is what really runs: a program that fails at every start was begun, and does not. Returns: why it does not."""
+        ails = self._inbound.ailing()
+        if self.on == bool(ails):
+            with self._wake:
+                self.on = not ails and self._duty is duty
+            self._changed()
+        return ails
 
     def _wanted(self, duty: Duty) -> bool:
         return self._duty is duty and duty.taking and duty.valid() and not self._closing

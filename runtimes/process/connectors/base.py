@@ -246,6 +246,10 @@ class Inbound(Protocol):
         """When its source last answered (wall clock), asked after a poll that went well; 0: not yet."""
         return time.time()
 
+    def ailing(self) -> str:
+        """Why what `begin` started does not run at present, a sentence; empty while it runs. Asked after each poll."""
+        return ""
+
     def depth(self) -> tuple[int | None, int | None]:
         """Items that wait in the source, and those that were taken but not yet delivered, as far as they can be counted. Called from a
         thread of its own. Raises Unavailable."""

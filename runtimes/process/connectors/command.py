@@ -22,7 +22,7 @@ from fnmatch import fnmatch
 from runtimes.process.connectors.aside import Again, ErrorFolder
 from runtimes.process.connectors.base import Inbound, Item, ItemError, NotReady, Origin, Setting, Unavailable, inbound, make_folder
 from runtimes.process.connectors.file import FileInbound
-from runtimes.process.connectors.program import LINE_LIMIT, MARK, START_SECONDS, Failed, Hung, Lines, Program
+from runtimes.process.connectors.program import END_SECONDS, LINE_LIMIT, MARK, START_SECONDS, Failed, Hung, Lines, Program
 from runtimes.process.permits import Duty
 from runtimes.protocol import Component, ComponentKind
 
@@ -30,6 +30,7 @@ ALLOWED_ENV = "BATON_COMMANDS"  # of the agent: patterns of programs that its ma
 PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "BATON_KEEPER_FOLDER")
 BACKOFF_SECONDS, BACKOFF_LIMIT = 1.0, 30.0
 STEADY_SECONDS = 60.0  # a program that ran for so long starts anew without the back-off of before
+SOUND_SECONDS = 5.0  # so long a program that failed has to run before its inbound is On again: one that fails at every start never is
 DAEMON_SECONDS = 5.0  # a program that ends so soon, and leaves processes behind, wants to run in the background
 WAITING_LIMIT = 100  # lines in this process's hands
 NONE, LINES, FOLDER = "none", "lines", "folder"
@@ -78,7 +79,8 @@ class CommandInbound(Inbound):
         self._instance = ""
         self._backoff = BACKOFF_SECONDS
         self._next_start = 0.0  # time.monotonic()
-        self._sentence, self._failed = "", False
+        self._what, self._sentence, self._failed = "", "", False
+        self._sound_since = 0.0  # time.monotonic(): of the last start that came off
         self._kill_at = 0.0  # time.monotonic(), once it stops
         self._duty: Duty | None = None  # under which it stops
         self._stopping = False
@@ -96,7 +98,7 @@ class CommandInbound(Inbound):
 
     def begin(self, duty: Duty) -> None:
         self._stopping = False
-        self._next_start, self._backoff, self._sentence = 0.0, BACKOFF_SECONDS, ""
+        self._next_start, self._backoff, self._sentence, self._failed = 0.0, BACKOFF_SECONDS, "", False
         if self._files is not None:
             self._files.begin(duty)
         duty.check_take()
@@ -140,6 +142,10 @@ class CommandInbound(Inbound):
     def abort(self) -> None:
         if self._program is not None:
             self._program.kill()
+
+    def ailing(self) -> str:
+        sound = self._program is not None and time.monotonic() - self._sound_since >= SOUND_SECONDS
+        return self._sentence if self._failed and not sound else ""
 
     def depth(self) -> tuple[int | None, int | None]:
         return self._files.depth() if self._files is not None else (None, None)
@@ -247,6 +253,9 @@ class CommandInbound(Inbound):
                 self._hung = error.program
             self._again_later(f"the command {self._named} cannot be started: {error}", failed=True)
             raise Unavailable(self._sentence) from error
+        self._sound_since = time.monotonic()
+        if self._failed:
+            self._sentence = f"{self._what}; it was started again a moment ago"
         self._setting.log.info(f"the command runs: {shlex.join([argv[0]])}, pid {self._program.pid}, instance {self._instance}")
 
     def _look_after(self, duty: Duty) -> None:
@@ -260,7 +269,13 @@ class CommandInbound(Inbound):
         if status is None:
             if self._health and (age := self._age_of_health()) > self._health:
                 program.kill()
-                program.wait(START_SECONDS)
+                if program.wait(END_SECONDS) is None:
+                    self._sound_since, self._failed = time.monotonic(), True
+                    self._sentence = (
+                        f"the command gave no sign of health for {age:.0f} s and does not end: its file system may not answer; "
+                        "nothing is started beside it"
+                    )
+                    raise Unavailable(self._sentence)
                 self._end(program, f"the command gave no sign of health for {age:.0f} s", failed=True)
             return
         what, daemon = f"the command ended: {exit_words(status)}", False
@@ -281,7 +296,7 @@ class CommandInbound(Inbound):
         wait = self._backoff if failed else self._again
         self._backoff = min(self._backoff * 2, BACKOFF_LIMIT) if failed else BACKOFF_SECONDS
         self._next_start = time.monotonic() + wait
-        self._failed = failed
+        self._what, self._failed = what, failed
         self._sentence = f"{what}; it starts again after {wait:g} s"
         (self._setting.log.warning if failed else self._setting.log.info)(self._sentence)
 

@@ -310,6 +310,35 @@ def test_a_failing_program_backs_off_and_says_so(tmp_path: Path, run: Callable[.
     assert (tmp_path / "starts").read_text() == "xx"
 
 
+def test_a_program_that_fails_at_every_start_is_not_on_until_it_has_run_for_a_while(
+    tmp_path: Path, run: Callable[..., tuple[Flow, Duty]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_module, "SOUND_SECONDS", 1.5)
+    script = f"""
+        import pathlib, time
+        time.sleep(60 if pathlib.Path({str(tmp_path / "mended")!r}).exists() else 0.2)
+        raise SystemExit(3)
+    """
+    flow, _ = run(command(script))
+    until(lambda: flow.on, 5, "it runs at first")
+    until(lambda: not flow.on and "exit status 3" in flow.report().reason, 5)
+    seen = []
+    while "starts again after 4 s" not in flow.reason:
+        seen.append((flow.on, "exit status 3" in flow.reason))
+        time.sleep(0.01)
+    assert set(seen) == {(False, True)}, "neither On nor without its reason while it is tried again"
+    (tmp_path / "mended").touch()
+    until(lambda: flow.on and flow.reason == "", 8, "once it has run for a while")
+
+
+def test_a_program_that_ends_well_and_starts_again_is_on_all_the_time(run: Callable[..., tuple[Flow, Duty]]) -> None:
+    flow, _ = run(command("pass", again_seconds="0.5"))
+    until(lambda: flow.on, 5)
+    for _ in range(100):
+        assert (flow.on, flow.reason) == (True, "")
+        time.sleep(0.02)
+
+
 def test_a_program_that_goes_into_the_background_is_told_to_stay(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
     script = f"""
         import os, pathlib, time
@@ -350,6 +379,28 @@ def test_a_program_that_gives_no_sign_of_health_is_ended_and_started_again(tmp_p
     time.sleep(1.2)
     assert flow.on and flow.reason == "", "while it touches its file all is well"
     until(lambda: "no sign of health" in flow.reason, 4)
+
+
+def test_nothing_is_started_beside_a_program_that_gives_no_sign_of_health_and_does_not_end(
+    tmp_path: Path, run: Callable[..., tuple[Flow, Duty]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that hangs in a mount that is gone: SIGKILL waits for that."""
+    monkeypatch.setattr(program.Program, "kill", lambda _: None)
+    monkeypatch.setattr(command_module, "END_SECONDS", 0.1)
+    monkeypatch.setattr(command_module, "START_SECONDS", 0.1)
+    monkeypatch.setattr(command_module, "SOUND_SECONDS", 0.5)
+    script = f"""
+        import os, time
+        with open({str(tmp_path / "pids")!r}, "a") as file: file.write(str(os.getpid()) + " ")
+        time.sleep(4)
+    """
+    flow, duty = run(command(script, health_seconds="0.5"))
+    (pid,) = pids_in(tmp_path / "pids", 1)
+    until(lambda: "does not end" in flow.reason and not flow.on, 3)
+    time.sleep(1)
+    assert alive(pid) and not flow.on and len(pids_in(tmp_path / "pids", 1)) == 1
+    until(lambda: len(pids_in(tmp_path / "pids", 1)) == 2, 8, "it starts again once the former one has ended")
+    monkeypatch.undo()
 
 
 def test_a_missing_or_forbidden_program_makes_a_follower_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

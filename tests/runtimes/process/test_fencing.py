@@ -142,6 +142,33 @@ def test_an_id_is_seen_once_and_what_failed_leaves_nothing(database: str) -> Non
             assert cursor is None, "the others' are kept"
 
 
+def test_a_commit_that_fails_leaves_nothing_open_and_says_why(tmp_path: Path) -> None:
+    """SQLite goes on with a transaction whose COMMIT failed: it would lock the database, and no other could begin."""
+    path = tmp_path / "orders.db"
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection, closing(sqlite3.connect(path)) as reader:
+        connection.execute("CREATE TABLE orders (number VARCHAR(100))")
+        fence = SqlFence(connection)
+        fence.prepare()
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM orders").fetchall()  # a long report
+        with pytest.raises(sqlite3.OperationalError, match="database is locked"), fence.admit("g", 5, "a") as cursor:
+            cursor.execute("INSERT INTO orders VALUES ('1')")
+        reader.execute("COMMIT")
+        with fence.admit("g", 5, "a") as cursor:
+            cursor.execute("INSERT INTO orders VALUES ('1')")
+        assert connection.execute("SELECT number FROM orders").fetchall() == [("1",)]
+
+
+def test_an_error_that_ended_the_transaction_by_itself_is_the_one_that_is_told(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "orders.db", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE orders (number VARCHAR(100) UNIQUE ON CONFLICT ROLLBACK)")
+        fence = SqlFence(connection)
+        fence.prepare()
+        connection.execute("INSERT INTO orders VALUES ('1')")
+        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"), fence.admit("g", 5, "a") as cursor:
+            cursor.execute("INSERT INTO orders VALUES ('1')")
+
+
 def test_the_outbound_forgets_the_ids_of_long_ago_by_itself(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sql, "FORGET_SECONDS", 0.0)
     outbound = target(database, tmp_path)
