@@ -71,6 +71,7 @@ class Own:
     not_before: float = NEVER  # takes wait until here (the cluster was built anew)
     isolation: IsolationPolicy = IsolationPolicy.STOP  # of the group, as last read or as remembered from before
     disabled: bool = False  # is this member, as last read or as remembered from before
+    unread: bool = False  # the last word of control/<group> was a newer program's: it may say that this member is disabled
     lost_since: float = ALWAYS  # since when no majority has answered although it was asked all the time
     alone: bool = False  # it runs alone now
     outside: str = ""  # why this machine is no part of the cluster any more; empty as far as its agent knows
@@ -164,13 +165,14 @@ def decide(view: GroupView, now: float) -> Decision:
     if now >= own.contact_until - margin(view.timing):
         why = own.trouble or "no answer from a majority of the routers yet"
         return _without_majority(view, now, disabled, why)
-    if view.unreadable:
-        return Decision(
-            Action.FOLLOW, Status.ISOLATED, "connected, but this group's records cannot be read: a newer program wrote them, deploy it here"
-        )
-    disabled = view.me in view.control.disabled
     if own.held_off:
         return Decision(Action.FOLLOW, Status.FOLLOWER, "gave leadership up and waits for a renewal to tell whether that was carried out")
+    if view.unreadable:
+        cannot = "connected, but this group's records cannot be read: a newer program wrote them, deploy it here"
+        if view.mine:  # a session that goes on would keep it from whoever can read them
+            return Decision(Action.RELEASE, Status.ISOLATED, f"{cannot}; gives leadership up", cause=Cause.NOT_READY)
+        return Decision(Action.FOLLOW, Status.ISOLATED, cannot)
+    disabled = view.me in view.control.disabled
     if view.mine:
         return _as_leader(view, now, disabled)
     if disabled:
@@ -187,7 +189,7 @@ def _without_majority(view: GroupView, now: float, disabled: bool, why: str) -> 
         return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{why}")
     if own.outside:  # not cut off from the majority but put out of it, which goes on without this machine
         return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{own.outside}")
-    if view.unreadable:  # they may say that it is disabled
+    if own.unread:  # they may say that it is disabled
         newer = "this group's records, written by a newer program, cannot be read, so it does not run alone"
         return Decision(Action.FOLLOW, Status.ISOLATED, f"{ISOLATED_BECAUSE}{why}; {newer}")
     if own.stopping:

@@ -18,6 +18,7 @@ class Remembered(msgspec.Struct, frozen=True):
     """One group's last word."""
 
     disabled: bool  # was this member, so that it does not run alone either
+    unread: bool = False  # what stands there now was written by a newer program, and may say that it is disabled
 
 
 class Memory:
@@ -34,15 +35,19 @@ class Memory:
             log.error(f"what is remembered of isolation policies cannot be read, so without a majority every group stops: {error}")
             self._groups = {}
 
-    def recall(self, group: str) -> tuple[IsolationPolicy, bool]:
-        """The policy, and whether this member is disabled, as last heard."""
+    def recall(self, group: str) -> tuple[IsolationPolicy, Remembered]:
+        """The policy and what else was heard last."""
         known = self._groups.get(group)
-        return (IsolationPolicy.STOP, False) if known is None else (IsolationPolicy.RUN_ALONE, known.disabled)
+        return (IsolationPolicy.STOP, Remembered(False)) if known is None else (IsolationPolicy.RUN_ALONE, known)
 
-    def learn(self, group: str, control: ControlRecord, me: str) -> None:
-        """Keep what `control/<group>` says. A read of it is the last word until the next."""
-        word = Remembered(me in control.disabled) if control.isolation == IsolationPolicy.RUN_ALONE else None
-        if word == self._groups.get(group):
+    def learn(self, group: str, control: ControlRecord | None, me: str) -> None:
+        """Keep what `control/<group>` says; None: it stands and cannot be read here. A read of it is the last word until the next."""
+        known = self._groups.get(group)
+        if control is None:
+            word = Remembered(known.disabled, unread=True) if known is not None else None
+        else:
+            word = Remembered(me in control.disabled) if control.isolation == IsolationPolicy.RUN_ALONE else None
+        if word == known:
             return
         self._groups = {key: value for key, value in self._groups.items() if key != group} | ({group: word} if word else {})
         self._writer.submit(self._write, msgspec.json.encode(self._groups)).add_done_callback(self._written)

@@ -391,9 +391,9 @@ class Runtime:
         leader, leader_revision = coordinator.leader(group)
         control, control_revision = coordinator.control(group)
         unreadable = control is None or (leader is None and leader_revision != 0)
-        if coordinator.heard and control is not None:
+        if coordinator.heard:
             self._memory.learn(group, control, self._config.key)
-        isolation, disabled = self._memory.recall(group)
+        isolation, remembered = self._memory.recall(group)
         own = Own(
             preference=self._preferences.get(group, Preference.NONE),
             ready=seat.ready,
@@ -408,7 +408,8 @@ class Runtime:
             vacant_since=seat.vacant_since,
             not_before=self._not_before,
             isolation=isolation,
-            disabled=disabled,
+            disabled=remembered.disabled,
+            unread=remembered.unread,
             lost_since=coordinator.lost_since(now),
             alone=seat.alone,
             outside=self._outside,

@@ -394,7 +394,7 @@ def test_nothing_is_started_beside_a_program_that_gives_no_sign_of_health_and_do
         with open({str(tmp_path / "pids")!r}, "a") as file: file.write(str(os.getpid()) + " ")
         time.sleep(4)
     """
-    flow, duty = run(command(script, health_seconds="0.5"))
+    flow, _ = run(command(script, health_seconds="0.5"))
     (pid,) = pids_in(tmp_path / "pids", 1)
     until(lambda: "does not end" in flow.reason and not flow.on, 3)
     time.sleep(1)

@@ -70,7 +70,11 @@ def request(to: str | None = B, epoch: int = EPOCH, disabled: ControlRecord = NO
             Action.FOLLOW, Status.ISOLATED, "external02 does not accept it", id="put out of the cluster, it never runs alone",
         ),
         pytest.param(view(own=Own()), Action.FOLLOW, Status.ISOLATED, "majority", id="without any contact a process is isolated"),
-        pytest.param(view(unreadable=True), Action.FOLLOW, Status.ISOLATED, "newer", id="records of a newer program are left alone"),
+        pytest.param(view(B, unreadable=True), Action.FOLLOW, Status.ISOLATED, "newer", id="records of a newer program are left alone"),
+        pytest.param(
+            view(unreadable=True), Action.RELEASE, Status.ISOLATED, "gives leadership up",
+            id="a leader that cannot read them leaves the group to who can",
+        ),
         pytest.param(
             view(unreadable=True, own=Own(trouble="the router does not answer")), Action.FOLLOW, Status.ISOLATED, "does not answer",
             id="cut off comes first: what was read before is no cause",
@@ -238,7 +242,11 @@ LOST = Own(permit_until=NOW - 3, contact_until=NOW - 3, trouble="no answer", iso
         ),
         pytest.param(LOST, {"control": OFF_A}, Action.FOLLOW, Status.DISABLED, "isolated", id="disabled"),
         pytest.param(replace(LOST, disabled=True), {}, Action.FOLLOW, Status.DISABLED, "isolated", id="remembered as disabled"),
-        pytest.param(LOST, {"unreadable": True}, Action.FOLLOW, Status.ISOLATED, "cannot be read", id="records of a newer program"),
+        pytest.param(
+            replace(LOST, unread=True), {"unreadable": True}, Action.FOLLOW, Status.ISOLATED, "cannot be read",
+            id="a newer program's word of who is disabled",
+        ),
+        pytest.param(LOST, {"unreadable": True}, Action.LEAD_ALONE, Status.SINGLE_NODE, "alone", id="its word of who leads is no reason"),
         pytest.param(replace(LOST, stopping=True), {}, Action.FOLLOW, Status.ISOLATED, "stopping", id="not for a stopping runtime"),
         pytest.param(replace(LOST, stopping=True, alone=True), {}, Action.DRAIN, Status.SINGLE_NODE, "draining", id="stopping drains"),
         pytest.param(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from runtimes.process.isolation import Memory
+from runtimes.process.isolation import Memory, Remembered
 from runtimes.process.records import ControlRecord, Disabled
 from runtimes.protocol import (
     PERMIT,
@@ -31,14 +31,21 @@ ME = "external01.erp"
 @pytest.mark.parametrize(
     ("heard", "remembered"),
     [
-        pytest.param([], (STOP, False), id="never heard of: stop"),
-        pytest.param([ControlRecord(isolation=ALONE)], (ALONE, False), id="run alone"),
-        pytest.param([ControlRecord(isolation=ALONE), ControlRecord()], (STOP, False), id="and stop again"),
-        pytest.param([ControlRecord({ME: Disabled("r")}, isolation=ALONE)], (ALONE, True), id="but disabled here"),
-        pytest.param([ControlRecord({"external02.erp": Disabled("r")}, isolation=ALONE)], (ALONE, False), id="disabled elsewhere"),
+        pytest.param([], (STOP, Remembered(False)), id="never heard of: stop"),
+        pytest.param([ControlRecord(isolation=ALONE)], (ALONE, Remembered(False)), id="run alone"),
+        pytest.param([ControlRecord(isolation=ALONE), ControlRecord()], (STOP, Remembered(False)), id="and stop again"),
+        pytest.param([ControlRecord({ME: Disabled("r")}, isolation=ALONE)], (ALONE, Remembered(True)), id="but disabled here"),
+        pytest.param(
+            [ControlRecord({"external02.erp": Disabled("r")}, isolation=ALONE)], (ALONE, Remembered(False)), id="disabled elsewhere"
+        ),
+        pytest.param([None], (STOP, Remembered(False)), id="never understood: stop"),
+        pytest.param([ControlRecord(isolation=ALONE), None], (ALONE, Remembered(False, unread=True)), id="not understood any more"),
+        pytest.param(
+            [ControlRecord(isolation=ALONE), None, ControlRecord(isolation=ALONE)], (ALONE, Remembered(False)), id="understood again"
+        ),
     ],
 )
-def test_the_last_word_survives_a_restart(tmp_path: Path, heard: list[ControlRecord], remembered: object) -> None:
+def test_the_last_word_survives_a_restart(tmp_path: Path, heard: list[ControlRecord | None], remembered: object) -> None:
     memory = Memory(tmp_path / "isolation.json", structlog.get_logger())
     for control in heard:
         memory.learn("g", control, ME)
@@ -48,7 +55,7 @@ def test_the_last_word_survives_a_restart(tmp_path: Path, heard: list[ControlRec
 
 def test_a_damaged_memory_means_stop(tmp_path: Path) -> None:
     (tmp_path / "isolation.json").write_text("{")
-    assert Memory(tmp_path / "isolation.json", structlog.get_logger()).recall("g") == (STOP, False)
+    assert Memory(tmp_path / "isolation.json", structlog.get_logger()).recall("g") == (STOP, Remembered(False))
 
 
 class Two:
