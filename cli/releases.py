@@ -125,7 +125,7 @@ def preview(
     """What deploying RELEASE would do now: steps, restarts, leadership, gaps. Exit status 1: something forbids it."""
     ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
     chosen = given.release(ask, slug, release)
-    found = ask.get(f"releases/{chosen['id']}/preview/", environment=kind, leaving_out=",".join(leave_out or []))
+    found = ask.get(f"releases/{chosen['id']}/preview/", environment=kind, leaving_out=leave_out or None)
     show.answer(found, json, _foreseen)
     if found["obstacles"] or found["rules"] or found["missing"] or any(step["outcome"] == "fails" for step in found["steps"]):
         raise typer.Exit(1)

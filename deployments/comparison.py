@@ -41,6 +41,7 @@ class Line:
 
     sign: Literal[" ", "+", "-", "…"]
     text: str
+    within: str = ""  # label of the line above it that is not indented: "inbound"
 
 
 @dataclass(frozen=True)
@@ -190,12 +191,27 @@ def _word(value: Any) -> str:
 
 def difference_of_lines(before: Sequence[str], after: Sequence[str]) -> list[Line]:
     """Both texts as one: what went, what came, what stayed, in order. No changed line means that they are equal."""
+    return _difference([("", text) for text in before], [("", text) for text in after])
+
+
+def _difference(before: Sequence[tuple[str, str]], after: Sequence[tuple[str, str]]) -> list[Line]:
+    """As difference_of_lines, of lines with what each is within: equal ones within others are not the same."""
     found: list[Line] = []
     for tag, a, b, c, d in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         if tag == "equal":
-            found += [Line(" ", text) for text in before[a:b]]
+            found += [Line(" ", text, within) for within, text in before[a:b]]
         else:
-            found += [Line("-", text) for text in before[a:b]] + [Line("+", text) for text in after[c:d]]
+            found += [Line("-", text, within) for within, text in before[a:b]] + [Line("+", text, within) for within, text in after[c:d]]
+    return found
+
+
+def _within(lines: Iterable[str]) -> list[tuple[str, str]]:
+    """Each line with the label of the one above it that is not indented: of two folders, which is the inbound's."""
+    found, above = [], ""
+    for text in lines:
+        indented = text[:1] == " "
+        above = above if indented else text.partition(":")[0]
+        found.append((above if indented else "", text))
     return found
 
 
@@ -232,26 +248,40 @@ def _section(key: str, title: str, kind: str, old: Texts, new: Texts) -> Section
         elif place not in new:
             items.append(Item("gone", name, f"{kind} {name} is gone.", [Line("-", text) for text in lines]))
         else:
-            both = difference_of_lines(old[place][1], lines)
+            both = _difference(_within(old[place][1]), _within(lines))
             changed = any(line.sign != " " for line in both)
             items.append(Item("changed", name, _changed(kind, name, both), both) if changed else Item("same", name, "", both))
     return Section(key, title, items)
 
 
-def _changed(kind: str, name: str, lines: Iterable[Line]) -> str:
-    """ "Flow orders changed: version 1.0.0 → 1.1.0, url: … is new." """
-    old = [line.text.strip() for line in lines if line.sign == "-"]
-    new = [line.text.strip() for line in lines if line.sign == "+"]
-    labels = {text.partition(":")[0]: text.partition(":")[2].strip() for text in old if ":" in text}
+def _changed(kind: str, name: str, lines: Sequence[Line]) -> str:
+    """ "Flow orders changed: version 1.0.0 → 1.1.0, inbound folder /a → /b, “url: …” is new." """
+    places: dict[str, set[str]] = {}
+    for line in lines:
+        places.setdefault(_label(line), set()).add(line.within)
+
+    def told(line: Line, text: str) -> str:
+        return f"{line.within} {text}" if len(places[_label(line)]) > 1 and line.within else text
+
+    old = {(line.within, _label(line)): line for line in lines if line.sign == "-" and ":" in line.text}
     parts = []
-    for text in new:
-        label, colon, value = text.partition(":")
-        if colon and label in labels:
-            parts.append(f"{label} {labels.pop(label) or 'nothing'} → {value.strip() or 'nothing'}")
-        else:
-            parts.append(f"“{text}” is new")
-    parts += [f"“{text}” is gone" for text in old if ":" not in text or text.partition(":")[0] in labels]
+    for line in lines:
+        former = old.pop((line.within, _label(line)), None) if line.sign == "+" and ":" in line.text else None
+        if former is not None:
+            parts.append(f"{told(line, _label(line))} {_said(former) or 'nothing'} → {_said(line) or 'nothing'}")
+        elif line.sign == "+":
+            parts.append(f"“{told(line, line.text.strip())}” is new")
+    left = list(old.values())
+    parts += [f"“{told(line, line.text.strip())}” is gone" for line in lines if line.sign == "-" and (":" not in line.text or line in left)]
     return f"{kind} {name} changed: {', '.join(parts)}."
+
+
+def _label(line: Line) -> str:
+    return line.text.strip().partition(":")[0]
+
+
+def _said(line: Line) -> str:
+    return line.text.partition(":")[2].strip()
 
 
 def _placement(old: Mapping[str, Any], new: Mapping[str, Any]) -> Section:

@@ -62,26 +62,27 @@ def digest(project: Project) -> str:
 
 
 def describe(project: Project) -> dict[str, Any]:
+    # Sorted here: databases sort texts as their collation says.
     flows = Flow.objects.filter(connector__project=project).select_related("connector", "group").prefetch_related("versions")
-    placements = Placement.objects.filter(connector__project=project).order_by("machine__name", "connector__name")
+    placements = Placement.objects.filter(connector__project=project).values_list("machine__name", "connector__name")
     return {
         "baton": FORMAT,
         "project": {"name": project.name, "description": project.description},
         "retention": project_rules.retention_told(project),
-        "systems": [_system(row) for row in System.objects.filter(project=project).prefetch_related("connectors").order_by("slug")],
+        "systems": [
+            _system(row) for row in sorted(System.objects.filter(project=project).prefetch_related("connectors"), key=lambda row: row.slug)
+        ],
         "machines": [
             {"name": row.name, "kind": row.kind, "router": row.router}
-            for row in DesignedMachine.objects.filter(project=project).order_by("name")
+            for row in sorted(DesignedMachine.objects.filter(project=project), key=lambda row: row.name)
         ],
-        "placements": [f"{machine}.{connector}" for machine, connector in placements.values_list("machine__name", "connector__name")],
+        "placements": [f"{machine}.{connector}" for machine, connector in sorted(placements)],
         "groups": [
             {"connector": connector, "name": name}
-            for connector, name in Group.objects.filter(connector__project=project)
-            .order_by("connector__name", "name")
-            .values_list("connector__name", "name")
+            for connector, name in sorted(Group.objects.filter(connector__project=project).values_list("connector__name", "name"))
         ],
-        "flows": [_flow(row) for row in flows.order_by("connector__name", "name")],
-        "types": dict(PropertyType.objects.filter(project=project).order_by("key").values_list("key", "kind")),
+        "flows": [_flow(row) for row in sorted(flows, key=lambda row: (row.connector.name, row.name))],
+        "types": dict(sorted(PropertyType.objects.filter(project=project).values_list("key", "kind"))),
         "environments": {row.kind: _environment(row) for row in project.environments.order_by("position")},
     }
 
@@ -118,7 +119,7 @@ def _policy_fields() -> list[str]:
 
 def _environment(row: Environment) -> dict[str, Any]:
     runtimes = Runtime.objects.filter(environment=row).select_related("machine", "connector")
-    values = Property.objects.filter(environment=row).order_by("key", "machine", "connector")
+    values = sorted(Property.objects.filter(environment=row), key=lambda item: (item.key, item.machine, item.connector))
     steps = Step.objects.filter(plan__environment=row).order_by("position")
     return {
         "policies": {name: getattr(row, name) for name in _policy_fields()},

@@ -10,7 +10,6 @@ from datetime import UTC, datetime, time
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
-from django.db.models import QuerySet
 from django.utils import timezone
 
 from deployments import promotion, retention
@@ -80,9 +79,11 @@ def save_versions(flow: Flow, items: Items, read: Any, *, by: AbstractBaseUser) 
             "description": str(item.get("description") or ""),
             "name": str(item.get("name") or flow.name),
             "group": item.get("group"),
-            "auto_start": item.get("auto_start", True) is True,
+            "auto_start": item.get("auto_start", True),
             **{side: dict(zip(("kind", "settings"), read(item, side), strict=True)) for side in ("inbound", "outbound")},
         }
+        if not isinstance(told["auto_start"], bool):
+            raise wrong(item.lines["auto_start"], "auto_start is true or false.")
         if number in present:
             former = _version(present[number])
             if any(former[name] != told[name] for name in told if name != "description"):
@@ -122,8 +123,8 @@ def save_versions(flow: Flow, items: Items, read: Any, *, by: AbstractBaseUser) 
 
 def rules_told(environment: Environment) -> dict[str, Any]:
     rules = promotion.rules_of(environment)
-    windows = DeploymentWindow.objects.filter(environment=environment).order_by("days", "opens", "closes")
-    freezes = DeploymentFreeze.objects.filter(environment=environment).order_by("starts_at", "ends_at", "reason")
+    windows = sorted(DeploymentWindow.objects.filter(environment=environment), key=lambda row: (row.days, row.opens, row.closes))
+    freezes = sorted(DeploymentFreeze.objects.filter(environment=environment), key=lambda row: (row.starts_at, row.ends_at, row.reason))
     return {
         **{name: getattr(rules, name) for name in RULES},
         "windows": [{"days": row.days, "opens": _clock(row.opens), "closes": _clock(row.closes)} for row in windows],
@@ -196,9 +197,9 @@ def carry_out_retention(project: Project, given: Map, *, by: AbstractBaseUser) -
 # ------------------------------------------------------------------------------------------------------------------ groups
 
 
-def _groups(environment: Environment) -> "QuerySet[FailoverGroup]":
+def _groups(environment: Environment) -> list[FailoverGroup]:
     rows = FailoverGroup.objects.filter(environment=environment).select_related("group__connector", "environment")
-    return rows.order_by("group__connector__name", "group__name")
+    return sorted(rows, key=lambda row: (row.group.connector.name, row.group.name))
 
 
 def _name(row: FailoverGroup) -> str:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from portal.exports import FORMULA
 from portal.models import EnvironmentKind
 
 LINES_AT_MOST = 20_000
@@ -36,24 +37,28 @@ class Line:
 def parse(text: str, *, environment: str) -> list[Line]:
     """Read values.
 
-    Shapes: a header with `key`, `value` and any of `environment`, `scope`, `secret` (as exported; other columns are ignored); a header
-    with `key` and names of environments or scopes (a matrix; its empty cells change nothing); no header, two columns (key, value) or
-    three (key, scope, value). `environment` is where values go that name none.
+    Shapes: a header with `key` and `value`, in any order, and any of `environment`, `scope`, `secret` (as exported; other columns are
+    ignored); a header with `key` and names of environments or scopes (a matrix; its empty cells change nothing); no header, two columns
+    (key, value) or three (key, scope, value). `environment` is where values go that name none.
     """
     text = text.lstrip("\ufeff")
     try:
         rows = _rows(text)
     except _Unreadable as no:
-        said = f"From here on it cannot be read as a table ({no.__cause__}). Is a quotation mark not closed?"
+        said = (
+            f"From here on it cannot be read as a table ({no.__cause__}). Is a quotation mark not closed? "
+            "A value that begins with one is written in quotation marks, with its own doubled."
+        )
         return [Line(no.line, environment, "", error=said)]
     if not rows:
         return []
     if len(rows) > LINES_AT_MOST:
         return [Line(LINES_AT_MOST + 1, environment, "", error=f"There are more than {LINES_AT_MOST} lines: paste them in parts.")]
     header = [cell.strip().lower() for cell in rows[0][1]]
-    if header[0] != "key":
+    listed = {"key", "value"} <= {*header}
+    if header[0] != "key" and not listed:
         return [line for number, cells in rows for line in _plain(number, cells, environment)]
-    if "value" in header:
+    if listed:
         return [line for number, cells in rows[1:] for line in _listed(number, header, cells, environment)]
     wrong = [name for name in header[1:] if name and scope_of(name) is None and name not in ENVIRONMENTS]
     if wrong:
@@ -76,7 +81,8 @@ def _rows(text: str) -> list[tuple[int, list[str]]]:
     """Non-empty rows with the number of their line; tabs win over semicolons over commas, as the first line has them."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    # Strict: a quotation mark that nobody closes would take all lines after it into one value.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     found, before = [], 0
     try:
         for cells in reader:
@@ -100,7 +106,7 @@ def _plain(number: int, cells: Sequence[str], environment: str) -> list[Line]:
 
 def _listed(number: int, header: Sequence[str], cells: Sequence[str], environment: str) -> list[Line]:
     given: Mapping[str, str] = dict(zip(header, cells, strict=False))
-    key, value, secret = _key(given.get("key", "")), _value(given.get("value", "")), given.get("secret", "").strip().lower()
+    key, value, secret = _key(given.get("key", "")), _exported(_value(given.get("value", ""))), given.get("secret", "").strip().lower()
     where = given.get("environment", "").strip().lower()
     scope = scope_of(given.get("scope", ""))
     if where and where not in ENVIRONMENTS:
@@ -133,5 +139,15 @@ def _key(cell: str) -> str:
 
 
 def _value(cell: str) -> str:
-    """Exports put an apostrophe before what a spreadsheet would take for a formula."""
-    return cell[1:] if cell[:1] == "'" and cell[1:2] in ("=", "+", "-", "@", "\t", "\r") else cell.replace("\r\n", "\n")
+    return cell.replace("\r\n", "\n")
+
+
+def as_text(value: str) -> str:
+    """As exports write it: an apostrophe before what a spreadsheet would take for a formula (numbers stay as they are), and before what
+    begins with apostrophes and such a sign by itself, so that each comes back as it was."""
+    number = value.lstrip("+-").replace(".", "", 1).isdigit()
+    return f"'{value}" if value.lstrip("'").startswith(FORMULA) and not number else value
+
+
+def _exported(cell: str) -> str:
+    return cell[1:] if cell[:1] == "'" and cell.lstrip("'").startswith(FORMULA) else cell

@@ -235,6 +235,10 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
             )
         elif given["leaving_out"]:
             raise Invalid("Say a time (due_at): what is deployed by hand leaves machines out when it is started.", field="leaving_out")
+        elif given["deploys"]:
+            raise Invalid("Say a time (due_at): to deploy now, activate it and then start its deployment.", field="deploys")
+        elif "expires_after_minutes" in given:
+            raise Invalid("Say a time (due_at): what is activated now is never late.", field="expires_after_minutes")
         else:
             activation = releases.activate(release, environment, by=signed_in(request), now=now, override=given["override"])
         activation.warnings = list(releases.warnings(release, environment))  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable
 from datetime import UTC
 from typing import Any
 
@@ -21,6 +20,7 @@ from portal.access import get_environment, may, role_to_deploy
 from portal.errors import Invalid, NotAllowed, Stale
 from portal.htmx import UserRequest, redirect, render
 from portal.models import Environment, Property, scope_name
+from portal.property_sheets import as_text
 
 
 def _asked(query: QueryDict) -> dict[str, Any]:
@@ -183,12 +183,5 @@ def properties_csv(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         scope, moment = (scope_name(machine, connector), at.astimezone(UTC).isoformat(timespec="seconds")) if at else ("", "")
         marked = "yes" if secret else ""
         told = "; ".join(need.used_by), "; ".join(lacking.get(key, ()))
-        out.writerow(_plain([environment.kind, key, scope, value, marked, moment, *told]))
+        out.writerow(map(as_text, [environment.kind, key, scope, value, marked, moment, *told]))
     return response
-
-
-def _plain(cells: Iterable[str]) -> list[str]:
-    """A spreadsheet runs a cell that begins like a formula: a leading apostrophe makes it text (numbers stay as they are)."""
-    return [
-        f"'{cell}" if cell[:1] in "=+-@\t\r" and cell and not cell.lstrip("+-").replace(".", "", 1).isdigit() else cell for cell in cells
-    ]

@@ -298,6 +298,8 @@ def test_preview_retention_rollback_and_reach_say_what_the_portal_says(
     said = baton("preview", "latest")
     assert said.status in (0, 1) and "Balance failover" in said.out
     assert baton("preview", "latest", "--json").document["steps"]
+    told = baton("preview", "latest", "--leave-out", "nobody", "--leave-out", "noone").err
+    assert "nobody is no machine here." in told and "noone is no machine here." in told
     promotion.set_rules(filled, approvals=1, by=admin, now=timezone.now())
     said = baton("preview", "latest")
     assert (said.status, f"forbids it: Release {release.number} lacks approval on Test" in said.err) == (1, True), said.err

@@ -84,6 +84,28 @@ SENTENCES = [
 ]  # fmt: skip
 
 
+def copies(inbound: str, outbound: str) -> dict[str, Any]:
+    """A flow from one folder to another."""
+    return content(
+        flows=[
+            flow(**{side: {"kind": "file", "settings": {"folder": path}} for side, path in (("inbound", inbound), ("outbound", outbound))})
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        pytest.param(("/a", "/x"), ("/b", "/y"), "inbound folder /a → /b, outbound folder /x → /y", id="both changed"),
+        pytest.param(("/a", "/x"), ("/x", "/a"), "inbound folder /a → /x, outbound folder /x → /a", id="exchanged"),
+        pytest.param(("/a", "/x"), ("/a", "/y"), "outbound folder /x → /y", id="one of two that are called alike"),
+    ],
+)
+def test_of_two_settings_called_alike_each_is_compared_with_its_own(before: Any, after: Any, sentence: str) -> None:
+    found = comparison.compare(side(copies(*before)), side(copies(*after)))
+    assert found.sentences == [f"Flow orders changed: {sentence}."]
+
+
 @pytest.mark.parametrize(("changes", "sentences"), SENTENCES)
 def test_the_content_of_two_releases(changes: dict[str, Any], sentences: list[str]) -> None:
     found = comparison.compare(side(), side(content(**changes)))

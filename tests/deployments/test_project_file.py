@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db.models import QuerySet
 from django.test import Client
 from django.utils import timezone
 
@@ -52,6 +53,17 @@ def test_the_same_project_gives_the_same_bytes_without_ids_or_secrets(project: P
     flow = Flow.objects.get()
     assert flow.key not in text
     assert str(project.environments.first().cluster) not in text
+
+
+def test_whatever_order_a_database_gives_the_bytes_are_the_same(full: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL sorts "erp-b" behind "erp.a" or before it, as its collation says."""
+    text, ordered = project_file.export(full), QuerySet.order_by
+
+    def backwards(rows: QuerySet[Any], *fields: str) -> QuerySet[Any]:
+        return ordered(rows, *fields) if fields in ((), ("position",)) else ordered(rows, *fields).reverse()
+
+    monkeypatch.setattr(QuerySet, "order_by", backwards)
+    assert project_file.export(full) == text
 
 
 def test_what_was_exported_changes_nothing(project: Project, developer: User) -> None:
@@ -407,6 +419,9 @@ def test_a_saved_version_never_changes_by_a_file_and_one_that_it_leaves_out_goes
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
+        pytest.param(
+            "    auto_start: true\n    inbound", "    auto_start: yes\n    inbound", "auto_start is true or false", id="a text for a flag"
+        ),
         pytest.param("version: 1.10.0", "version: 1.10", '"1.10" is no version', id="a number of two parts"),
         pytest.param("opens: 08:00", "opens: 8 o'clock", "is no time", id="a time"),
         pytest.param("opens: 08:00", 'opens: "08:00Z"', "its zone stands beside it", id="a time of its own zone"),

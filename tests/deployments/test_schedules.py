@@ -469,6 +469,18 @@ def test_whom_a_schedule_cannot_leave_out(
     assert refusal.value.field == "leaving_out"
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("deploys", True), ("leaving_out", ["external02"]), ("expires_after_minutes", 5), ("expires_after_minutes", None)]
+)
+def test_what_holds_for_a_schedule_alone_is_refused_without_a_time(
+    client: Client, active: Release, filled: Environment, developer: User, field: str, value: Any
+) -> None:
+    client.force_login(developer)
+    body = {"environment": "test", field: value}
+    answer = client.post(f"/api/v1/releases/{active.pk}/activate/", body, content_type="application/json")
+    assert (answer.status_code, "due_at" in answer.json()["detail"]) == (400, True), answer.json()
+
+
 def test_page_and_api_schedule_without_a_machine_and_show_it(
     client: Client, active: Release, engine: Engine, filled: Environment, developer: User
 ) -> None:

@@ -10,7 +10,7 @@ from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
 from deployments.models import Release
-from portal import properties
+from portal import properties, property_imports
 from portal.models import Connector, Environment, Property
 from runtimes.models import FailoverGroup
 from tests import factories
@@ -174,6 +174,15 @@ def test_the_export_holds_what_the_filter_shows(client: Client, viewer: User, er
     text = client.get("/projects/webshop/test/properties.csv?q=erp.").content.decode()
     lines = list(csv.DictReader(io.StringIO(text)))
     assert [(line["key"], line["scope"], line["value"]) for line in lines] == [("erp.note", "global", "'=cmd()"), ("erp.outbox", "", "")]
+
+
+@pytest.mark.parametrize("value", ["=a", "'=a'", "''-x", "-5", "'-5", "@", "'quoted", "a\tb", 'say "x"', "two\nlines", "\ttab", " blank "])
+def test_an_exported_value_comes_back_as_it_was(client: Client, developer: User, test_environment: Environment, value: str) -> None:
+    properties.set_value(test_environment, "erp.note", value, by=developer)
+    client.force_login(developer)
+    text = client.get(f"{PAGE[:-1]}.csv").content.decode()
+    found = property_imports.preview(test_environment.project, text, environment="test", editable={"test"})
+    assert [(read.verb, read.line.value) for read in found.reads if read.line.key == "erp.note"] == [("none", value)]
 
 
 @pytest.mark.parametrize(

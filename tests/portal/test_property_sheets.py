@@ -13,7 +13,7 @@ from portal.property_sheets import Line, parse, scope_of
         pytest.param("a,external01.erp,1", [Line(1, "test", "a", "external01", "erp", "1")], id="three columns: key, scope, value"),
         pytest.param("\n${a};x\n", [Line(2, "test", "a", value="x")], id="semicolons, a placeholder as key, empty lines"),
         pytest.param(
-            "key,environment,scope,value,secret,used by\na,production,connector erp,x,,y\np,Test,global,,yes,",
+            "environment,key,scope,value,secret,used by\nproduction,a,connector erp,x,,y\nTest,p,global,,yes,",
             [Line(2, "production", "a", "", "erp", "x"), Line(3, "test", "p", value="", secret=True, kept=True)],
             id="as exported; a secret that was left out stays",
         ),
@@ -28,6 +28,13 @@ from portal.property_sheets import Line, parse, scope_of
         ),
         pytest.param(
             "key,value\na,'=1+1\nb,'quoted", [Line(2, "test", "a", value="=1+1"), Line(3, "test", "b", value="'quoted")], id="formulas"
+        ),
+        pytest.param("key,value\na,''=1", [Line(2, "test", "a", value="'=1")], id="an exported text that begins with an apostrophe"),
+        pytest.param("a\t'-x'", [Line(1, "test", "a", value="'-x'")], id="what was typed stays as it is"),
+        pytest.param(
+            'a\tsay "x"\nb\t"two\tparts"',
+            [Line(1, "test", "a", value='say "x"'), Line(2, "test", "b", value="two\tparts")],
+            id="quotation marks and tabs inside",
         ),
         pytest.param("key,value,scope\na\nb,2", [Line(3, "test", "b", value="2")], id="rows that end early"),
     ],
@@ -45,6 +52,8 @@ def test_lines_are_read(text: str, lines: list[Line]) -> None:
         pytest.param("key,scope,value\na,on the moon,1", "is no scope", id="nonsense as scope"),
         pytest.param("key,value,secret\na,1,perhaps", "secret is", id="secret perhaps"),
         pytest.param('key,value\na,1\nb,"' + "x" * 140_000, "Is a quotation mark not closed?", id="an open quotation mark"),
+        pytest.param('one\t"abc\ntwo\tx\nthree\ty', "Is a quotation mark not closed?", id="one that would swallow the lines after it"),
+        pytest.param('one\t"C:\\x" -v', "Is a quotation mark not closed?", id="text after a closed quotation mark"),
         pytest.param("key\tthe moon\na\t1", "neither an environment nor a scope", id="a column of nonsense"),
     ],
 )
