@@ -20,7 +20,7 @@ import msgspec
 from runtimes.agent import linux
 from runtimes.agent.decide import Launched
 from runtimes.agent.home import Home, Identity
-from runtimes.agent.peers import Seen, look_around, why_cut_off
+from runtimes.agent.peers import Seen, clock_of, look_around, why_cut_off
 from runtimes.agent.program import Program
 from runtimes.agent.router import Health, Member, RouterLaunch, judge
 from runtimes.process.etcd import Etcd, OutcomeUnknown
@@ -29,6 +29,7 @@ from runtimes.process.wishes import Picture, RefusedError, look, moving, place_r
 from runtimes.protocol import (
     BundleContent,
     Cause,
+    FlowReport,
     GroupReport,
     GroupRequest,
     GroupSpec,
@@ -53,6 +54,7 @@ from runtimes.protocol import (
 
 ASK_SECONDS = 1.0  # one question to the router
 LOOK_AGAIN_SECONDS = 0.1
+LEADS = (Status.LEADER, Status.SINGLE_NODE)
 BEYOND_DRAIN_SECONDS = 10.0  # a switch is followed for the drain limit and so long
 
 
@@ -283,17 +285,12 @@ async def status(machine: Machine) -> MachineStatus:
     peers = await peers_now(machine)
     async with machine.router() as client:
         router = with_cause(await router_status(machine, client), peers)
-        groups = []
-        heard = {order.key: await machine.news(order.key) for order in machine.orders.runtimes}
-        pictures: dict[str, Picture | str] = {}
-        for group in machine.groups:
-            pictures[group.spec.id] = await _try_look(machine, client, group) if client and router.majority else router.reason
+        heard, pictures = await _read(machine, client, router)
         moved = await _moved(machine, client, pictures) if client and router.majority else None
-        for group in machine.groups:
-            news = heard[group.key]
-            here = next((said for said in news.groups if said.group == group.spec.id), None) if news else None
-            said = _group_status(machine, group, pictures[group.spec.id], here, moved)
-            groups.append(msgspec.structs.replace(said, problem=said.problem or news.hangs) if news else said)
+        if any(leads_off(group, pictures[group.spec.id], heard[group.key]) for group in machine.groups):
+            await asyncio.sleep(machine.timing.ttl)  # a hand-over passes through Off within milliseconds
+            heard, pictures = await _read(machine, client, router)
+        groups = [_group_status(machine, group, pictures[group.spec.id], heard[group.key], moved) for group in machine.groups]
     return MachineStatus(
         machine=machine.identity.machine,
         environment=machine.identity.environment,
@@ -304,6 +301,17 @@ async def status(machine: Machine) -> MachineStatus:
         groups=groups,
         peers=peers,
     )
+
+
+async def _read(
+    machine: Machine, client: Etcd | None, router: RouterStatus
+) -> "tuple[dict[str, KeeperNews | None], dict[str, Picture | str]]":
+    """What the own processes say, by runtime, and what the majority says, by group (or why it cannot be asked)."""
+    heard = {order.key: await machine.news(order.key) for order in machine.orders.runtimes}
+    pictures: dict[str, Picture | str] = {}
+    for group in machine.groups:
+        pictures[group.spec.id] = await _try_look(machine, client, group) if client and router.majority else router.reason
+    return heard, pictures
 
 
 async def peers_now(machine: Machine) -> list[PeerReport]:
@@ -370,13 +378,53 @@ async def _moved(machine: Machine, client: Etcd, pictures: "dict[str, Picture | 
         return None
 
 
+def leads_off(group: GroupHere, picture: "Picture | str", news: KeeperNews | None) -> str:
+    """ "external02.erp leads, but its inbounds are Off: …" by the leader's own last word; empty while they run, or nobody leads."""
+    here = _here(group, news)
+    if here is not None and here.status in LEADS:
+        if here.state != State.OFF or news is None:
+            return ""
+        reasons = [f"{flow.name} is off: {flow.reason}" for flow in news.flows if flow.group == here.group and not flow.on and flow.reason]
+        return f"{group.key} leads, but its inbounds are Off: {'; '.join(reasons) or here.reason}"
+    leader = picture.leader.runtime if isinstance(picture, Picture) and picture.leader is not None else None
+    if leader is None or leader == group.key or not isinstance(picture, Picture) or leader not in picture.sessions:
+        return ""
+    mark = picture.sessions[leader][0].groups.get(group.spec.id)
+    return "" if mark is not None and mark.on else f"{leader} leads, but not all of its inbounds run: look there"
+
+
+def _here(group: GroupHere, news: KeeperNews | None) -> GroupReport | None:
+    return next((said for said in news.groups if said.group == group.spec.id), None) if news is not None else None
+
+
+def _trouble_here(group: GroupHere, news: KeeperNews | None) -> str:
+    """What this machine's own process says of its member that is not as it should be."""
+    here = _here(group, news)
+    if news is None or here is None:
+        return f"the process of {group.key} is not running"
+    if here.state == State.PARTLY:
+        return f"some inbounds run here and some do not: {here.reason}"
+    if here.status in (Status.FOLLOWER, Status.DISABLED) and here.state == State.ON:
+        return f"{group.key} is {here.status}, but its inbounds are On"
+    silent = [_silence(flow) for flow in news.flows if flow.group == here.group] if here.status in LEADS else []
+    return next(filter(None, silent), "") or news.hangs
+
+
+def _silence(flow: FlowReport) -> str:
+    """As the alarm "Leader but silent" says it."""
+    since = flow.undelivered_since or flow.silent_since
+    if not flow.on or not since:
+        return ""
+    what = f"the target of {flow.name} has taken nothing" if flow.undelivered_since else f"{flow.name} has had no answer of its source"
+    return f"{what} since {clock_of(since, linux.utc_now())}" + (f": {flow.reason}" if flow.reason else "")
+
+
 def _group_status(
-    machine: Machine, group: GroupHere, picture: "Picture | str", here: GroupReport | None, moved: set[str] | None
+    machine: Machine, group: GroupHere, picture: "Picture | str", news: KeeperNews | None, moved: set[str] | None
 ) -> GroupStatus:
+    here = _here(group, news)
     fields: dict[str, Any] = {"id": group.spec.id, "name": group.spec.name, "connector": group.connector, "here": here}
-    silent = "" if here is not None else f"the process of {group.key} is not running"
-    if here is not None and here.state == State.PARTLY:
-        silent = f"some inbounds run here and some do not: {here.reason}"
+    trouble = leads_off(group, picture, news) or _trouble_here(group, news)
     if not isinstance(picture, Picture):
         single = here is not None and here.status == Status.SINGLE_NODE and machine.orders.router is None
         members = [MemberStatus(runtime=key, machine=_machine_of(key), session="unknown") for key in group.spec.members]
@@ -384,7 +432,7 @@ def _group_status(
         leads = here.leader if here is not None else None
         problem = "" if single else f"who leads cannot be told: {picture}"
         fields |= {"known": False, "leader": leads if single else None, "epoch": 0, "isolation": policy, "request": None}
-        return GroupStatus(**fields, members=members, problem=silent or problem)
+        return GroupStatus(**fields, members=members, problem=trouble or problem)
     leader = picture.leader.runtime if picture.leader is not None else None
     members = [_member_status(group, picture, key, moved) for key in group.spec.members]
     request = picture.control.request
@@ -403,7 +451,7 @@ def _group_status(
         isolation=picture.control.isolation,
         request=RequestHere(id=request.id, to=request.to, actor=request.actor, cause=request.cause) if request is not None else None,
         members=members,
-        problem=problem or silent,
+        problem=problem or trouble,
     )
 
 

@@ -108,10 +108,10 @@ def why_cut_off(router: RouterReport | None, peers: list[PeerReport], now: str) 
 def seen_so(peer: PeerReport, now: str) -> str:
     """ "external02 cannot be reached on 10.0.0.12:2380 since 12:03:41 UTC (no answer within 1 s)" """
     verb, error = ("is reached", "") if peer.reachable else ("cannot be reached", f" ({peer.error})")
-    return f"{peer.machine} {verb} on {peer.address} since {_clock(peer.since, now)}{error}"
+    return f"{peer.machine} {verb} on {peer.address} since {clock_of(peer.since, now)}{error}"
 
 
-def _clock(moment: str, now: str) -> str:
+def clock_of(moment: str, now: str) -> str:
     """A moment as a person reads it: the time, and the day when it is not today's."""
     day, _, time = moment.partition("T")
     return f"{time[:8]} UTC" if day == now.partition("T")[0] else f"{day} {time[:8]} UTC"

@@ -15,7 +15,22 @@ import pytest
 from runtimes.agent import console, doctor, hand
 from runtimes.agent.__main__ import main
 from runtimes.agent.home import Home, Identity
-from runtimes.protocol import Cause, GroupSpec, Orders, digest_of, encode, epoch_words
+from runtimes.process.records import ControlRecord, GroupMark, LeaderRecord, SessionRecord
+from runtimes.process.wishes import Picture
+from runtimes.protocol import (
+    Cause,
+    FlowReport,
+    GroupReport,
+    GroupSpec,
+    KeeperNews,
+    Orders,
+    Preference,
+    State,
+    Status,
+    digest_of,
+    encode,
+    epoch_words,
+)
 from tests.runtimes.agent.conftest import ROOT, Host, LittlePortal, content, erp, eventually
 from tests.runtimes.agent.test_failover import EXTERNAL, NAMES, Landscape
 
@@ -162,6 +177,55 @@ def test_a_full_disk_is_told(joined: Home, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1024**2))
     check = doctor.disk_check(joined.root)
     assert check.level == "bad" and "1 MiB" in check.sentence
+
+
+def flow_said(**facts: object) -> FlowReport:
+    return FlowReport(**{"flow": "f1", "name": "tills", "group": "erp-returns", "on": True, **facts})
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "flow", "leader", "leader_on", "says"),
+    [
+        pytest.param("leader", "on", {}, "external01", True, "", id="all is well"),
+        pytest.param(
+            "leader", "off", {"on": False, "reason": "no such folder"}, "external01", False,
+            "external01.erp leads, but its inbounds are Off: tills is off: no such folder", id="leader but Off",
+        ),
+        pytest.param("leader", "partly", {"on": False}, "external01", False, "some inbounds run here and some do not", id="partly"),
+        pytest.param(
+            "leader", "on", {"silent_since": "2026-11-01T12:03:41Z", "reason": "refused"}, "external01", True,
+            "tills has had no answer of its source since 2026-11-01 12:03:41 UTC: refused", id="leader but silent",
+        ),
+        pytest.param(
+            "leader", "on", {"undelivered_since": "2026-11-01T12:03:41Z"}, "external01", True,
+            "the target of tills has taken nothing since 2026-11-01 12:03:41 UTC", id="its target is silent",
+        ),
+        pytest.param("follower", "off", {"on": False}, "external02", True, "", id="another leads"),
+        pytest.param(
+            "follower", "off", {"on": False}, "external02", False, "external02.erp leads, but not all of its inbounds run",
+            id="another leads and is Off",
+        ),
+        pytest.param("follower", "on", {}, "external02", True, "external01.erp is follower, but its inbounds are On", id="a stray"),
+        pytest.param(None, "off", {}, "external02", True, "the process of external01.erp is not running", id="no process"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_leader_is_told_on_the_machine_too(
+    joined: Home, status: str | None, state: str, flow: dict[str, object], leader: str, leader_on: bool, says: str
+) -> None:
+    machine = hand.Machine(joined.root)
+    group = machine.named("returns")
+    said = GroupReport(group="erp-returns", status=Status(status or "follower"), state=State(state), reason="as decided")
+    news = KeeperNews(launch="l", keeper_pid=1, pid=2, started_at="", groups=[said], flows=[flow_said(**flow)])
+    sessions = {
+        f"{name}.erp": (
+            SessionRecord("l:1", 1, f"{name}.erp", 3, {"erp-returns": GroupMark(True, leader_on and name == leader, Preference.NONE)}),
+            7,
+        )
+        for name in EXTERNAL
+    }
+    picture = Picture(ControlRecord(), 0, LeaderRecord(f"{leader}.erp", "l:1", Cause.FIRST), 5, sessions)
+    found = hand._group_status(machine, group, picture, news if status else None, set(sessions))
+    assert found.problem.startswith(says) if says else found.problem == ""
 
 
 # --------------------------------------------------------------------------------------------------------------------- with machines
