@@ -118,7 +118,7 @@ def _switched_by(group: FailoverGroup, preferred: MemberVerdict, balancer: str, 
     if asked is not None and asked.machine != preferred.machine:
         return f"{asked.actor} moved {group.name} {'to ' + asked.machine if asked.machine else 'away'} after this step began"
     change = LeadershipChange.objects.filter(group=group).first()
-    on_a_machine = asked is None and change is not None and change.cause == Cause.SWITCH and change.heard_at >= since
+    on_a_machine = asked is None and change is not None and change.cause == Cause.SWITCH and change.at >= since
     on_a_machine = on_a_machine and change is not None and change.actor != balancer
     if change is not None and on_a_machine and change.runtime != preferred.member.runtime.key:
         return f"{change.actor or 'Somebody'} moved {group.name} to {change.runtime} after this step began"

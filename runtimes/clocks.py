@@ -1,5 +1,7 @@
 """When something happened, by the portal's clock, though a machine's own may be a day off. Pure."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -40,6 +42,25 @@ class Clock:
         if at is None or (not self.is_off and at <= self.now):
             return text[:40]
         return self.moment(text).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def sentence(self, text: str, moments: Iterable[str]) -> str:
+        """A sentence of the machine that names these moments of its own ("12:03:41 UTC", after the day when it was another one), with them
+        in the portal's time."""
+        if not self.is_off:
+            return text
+        said: dict[str, str] = {}
+        for moment in moments:
+            day, _, time = moment.partition("T")
+            at = self.moment(moment).astimezone(UTC)
+            today = at.date() == self.now.astimezone(UTC).date()
+            said[f"{time[:8]} UTC"] = said[f"{day} {time[:8]} UTC"] = f"{at:%H:%M:%S} UTC" if today else f"{at:%Y-%m-%d %H:%M:%S} UTC"
+        words = sorted(said, key=len, reverse=True)
+        return re.sub("|".join(map(re.escape, words)), lambda found: said[found[0]], text) if words else text
+
+    @property
+    def booted_at(self) -> datetime | None:
+        """When the machine's kernel started; None: the report does not tell."""
+        return self.now - timedelta(seconds=self.at_boot) if self.at_boot is not None else None
 
     def instant(self, text: str, at_boot: float | None, boot_id: str) -> datetime:
         """An instant that was also noted on the boot-time clock: exact as long as the machine has not booted since, whatever was done

@@ -223,18 +223,19 @@ def in_window(group: FailoverGroup, moment: datetime) -> bool:
 
 
 def next_in_window(group: FailoverGroup, moment: datetime) -> datetime:
-    """The first moment in the window, this one or later, in UTC. A time that the clocks skip is taken by the offset before them."""
+    """The first moment in the window, this one or later, in UTC. A start that the clocks skip is taken by the offset before them, where that
+    is in the window; one that they show twice is taken both times."""
     if in_window(group, moment):
         return moment
     assert group.failback_window_start is not None
     zone = ZoneInfo(group.failback_zone)
     today = moment.astimezone(zone).date()
-    starts = (_at(today + timedelta(days=days), group.failback_window_start, zone) for days in (0, 1))
-    return next(start for start in starts if start > moment)
+    starts = sorted(_at(today + timedelta(days=days), group.failback_window_start, zone, fold) for days in range(3) for fold in (0, 1))
+    return next(start for start in starts if start > moment and in_window(group, start))
 
 
-def _at(day: date, at: time, zone: ZoneInfo) -> datetime:
-    return datetime.combine(day, at, tzinfo=zone).astimezone(UTC)
+def _at(day: date, at: time, zone: ZoneInfo, fold: int) -> datetime:
+    return datetime.combine(day, at.replace(fold=fold), tzinfo=zone).astimezone(UTC)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- acts

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Container
 from datetime import datetime
 
-from django.db.models import OuterRef, Subquery
+from django.db.models import OuterRef, QuerySet, Subquery
 
 from runtimes import protocol
 from runtimes.clocks import Clock
@@ -100,6 +100,7 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
     for change in changes:
         raise_epoch(change.group, change.epoch)
         _complete(change.group, change.epoch)
+        _by_power_off(change.group, change.epoch)
     for end in ends:
         following = LeadershipChange.objects.filter(group=end.group, epoch__gt=end.epoch).order_by("epoch").first()
         if following is not None:
@@ -149,6 +150,25 @@ def _complete(group: FailoverGroup, epoch: int) -> None:
         LeadershipChange.objects.filter(pk=change.pk).update(gap_seconds=(change.at - end.at).total_seconds())
 
 
+def _by_power_off(group: FailoverGroup, epoch: int) -> None:
+    """A change that is told after the former leader's machine is back (both were off, say): what its machine did not tell the end of, it
+    lost by starting anew. What is told before, `note_reboot` puts right."""
+    change = LeadershipChange.objects.filter(group=group, epoch=epoch, cause__in=SEEN_FROM_OUTSIDE, detail="").exclude(previous="").first()
+    former = LeadershipChange.objects.filter(group=group, epoch__lt=epoch).order_by("-epoch").first()
+    if change is None or former is None or former.runtime != change.previous:
+        return
+    machine = Machine.objects.filter(environment_id=group.environment_id, name=change.previous.partition(".")[0]).first()
+    if machine is None or machine.booted_at is None or machine.booted_at <= former.at:
+        return
+    itself = change.previous == change.runtime and machine.booted_at < change.at  # it finds its own session from before, and calls it dead
+    if itself or change.cause == Cause.SILENCE:
+        _started_anew(LeadershipChange.objects.filter(pk=change.pk), machine)
+
+
+def _started_anew(changes: "QuerySet[LeadershipChange]", machine: Machine) -> None:
+    changes.update(cause=Cause.POWER_OFF, detail=f"{machine.name} has started anew since")
+
+
 def why_no_gap(change: LeadershipChange) -> str:
     """Why nothing says for how long nobody led before this change; empty where something does."""
     if change.gap_seconds is not None:
@@ -163,4 +183,4 @@ def note_reboot(machine: Machine, *, since: datetime) -> None:
     lost = LeadershipChange.objects.filter(
         group__environment_id=machine.environment_id, previous__startswith=f"{machine.name}.", cause=Cause.SILENCE, heard_at__gte=since
     )
-    lost.update(cause=Cause.POWER_OFF, detail=f"{machine.name} has started anew since")
+    _started_anew(lost, machine)

@@ -54,6 +54,7 @@ class Machine(models.Model):
     agent_started_at = models.CharField(max_length=40, blank=True)
     agent_version = models.CharField(max_length=40, blank=True)
     boot_id = models.CharField(max_length=64, blank=True)
+    booted_at = models.DateTimeField(null=True, blank=True)  # by the boot-time clock of its last report
     clock_ahead_seconds = models.FloatField(null=True, blank=True)  # its clock minus the portal's, at the last report
     suggested_address = models.CharField(max_length=64, blank=True)
     suggested_port = models.PositiveIntegerField(null=True, blank=True)

@@ -95,7 +95,7 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
     heard = [said for said in report.runtimes if _knows(machine, said.key, runtimes)]
     restarted = {said.key for said in heard if runtimes[said.key].observed_started_at != said.started_at}
     _store_runtimes(runtimes, heard, clock)
-    _store_members(machine, runtimes, heard, restarted, clock)
+    _store_members(machine, runtimes, heard, restarted, clock, [peer.since for peer in report.peers])
     history.store(machine, runtimes, report, clock)
     solitude.store(machine, report.alone, clock)
     if rebooted and heard_before is not None:
@@ -134,6 +134,7 @@ def _claim(machine: Machine, report: protocol.Report, clock: Clock) -> bool:
             agent_started_at=report.started_at[:40],
             agent_version=report.agent_version[:40],
             boot_id=report.boot_id[:64],
+            booted_at=clock.booted_at,
             clock_ahead_seconds=clock.ahead_seconds,
             orders_taken=report.orders_version,
             suggested_address=report.suggested_address[:64],
@@ -231,9 +232,15 @@ def _why_without(runtime: protocol.RuntimeReport) -> str:
 
 
 def _store_members(
-    machine: Machine, runtimes: dict[str, Runtime], heard: list[protocol.RuntimeReport], restarted: set[str], clock: Clock
+    machine: Machine,
+    runtimes: dict[str, Runtime],
+    heard: list[protocol.RuntimeReport],
+    restarted: set[str],
+    clock: Clock,
+    moments: list[str],
 ) -> None:
-    """A runtime that was reported without one of its groups does not run it: Unknown and Off, never the last thing heard."""
+    """A runtime that was reported without one of its groups does not run it: Unknown and Off, never the last thing heard. `moments` of the
+    machine's own clock that a reason may name."""
     by_runtime = {runtimes[said.key].pk: said for said in heard}
     rows = list(GroupMember.objects.filter(runtime__in=by_runtime).select_related("group__group").order_by("pk"))
     spoken: set[tuple[int, str]] = set()
@@ -253,7 +260,7 @@ def _store_members(
         spoken.add((row.runtime_id, said.group))
         row.observed_status = said.status
         row.observed_state = said.state
-        row.observed_reason = said.reason
+        row.observed_reason = clock.sentence(said.reason, moments)
         epoch = said.epoch if history.may_be(said.epoch, machine) else 0
         row.observed_epoch = epoch
         row.observed_ready = said.ready

@@ -207,6 +207,8 @@ def test_the_time_counts_anew_after_every_break(external01: Machine, erp01: Runt
         pytest.param("02:00", "04:00", "Europe/Amsterdam", "2026-11-22T00:30", "2026-11-22T01:00", id="another zone"),
         pytest.param("02:00", "04:00", "Europe/Amsterdam", "2026-07-22T00:30", "2026-07-22T00:30", id="in summer"),
         pytest.param("02:30", "04:00", "Europe/Amsterdam", "2027-03-27T23:00", "2027-03-28T01:30", id="a time that the clocks skip"),
+        pytest.param("02:00", "03:00", "Europe/Amsterdam", "2027-03-27T23:00", "2027-03-29T00:00", id="a window that the clocks skip"),
+        pytest.param("02:30", "04:00", "Europe/Amsterdam", "2026-10-25T01:10", "2026-10-25T01:30", id="a time that comes twice"),
         pytest.param("23:00", "23:30", "Pacific/Auckland", "2026-11-22T12:00", "2026-11-23T10:00", id="the other side of the date line"),
     ],
 )

@@ -518,6 +518,8 @@ def test_a_switch_made_on_a_machine_is_not_overridden_either(settled: FailoverGr
     assert look.failed
     assert look.reason.startswith("olga on external01 moved erp-orders to external01.erp after this step began")
     assert not balance(settled, began=timezone.now()).failed
+    LeadershipChange.objects.filter(epoch=41).update(at=timezone.now() - timedelta(hours=1))
+    assert not balance(settled).failed, "it was made before, and only heard of meanwhile"
 
 
 def test_balance_waits_while_routers_do_not_reach_each_other(settled: FailoverGroup) -> None:

@@ -9,6 +9,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from runtimes import clocks, fleet, history, protocol
+from runtimes.agent.peers import seen_so
 from runtimes.models import FailoverGroup, GroupMember, LeadershipChange, LeadershipEnd, Machine, Runtime
 from runtimes.protocol import Cause
 from tests.runtimes.conftest import NOW, said, said_of
@@ -92,6 +93,45 @@ def test_another_boot_of_the_machine_explains_its_silence(external01: Machine, e
     fleet.record_report(external01, said(1, started_at="2026-11-22T12:05:00Z", boot_id="boot-2"), now=NOW + timedelta(minutes=5))
     assert causes(group) == ["first", "power-off"]
     assert "started anew" in LeadershipChange.objects.get(epoch=42).detail
+
+
+@pytest.mark.parametrize(
+    ("leads", "seen", "booted", "end", "known"),
+    [
+        pytest.param(ONE, Cause.CRASH, 60, None, Cause.POWER_OFF, id="the same member leads again"),
+        pytest.param(TWO, Cause.SILENCE, 60, None, Cause.POWER_OFF, id="the other one does"),
+        pytest.param(ONE, Cause.CRASH, -60, None, Cause.CRASH, id="it has run all the time"),
+        pytest.param(TWO, Cause.SILENCE, -60, None, Cause.SILENCE, id="it has run all the time, the other leads"),
+        pytest.param(ONE, Cause.CRASH, 60, Cause.CRASH, Cause.CRASH, id="it had crashed before"),
+        pytest.param(TWO, Cause.CRASH, 60, None, Cause.CRASH, id="its death was proven to the other"),
+    ],
+)
+def test_both_machines_were_off_and_one_leads_again(
+    external01: Machine,
+    external02: Machine,
+    group: FailoverGroup,
+    leads: str,
+    seen: Cause,
+    booted: int,
+    end: Cause | None,
+    known: Cause,
+) -> None:
+    """Nobody leads before the former leader's machine has reported again."""
+    fleet.record_report(external01, said(1, events=[told(group, 41, ONE, None, Cause.FIRST, at=text(NOW))]), now=NOW)
+
+    def again(machine: Machine, sequence: int, after: int, **news: Any) -> None:
+        now, boot = NOW + timedelta(seconds=after), {"started_at": "2026-11-22T12:05:00Z", "boot_id": "boot-2"}
+        fleet.record_report(machine, said(sequence, at=text(now), at_boot=float(after - booted), **boot, **news), now=now)
+
+    again(external01, 1, 90, ends=[ended(group, 41, ONE, end, "killed by signal 9")] if end else [])
+    again(
+        external01 if leads == ONE else external02,
+        2,
+        95,
+        events=[told(group, 42, leads, ONE, seen, at=text(NOW + timedelta(seconds=94)))],
+    )
+    assert causes(group) == ["first", known]
+    assert ("started anew" in group.changes.get(epoch=42).detail) == (known == Cause.POWER_OFF)
 
 
 def test_what_waited_on_the_machines_is_delivered_in_order_and_exactly_once(
@@ -224,6 +264,26 @@ def test_clocks_a_day_apart_do_not_shift_what_is_shown(external01: Machine, erp0
     assert LeadershipChange.objects.get().at == happened, "the boot-time clock knows it exactly"
     external01.refresh_from_db()
     assert external01.clock_ahead_seconds == off.total_seconds()
+
+
+@pytest.mark.parametrize("off", [DAY, -timedelta(hours=1), timedelta(0)])
+def test_a_reason_names_a_moment_by_the_portals_clock(external01: Machine, erp01: Runtime, group: FailoverGroup, off: timedelta) -> None:
+    since, before = NOW - timedelta(minutes=3), NOW - timedelta(days=2)
+    theirs = [(name, text(moment + off)) for name, moment in (("external02", since), ("core01", before))]
+    peers = [
+        protocol.PeerReport(machine=name, address="10.0.0.12:2380", reachable=False, since=at, error="no answer") for name, at in theirs
+    ]
+    part = protocol.GroupReport(
+        group=group.group.key,
+        status=protocol.Status.ISOLATED,
+        state=protocol.State.OFF,
+        reason=f"isolated: {', '.join(seen_so(peer, text(NOW + off)) for peer in peers)}",
+    )
+    report = said(1, at=text(NOW + off), at_boot=1000.0, peers=peers, runtimes=[said_of(erp01, groups=[part])])
+    fleet.record_report(external01, report, now=NOW)
+    said_now = GroupMember.objects.get(runtime=erp01).observed_reason
+    assert f"external02 cannot be reached on 10.0.0.12:2380 since {since:%H:%M:%S} UTC (no answer)" in said_now
+    assert f"core01 cannot be reached on 10.0.0.12:2380 since {before:%Y-%m-%d %H:%M:%S} UTC (no answer)" in said_now
 
 
 @pytest.mark.parametrize(
