@@ -223,8 +223,8 @@ def in_window(group: FailoverGroup, moment: datetime) -> bool:
 
 
 def next_in_window(group: FailoverGroup, moment: datetime) -> datetime:
-    """The first moment in the window, this one or later, in UTC. A start that the clocks skip is taken by the offset before them, where that
-    is in the window; one that they show twice is taken both times."""
+    """The first moment in the window, this one or later, in UTC. A start that the clocks skip is taken by the offset before them, where
+    that is in the window; one that they show twice is taken both times."""
     if in_window(group, moment):
         return moment
     assert group.failback_window_start is not None
