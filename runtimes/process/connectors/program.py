@@ -85,29 +85,32 @@ class Program:
         self._closed = threading.Lock()
         PAGE.pack_into(self._page, 0, until())
         report, reporting = os.pipe2(os.O_CLOEXEC)
+        (output, writing), (errors, complaining) = _small_pipe(), _small_pipe()
         try:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", GUARD, str(handle), str(reporting), str(os.getpid()), *argv],
                 stdin=subprocess.PIPE if answers else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdout=writing,
+                stderr=complaining,
                 cwd=folder,
                 env=dict(environment),
                 pass_fds=[handle, reporting],
                 bufsize=0,
             )
         except OSError as error:
-            os.close(report)
+            for end in (report, output, errors):
+                os.close(end)
             self._page.close()
             raise Failed(str(error)) from error
         finally:
-            os.close(reporting)
-            os.close(handle)
+            for end in (reporting, handle, writing, complaining):
+                os.close(end)
+        self._output, self._errors = (os.fdopen(end, "rb", buffering=0) for end in (output, errors))
         paced = Paced(said, self._over)
         self._threads = [
             threading.Thread(target=self._pulse, name="permit of a command", daemon=True),
-            threading.Thread(target=_read, args=(self._guard.stderr, paced), name="errors of a command", daemon=True),
-            threading.Thread(target=_read, args=(self._guard.stdout, paced, lines), name="output of a command", daemon=True),
+            threading.Thread(target=_read, args=(self._errors, paced), name="errors of a command", daemon=True),
+            threading.Thread(target=_read, args=(self._output, paced, lines), name="output of a command", daemon=True),
         ]
         self._report = os.fdopen(report, "rb", buffering=0)
         for thread in self._threads:
@@ -192,7 +195,7 @@ class Program:
         with self._closed:
             if not self._page.closed:
                 self._page.close()
-        for pipe in (self._guard.stdin, self._guard.stdout, self._guard.stderr, self._report):
+        for pipe in (self._guard.stdin, self._output, self._errors, self._report):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
@@ -293,10 +296,17 @@ def _marked(mark: bytes) -> list[int]:
     return found
 
 
+def _small_pipe() -> tuple[int, int]:
+    """Its reading and its writing end. Made small before anything is in it: the kernel makes no pipe smaller than what it holds."""
+    ends = os.pipe2(os.O_CLOEXEC)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(ends[0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return ends
+
+
 def _read(pipe: IO[bytes], said: Callable[[bytes], None], lines: Lines | None = None) -> None:
     """Lines of a pipe until its end."""
     with contextlib.suppress(OSError, ValueError):
-        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         kept, cut = b"", False
         while data := os.read(pipe.fileno(), PIPE_BYTES):
             *whole, kept = (kept + data).split(b"\n")

@@ -166,6 +166,19 @@ def test_a_program_that_floods_the_log_has_to_wait_and_stops_in_time(
     assert 50 <= said.count("flood ") <= 3000, "some hundreds a second, and what stood in the pipe"
 
 
+def test_what_a_program_wrote_before_anybody_listened_is_read_too() -> None:
+    """A busy computer may let it write for a while before the thread that reads runs."""
+    reading, writing = os.pipe()
+    os.write(writing, b"a line\n" * 5000)
+    os.close(writing)
+    lines: list[bytes] = []
+    over = threading.Event()
+    over.set()
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        program._read(pipe, program.Paced(lines.append, over))
+    assert lines.count(b"a line") == 5000
+
+
 def test_a_line_that_is_too_long_is_moved_aside_and_the_next_arrives(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
     flow, _ = run(command(f"print('x' * {LINE_LIMIT * 3}); print('next'); import time; time.sleep(60)", items="lines"))
     until(lambda: b"next" in arrived(tmp_path).values(), 5)
