@@ -104,6 +104,16 @@ def test_a_program_learns_who_it_works_for_and_nothing_else(
     assert "DATABASE_PASSWORD" not in facts and "BATON_CONTROL_FD" not in facts
 
 
+def test_a_program_starts_with_no_signal_ignored(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    """Python ignores SIGPIPE, and what is ignored is inherited: in a pipeline `yes | head -n 1` the first would not end as it should."""
+    script = 'yes | head -n 1 > /dev/null; echo "${PIPESTATUS[0]} $(grep SigIgn /proc/self/status)"; sleep 60'
+    settings = {"program": "/bin/bash", "arguments": f"-c\n{script}", "items": "lines"}
+    run(Component(kind=ComponentKind.COMMAND, settings=settings))
+    until(lambda: arrived(tmp_path), 5, "its line arrives")
+    (line,) = arrived(tmp_path).values()
+    assert line.decode().split() == [str(128 + signal.SIGPIPE), "SigIgn:", "0" * 16]
+
+
 def test_lines_are_items_json_with_an_id_keeps_it_over_restarts_and_errors_go_to_the_log(
     tmp_path: Path, run: Callable[..., tuple[Flow, Duty]], capsys: pytest.CaptureFixture[str]
 ) -> None:
