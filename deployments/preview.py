@@ -38,8 +38,11 @@ class RuntimeSight:
     key: str
     machine: str
     connector: str
-    running: bool = True  # wished
+    running: bool = True  # and not only wished
+    stopped: bool = False  # wished so, by a person or an earlier step
+    held: str = ""  # why it stays stopped until it is deployed, a sentence
     deployed: bool = True
+    released: bool = True  # told of this release, as Balance asks: by the step that deploys it, changed or not
     unchanged: bool = False  # already runs what the release gives it
     why: str = ""  # why it changes, a sentence
     refusal: str = ""  # why it cannot be deployed: a missing value, say
@@ -200,6 +203,8 @@ class _World:
             return
         if kind in DEPLOYS or kind in plans.RUNTIME_KINDS:
             self._on_runtimes(kind, step, told)
+        elif kind == StepKind.WAIT_HEALTHY:
+            self._wait(step, told)
         elif kind in plans.GROUP_KINDS:
             self._on_group(kind, step, told)
         elif kind == StepKind.BALANCE_FAILOVER:
@@ -238,10 +243,16 @@ class _World:
             return self._retire(row, told)
         if row.refusal and kind in DEPLOYS:
             return "fails", row.refusal
+        if kind in DEPLOYS:
+            self.runtimes[row.key] = row = replace(row, released=True)
         if kind in DEPLOYS and row.unchanged and row.running:
             return "skipped", f"{row.key} already runs this bundle: not restarted."
         if kind not in DEPLOYS and not row.deployed:
             return "fails", f"Nothing was deployed to {row.key} yet: deploy it first."
+        if kind in (StepKind.START_RUNTIME, StepKind.RESTART_RUNTIME) and row.held:
+            return "fails", row.held
+        if kind == StepKind.RESTART_RUNTIME and row.stopped:
+            return "fails", f"{row.key} is stopped: start it instead."
         if kind == StepKind.START_RUNTIME:
             if not row.running:
                 self._begins(row, told)
@@ -254,11 +265,29 @@ class _World:
             return "fails", refusal
         self._goes_down(row, told)
         if kind == StepKind.STOP_RUNTIME:
+            self.runtimes[row.key] = replace(self.runtimes[row.key], stopped=True)
             return "runs", ""
         self._begins(row, told)
         if kind in DEPLOYS:
             self.changed.add(row.key)
         return "runs", row.why if kind in DEPLOYS else ""
+
+    def _wait(self, step: StepFields, told: Foreseen) -> None:
+        """As steps.WaitHealthy, of what is certain before: what is stopped makes its group unhealthy, and what is held comes up by its own
+        step only."""
+        rows = [row for row in self.runtimes.values() if step.machine in ("", row.machine) and step.connector in ("", row.connector)]
+        waited = {row.key: row for row in rows if row.deployed and not row.stopped and not row.lacks and row.machine not in self.out}
+        found = [row.held for row in waited.values() if row.held and not step.stage]  # a lane beside may deploy it
+        for group in self.groups.values():
+            if group.leaves or len(group.members) < 2 or not waited.keys() & group.members.keys():
+                continue
+            found += [
+                f"{key} is stopped, so {group.name} does not become healthy."
+                for key in sorted(group.members)
+                if (member := self.runtimes[key]).stopped and member.deployed and member.machine not in self.out
+            ]
+        if found:
+            told.outcome, told.sentence = "fails", " ".join(found)
 
     def _retire(self, row: RuntimeSight, told: Foreseen) -> tuple[Outcome, str]:
         """As steps.retire: no gate, no hand-over."""
@@ -356,7 +385,7 @@ class _World:
             up = replace(own, able=True, lacking="", hopeless=False)
             leader = group.leader if group.leader is not None else row.key
             self.groups[group.key] = replace(group, members={**group.members, row.key: up}, leader=leader)
-        self.runtimes[row.key] = replace(row, running=True, deployed=True, unchanged=True)
+        self.runtimes[row.key] = replace(row, running=True, stopped=False, held="", deployed=True, unchanged=True)
 
     def _on_group(self, kind: StepKind, step: StepFields, told: Foreseen) -> None:
         key = f"{step.machine}.{step.connector}"
@@ -388,6 +417,10 @@ class _World:
             out = sorted(set(group.members) - set(here))
             if out:
                 sentences.append(f"{group.name} is proven without {' and '.join(out)}, left out.")
+            if lacking := self._unproven(group, here):
+                told.outcome = "fails"
+                sentences.append(lacking)
+                continue
             if wished is None or len(group.members) < 2:
                 continue
             if step.hand_overs == HandOvers.ONCE and group.key in self.moved and group.leader not in (None, wished):
@@ -398,6 +431,17 @@ class _World:
             else:
                 self._lead(group, wished, "balance", told)
         told.sentence = " ".join(sentences)
+
+
+    def _unproven(self, group: GroupSight, here: Mapping[str, MemberSight]) -> str:
+        """What Balance would wait for in vain, as far as it is certain before."""
+        for key in sorted(here):
+            row = self.runtimes[key]
+            if row.stopped:
+                return f"{key} is stopped, so {group.name} cannot be proven."
+            if not row.released:
+                return f"{key} does not run this release, for no step before deploys it: {group.name} cannot be proven."
+        return ""
 
 
 # ------------------------------------------------------------------------------------------------------------------- preview
@@ -490,7 +534,10 @@ def _runtime(release: Release, row: Runtime, values: Values, forced: bool, now: 
         machine=row.machine.name,
         connector=row.connector.name,
         running=row.desired_running and not row.held and row.observed_state == RuntimeState.READY,
+        stopped=not row.desired_running,
+        held=f"{row.key} stays stopped until it is deployed: {row.held.rstrip('.')}." if row.held else "",
         deployed=row.desired_bundle_id is not None,
+        released=row.desired_release == release.number,
         unchanged=unchanged,
         why=why,
         refusal=refusal,

@@ -188,11 +188,61 @@ def another_group_of_the_same_name(upgrade: Upgrade) -> Release:
     return upgrade.release(1)
 
 
+def only_steps(upgrade: Upgrade, *kinds: StepKind) -> Release:
+    """A plan of nothing but these on external02.erp."""
+    plan = plans.plan_of(upgrade.environment)
+    plan.steps.all().delete()
+    for kind in kinds:
+        target = {} if kind == StepKind.WAIT_HEALTHY else {"machine": "external02", "connector": "erp"}
+        plans.add_step(plan, kind, timeout_seconds=20, **target)
+    return Release.objects.get()
+
+
+def restart_of_what_a_person_stopped(upgrade: Upgrade) -> Release:
+    fleet.stop(runtime("external02"))
+    upgrade.engine.pass_time(1)
+    return only_steps(upgrade, StepKind.RESTART_RUNTIME)
+
+
+def restart_of_what_an_earlier_step_stopped(upgrade: Upgrade) -> Release:
+    return only_steps(upgrade, StepKind.STOP_RUNTIME, StepKind.START_RUNTIME, StepKind.STOP_RUNTIME, StepKind.RESTART_RUNTIME)
+
+
+def start_of_what_is_held(upgrade: Upgrade) -> Release:
+    fleet.hold(runtime("external02"), "deployment 1 changes who takes.")
+    upgrade.engine.pass_time(1)
+    return only_steps(upgrade, StepKind.START_RUNTIME)
+
+
+def restart_of_what_is_held(upgrade: Upgrade) -> Release:
+    fleet.hold(runtime("external02"), "deployment 1 changes who takes.")
+    upgrade.engine.pass_time(1)
+    return only_steps(upgrade, StepKind.RESTART_RUNTIME)
+
+
+def stopped_and_then_balanced(upgrade: Upgrade) -> Release:
+    release = only_steps(upgrade, StepKind.STOP_RUNTIME)
+    plans.add_step(plans.plan_of(upgrade.environment), StepKind.BALANCE_FAILOVER, timeout_seconds=20)
+    return release
+
+
+def balanced_though_no_step_deploys_one(upgrade: Upgrade) -> Release:
+    only_steps(upgrade, StepKind.DEPLOY_RUNTIME)
+    plans.add_step(plans.plan_of(upgrade.environment), StepKind.BALANCE_FAILOVER, timeout_seconds=20)
+    return unchanged(upgrade)
+
+
+def stopped_and_then_waited_for(upgrade: Upgrade) -> Release:
+    return only_steps(upgrade, StepKind.STOP_RUNTIME, StepKind.WAIT_HEALTHY, StepKind.START_RUNTIME, StepKind.WAIT_HEALTHY)
+
+
 SCENES: list[Callable[[Upgrade], Release]] = [
     everyday, unchanged, one_value, followers_first, followers_first_from_the_backup, other_preference, follower_stopped, all_kinds,
     last_member,
     back_without_a_connector, back_without_a_connector_on_one_machine_that_other_steps_name, back_without_a_group,
     two_groups_of_one_name, back_without_the_namesake_of_another_connector, another_group_of_the_same_name,
+    restart_of_what_a_person_stopped, restart_of_what_an_earlier_step_stopped, start_of_what_is_held, restart_of_what_is_held,
+    stopped_and_then_waited_for, stopped_and_then_balanced, balanced_though_no_step_deploys_one,
 ]  # fmt: skip
 
 
