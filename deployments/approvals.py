@@ -65,8 +65,8 @@ def open_request(release: Release, environment: Environment) -> ApprovalRequest 
     return found.select_related("created_by").prefetch_related("approvals__person").first()
 
 
-def state(release: Release, environment: Environment, *, now: datetime, begun: bool = False) -> State:
-    """As it is at this moment, changed values, a changed plan and removed rights counted in. `begun`: of a deployment that goes on with the
+def state(release: Release, environment: Environment, *, now: datetime, begun: Deployment | None = None) -> State:
+    """As it is at this moment, changed values, a changed plan and removed rights counted in. `begun`: a deployment that goes on with the
     steps it began with, so that the plan's later changes do not matter."""
     request = open_request(release, environment)
     if request is None:
@@ -80,9 +80,9 @@ def state(release: Release, environment: Environment, *, now: datetime, begun: b
     return State(requested=True, requester=request.created_by.get_username() if request.created_by else "", approvers=names)
 
 
-def _ended(request: ApprovalRequest, release: Release, environment: Environment, now: datetime, *, begun: bool = False) -> str:
-    present = frozen.present(release, environment)
-    plan = request.plan_digest if begun else plans.digest(environment)
+def _ended(request: ApprovalRequest, release: Release, environment: Environment, now: datetime, *, begun: Deployment | None = None) -> str:
+    present = frozen.present(release, environment, begun=begun)
+    plan = request.plan_digest if begun is not None else plans.digest(environment)
     digest = frozen.digest_of(present)
     changed = frozen.changed_keys(frozen.entries_of(request, environment), present) if digest != request.values_digest else []
     return why_ended(request, digest=digest, changed=changed, plan=plan, now=now)
@@ -91,12 +91,12 @@ def _ended(request: ApprovalRequest, release: Release, environment: Environment,
 RUNS_LOOKED_AT = 20  # of the release here, the newest
 
 
-def unlike_what_ran(release: Release, environment: Environment, *, begun: bool = False) -> str:
+def unlike_what_ran(release: Release, environment: Environment, *, begun: Deployment | None = None) -> str:
     """What a roll back to the release would bring that nobody has seen here, in a sentence: values other than those it ran with, or steps
     other than those it or the newest deployment here ran by. Empty: nothing. `begun` as in `state`. Six queries."""
     whole = Deployment.objects.filter(environment=environment, started_at__isnull=False, completes=None)
     ran = list(whole.that_ran().filter(release=release).order_by("-pk").values_list("pk", flat=True)[:RUNS_LOOKED_AT])
-    present = frozen.present(release, environment)
+    present = frozen.present(release, environment, begun=begun)
     digest = frozen.digest_of(present)
     kept = FrozenValues.objects.filter(deployment__in=ran)
     if not kept.filter(digest=digest).exists():
@@ -107,7 +107,7 @@ def unlike_what_ran(release: Release, environment: Environment, *, begun: bool =
     steps: dict[int, list[StepRun]] = {}
     for step in StepRun.objects.filter(deployment__in=[*ran, *newest]).order_by("number"):
         steps.setdefault(step.deployment_id, []).append(step)
-    if begun or plans.digest(environment) in {plans.digest_of(mine) for mine in steps.values()}:
+    if begun is not None or plans.digest(environment) in {plans.digest_of(mine) for mine in steps.values()}:
         return ""
     return "No deployment ran here by the plan as it is now, so rolling back needs approval."
 

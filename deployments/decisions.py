@@ -74,7 +74,7 @@ def offers(deployment: Deployment, *, by: access.Person, now: datetime) -> list[
         return []
     step = broken[0]
     returning = deployment.is_rollback
-    rules = promotion.findings(deployment.release, deployment.environment, at=now, returning=returning, begun=True)
+    rules = promotion.findings(deployment.release, deployment.environment, at=now, returning=returning, begun=deployment)
     closed = " ".join(finding.sentence for finding in rules if finding.rule == "window")
     gone = rollout.superseded(deployment)
     again = gone or " ".join(finding.sentence for finding in rules if finding.rule == "approvals" and deployment.completes_id is None)

@@ -40,15 +40,21 @@ def _keys_of_routers(machines: Iterable[str]) -> set[str]:
     return {use.key for machine in machines for use in property_uses.router_uses(machine)}
 
 
-def keys_used(release: Release, environment: Environment) -> set[str]:
-    """Every key that the release, an applied router or the plan names there."""
+def keys_used(release: Release, environment: Environment, *, begun: Deployment | None = None) -> set[str]:
+    """Every key that the release, an applied router or the plan names there; of a deployment that has begun, its own steps, whatever
+    became of the plan."""
     routers = Router.objects.filter(machine__environment=environment).values_list("machine__name", flat=True)
-    return keys_of(release) | _keys_of_routers(routers) | {use.key for use in plans.url_uses(environment)}
+    if begun is None:
+        named = {use.key for use in plans.url_uses(environment)}
+    else:
+        urls = begun.steps.filter(url__contains="${").values_list("url", flat=True)
+        named = {key for url in urls for key in placeholders(url)}
+    return keys_of(release) | _keys_of_routers(routers) | named
 
 
-def present(release: Release, environment: Environment, *, urls: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """What would be frozen now: every value, in every scope, of a key that is used, or that one of these addresses names."""
-    keys = keys_used(release, environment) | {key for url in urls for key in placeholders(url)}
+def present(release: Release, environment: Environment, *, begun: Deployment | None = None) -> list[dict[str, Any]]:
+    """What would be frozen now: every value, in every scope, of a key that is used (`begun` as there)."""
+    keys = keys_used(release, environment, begun=begun)
     rows = Property.objects.filter(environment=environment).order_by("key", "machine", "connector")
     used = [row for row in rows if row.key in keys]
     secret = {row.key for row in used if row.secret}  # of a key that is one in any scope nothing is told
@@ -130,9 +136,8 @@ def freeze(deployment: Deployment, *, by: AbstractBaseUser | None, now: datetime
         values_of(completed.deployment)
         entries, now = completed.values, completed.created_at
     else:
-        # A deployment that is resumed has its own steps, whatever became of the plan.
-        urls = deployment.steps.exclude(url="").values_list("url", flat=True)
-        entries = present(deployment.release, deployment.environment, urls=urls)
+        begun = deployment if deployment.steps.exists() else None
+        entries = present(deployment.release, deployment.environment, begun=begun)
     last = FrozenValues.objects.filter(deployment=deployment).aggregate(last=Max("number"))["last"] or 0
     return FrozenValues.objects.create(
         deployment=deployment,

@@ -432,7 +432,6 @@ class _World:
                 self._lead(group, wished, "balance", told)
         told.sentence = " ".join(sentences)
 
-
     def _unproven(self, group: GroupSight, here: Mapping[str, MemberSight]) -> str:
         """What Balance would wait for in vain, as far as it is certain before."""
         for key in sorted(here):

@@ -162,11 +162,13 @@ def forbids(
     return found
 
 
-def findings(release: Release, environment: Environment, *, at: datetime, returning: bool = False, begun: bool = False) -> list[Finding]:
+def findings(
+    release: Release, environment: Environment, *, at: datetime, returning: bool = False, begun: Deployment | None = None
+) -> list[Finding]:
     """What forbids activating or deploying the release there at that moment.
 
     `returning`: it is a roll back, to a release that succeeded there before; it needs no new approval as long as it brings the values
-    and the plan that ran there. `begun`: a deployment goes on with the steps it began with.
+    and the plan that ran there. `begun`: a deployment that goes on with the steps it began with.
     """
     rules = rules_of(environment)
     before = environment_before(environment) if rules.in_order else None
@@ -202,7 +204,7 @@ def admit(
     at: datetime,
     override: str = "",
     returning: bool = False,
-    begun: bool = False,
+    begun: Deployment | None = None,
     rules: Sequence[Rule] = RULES,
 ) -> None:
     """Let the act pass, or refuse it. With `override` a person who may do so sets the rules aside, and that is kept with the reason.

@@ -217,7 +217,7 @@ def begin(
                 at=now,
                 override=override,
                 returning=rollback_of is not None,
-                begun=completes is not None,
+                begun=completes,
                 rules=rules,
             )
             runs = [
@@ -635,7 +635,9 @@ def admit_again(deployment: Deployment, *, by: AbstractBaseUser, now: datetime, 
     """The rules of the environment hold for going on as for beginning; the order of promotion was proven then. Raises NotAllowed."""
     returning = deployment.is_rollback
     release, environment = deployment.release, deployment.environment
-    promotion.admit(release, environment, act="resume", by=by, at=now, override=override, returning=returning, begun=True, rules=rules)
+    promotion.admit(
+        release, environment, act="resume", by=by, at=now, override=override, returning=returning, begun=deployment, rules=rules
+    )
 
 
 def resume(deployment: Deployment, *, by: AbstractBaseUser, now: datetime, override: str = "") -> None:

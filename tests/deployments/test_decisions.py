@@ -1053,6 +1053,14 @@ def test_a_secret_in_a_commands_output_is_written_down_nowhere(upgrade: Upgrade,
         assert form[4:] not in "\n".join(map(str, kept))
 
 
+def test_a_command_that_ended_does_not_time_out_over_its_many_lines(upgrade: Upgrade) -> None:
+    lines = [f"line {number}" for number in range(6000)]
+    upgrade.engine.machines.commands["flush"] = CommandReport(id="", status=CommandStatus.SUCCEEDED, exit_status=0, lines=lines)
+    run = upgrade.engine.run(only(upgrade, StepKind.RUN_COMMAND, machine="external01", command="flush", timeout_seconds=5))
+    assert run.status == RunStatus.SUCCEEDED, run.steps.get().reason
+    assert [line for line in run.log.values_list("text", flat=True) if line.startswith("line ")] == lines
+
+
 def test_many_lines_of_output_are_written_down_at_once(upgrade: Upgrade) -> None:
     def queries(count: int) -> int:
         lines = [f"line {number}" for number in range(count)]

@@ -310,6 +310,22 @@ def test_a_resumed_deployment_may_not_smuggle_in_values_nobody_approved(
     rollout.resume(deployment, by=developer, now=engine.now)
 
 
+def test_a_plan_that_names_other_values_meanwhile_holds_up_no_deployment_that_goes_on(
+    active: Release, engine: Engine, filled: Environment, developer: User, operator: User, admin: User
+) -> None:
+    properties.set_value(filled, "shop.host", "shop.example.com", by=developer)
+    promotion.set_rules(filled, approvals=1, by=admin, now=engine.now)
+    approvals.approve(approvals.request(active, filled, by=developer, now=engine.now), by=operator, now=engine.now)
+    engine.machines.failing["external01.erp"] = "no such folder"
+    deployment = rollout.prepare(active, on=filled, by=developer, now=engine.now)
+    assert engine.run(deployment).status == RunStatus.FAILED
+    plans.add_step(plans.plan_of(filled), StepKind.HTTP_CHECK, url="http://${shop.host}/health")
+    with pytest.raises(NotAllowed, match="approval"):  # the plan of now was not approved
+        promotion.admit(active, filled, act="deploy", by=developer, at=engine.now)
+    rollout.resume(deployment, by=developer, now=engine.now)
+    assert not deployment.log.filter(text__contains="shop.host").exists()
+
+
 # ----------------------------------------------------------------------------------------------------------------- settings
 
 
