@@ -215,10 +215,10 @@ INBOUNDS: dict[str, list[Setting]] = {
         Setting(
             "stop_seconds",
             "Time to stop (seconds)",
-            "From SIGTERM to SIGKILL of its whole tree; less than the environment's drain limit. Empty: 4.",
+            "From SIGTERM to SIGKILL of its whole tree, from 0.1 to 4.5: a hand-over waits for 5 s (the drain limit). Empty: 4.",
             required=False,
             least=0.1,
-            most=60,
+            most=4.5,
         ),
         Setting(
             "again_seconds",

@@ -30,6 +30,8 @@ ALLOWED_ENV = "BATON_COMMANDS"  # of the agent: patterns of programs that its ma
 PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "BATON_KEEPER_FOLDER")
 BACKOFF_SECONDS, BACKOFF_LIMIT = 1.0, 30.0
 STEADY_SECONDS = 60.0  # a program that ran for so long starts anew without the back-off of before
+LONGEST_STOP = 4.5  # seconds: a hand-over, and the end of its runtime, wait for 5 s (the drain limit of every profile)
+LAST_LINES_SECONDS = 0.3  # beyond LONGEST_STOP, for what it said last
 SOUND_SECONDS = 5.0  # so long a program that failed has to run before its inbound is On again: one that fails at every start never is
 DAEMON_SECONDS = 5.0  # a program that ends so soon, and leaves processes behind, wants to run in the background
 WAITING_LIMIT = 100  # lines in this process's hands
@@ -56,7 +58,7 @@ class CommandInbound(Inbound):
         self._own = setting.pairs("environment", "=")
         self._items = setting.choice("items", (NONE, LINES, FOLDER))
         self._answers = setting.choice("acknowledge", ("no", "yes")) == "yes"
-        self._stop_seconds = setting.number("stop_seconds", 4.0, 0.1, 60.0)
+        self._stop_seconds = min(setting.number("stop_seconds", 4.0, 0.1, 60.0), LONGEST_STOP)  # more was allowed once
         self._again = setting.number("again_seconds", 1.0, 0.1, 86400.0)
         self._health = setting.number("health_seconds", 0.0, 0.0, 3600.0)
         self._folder = setting.data / "commands" / setting.flow_id
@@ -82,6 +84,7 @@ class CommandInbound(Inbound):
         self._what, self._sentence, self._failed = "", "", False
         self._sound_since = 0.0  # time.monotonic(): of the last start that came off
         self._kill_at = 0.0  # time.monotonic(), once it stops
+        self._stops_by = 0.0  # likewise: with its last lines
         self._duty: Duty | None = None  # under which it stops
         self._stopping = False
 
@@ -153,6 +156,7 @@ class CommandInbound(Inbound):
     def stop(self, duty: Duty) -> None:
         self._stopping, self._duty = True, duty
         self._kill_at = time.monotonic() + self._stop_seconds
+        self._stops_by = time.monotonic() + LONGEST_STOP + LAST_LINES_SECONDS
         self._lines.widen()
         if self._program is not None:
             self._program.terminate()
@@ -170,7 +174,7 @@ class CommandInbound(Inbound):
             self._lines.release()
             self._program.close()
             self._program = None
-            self._kill_at = time.monotonic() + self._stop_seconds
+            self._kill_at = min(time.monotonic() + self._stop_seconds, self._stops_by)
             self._setting.log.info("the command has stopped")
         if self._duty is not None and self._duty.valid() and time.monotonic() < self._kill_at and (self._waiting or len(self._lines)):
             return False

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from runtimes.process.connectors.command import ALLOWED_ENV, CommandInbound
 from runtimes.process.connectors.program import LINE_LIMIT
 from runtimes.process.flows import Flow
 from runtimes.process.permits import Duty, boot_clock
-from runtimes.protocol import Component, ComponentKind, FlowSpec
+from runtimes.protocol import Component, ComponentKind, FlowSpec, Timing
 from tests.runtimes.process.lab import ROOT, folder, until
 
 EPOCH = 10**12 + 7
@@ -261,6 +262,23 @@ def test_its_whole_tree_is_killed_after_the_drain_limit_also_grandchildren_in_se
     assert all(alive(pid) for pid in tree), "it has its drain limit"
     until(lambda: not flow.busy, 3)
     assert not any(alive(pid) for pid in tree) and time.monotonic() - began < 2
+
+
+def test_however_long_it_may_take_to_stop_a_hand_over_does_not_fail_for_it(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    """Also with a target that takes nothing of what it said last."""
+    script = """
+        import signal, time
+        signal.signal(signal.SIGTERM, lambda *_: print("last words"))
+        print("begun")
+        while True: time.sleep(1)
+    """
+    flow, duty = run(command(script, items="lines", stop_seconds="30"))
+    until(lambda: arrived(tmp_path), 5)
+    shutil.rmtree(tmp_path / "inbox")
+    (tmp_path / "inbox").write_text("no folder any more")
+    duty.stop_taking()
+    flow.stop()
+    until(lambda: not flow.busy, Timing().drain, "within the drain limit")
 
 
 def test_the_end_of_the_program_ends_what_it_left_behind_and_it_starts_again(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
