@@ -19,6 +19,12 @@ def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: N
         database.setdefault("TEST", {})["NAME"] = str(tmp_path_factory.mktemp("database") / "test.sqlite3")
 
 
+@pytest.fixture(scope="session")
+def django_db_use_migrations() -> bool:
+    """Tables straight from the models, seconds sooner. That migrations make the same ones is asked by `make check`; every journey runs them."""
+    return False
+
+
 @pytest.fixture(autouse=True)
 def cheap_passwords(settings: Any) -> None:
     """Argon2 is slow on purpose; the cast of every test need not be."""

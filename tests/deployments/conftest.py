@@ -47,8 +47,7 @@ def release(flow: Flow, developer: User) -> Release:
 @pytest.fixture
 def filled(test_environment: Environment, developer: User) -> Environment:
     """Test with every property filled in."""
-    for key, value in VALUES.items():
-        properties.set_value(test_environment, key, value, by=developer)
+    properties.set_values([properties.Edit(test_environment, key, value) for key, value in VALUES.items()], by=developer)
     return test_environment
 
 
@@ -91,6 +90,8 @@ class Engine:
                 break
             self.tick(deployment)
             self.pass_time(every)
+        else:
+            raise AssertionError(f"{deployment} neither ends nor waits for anybody: {step.reason if step else 'no step is due'}")
         deployment.refresh_from_db()
         return deployment
 

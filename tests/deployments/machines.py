@@ -1,6 +1,6 @@
 """The machines of an environment as the portal knows them: they take orders and report, without processes. For tests of the engine."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -31,6 +31,8 @@ class Machines:
         self._epochs: dict[str, int] = {}
         self._runs: dict[str, tuple[str, int]] = {}  # runtime key -> digest and restarts of its process
         self._outcomes: dict[str, protocol.RequestOutcome] = {}
+        self._orders: dict[str, protocol.Orders] = {}  # machine -> what it took
+        self._said: dict[str, tuple[protocol.Report, datetime]] = {}  # machine -> what it told last, and when
         self._sequence = 0
 
     def report(self, now: datetime) -> None:
@@ -40,35 +42,44 @@ class Machines:
                 self._report(machine, now)
 
     def _report(self, machine: Machine, now: datetime) -> None:
+        """As an agent does: at once where there is news, else every second."""
+        said = self._say(self._take_orders(machine, now), machine.name, now)
+        before, at = self._said.get(machine.name, (None, now))
+        if said == before and now - at < timedelta(seconds=1):
+            return
+        self._said[machine.name] = said, now
         self._sequence += 1
-        orders = fleet.orders_for(machine, now=now)
+        fleet.record_report(machine, msgspec.structs.replace(said, sequence=self._sequence), now=now)
+
+    def _take_orders(self, machine: Machine, now: datetime) -> protocol.Orders:
+        """As an agent does: asked for anew only when there are newer ones."""
+        known = self._orders.get(machine.name)
+        if known is None or known.version != machine.orders_version:
+            known = self._orders[machine.name] = fleet.orders_for(machine, now=now)
+        return known
+
+    def _say(self, orders: protocol.Orders, machine: str, now: datetime) -> protocol.Report:
         for runtime in orders.runtimes:
             self._obey(runtime)
         for request in orders.requests:
-            self._carry(request, machine.name)
+            self._carry(request, machine)
         router = None
         if orders.router is not None:
-            reason = self.routers.get(machine.name, "")
+            reason = self.routers.get(machine, "")
             router = protocol.RouterReport(state=RouterState.FAILED if reason else RouterState.RUNNING, reason=reason, cluster_id="c1")
             router = self._member(orders) if self.plays_etcd else router
-        fleet.record_report(
-            machine,
-            protocol.Report(
-                agent_version="1",
-                boot_id="b",
-                started_at="2026-01-01T00:00:00+00:00",
-                orders_version=orders.version,
-                sequence=self._sequence,
-                router=router,
-                runtimes=[self._runtime(runtime, now) for runtime in orders.runtimes],
-                outcomes=list(self._outcomes.values()),
-                commands=[
-                    msgspec.structs.replace(self.commands[order.name], id=order.id)
-                    for order in orders.commands
-                    if order.name in self.commands
-                ],
-            ),
-            now=now,
+        return protocol.Report(
+            agent_version="1",
+            boot_id="b",
+            started_at="2026-01-01T00:00:00+00:00",
+            orders_version=orders.version,
+            sequence=0,
+            router=router,
+            runtimes=[self._runtime(runtime, now) for runtime in orders.runtimes],
+            outcomes=list(self._outcomes.values()),
+            commands=[
+                msgspec.structs.replace(self.commands[order.name], id=order.id) for order in orders.commands if order.name in self.commands
+            ],
         )
 
     def _member(self, orders: protocol.Orders) -> protocol.RouterReport:

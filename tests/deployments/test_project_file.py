@@ -380,7 +380,8 @@ def test_a_whole_project_comes_into_an_empty_portal_to_the_byte(full: Project, e
     assert "timing_profile: wan" in text
     first = imported(empty, text, admin)
     assert any("erp/erp-orders" in note for note in first.notes) and any("erp.password" in note for note in first.notes)
-    without = [line for line in text.splitlines() if line not in project_file.export(empty).splitlines()]
+    arrived = project_file.export(empty).splitlines()
+    without = [line for line in text.splitlines() if line not in arrived]
     of_groups = (
         "isolation:",
         "failback:",
