@@ -21,7 +21,7 @@ def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: N
 
 @pytest.fixture(scope="session")
 def django_db_use_migrations() -> bool:
-    """Tables straight from the models, seconds sooner. That migrations make the same ones is asked by `make check`; every journey runs them."""
+    """Tables straight from the models, seconds sooner. `make check` asks whether migrations make the same ones; every journey runs them."""
     return False
 
 
