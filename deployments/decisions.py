@@ -18,7 +18,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
 from django.db.models import F
 
-from deployments import promotion, rollback, rollout, steps
+from deployments import looks, promotion, rollback, rollout
 from deployments.models import (
     BROKEN,
     DONE,
@@ -303,7 +303,7 @@ def _end(told: Decided, did: str, sentence: str) -> None:
     deployment, now = told.deployment, told.now
     if not Deployment.objects.filter(pk=deployment.pk, status__in=BROKEN).update(status=RunStatus.CANCELLED, ended_at=now):
         raise NotAllowed(f"Deployment {deployment.pk} goes on already: somebody else decided.")
-    steps.note(rollout.broken_steps(deployment)[0], sentence, now, level="warning")
+    looks.note(rollout.broken_steps(deployment)[0], sentence, now, level="warning")
     StepRun.objects.filter(deployment=deployment, status__in=LIVE).update(status=RunStatus.CANCELLED, reason=sentence, ended_at=now)
     rollout.break_promises(deployment, did, now)
 

@@ -503,7 +503,7 @@ class StepRun(StepFields):
 
     @cached_property
     def told(self) -> "list[StepLog]":
-        """Lines that are not written down yet (steps.tell)."""
+        """Lines that are not written down yet (looks.tell)."""
         return []
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from deployments import gates, moves, plans, promotion, releases, rollout, steps
+from deployments import gates, handing_over, moves, plans, promotion, releases, rollout, steps
 from deployments.models import DEPLOYS, HandOvers, Release, RunStatus, StepFields, StepKind, StepRun
 from deployments.stages import Stage, stages_of
 from portal.errors import NotAllowed
@@ -622,9 +622,9 @@ def _member(row: Runtime, view: failover.Verdict | None, said: failover.MemberVe
     return MemberSight(
         row.preference,
         able=able,
-        lacking="" if able else steps.why_not(view, said),
+        lacking="" if able else handing_over.why_not(view, said),
         disabled=said.status == Status.DISABLED,
-        hopeless=not able and steps.brings_nobody(said),
+        hopeless=not able and handing_over.brings_nobody(said),
     )
 
 

@@ -22,7 +22,8 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import DatabaseError, IntegrityError, transaction
 from django.db.models import F, Min, Q
 
-from deployments import frozen, moves, plans, promotion, releases, stages, steps
+from deployments import frozen, looks, moves, plans, promotion, releases, stages, steps
+from deployments.looks import Outcome
 from deployments.models import (
     BROKEN,
     DEPLOYS,
@@ -41,7 +42,6 @@ from deployments.models import (
     StepKind,
     StepRun,
 )
-from deployments.steps import Outcome
 from portal import access
 from portal.errors import Busy, NotAllowed
 from portal.models import Environment, Role
@@ -82,7 +82,7 @@ def obstacles(release: Release, environment: Environment, *, now: datetime, leav
         if not machines[name].has_agent:
             found.append(f"{name} has no agent: register it in Deploy › Architecture.")
         elif name not in leaving_out and machines[name].is_silent(now=now):
-            found.append(steps.silence(machines[name], now))
+            found.append(looks.silence(machines[name], now))
     found += [item.sentence for item in releases.missing(release, environment)]
     found += releases.too_many_groups(release, environment)
     found += [refusal for name in leaving_out if (refusal := not_offline(machines.get(name), name, now))]
@@ -271,7 +271,7 @@ def end_promise(exclusion: Exclusion, sentence: str, now: datetime) -> bool:
         mine = StepRun.objects.filter(deployment=exclusion.deployment_id).select_related("deployment").order_by("number")
         step = mine.filter(machine=exclusion.machine).first() or mine.first()
         if step is not None:
-            steps.note(step, sentence, now, machine=exclusion.machine, level="warning")
+            looks.note(step, sentence, now, machine=exclusion.machine, level="warning")
         return True
 
 
@@ -279,7 +279,7 @@ def end_without(step: StepRun, sentence: str, now: datetime) -> None:
     """Skip a step that was not done; the attempt that failed is kept."""
     keep_attempt(step)
     StepRun.objects.filter(pk=step.pk).update(status=RunStatus.SKIPPED, reason=sentence, ended_at=now, started_at=step.started_at or now)
-    steps.note(step, sentence, now, machine=step.machine, level="warning")
+    looks.note(step, sentence, now, machine=step.machine, level="warning")
 
 
 def keep_attempt(step: StepRun) -> None:
@@ -354,10 +354,10 @@ def _tick(step_id: int, now: datetime, onward: list[int] | None) -> str:
     if begins and not _claim(step, now):
         return f"Step {step.number} of deployment {deployment.pk} was begun by another worker."
     if begins and (pointless := moves.pointless(deployment.release, step)):
-        return _conclude(step, kind, steps.skipped(pointless), now, onward)
-    if begins and step.condition == Condition.CHANGED and not steps.changed_before(step):
+        return _conclude(step, kind, looks.skipped(pointless), now, onward)
+    if begins and step.condition == Condition.CHANGED and not looks.changed_before(step):
         target = f"{step.machine}.{step.connector}" if step.connector else step.machine or "anything"
-        return _conclude(step, kind, steps.skipped(f"This deployment did not change {target}: nothing to do."), now, onward)
+        return _conclude(step, kind, looks.skipped(f"This deployment did not change {target}: nothing to do."), now, onward)
     memory = copy.deepcopy(step.memory)
     try:
         with transaction.atomic():
@@ -367,7 +367,7 @@ def _tick(step_id: int, now: datetime, onward: list[int] | None) -> str:
     except NotAllowed as refusal:  # what was half ordered is undone
         step.memory = memory
         step.told.clear()
-        outcome = steps.failed(refusal.sentence)
+        outcome = looks.failed(refusal.sentence)
     return _conclude(step, kind, outcome, now, onward)
 
 
@@ -404,8 +404,8 @@ def _conclude(step: StepRun, kind: steps.Kind, outcome: Outcome, now: datetime, 
     )
     if _without_numbers(sentence) != _without_numbers(step.reason) or status != RunStatus.RUNNING:
         level = "error" if status in BROKEN else "info"
-        steps.tell(step, sentence, now, machine=step.machine, level=level)
-    steps.write_down(step)
+        looks.tell(step, sentence, now, machine=step.machine, level=level)
+    looks.write_down(step)
     if status in BROKEN:
         _broke(step, status, sentence, now)
     if status != RunStatus.RUNNING:
@@ -419,7 +419,7 @@ def _broke(step: StepRun, status: RunStatus, sentence: str, now: datetime) -> No
         return
     step.status, step.reason, step.ended_at = status, sentence, now
     try_again(step, now, by_itself=True)
-    steps.note(step, f"Tried again by itself ({step.retried + 1} of {step.retries}).", now, machine=step.machine, level="warning")
+    looks.note(step, f"Tried again by itself ({step.retried + 1} of {step.retries}).", now, machine=step.machine, level="warning")
 
 
 def _without_numbers(sentence: str) -> str:
@@ -487,7 +487,7 @@ def _stumbled(step_id: int, error: Exception, now: datetime) -> None:
         step = StepRun.objects.select_related("deployment").get(pk=step_id)
         count = step.memory.get("stumbles", 0) + 1
         sentence = f"An error that should not happen: {type(error).__name__}: {error} (time {count} of {STUMBLES_ALLOWED})."
-        steps.note(step, sentence, now, machine=step.machine, level="error")
+        looks.note(step, sentence, now, machine=step.machine, level="error")
         given_up = count >= STUMBLES_ALLOWED
         changes = {"status": RunStatus.FAILED, "reason": sentence, "ended_at": now} if given_up else {}
         StepRun.objects.filter(pk=step_id, status__in=TICKING).update(
@@ -511,7 +511,7 @@ def end_waits(now: datetime) -> list[str]:
             if not mine.update(status=RunStatus.TIMED_OUT, reason=sentence, ended_at=now):
                 transaction.set_rollback(True)  # confirmed in this instant
                 continue
-            steps.note(step, sentence, now, level="error")
+            looks.note(step, sentence, now, level="error")
             _broke(step, RunStatus.TIMED_OUT, sentence, now)
             settle(step.deployment, now)
         told.append(f"{step.number}. {step.title}: {sentence}")
@@ -577,7 +577,7 @@ def cancel(deployment: Deployment, *, by: AbstractBaseUser, now: datetime) -> No
         if ended:
             current = next_step(deployment)
             if current is not None:
-                steps.note(current, sentence, now)
+                looks.note(current, sentence, now)
             for step in StepRun.objects.filter(deployment=deployment, status=RunStatus.RUNNING):
                 steps.KINDS[StepKind(step.kind)].abandon(step, now)
             StepRun.objects.filter(deployment=deployment, status__in=LIVE).update(status=RunStatus.CANCELLED, reason=sentence, ended_at=now)
@@ -647,7 +647,7 @@ def resume(deployment: Deployment, *, by: AbstractBaseUser, now: datetime, overr
         reopen(deployment, now=now)
         broken = broken_steps(deployment)
         for step in broken:
-            steps.note(step, f"Resumed by {by.get_username()}, attempt {step.attempt + 1}.", now)
+            looks.note(step, f"Resumed by {by.get_username()}, attempt {step.attempt + 1}.", now)
         _freeze_anew(deployment, broken[0], by, now)
         # What was mended may be a value: whoever approved must have seen it. What completes another brings the values of that one.
         rules: Sequence[promotion.Rule] = ("approvals", "window") if deployment.completes_id is None else ("window",)
@@ -664,7 +664,7 @@ def _freeze_anew(deployment: Deployment, step: StepRun, by: AbstractBaseUser, no
     after = frozen.freeze(deployment, by=by, now=now)
     if before is not None and before.digest != after.digest:
         keys = ", ".join(frozen.changed_keys(frozen.entries_of(before, deployment.environment), after.values))
-        steps.note(step, f"From here on with values that changed since: {keys}. Earlier steps keep theirs.", now, level="warning")
+        looks.note(step, f"From here on with values that changed since: {keys}. Earlier steps keep theirs.", now, level="warning")
 
 
 def confirm(step: StepRun, *, by: AbstractBaseUser, now: datetime) -> None:
@@ -683,7 +683,7 @@ def confirm(step: StepRun, *, by: AbstractBaseUser, now: datetime) -> None:
             status=RunStatus.SUCCEEDED, reason=sentence, ended_at=now
         )
         if going and confirmed:
-            steps.note(step, sentence, now)
+            looks.note(step, sentence, now)
             settle(step.deployment, now)
         elif going or confirmed:
             transaction.set_rollback(True)

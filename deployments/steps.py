@@ -4,23 +4,40 @@ Both run inside the transaction of `rollout.tick`: what they wrote is undone whe
 what a kind keeps from one look to the next. A refusal (`NotAllowed`) of anything they call fails the step with its sentence.
 """
 
-from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from django.db.models import QuerySet
-from django.utils.functional import cached_property
 
-from deployments import frozen, gates, moves, releases
-from deployments.models import DEPLOYS, DONE, Deployment, Exclusion, HandOvers, Release, RunStatus, StepAttempt, StepKind, StepLog, StepRun
+from deployments import frozen, moves, releases
+from deployments.handing_over import ends, gated, hand_over
+from deployments.looks import (
+    Look,
+    Memory,
+    Outcome,
+    actor,
+    because,
+    done,
+    failed,
+    find_runtime,
+    left_out,
+    note,
+    remember_orders,
+    running,
+    silence,
+    skipped,
+    tell,
+    together,
+    waiting,
+)
+from deployments.models import DONE, Deployment, HandOvers, StepKind, StepRun
 from portal import property_uses, property_values, router_addresses
 from portal.errors import Busy, NotAllowed, NotReady, Stale
-from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol, secrecy
+from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol
 from runtimes.models import (
     LIVE_COMMANDS,
     LIVE_REQUESTS,
-    Bundle,
     CommandRun,
     FailoverGroup,
     GroupMember,
@@ -38,48 +55,6 @@ SETTLED = (Status.LEADER, Status.FOLLOWER, Status.DISABLED, Status.SINGLE_NODE)
 FAILURE_STANDS_AFTER = timedelta(seconds=2)
 # A router that was just restarted is away for a moment, and its report comes every 2 s, or later where the machine is busy.
 REFUSAL_STANDS_AFTER = timedelta(seconds=20)
-_BY_PREFERENCE = (protocol.Preference.LEADER, protocol.Preference.BACKUP, protocol.Preference.NONE)
-
-Memory = MutableMapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One look at a step: done, skipped (there was nothing to do), failed, waiting (for a person) or running, and why, in a sentence."""
-
-    state: Literal["done", "skipped", "failed", "waiting", "running"]
-    sentence: str
-
-
-def done(sentence: str) -> Outcome:
-    return Outcome("done", sentence)
-
-
-def skipped(sentence: str) -> Outcome:
-    return Outcome("skipped", sentence)
-
-
-def failed(sentence: str) -> Outcome:
-    return Outcome("failed", sentence)
-
-
-def waiting(sentence: str) -> Outcome:
-    return Outcome("waiting", sentence)
-
-
-def running(sentence: str) -> Outcome:
-    return Outcome("running", sentence)
-
-
-def together(outcomes: Sequence[Outcome]) -> Outcome:
-    """One outcome of several: running while one runs, so that each comes to its end; then failed if one failed; skipped if all are."""
-    state: Literal["done", "skipped", "failed", "waiting", "running"]
-    for state in ("running", "failed"):
-        sentences = [outcome.sentence for outcome in outcomes if outcome.state == state]
-        if sentences:
-            return Outcome(state, " ".join(sentences))
-    state = "skipped" if outcomes and all(outcome.state == "skipped" for outcome in outcomes) else "done"
-    return Outcome(state, " ".join(outcome.sentence for outcome in outcomes))
 
 
 class Kind:
@@ -100,86 +75,7 @@ class Kind:
         return f"{step.title} did not end"
 
 
-def tell(step: StepRun, text: str, at: datetime, *, machine: str = "", level: str = "info") -> None:
-    """A line for the deployment's log; the engine writes it down with what the look found (write_down)."""
-    line = StepLog(deployment_id=step.deployment_id, step=step, attempt=step.attempt, at=at, text=text, machine=machine, level=level)
-    step.told.append(line)
-
-
-LINES_AT_ONCE = 1000  # in one statement: a command may say 20,000
-
-
-def write_down(step: StepRun) -> None:
-    """What was told comes into the log, inside the caller's transaction: until that ends, nobody else writes one, so numbers have no gap.
-    Three queries for any number of lines, where the caller has read the deployment in this transaction."""
-    lines, deployment = list(step.told), step.deployment
-    if not lines:
-        return
-    step.told.clear()
-    while not _took_numbers(deployment, len(lines)):
-        deployment.refresh_from_db(fields=["log_lines"])
-    secrets = secrecy.pattern(deployment.environment_id)
-    for number, line in enumerate(lines, start=deployment.log_lines + 1):
-        line.number, line.text = number, secrecy.masked(line.text, secrets)
-    deployment.log_lines += len(lines)
-    StepLog.objects.bulk_create(lines, batch_size=LINES_AT_ONCE)
-
-
-def _took_numbers(deployment: Deployment, count: int) -> bool:
-    """False: somebody else wrote since the deployment was read."""
-    known = Deployment.objects.filter(pk=deployment.pk, log_lines=deployment.log_lines)
-    return bool(known.update(log_lines=deployment.log_lines + count))
-
-
-def note(step: StepRun, text: str, now: datetime, *, machine: str = "", level: str = "info") -> None:
-    """A line of the deployment's log, written down at once."""
-    tell(step, text, now, machine=machine, level=level)
-    write_down(step)
-
-
-def actor(step: StepRun) -> str:
-    return f"deployment {step.deployment_id}"
-
-
-def left_out(step: StepRun) -> set[str]:
-    """Names of the machines that this deployment left out; where it brings a machine what it missed, also of those still to come."""
-    rows = Exclusion.objects.filter(deployment_id=step.deployment_id)
-    if step.deployment.completes_id is not None:
-        rows |= Exclusion.objects.filter(deployment_id=step.deployment.completes_id, ended_at=None)
-    return set(rows.values_list("machine", flat=True))
-
-
-def silence(machine: Machine, now: datetime) -> str:
-    """ "external02 has not been heard from for 40 s." """
-    if machine.last_report_at is None:
-        return f"{machine.name} has never been heard from: is its agent registered and running?"
-    return f"{machine.name} has not been heard from for {(now - machine.last_report_at).total_seconds():.0f} s."
-
-
-def _because(reason: str) -> str:
-    """A reason somebody else gave, to end a sentence with; none where it only says the state again ("is starting: starting")."""
-    said = reason.rstrip(".")
-    return f": {said}." if said and said not in (*RuntimeState, *RouterState) else "."
-
-
 # ------------------------------------------------------------------------------------------------------- alerting and persons
-
-
-def changed_before(step: StepRun) -> bool:
-    """Did an earlier step of this deployment give the step's target something else to run, in whichever attempt: its runtime, one of its
-    machine, or any at all."""
-    earlier = StepRun.objects.filter(deployment_id=step.deployment_id, number__lt=step.number, kind__in=DEPLOYS)
-    memories = [
-        *earlier.values_list("memory", flat=True),
-        *StepAttempt.objects.filter(step__in=earlier).values_list("memory", flat=True),
-    ]
-    changed = {
-        key for memory in memories for key, told in memory.get("runtimes", {}).items() if "orders" in told and not told.get("unchanged")
-    }
-    if not step.machine:
-        return bool(changed)
-    own, prefix = f"{step.machine}.{step.connector}", f"{step.machine}."
-    return any(key == own or (not step.connector and key.startswith(prefix)) for key in changed)
 
 
 class AlertingOff(Kind):
@@ -316,7 +212,7 @@ class DeployRouters(Kind):
             return f"{machine.name} has not taken its orders yet."
         if router.observed_state == RouterState.RUNNING:
             return ""
-        said = f"The {name} is {RouterState(router.observed_state).value}{_because(router.observed_reason)}"
+        said = f"The {name} is {RouterState(router.observed_state).value}{because(router.observed_reason)}"
         others = fleet.others_at(router) if router.observed_state == RouterState.FAILED else []
         return " ".join([said, *(_same_address(router, other) for other in others)])
 
@@ -331,242 +227,32 @@ def _same_address(router: Router, other: Router) -> str:
 # -------------------------------------------------------------------------------------------------- runtimes: what they share
 
 
-def find_runtime(step: StepRun) -> Runtime:
-    environment = step.deployment.environment
-    found = Runtime.objects.filter(environment=environment, machine__name=step.machine, connector__name=step.connector)
-    try:
-        runtime = found.select_related("machine", "connector").get()
-    except Runtime.DoesNotExist:
-        name = f"{step.machine}.{step.connector}"
-        raise NotAllowed(f"{name} is no runtime on {environment.name} any more: the architecture was changed.") from None
-    runtime.environment = environment
-    return runtime
-
-
-def memory_of(step: StepRun, runtime: Runtime) -> Memory:
-    """What the step remembers of one runtime."""
-    memory: Memory = step.memory.setdefault("runtimes", {}).setdefault(runtime.key, {})
-    return memory
-
-
-@dataclass
-class Look:
-    """One look at one runtime of a step: what it is about, and what of it is read only once."""
-
-    step: StepRun
-    runtime: Runtime
-    now: datetime
-    bundle: Bundle | None = None  # what a deploy step would order
-
-    @cached_property
-    def memory(self) -> Memory:
-        return memory_of(self.step, self.runtime)
-
-    @cached_property
-    def views(self) -> list[failover.Verdict]:
-        """Its failover groups as they are now."""
-        groups = FailoverGroup.objects.filter(failover=True, members__runtime=self.runtime).select_related("group").order_by("name")
-        return [failover.verdict(group, now=self.now) for group in groups.prefetch_related(failover.with_members())]
-
-    def tell(self, text: str, *, level: str = "info") -> None:
-        tell(self.step, text, self.now, machine=self.runtime.machine.name, level=level)
-
-
-def remember_orders(memory: Memory, runtime: Runtime) -> None:
-    """Reports that were made before the machine took these orders prove nothing."""
-    memory["orders"] = Machine.objects.values_list("orders_version", flat=True).get(pk=runtime.machine_id)
-
-
-def hand_over(look: Look) -> Outcome | None:
-    """Give up what the runtime leads before it is stopped: ask each group's best ready follower to take over, and wait for it.
-
-    None: it leads nothing (any more), or a person said that it shall go on without a hand-over.
-    """
-    runtime, waits = look.runtime, []
-    for view in look.views:
-        leads = view.leader is not None and view.leader.member.runtime_id == runtime.pk
-        if (leads or view.leader is None) and ends_here(look.step, view.group) and not takers(view, runtime.key):
-            continue
-        asked = look.memory.setdefault("requests", {}).get(str(view.group.pk))
-        wait = None
-        if asked:
-            wait = _asked(GroupRequest.objects.filter(pk=asked).first(), view, runtime)
-        elif leads:
-            wait = _ask(look, view)
-        if wait is not None and wait.state == "failed":
-            return wait
-        if wait is not None:
-            waits.append(wait.sentence)
-    return running(" ".join(waits)) if waits else None
-
-
-def ends_here(step: StepRun, group: FailoverGroup) -> bool:
-    """Is it a deploy step of a release that does not have the group: nobody needs to be ready to go on with it."""
-    return step.kind in DEPLOYS and ends(step.deployment.release, group.group.key)
-
-
-def ends(release: Release, group: str) -> bool:
-    """Does the release lack the group (id): it goes with the deploy steps of its members."""
-    return all(item["id"] != group for item in release.content["groups"])
-
-
-def _asked(request: GroupRequest | None, view: failover.Verdict, runtime: Runtime) -> Outcome | None:
-    """How far the hand-over is that was asked for. None: the runtime leads no more, and that is known, not only no longer heard."""
-    group = view.group
-    if request is not None and request.status in LIVE_REQUESTS:
-        return running(f"{request.machine} is taking over {group} from {runtime.key}{_because(request.reason)}")
-    handed = request is None or request.status == RequestStatus.SUCCEEDED
-    if view.leader is None and not handed:
-        tail = _because(request.reason or request.status) if request is not None else "."
-        return running(f"{group} was not handed over from {runtime.key}, and nobody is known to lead it now{tail}")
-    if view.leader is None or view.leader.member.runtime_id != runtime.pk:
-        return None
-    if handed or request is None:
-        return running(f"{group} was handed over; {runtime.machine} has yet to report it.")
-    return failed(f"{runtime.key} leads {group}, and its leadership was not handed over{_because(request.reason or request.status)}")
-
-
-def _ask(look: Look, view: failover.Verdict) -> Outcome | None:
-    group, runtime, candidates = view.group, look.runtime, takers(view, look.runtime.key)
-    if not candidates:
-        return _goes_alone(look, group)
-    candidate = candidates[0]
-    try:
-        request = failover.switch(
-            group,
-            candidate=candidate.machine.name,
-            expected_leader=runtime.machine.name,
-            actor=actor(look.step),
-            cause=protocol.Cause.DEPLOY,
-            now=look.now,
-        )
-    except (Busy, Stale, NotReady) as refusal:  # leadership is moving already, or the candidate just left: look again
-        return running(refusal.sentence)
-    look.memory["requests"][str(group.pk)] = str(request.pk)
-    sentence = f"{candidate.key} is asked to take over {group} from {runtime.key} first."
-    tell(look.step, sentence, look.now, machine=candidate.machine.name)
-    return running(sentence)
-
-
-def _goes_alone(look: Look, group: FailoverGroup) -> Outcome | None:
-    """Only where a person said so."""
-    key = look.runtime.key
-    if not look.step.override:
-        return running(f"{key} leads {group}, and no follower is ready to take over.")
-    if str(group.pk) not in look.memory.setdefault("alone", []):
-        look.memory["alone"].append(str(group.pk))
-        look.tell(f"{key} leads {group} and goes on without a hand-over. {look.step.override}", level="warning")
-    return None
-
-
-# --------------------------------------------------------------------------------------------------------------------- gates
-
-
-def takers(view: failover.Verdict, key: str) -> list[Runtime]:
-    """Who could take a group over from this runtime now, the preferred one first."""
-    ready = [
-        seen.member.runtime
-        for seen in view.members
-        if seen.member.runtime.key != key and seen.status == Status.FOLLOWER and not failover.obstacle(view, seen)
-    ]
-    return sorted(ready, key=lambda other: (_BY_PREFERENCE.index(protocol.Preference(other.preference)), other.key))
-
-
-def sights(look: Look) -> list[gates.Sight]:
-    """What the gates see of the runtime's failover groups. A group in which it is disabled does not count, for it cannot lead it; nor one
-    that ends with this step."""
-    views = [view for view in look.views if not ends_here(look.step, view.group)]
-    return [sight for view in views if (sight := sight_of(view, look.runtime.key)) is not None]
-
-
-def sight_of(view: failover.Verdict, key: str) -> gates.Sight | None:
-    own = next((seen for seen in view.members if seen.member.runtime.key == key), None)
-    others = [seen for seen in view.members if seen.member.runtime.key != key]
-    if own is None or not others or own.status == Status.DISABLED:
-        return None
-    ready = [runtime.key for runtime in takers(view, key)]
-    lacking = [seen for seen in others if seen.member.runtime.key not in ready]
-    return gates.Sight(
-        group=view.group.name,
-        leader=view.leader.member.runtime.key if view.leader else None,
-        ready=ready,
-        lacking={seen.member.runtime.key: why_not(view, seen) for seen in lacking},
-        hopeless=all(brings_nobody(seen) for seen in lacking),
-    )
-
-
-def why_not(view: failover.Verdict, seen: failover.MemberVerdict) -> str:
-    """Why this member could not take over now, a sentence."""
-    runtime = seen.member.runtime
-    if not runtime.desired_running:
-        return f"{runtime.key} was stopped by a person."
-    return failover.obstacle(view, seen) or f"{seen.machine} is {failover.WORDS[seen.status]}."
-
-
-def brings_nobody(seen: failover.MemberVerdict) -> bool:
-    """Waiting does not make this member ready."""
-    runtime = seen.member.runtime
-    return (
-        not runtime.desired_running
-        or runtime.desired_bundle_id is None
-        or seen.status == Status.DISABLED
-        or seen.member.observed_disabled
-        or runtime.machine.joined_at is None
-        or (seen.age_seconds is not None and seen.age_seconds > balancing.SILENT_FOR_LONG_SECONDS)
-    )
-
-
-def under_change(step: StepRun) -> set[str]:
-    """Runtimes that other steps of this deployment have ordered something and have not proven yet."""
-    memories = StepRun.objects.filter(deployment_id=step.deployment_id, status=RunStatus.RUNNING).exclude(pk=step.pk)
-    return {
-        key
-        for memory in memories.values_list("memory", flat=True)
-        for key, told in memory.get("runtimes", {}).items()
-        if told.get("touched") and not told.get("proven")
-    }
-
-
-def gated(look: Look, *, stops: bool) -> Outcome | None:
-    """What forbids to touch the runtime now; None: nothing, or a person took it upon himself."""
-    seen = sights(look)
-    found = gates.touch(look.runtime.key, seen, stops=stops, touched=under_change(look.step) if seen else ())
-    if found.open or (found.may_be_overridden and look.step.override):
-        look.memory.pop("gate", None)
-        return None
-    look.memory["gate"] = found.rule
-    if found.hopeless and found.rule != "one":
-        remedy = " Make one ready and retry, or override with a reason." if found.may_be_overridden else ""
-        return failed(found.sentence + remedy)
-    return running(found.sentence)
-
-
 def proof(runtime: Runtime, digest: str, memory: Memory, now: datetime, *, gone: Collection[str] = ()) -> Outcome | None:
     """Does the runtime run the bundle, ready and settled in its groups but those that are `gone` (ids), by a fresh report? None: yes."""
     machine, key = runtime.machine, runtime.key
-    state, because = RuntimeState(runtime.observed_state), _because(runtime.observed_reason)
+    state, tail = RuntimeState(runtime.observed_state), because(runtime.observed_reason)
     if machine.is_silent(now=now):
         return running(silence(machine, now))
     if machine.orders_taken < memory.get("orders", 0):
         return running(f"{machine.name} has not taken its orders yet.")
     if state == RuntimeState.FAILED:
         since = datetime.fromisoformat(memory.setdefault("failed_since", now.isoformat()))
-        sentence = f"{key} failed{because}"
+        sentence = f"{key} failed{tail}"
         return failed(sentence) if now - since >= FAILURE_STANDS_AFTER else running(sentence)
     memory.pop("failed_since", None)
     if state != RuntimeState.READY or runtime.observed_digest != digest or runtime.observed_restarts < runtime.desired_restarts:
         still = " and still runs what it ran before" if state == RuntimeState.READY else ""
-        return running(f"{key} is {state.value}{still}{because}")
+        return running(f"{key} is {state.value}{still}{tail}")
     members = GroupMember.objects.filter(runtime=runtime).select_related("group").order_by("group__name")
     for member in members.exclude(group__group__key__in=gone):
         if member.observed_status not in SETTLED:
-            return running(f"{key} is {Status(member.observed_status).value} in group {member.group}{_because(member.observed_reason)}")
+            return running(f"{key} is {Status(member.observed_status).value} in group {member.group}{because(member.observed_reason)}")
         if member.observed_status == Status.FOLLOWER and not member.observed_ready:
             why = failover.cause(member.group, member)
             # Within a sentence, as the process said it.
             if member.observed_reason and why.lower().startswith(member.observed_reason.lower()):
                 why = member.observed_reason
-            return running(f"{key} follows in group {member.group} but is not ready to take over{_because(why)}")
+            return running(f"{key} follows in group {member.group} but is not ready to take over{because(why)}")
     return None
 
 
@@ -643,8 +329,8 @@ def stop_siblings(look: Look, clashing: Sequence[tuple[Runtime, list[str]]]) -> 
     first = [sibling for sibling, _ in clashing if not sibling.held]
     for sibling, clauses in clashing:
         fleet.hold(sibling, f"deployment {step.deployment_id} changes who takes: {' and '.join(clauses)}.")
-    because = list(dict.fromkeys(clause for _, clauses in clashing for clause in clauses))
-    sentence = moves.gap(runtime.connector.name, [runtime, *(sibling for sibling, _ in clashing)], because)
+    causes = list(dict.fromkeys(clause for _, clauses in clashing for clause in clauses))
+    sentence = moves.gap(runtime.connector.name, [runtime, *(sibling for sibling, _ in clashing)], causes)
     versions = memory.setdefault("stopping", {})
     for sibling, _ in clashing:
         if sibling.key not in versions:  # as of now: the hold is in these orders
@@ -670,7 +356,7 @@ def _not_proven_stopped(runtime: Runtime, orders: int, now: datetime) -> str:
         return f"It cannot be proven that {runtime.key} stopped: {silence(machine, now)}"
     if machine.orders_taken < orders:
         return f"{machine.name} has not taken its orders yet."
-    return f"{runtime.key} is {state.value}{_because(runtime.observed_reason)}"
+    return f"{runtime.key} is {state.value}{because(runtime.observed_reason)}"
 
 
 def runs_as_ordered(runtime: Runtime, now: datetime) -> bool:
@@ -815,7 +501,7 @@ class StopRuntime(OnRuntime):
         if runtime.machine.orders_taken < look.memory["orders"]:
             return running(f"{runtime.machine} has not taken its orders yet.")
         if runtime.observed_state != RuntimeState.STOPPED:
-            return running(f"{runtime.key} is {RuntimeState(runtime.observed_state).value}{_because(runtime.observed_reason)}")
+            return running(f"{runtime.key} is {RuntimeState(runtime.observed_state).value}{because(runtime.observed_reason)}")
         return done(f"{runtime.key} is stopped.")
 
     def overdue(self, step: StepRun) -> str:
@@ -841,11 +527,11 @@ class OnGroup(Kind):
         leader = view.leader.member.runtime if view.leader else None
         asked = GroupRequest.objects.filter(pk=step.memory["request"]).first() if "request" in step.memory else None
         if asked is not None and asked.status in LIVE_REQUESTS:
-            return running(f"{group} is being handed over{_because(asked.reason)}")
+            return running(f"{group} is being handed over{because(asked.reason)}")
         if self.wished(leader, runtime):
             return done(f"{leader.key if leader else 'Nobody'} leads {group}.")
         if asked is not None and asked.status != RequestStatus.SUCCEEDED:
-            return failed(f"{group} was not handed over{_because(asked.reason or asked.status)}")
+            return failed(f"{group} was not handed over{because(asked.reason or asked.status)}")
         if asked is not None:
             return running(f"{group} was handed over; the machines have yet to report it.")
         try:
@@ -915,7 +601,7 @@ class OnFlow(OnRuntime):
         if told is None:
             return running(f"{runtime.key} has not told of flow {flow.name} yet.")
         if bool(told["on"]) is not self.on:
-            return running(f"{flow.name} on {runtime.key} is {'on' if told['on'] else 'off'}{_because(told.get('reason', ''))}")
+            return running(f"{flow.name} on {runtime.key} is {'on' if told['on'] else 'off'}{because(told.get('reason', ''))}")
         return done(f"{flow.name} on {runtime.key} is {'on' if self.on else 'off'}.")
 
     def overdue(self, step: StepRun) -> str:
@@ -1001,7 +687,7 @@ class RunCommand(Kind):
         if run.status == CommandStatus.SUCCEEDED:
             return done(f"{step.command} on {step.machine} ended with exit status 0.")
         if run.status not in LIVE_COMMANDS:
-            return failed(f"{step.command} on {step.machine}{_because(run.reason)}")
+            return failed(f"{step.command} on {step.machine}{because(run.reason)}")
         if run.machine.is_silent(now=now):
             return running(silence(run.machine, now))
         return running(f"{step.command} {'runs' if run.status == CommandStatus.RUNNING else 'has yet to be taken'} on {step.machine}.")
@@ -1036,7 +722,7 @@ class HttpCheck(Kind):
             probe(step.pk, step.attempt)
         if answer is None:
             return running(f"{step.url} is asked.")
-        said = f"answered {answer['status']}" if answer["status"] else f"did not answer{_because(answer['reason']).rstrip('.')}"
+        said = f"answered {answer['status']}" if answer["status"] else f"did not answer{because(answer['reason']).rstrip('.')}"
         return running(f"{step.url} {said}; {step.expected_status} is expected.")
 
     def overdue(self, step: StepRun) -> str:

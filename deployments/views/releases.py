@@ -14,7 +14,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
-from deployments import approvals, plans, preview, promotion, releases, rollout, schedules, sheet, steps, windows
+from deployments import approvals, looks, plans, preview, promotion, releases, rollout, schedules, sheet, windows
 from deployments.forms import DeployForm, ReleaseForm, show_refusal
 from deployments.models import LIVE, Activation, ActivationStatus, ApprovalRequest, Deployment, Release, StepKind
 from deployments.rule_forms import ActivateForm
@@ -230,7 +230,7 @@ def release_activate(request: UserRequest, slug: str, kind: str, number: int) ->
 def _leavable(form: ActivateForm, machines: Sequence[Machine]) -> list[Absent]:
     """Machines that a scheduled deployment may go without, each with how it is now."""
     chosen, now = form["leaving_out"].value() or [], timezone.now()
-    said = {one.name: steps.silence(one, now) if one.is_silent(now=now) else "It reports now." for one in machines}
+    said = {one.name: looks.silence(one, now) if one.is_silent(now=now) else "It reports now." for one in machines}
     return [Absent(name, sentence, name in chosen) for name, sentence in said.items()]
 
 
@@ -295,7 +295,7 @@ def absent_machines(request: UserRequest, environment: Environment) -> list[Abse
     """For the boxes of the Deploy and Roll back dialogs, which say it in the address until the form is sent."""
     now = timezone.now()
     chosen = (request.POST if request.method == "POST" else request.GET).getlist("leaving_out")
-    return [Absent(one.name, steps.silence(one, now), one.name in chosen) for one in rollout.offline(environment, now=now)]
+    return [Absent(one.name, looks.silence(one, now), one.name in chosen) for one in rollout.offline(environment, now=now)]
 
 
 def preflight(release: Release, environment: Environment, *, leaving_out: Collection[str] = ()) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import pytest
 from django.contrib.auth.models import User
 from pytest_django import DjangoAssertNumQueries
 
-from deployments import decisions, plans, preview, releases, rollout, steps
+from deployments import decisions, looks, plans, preview, releases, rollout, steps
+from deployments.looks import Outcome
 from deployments.models import BROKEN, Choice, Deployment, Release, RunStatus, Step, StepKind, StepLog, StepRun
-from deployments.steps import Outcome
 from portal import properties, vault
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import Environment, Flow
@@ -281,11 +281,11 @@ class Counting(steps.Kind):
     def __init__(self) -> None:
         self.begun = 0
         self.error: Exception | None = None
-        self.outcome: Outcome = steps.running("Not yet.")
+        self.outcome: Outcome = looks.running("Not yet.")
 
     def begin(self, step: StepRun, now: datetime) -> None:
         self.begun += 1
-        steps.note(step, "begun", now)
+        looks.note(step, "begun", now)
         if self.error:
             raise self.error
 
@@ -317,7 +317,7 @@ def test_many_workers_begin_a_step_once(run: Deployment, engine: Engine, countin
 
 @pytest.mark.django_db(transaction=True)
 def test_many_workers_end_a_step_once_and_send_the_next_once(run: Deployment, engine: Engine, counting: Counting) -> None:
-    counting.outcome = steps.done("Done.")
+    counting.outcome = looks.done("Done.")
     engine.sent.clear()
     first = run.steps.get(number=1).pk
     together(*[lambda: rollout.tick(first, now=engine.now)] * 6)
@@ -334,7 +334,7 @@ def test_a_worker_that_dies_in_the_middle_leaves_nothing_and_the_sweep_repeats(r
     assert rollout.stalled(engine.now + timedelta(seconds=1)) == []
     assert rollout.stalled(engine.now + timedelta(seconds=2)) == [step.pk]
     counting.error = None
-    counting.outcome = steps.done("Done.")
+    counting.outcome = looks.done("Done.")
     engine.tick(run)
     assert run.steps.get(number=1).status == RunStatus.SUCCEEDED
     assert log(run) == ["begun", "Done."]
@@ -396,7 +396,7 @@ def test_a_step_ends_at_its_deadline_with_the_reason_of_the_last_look(run: Deplo
 def test_a_doubled_or_late_wake_up_changes_nothing(run: Deployment, engine: Engine, counting: Counting) -> None:
     first, second = run.steps.filter(number__lte=2)
     assert "is pending: nothing to do" in rollout.tick(second.pk, now=engine.now)
-    counting.outcome = steps.done("Done.")
+    counting.outcome = looks.done("Done.")
     rollout.tick(first.pk, now=engine.now)
     assert "is succeeded: nothing to do" in rollout.tick(first.pk, now=engine.now)
     assert "is not running" in rollout.tick(987654, now=engine.now)

@@ -7,8 +7,8 @@ import pytest
 from django.contrib.auth.models import User
 
 from deployments import plans, rollout
+from deployments.looks import Outcome, done, failed, running, together
 from deployments.models import Deployment, Release, RunStatus, Step, StepKind, StepLog, StepRun
-from deployments.steps import Outcome, done, failed, running, together
 from portal import properties
 from portal.errors import Busy
 from portal.models import Environment, Group, Property
