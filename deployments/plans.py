@@ -254,10 +254,13 @@ def _join(steps: Sequence[Step], index: int, stage: str | None, lane: str | None
         mine.stage, mine.lane = before.stage, before.lane
 
 
-def change_step(step: Step, **fields: str | int) -> None:
-    """Change fields of a step (not its kind); what is not named stays."""
+def change_step(step: Step, *, seen: str = "", **fields: str | int) -> None:
+    """Change fields of a step (not its kind); what is not named stays. `seen` is the digest of the step as the person saw it; empty:
+    whatever it is now. Raises Stale when somebody changed it since."""
     with transaction.atomic():
         mine = _find(_locked(step.plan), step)
+        if seen and seen != digest_of([mine]):
+            raise Stale("Somebody changed this step since you opened it. Save again to replace that, or leave it.")
         kept = {name: getattr(mine, name) for name in STEP_FIELDS if name != "kind"}
         _fill(_Targets(step.plan.environment), mine, {**kept, **fields})
         mine.save()

@@ -4,6 +4,7 @@
 releases.activate, rollout.prepare, rollout.resume and the scheduled activations.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, time
@@ -30,7 +31,7 @@ from deployments.models import (
     StepRun,
 )
 from portal.access import may
-from portal.errors import Invalid, NotAllowed
+from portal.errors import Invalid, NotAllowed, Stale
 from portal.models import Environment, Role
 
 Rule = Literal["order", "approvals", "window"]
@@ -242,12 +243,30 @@ class WindowInput:
     closes: time
 
 
+def tag(environment: Environment) -> str:
+    """Of the rules and windows as they stand: whoever saves them says by this what he saw. Two queries."""
+    rules = rules_of(environment)
+    told = [str(getattr(rules, name)) for name in _NAMES]
+    told += sorted(f"{row.days} {row.opens} {row.closes}" for row in DeploymentWindow.objects.filter(environment=environment))
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
+
+
 def set_rules(
-    environment: Environment, *, by: AbstractBaseUser, now: datetime, windows_: Sequence[WindowInput] | None = None, **changes: Any
+    environment: Environment,
+    *,
+    by: AbstractBaseUser,
+    now: datetime,
+    windows_: Sequence[WindowInput] | None = None,
+    seen: str = "",
+    **changes: Any,
 ) -> EnvironmentRules:
     """Change the rules (in_order, approvals, approval_days, time_zone, expires_after_minutes; `windows_` replaces all windows).
 
-    What changed is kept with who and when. Raises Invalid naming the field.
+    What changed is kept with who and when. `seen` is their `tag` as the person saw them; empty: whatever they are now.
+
+    Raises:
+        Invalid: naming the field.
+        Stale: somebody changed them since, with what.
     """
     if "time_zone" in changes:
         windows.zone_of(changes["time_zone"])
@@ -255,7 +274,12 @@ def set_rules(
         if name in changes and not least <= changes[name] <= most:
             raise Invalid(f"Say a number from {least} to {most}.", field=name)
     with transaction.atomic():
-        rules, _ = EnvironmentRules.objects.get_or_create(environment=environment)
+        EnvironmentRules.objects.get_or_create(environment=environment)
+        rules = EnvironmentRules.objects.select_for_update().get(environment=environment)
+        if seen and seen != tag(environment):
+            last = RuleChange.objects.filter(environment=environment).select_related("by").first()
+            who, what = (last.by.get_username() if last and last.by else "Somebody"), f": {last.sentence}" if last else "."
+            raise Stale(f"{who} changed the rules since you opened them{what} Save again to replace that, or leave it.")
         said = [
             f"{_NAMES[name]}: {_said(getattr(rules, name))} → {_said(value)}."
             for name, value in changes.items()
@@ -335,10 +359,13 @@ def lift(made: DeploymentFreeze, *, by: AbstractBaseUser, now: datetime) -> None
 
 def move(environment: Environment, *, earlier: bool, by: AbstractBaseUser, now: datetime) -> None:
     """One place earlier or later in the order of promotion; at the end nothing happens."""
-    neighbour = environment_before(environment) if earlier else environment_after(environment)
-    if neighbour is None:
-        return
     with transaction.atomic():
+        # Held until the end: of two who move at once the second moves in the order that the first made.
+        list(Environment.objects.select_for_update().filter(project=environment.project_id).order_by("pk"))
+        environment.refresh_from_db(fields=["position"])
+        neighbour = environment_before(environment) if earlier else environment_after(environment)
+        if neighbour is None:
+            return
         Environment.objects.filter(pk=environment.pk).update(position=neighbour.position)
         Environment.objects.filter(pk=neighbour.pk).update(position=environment.position)
         RuleChange.objects.create(

@@ -11,7 +11,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
-from django.db.models import Q
+from django.db.models import Max, Q
 from django.utils import timezone
 
 from portal import components, property_types, property_uses, router_addresses, vault
@@ -272,6 +272,32 @@ def set_values(edits: Sequence[Edit], *, by: Any, cause: str = "set") -> list[Pl
     """
     with transaction.atomic():
         return _apply(edits, by=by, cause=cause)
+
+
+def newest_change(project: Project) -> int:
+    """Id of the last change of a value in the project: whoever opens a form for many values says by this what he saw."""
+    return PropertyChange.objects.filter(environment__project=project).aggregate(newest=Max("pk"))["newest"] or 0
+
+
+def set_together(edits: Sequence[Edit], *, seen: int, by: Any) -> list[Planned]:
+    """As `set_values`, of values that the person saw as they stood at the change `seen`.
+
+    Raises:
+        Stale: some of them were changed since, with who and which.
+        Invalid: as `set_values`.
+    """
+    with transaction.atomic():
+        cells = {edit.cell for edit in edits}
+        later = PropertyChange.objects.filter(environment__in={cell[0] for cell in cells}, pk__gt=seen).select_related("environment", "by")
+        told: dict[tuple[int, str, str, str], str] = {}
+        for change in later:
+            cell = (change.environment_id, change.key, change.machine, change.connector)
+            if cell in cells and cell not in told:
+                who = change.by.get_username() if change.by else "Somebody"
+                told[cell] = f"{who} changed {change.key} ({change.environment.name}, {change.scope}) since you opened this."
+        if told:
+            raise Stale(" ".join([*told.values(), "Press again to replace that, or leave it."]))
+        return _apply(edits, by=by, cause="set together")
 
 
 def set_value(

@@ -14,7 +14,7 @@ from deployments.forms import PICKERS, StepForm, show_refusal, step_initial
 from deployments.models import Plan, Step, StepKind
 from deployments.stages import stages_of
 from portal.access import get_environment, may, role_to_deploy
-from portal.errors import NotAllowed
+from portal.errors import NotAllowed, Stale
 from portal.htmx import UserRequest, dialog, redirect, render, whole_number
 from portal.models import Environment
 
@@ -79,15 +79,20 @@ def step_edit(request: UserRequest, slug: str, kind: str, pk: int) -> HttpRespon
     step = get_object_or_404(Step, plan__environment=environment, pk=pk)
     initial = step_initial(step)
     form = StepForm(request.POST or None, environment=environment, initial=initial, changes=True)
+    seen = request.POST.get("seen", "") or plans.digest_of([step])
     if request.method == "POST" and form.is_valid():
         try:
-            plans.change_step(step, **form.step_fields)
+            plans.change_step(step, seen=seen, **form.step_fields)
+        except Stale as refusal:
+            show_refusal(form, refusal)
+            step.refresh_from_db()
+            seen = plans.digest_of([step])  # what is saved next replaces what he was told of
         except NotAllowed as refusal:
             show_refusal(form, refusal)
         else:
             messages.success(request, f"Step {step.position} is changed.")
             return redirect(request, "plan", slug, kind)
-    return _show_form(request, environment, form, step)
+    return _show_form(request, environment, form, step, seen=seen)
 
 
 def _kinds_by_picker() -> dict[str, str]:
@@ -96,9 +101,9 @@ def _kinds_by_picker() -> dict[str, str]:
     return {name: " ".join(kind for kind, needed in PICKERS.items() if name in needed) for name in names}
 
 
-def _show_form(request: UserRequest, environment: Environment, form: StepForm, step: Step | None) -> HttpResponse:
+def _show_form(request: UserRequest, environment: Environment, form: StepForm, step: Step | None, *, seen: str = "") -> HttpResponse:
     plan = plans.plan_of(environment)
-    context = _context(request, environment, plan) | {"form": form, "step": step, "pickers": _kinds_by_picker()}
+    context = _context(request, environment, plan) | {"form": form, "step": step, "seen": seen, "pickers": _kinds_by_picker()}
     back = reverse("plan", args=[environment.project.slug, environment.kind])
     return dialog(request, "deployments/plan_step.html", context, back=back)
 

@@ -125,20 +125,25 @@ def bulk(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         raise PermissionDenied("You may not change values here.")
     choices = [(name, column.name) for name, column in columns.items()]
     form = BulkForm(request.POST if "columns" in request.POST or "act" in request.POST else None, columns=choices)
-    keys = given.getlist("keys")
+    keys, newest = given.getlist("keys"), properties.newest_change(environment.project)
+    seen = whole_number(request.POST.get("seen", ""), digits=18)
+    seen = newest if seen is None else seen
     if form.is_bound and form.is_valid():
         value = form.cleaned_data["value"] if form.cleaned_data["act"] == "set" else None
         chosen = [columns[name] for name in form.cleaned_data["columns"]]
         edits = [properties.Edit(column.environment, key, value, *column.scope) for key in form.cleaned_data["keys"] for column in chosen]
         try:
-            done = properties.set_values(edits, by=request.user, cause="set together")
+            done = properties.set_together(edits, seen=seen, by=request.user)
+        except Stale as refusal:
+            show_refusal(form, refusal)
+            seen = newest  # what is set next replaces what he was told of
         except NotAllowed as refusal:
             show_refusal(form, refusal)
         else:
             count = sum(item.verb != "none" for item in done)
             messages.success(request, f"{count} value{'s' if count != 1 else ''} changed. They work from the next deployment on.")
             return redirect(request, f"{_listing(environment)}?{urlencode({'by': by})}")
-    context = _context(request, environment) | {"form": form, "keys": keys, "by": by}
+    context = _context(request, environment) | {"form": form, "keys": keys, "by": by, "seen": seen}
     return dialog(request, "deployments/property_bulk.html", context, back=_listing(environment))
 
 

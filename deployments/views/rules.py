@@ -14,7 +14,7 @@ from deployments.forms import show_refusal
 from deployments.models import ApprovalRequest, DeploymentFreeze, DeploymentWindow, Release, RuleChange, RuleOverride
 from deployments.rule_forms import ApprovalRequestForm, CommentForm, FreezeForm, RulesForm, WindowForm, WindowForms
 from portal.access import get_environment, may
-from portal.errors import NotAllowed
+from portal.errors import NotAllowed, Stale
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, EnvironmentKind, Role
 
@@ -27,16 +27,20 @@ def environment_rules(request: UserRequest, slug: str, kind: str) -> HttpRespons
     present = [WindowForm.of(row) for row in DeploymentWindow.objects.filter(environment=environment)]
     form = RulesForm(request.POST or None, initial=RulesForm.of(rules))
     lines = WindowForms(request.POST or None, initial=present, prefix="windows")
+    seen = request.POST.get("seen", "") or promotion.tag(environment)
     if request.method == "POST" and form.is_valid() and lines.is_valid():
         wanted = [line.wanted for line in lines if line.wanted is not None]
         try:
-            promotion.set_rules(environment, by=request.user, now=timezone.now(), windows_=wanted, **form.cleaned_data)
+            promotion.set_rules(environment, by=request.user, now=timezone.now(), windows_=wanted, seen=seen, **form.cleaned_data)
+        except Stale as refusal:
+            form.add_error(None, refusal.sentence)
+            seen = promotion.tag(environment)  # what is saved next replaces what he was told of
         except NotAllowed as refusal:
             show_refusal(form, refusal)
         else:
             messages.success(request, f"The rules of {environment.name} are saved.")
             return redirect(request, "environment-rules", slug, kind)
-    return render(request, "deployments/rules.html", _rules_context(request, environment) | {"form": form, "lines": lines})
+    return render(request, "deployments/rules.html", _rules_context(request, environment) | {"form": form, "lines": lines, "seen": seen})
 
 
 def _rules_context(request: UserRequest, environment: Environment) -> dict[str, Any]:

@@ -374,6 +374,15 @@ def test_the_order_of_promotion_can_be_changed(filled: Environment, acceptance: 
     assert promotion.environment_after(acceptance) == filled
 
 
+def test_two_who_move_at_once_leave_each_environment_a_place_of_its_own(
+    filled: Environment, acceptance: Environment, production: Environment, admin: User
+) -> None:
+    promotion.move(production, earlier=True, by=admin, now=NOW)
+    promotion.move(acceptance, earlier=True, by=admin, now=NOW)  # as it was read before the other moved
+    order = list(Environment.objects.filter(project=filled.project).order_by("position").values_list("kind", "position"))
+    assert order == [("test", 0), ("acceptance", 1), ("production", 2)]
+
+
 def test_an_approval_of_another_projects_release_is_refused(release: Release, operator: User) -> None:
     other = factories.project(release.project.team, "depot").environments.get(kind="acceptance")
     with pytest.raises(Invalid, match="another project"):

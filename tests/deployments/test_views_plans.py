@@ -1,5 +1,7 @@
 """Deploy › Plan, as people use it."""
 
+import re
+
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
@@ -71,6 +73,24 @@ def test_a_refused_step_says_why_and_keeps_what_was_typed(
     assert plan.steps.count() == 5
     if "timeout_seconds" not in form:
         assert 'value="77"' in answer.content.decode()
+
+
+def test_two_people_do_not_overwrite_each_others_step_unseen(client: Client, developer: User, plan: Plan) -> None:
+    step = plan.steps.get(position=3)
+    address = f"{PAGE}steps/{step.pk}/"
+    client.force_login(developer)
+    seen = re.search(r'name="seen" value="(\w+)"', client.get(address).content.decode())
+    assert seen
+    plans.change_step(step, retries=3)
+    mine = {"runtime": "external01|erp", "timeout_seconds": "600", "seen": seen[1]}
+    html = client.post(address, mine).content.decode()
+    assert "Somebody changed this step since you opened it. Save again to replace that, or leave it." in html
+    step.refresh_from_db()
+    assert (step.retries, step.timeout_seconds) == (3, 120)
+    seen = re.search(r'name="seen" value="(\w+)"', html)
+    assert seen and client.post(address, mine | {"seen": seen[1]}).status_code == 302
+    step.refresh_from_db()
+    assert (step.retries, step.timeout_seconds) == (0, 600)
 
 
 def test_a_step_is_changed(client: Client, developer: User, plan: Plan) -> None:

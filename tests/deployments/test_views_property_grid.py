@@ -201,6 +201,23 @@ def test_several_keys_are_set_together(client: Client, operator: User, some: Env
     assert not Property.objects.filter(value="/same").exists()
 
 
+def test_what_somebody_else_changed_is_not_set_together_unseen(client: Client, developer: User, operator: User, some: Environment) -> None:
+    client.force_login(operator)
+    opened = client.get(f"{BASE}/bulk/?by=environments&keys=erp.outbox&keys=other").content.decode()
+    seen = re.search(r'name="seen" value="(\d+)"', opened)
+    assert seen
+    properties.set_value(some, "erp.outbox", "/theirs", by=developer)
+    properties.set_value(some, "another", "/theirs", by=developer)
+    data = {"by": "environments", "keys": ["erp.outbox", "other"], "act": "set", "value": "/same", "seen": seen[1]}
+    html = client.post(f"{BASE}/bulk/", data | {"columns": ["test||", "production||"]}).content.decode()
+    assert "developer changed erp.outbox (Test, global) since you opened this." in html and "another" not in html
+    assert Property.objects.get(key="erp.outbox", environment=some, machine="", connector="").value == "/theirs"
+    assert client.post(f"{BASE}/bulk/", data | {"columns": ["production||"]}).status_code == 302, "what nobody else touched"
+    seen = re.search(r'name="seen" value="(\d+)"', html)
+    assert seen and client.post(f"{BASE}/bulk/", data | {"columns": ["test||"], "seen": seen[1]}).status_code == 302
+    assert Property.objects.get(key="erp.outbox", environment=some, machine="", connector="").value == "/same"
+
+
 def test_pasted_lines_are_previewed_and_taken_all_or_none(client: Client, developer: User, some: Environment) -> None:
     client.force_login(developer)
     bad = client.post(f"{BASE}/paste/", {"text": "erp.outbox\tbad\nnew.key\tx", "act": "preview"}).content.decode()

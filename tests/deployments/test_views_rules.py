@@ -1,5 +1,6 @@
 """Deploy › Rules, approvals and the tab Promotion, as people use them; and the same in the API."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -33,6 +34,24 @@ def test_an_administrator_sets_the_rules(client: Client, admin: User, release: R
     assert client.post(RULES, gone).status_code == 302
     assert not DeploymentWindow.objects.filter(pk=row.pk).exists()
     assert "none, always open" in client.get(RULES).content.decode()
+
+
+def test_two_administrators_do_not_overwrite_each_others_rules_unseen(
+    client: Client, admin: User, operator: User, filled: Environment
+) -> None:
+    client.force_login(admin)
+    seen = re.search(r'name="seen" value="(\w+)"', client.get(RULES).content.decode())
+    assert seen
+    promotion.set_rules(filled, approvals=2, by=operator, now=timezone.now())
+    mine = FORM | {"approvals": "0", "expires_after_minutes": "45", "seen": seen[1]}
+    html = client.post(RULES, mine).content.decode()
+    assert "operator changed the rules since you opened them: Approvals needed: 0 → 2." in html and "Save again to replace" in html
+    assert promotion.rules_of(filled).approvals == 2
+    seen = re.search(r'name="seen" value="(\w+)"', html)
+    assert seen and 'value="45"' in html
+    assert client.post(RULES, mine | {"approvals": "2", "seen": seen[1]}).status_code == 302
+    rules = promotion.rules_of(filled)
+    assert (rules.approvals, rules.expires_after_minutes) == (2, 45)
 
 
 @pytest.mark.parametrize(

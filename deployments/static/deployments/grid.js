@@ -106,6 +106,19 @@
   };
   document.addEventListener("change", (event) => { if (event.target.matches?.("table.property-grid input[name=keys]")) choose(); });
 
+  // A spreadsheet puts a cell with a tab or several lines in quotation marks, its own doubled.
+  const table_of = (text) => {
+    const found = [[]], one = /"((?:[^"]|"")*)"(?=[\t\n]|$)|[^\t\n]*/y;
+    for (let at = 0; ; at += 1) {
+      one.lastIndex = at;
+      const [whole, quoted] = one.exec(text);
+      found.at(-1).push(quoted === undefined ? whole : quoted.replace(/""/g, '"'));
+      at += whole.length;
+      if (at >= text.length) return found;
+      if (text[at] === "\n") found.push([]);
+    }
+  };
+
   document.addEventListener("paste", (event) => {
     const cell = cellOf(event.target);
     if (!cell || event.target !== cell || !editable(cell)) return;
@@ -115,7 +128,7 @@
     const scope = ({ machine, connector }) => (machine ? (connector ? `${machine}.${connector}` : machine) : "global");
     const quote = (value) => (/["\t\n]/.test(value) ? `"${value.replace(/"/g, '""')}"` : value);
     const all = rows(), top = all.indexOf(cell.parentElement), lines = ["key\tenvironment\tscope\tvalue"];
-    text.split("\n").forEach((line, down) => line.split("\t").forEach((value, right) => {
+    table_of(text).forEach((line, down) => line.forEach((value, right) => {
       const target = all[top + down]?.cells[cell.cellIndex + right];
       if (target && value !== "") lines.push([target.parentElement.dataset.key, column(target).environment, scope(column(target)), quote(value)].join("\t"));
     }));
