@@ -266,7 +266,8 @@ def _store_members(
         row.observed_ready = said.ready
         row.observed_since = clock.text(said.since)
         row.observed_last_activity = clock.text(said.last_activity) or row.observed_last_activity  # a new process has none yet
-        row.observed_isolation = said.isolation
+        if said.ttl is not None:  # its process is there to say so
+            row.observed_isolation = said.isolation
         row.observed_ttl = said.ttl
         row.observed_disabled = _is_disabled(runtime.key, said, before=row.observed_disabled)
         if row.observed_disabled and said.status == protocol.Status.ISOLATED:

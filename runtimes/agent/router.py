@@ -54,7 +54,7 @@ SAME_LINE_SECONDS = 60.0
 ASK_SECONDS = 2.0  # within which a member answers
 UPKEEP_SECONDS = 120.0  # … and within which it has rewritten its database
 LEAVE_SECONDS = 10.0  # within which connections of a revoked certificate may end by themselves; then the router restarts …
-INSIST_SECONDS = 30.0  # … though nobody could take over what is led here
+INSIST_SECONDS = 20.0  # … though nobody could take over what is led here: routers do so one after another, all within 60 s
 REMOVED = "data-dir used by this member must be removed"  # etcd's last words when the others told it that it is no member any more
 
 

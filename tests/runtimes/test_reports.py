@@ -180,6 +180,20 @@ def test_a_disabled_member_stays_known_as_disabled_while_nobody_is_there_to_say_
     assert [known for known, _ in disabled()] == [True, True], "what was read before the majority went says nothing of the other"
 
 
+def test_the_isolation_policy_that_a_member_knows_stays_known_while_its_process_is_away(
+    external01: Machine, erp01: Runtime, group: FailoverGroup
+) -> None:
+    """It remembers it, and goes by it when it starts anew."""
+    running = protocol.GroupReport(
+        group=group.group.key, status=Status.FOLLOWER, state=State.OFF, reason="", isolation=protocol.IsolationPolicy.RUN_ALONE, ttl=1.0
+    )
+    away = protocol.GroupReport(group=group.group.key, status=Status.ISOLATED, state=State.OFF, reason="its process is not running")
+    for number, part in enumerate((running, away), 1):
+        told = protocol.RuntimeReport(key=erp01.key, state=protocol.RuntimeState.READY, groups=[part])
+        fleet.record_report(external01, said(number, runtimes=[told]), now=NOW)
+    assert GroupMember.objects.get(runtime=erp01).observed_isolation == "run-alone"
+
+
 @pytest.mark.parametrize(("kind", "after"), [("disable", True), ("enable", False)])
 def test_a_wish_that_was_carried_out_is_known_though_its_machine_is_silent(
     external02: Machine, erp01: Runtime, group: FailoverGroup, kind: str, after: bool
