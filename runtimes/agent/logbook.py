@@ -116,7 +116,8 @@ class LogBook:
     def _to_file(self, data: bytes) -> None:
         with contextlib.suppress(OSError):  # a full disk must not end the process
             if self.file.tell() + len(data) > LOG_FILE_BYTES:
-                self.file.close()
-                self.path.replace(self.path.with_name(self.path.name + ".1"))
-                self.file = open_private(self.path)
+                with contextlib.suppress(FileNotFoundError):  # it was, and no new one could be opened
+                    self.path.replace(self.path.with_name(self.path.name + ".1"))
+                former, self.file = self.file, open_private(self.path)
+                former.close()
             self.file.write(data)

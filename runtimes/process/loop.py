@@ -753,8 +753,11 @@ class Runtime:
         now = str(self._config.generation)
         if before != now:
             part = mark.with_name(".generation.part")
-            part.write_text(now)
-            part.replace(mark)
+            try:
+                part.write_text(now)
+                part.replace(mark)
+            except OSError as error:  # a full disk: the next start waits once more
+                self._log.error(f"the generation of the cluster could not be written down: {error}")
         return self._clock() + LONGEST_TTL if before not in ("", now) else NEVER
 
 

@@ -1,6 +1,8 @@
 """Small parts of agent and keeper: logs within bounds, the spool, the watchdog's rule, what the home keeps."""
 
 import asyncio
+import errno
+import io
 import mmap
 import os
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.agent import linux
+from runtimes.agent import linux, logbook
 from runtimes.agent.decide import Keeping
 from runtimes.agent.home import Home, TamperedBundle
 from runtimes.agent.keeper import Keeper, KeeperSpec, permit_overrun, silence
@@ -103,6 +105,24 @@ def test_a_talkative_program_fills_neither_memory_nor_disk_and_the_loss_is_told(
     assert cursor == LOG_LINES * 3
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2 * LOG_FILE_BYTES
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
+    book.file.close()
+
+
+def test_a_log_that_cannot_be_turned_over_ends_no_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full, or was made read-only for its errors."""
+    book, open_private = LogBook("external01.erp", tmp_path / "process.log"), logbook.open_private
+    line = b"x" * 999_999 + b"\n"
+
+    def full(path: Path) -> io.FileIO:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(logbook, "open_private", full)
+    for _ in range(5):
+        book.feed(line)
+    monkeypatch.setattr(logbook, "open_private", open_private)
+    book.feed(b"and on\n")
+    assert (tmp_path / "process.log").read_text() == "and on\n"
+    assert (tmp_path / "process.log.1").stat().st_size == 2_000_000
     book.file.close()
 
 

@@ -77,6 +77,13 @@ def test_a_failover_group_without_a_router_is_off_and_says_so(tmp_path: Path, st
     assert process.process.wait(5) == 0
 
 
+def test_a_disk_that_takes_no_mark_of_the_generation_keeps_no_runtime_from_running(tmp_path: Path, started: list[Launched]) -> None:
+    (tmp_path / "external01.erp" / "data" / ".generation.part").mkdir(parents=True)  # cannot be written, as on a full disk
+    process = launch(tmp_path, bundle(flow(tmp_path)), "external01.erp", None)
+    started.append(process)
+    until(lambda: "f" in process.flows and process.flows["f"].on, 5, "it is on")
+
+
 def test_a_single_node_runs_with_epoch_0_and_tells_the_cause(tmp_path: Path, started: list[Launched]) -> None:
     group = GroupSpec(id="g", name="orders", failover=False, members=["external01.erp", "external02.erp"])
     process = launch(tmp_path, bundle(flow(tmp_path, "g"), group), "external01.erp", None)
