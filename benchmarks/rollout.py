@@ -134,9 +134,9 @@ class Landscape:
         self.machines = made
 
     def tokens(self) -> dict[str, str]:
-        from runtimes import fleet
+        from runtimes import joining
 
-        return {machine.name: fleet.register(machine, by=self.person) for machine in self.machines}
+        return {machine.name: joining.register(machine, by=self.person) for machine in self.machines}
 
     def release(self, minor: int) -> Any:
         """A release that changes every runtime, active."""

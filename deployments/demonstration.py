@@ -20,7 +20,7 @@ from deployments.models import BROKEN, LIVE, Deployment, RunStatus, StepRun
 from portal import creation, design, properties, readiness, router_addresses
 from portal.errors import NotAllowed
 from portal.models import Connector, Environment, EnvironmentKind, Flow, MachineKind, Membership, Project, Property, Role, Team
-from runtimes import architecture, failover, fleet
+from runtimes import architecture, failover, joining
 from runtimes.models import Machine, Runtime
 from runtimes.protocol import Preference
 
@@ -211,7 +211,7 @@ def _give_tokens(test: Environment, place: Place) -> None:
     for machine in Machine.objects.filter(environment=test, name__in=MACHINES):
         joined = machine.has_agent and (place.home / "machines" / machine.name / "identity.json").exists()
         if admin and not joined:
-            _write_private(place.home / "tokens" / machine.name, fleet.register(machine, by=admin))
+            _write_private(place.home / "tokens" / machine.name, joining.register(machine, by=admin))
 
 
 def _write_private(file: Path, text: str) -> None:

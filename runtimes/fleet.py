@@ -1,161 +1,29 @@
-"""Machines and their agents: who they are, what they are ordered to do, what they reported.
+"""Machines and what runs on them: what is wished of them, and what their agents report.
 
-Calls go down (orders), news comes up (reports) and wakes whoever added himself to `on_report`.
+Wishes go down (an agent takes them as orders: ordering.py), news comes up (reports) and wakes whoever added himself to `on_report`.
+How an agent joins: joining.py.
 """
 
-import hashlib
-import hmac
 import logging
-import secrets
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
-from django.conf import settings
-from django.contrib.auth.models import AbstractBaseUser
 from django.db import connection, transaction
-from django.db.models import Exists, F, OuterRef, QuerySet, Value
+from django.db.models import F, Value
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Group, MachineKind
 from runtimes import authority, protocol, reach_orders, reports, votes, wakeup
-from runtimes.models import (
-    LIVE_COMMANDS,
-    LIVE_REQUESTS,
-    Bundle,
-    CommandRun,
-    FailoverGroup,
-    GroupMember,
-    GroupRequest,
-    ItemInquiry,
-    JoinToken,
-    Machine,
-    Router,
-    Runtime,
-)
+from runtimes.models import Bundle, FailoverGroup, GroupMember, Machine, Router, Runtime
 
 logger = logging.getLogger(__name__)
 
-# What orders are not made of.
-FACTS_OF_ROUTER = [f"router__{field.name}" for field in Router._meta.fields if field.name.startswith("observed_")]
-
 # Called with the environment's id and the machine's name after every stored report, outside its transaction. deployments adds rollout.wake.
 on_report: list[Callable[[int, str], None]] = []
-
-
-# ------------------------------------------------------------------------------------------------------------------- joining
-
-
-def _digest(secret: str) -> str:
-    """What is kept of a token or credential. Both are 256 random bits, so a plain hash cannot be guessed backwards."""
-    return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def register(machine: Machine, *, by: AbstractBaseUser) -> str:
-    """Make a one-time join token for the machine's agent; earlier unused ones end. Returns the token, which is shown once."""
-    now = timezone.now()
-    token = f"join-{secrets.token_urlsafe(32)}"  # never begins with a dash, which a command line would take for an option
-    with transaction.atomic():
-        JoinToken.objects.filter(machine=machine, used_at=None, expires_at__gt=now).update(expires_at=now)
-        JoinToken.objects.create(
-            machine=machine,
-            digest=_digest(token),
-            created_by_id=by.pk,
-            expires_at=now + timedelta(seconds=settings.JOIN_TOKEN_VALID_SECONDS),
-        )
-    return token
-
-
-def join(request: protocol.JoinRequest, *, now: datetime) -> protocol.JoinAnswer:
-    """Exchange a one-time token for the machine's credential. An agent that joined before is replaced (its credential ends).
-
-    The agent that used the token may ask again with the same `attempt`, for its answer may have been lost: it gets a new credential,
-    until the token expires or another one is used.
-
-    Raises:
-        Invalid: the token is unknown, used or expired; says where to get a new one.
-    """
-    if request.protocol_version != protocol.PROTOCOL_VERSION:
-        raise Invalid(
-            f"This portal speaks protocol {protocol.PROTOCOL_VERSION}, the agent {request.protocol_version}: "
-            "install the agent of this portal's version.",
-            field="protocol_version",
-        )
-    token = JoinToken.objects.filter(digest=_digest(request.token)).select_related("machine__environment__project").first()
-    remedy = "Make a new one in Deploy › Architecture: right-click the machine, Register."
-    if token is None:
-        raise Invalid(f"This token is unknown. {remedy}", field="token")
-    again = _asks_again(token, request)
-    if token.used_at is not None and not again:
-        raise Invalid(f"This token was already used, at {token.used_at:%Y-%m-%d %H:%M:%S} UTC. {remedy}", field="token")
-    credential = secrets.token_urlsafe(32)
-    attempt = _digest(request.attempt) if request.attempt else ""
-    with transaction.atomic():
-        unspent = JoinToken.objects.filter(pk=token.pk, used_at=token.used_at, expires_at__gt=now)
-        if not unspent.update(used_at=now, attempt_digest=attempt):
-            token = JoinToken.objects.select_related("machine").get(pk=token.pk)
-            # Perhaps by its own former call, which it gave up waiting for and which was answered now.
-            if token.expires_at > now and _asks_again(token, request):
-                return join(request, now=now)
-            word = "expired" if token.expires_at <= now else "was used by another agent just now"
-            raise Invalid(f"This token {word}. {remedy}", field="token")
-        if authority.revoke(token.machine, because="its agent was registered anew", now=now):
-            touch(*Machine.objects.filter(environment_id=token.machine.environment_id))
-        else:
-            transaction.on_commit(lambda: wakeup.send([token.machine_id]))  # an agent that waits with the former credential is sent away
-        # The new agent counts its reports anew; what the former one said stays, with its age.
-        Machine.objects.filter(pk=token.machine_id).update(
-            credential_digest=_digest(credential),
-            joined_at=now,
-            agent_version=request.agent_version[:40],
-            agent_started_at="",
-            report_sequence=0,
-        )
-    environment = token.machine.environment
-    return protocol.JoinAnswer(
-        credential=credential, machine=token.machine.name, environment=environment.kind, project=environment.project.slug
-    )
-
-
-def _asks_again(token: JoinToken, request: protocol.JoinRequest) -> bool:
-    """Is this the agent that used the token, before any other agent joined for the machine."""
-    same = bool(request.attempt) and hmac.compare_digest(token.attempt_digest, _digest(request.attempt))
-    return same and token.used_at is not None and token.used_at == token.machine.joined_at
-
-
-def certify(machine: Machine, request: protocol.CertificateRequest, *, now: datetime) -> protocol.CertificateAnswer:
-    """A certificate for the machine's router and runtimes; the former one stays valid until it expires, for connections in the making.
-
-    Raises:
-        Invalid: `request` is no certificate signing request that can be signed.
-        NotAllowed: the authority's key cannot be read with this portal's secret key.
-    """
-    return authority.issue(machine, request.request, now=now)
-
-
-@transaction.atomic
-def renew_authority(environment: Environment, *, now: datetime) -> None:
-    """A new certificate authority, trusted beside the former one; machines get new certificates by themselves. Raises: see authority."""
-    authority.renew(environment, now=now)
-    touch(*Machine.objects.filter(environment=environment))
-
-
-@transaction.atomic
-def retire_authority(environment: Environment, *, now: datetime) -> None:
-    """The former authority is trusted no more, once every machine has a certificate of the new one. Raises: see authority."""
-    authority.retire(environment, now=now)
-    touch(*Machine.objects.filter(environment=environment))
-
-
-def machine_of(credential: str) -> Machine | None:
-    """The machine whose agent holds this credential."""
-    digest = _digest(credential)
-    machine = Machine.objects.filter(credential_digest=digest).select_related("environment__project").first()
-    return machine if machine is not None and hmac.compare_digest(machine.credential_digest, digest) else None
 
 
 # ------------------------------------------------------------------------------------------------------------------- reports
@@ -219,7 +87,7 @@ def _tell(machine: Machine) -> None:
             logger.exception("A listener to reports failed.")
 
 
-# -------------------------------------------------------------------------------------------------------------------- orders
+# ----------------------------------------------------------------------------------------------------------------- wishes
 
 
 def take_rows(machines: Iterable[int]) -> None:
@@ -237,149 +105,18 @@ def touch(*machines: Machine) -> None:
         transaction.on_commit(lambda: wakeup.send(ids))
 
 
-def newest_orders(machine: Machine) -> int | None:
-    """The version of a machine's orders: the cheap question of a waiting agent. None: the machine is gone, or its credential another."""
-    still = Machine.objects.filter(pk=machine.pk, credential_digest=machine.credential_digest)
-    return still.values_list("orders_version", flat=True).first()
+@transaction.atomic
+def renew_authority(environment: Environment, *, now: datetime) -> None:
+    """A new certificate authority, trusted beside the former one; machines get new certificates by themselves. Raises: see authority."""
+    authority.renew(environment, now=now)
+    touch(*Machine.objects.filter(environment=environment))
 
 
-def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
-    """The whole wish for one machine, in a fixed number of queries: three, and one more for each kind of thing that is seldom asked."""
-    # The version is read first: a change in between is delivered again, never missed.
-    requests = GroupRequest.objects.filter(status__in=LIVE_REQUESTS, expires_at__gt=now)
-    inquiries = ItemInquiry.objects.filter(answered_at=None, expires_at__gt=now)
-    commands = CommandRun.objects.filter(status__in=LIVE_COMMANDS)
-    found = (
-        Machine.objects.select_related("environment__certificate_authority", "router")
-        .defer(*FACTS_OF_ROUTER)
-        .annotate(
-            tests=reach_orders.open_beside(now),
-            asked=Exists(requests.filter(group__members__runtime__machine=OuterRef("pk"))),
-            inquired=Exists(inquiries.filter(runtime__machine=OuterRef("pk"))),
-            commanded=Exists(commands.filter(machine=OuterRef("pk"))),
-        )
-    )
-    machine = found.get(pk=machine.pk)
-    environment = machine.environment
-    runtimes = list(
-        Runtime.objects.filter(machine=machine)
-        .select_related("connector", "desired_bundle")
-        .defer("desired_bundle__content", *reports.RUNTIME_FACTS)
-        .order_by("connector__name")
-    )
-    groups: dict[int, list[str]] = {runtime.pk: [] for runtime in runtimes}
-    for runtime in runtimes:
-        runtime.machine = machine
-    members = GroupMember.objects.filter(runtime__machine=machine).order_by("group__name")
-    for runtime_id, group in members.values_list("runtime_id", "group__group__key"):
-        groups[runtime_id].append(group)
-    timing = protocol.PROFILES[protocol.TimingProfile(environment.timing_profile)]
-    return protocol.Orders(
-        version=machine.orders_version,
-        namespace=environment.namespace,
-        generation=environment.generation,
-        timing=timing,
-        trust=authority.trust(machine),
-        router=_router_order(machine),
-        member_change=_member_change(machine),
-        runtimes=[_runtime_order(runtime, groups[runtime.pk]) for runtime in runtimes],
-        requests=_request_orders(requests, machine, now) if getattr(machine, "asked", False) else [],
-        inquiries=_inquiries(inquiries, machine) if getattr(machine, "inquired", False) else [],
-        commands=_command_orders(commands, machine) if getattr(machine, "commanded", False) else [],
-        reach=reach_orders.orders(machine, now=now) if getattr(machine, "tests", False) else [],
-    )
-
-
-def _router_order(machine: Machine) -> protocol.RouterOrder | None:
-    router: Router | None = getattr(machine, "router", None)
-    if router is None or not router.desired_running or router.desired_port is None:
-        return None
-    timing = protocol.PROFILES[protocol.TimingProfile(router.desired_profile)]
-    return protocol.RouterOrder(
-        name=machine.name,
-        peer_host=router.desired_host,
-        peer_port=router.desired_port,
-        cluster_token=reports.cluster_token(machine.environment),
-        members=router.desired_members,
-        gateways=router.desired_gateways,
-        witness=machine.kind == MachineKind.CORE,
-        member_id=router.desired_member_id,
-        join_existing=bool(router.desired_member_id) and not router.cluster_known,
-        may_start_empty=not router.cluster_known and not router.desired_member_id,
-        survivor=router.survivor,
-        disabled=_disabled(machine.environment) if router.survivor else {},
-        heartbeat_ms=timing.etcd_heartbeat_ms,
-        election_ms=timing.etcd_election_ms,
-    )
-
-
-def _member_change(machine: Machine) -> protocol.MemberChange | None:
-    router: Router | None = getattr(machine, "router", None)
-    return msgspec.convert(router.desired_change, protocol.MemberChange) if router is not None and router.desired_change else None
-
-
-def _disabled(environment: Environment) -> dict[str, list[str]]:
-    """Members that were last reported as disabled, by group: a cluster that is built anew must not forget one."""
-    members = GroupMember.objects.filter(group__environment=environment).select_related(
-        "group__group", "runtime__machine", "runtime__connector"
-    )
-    found: dict[str, list[str]] = {}
-    for member in members:
-        disabled = found.setdefault(member.group.group.key, [])
-        if member.observed_disabled:
-            disabled.append(member.runtime.key)
-    return found
-
-
-def _runtime_order(runtime: Runtime, groups: list[str]) -> protocol.RuntimeOrder:
-    return protocol.RuntimeOrder(
-        key=runtime.key,
-        connector=runtime.connector.name,
-        running=runtime.desired_running and not runtime.held,
-        digest=runtime.desired_bundle_id,
-        release=runtime.desired_bundle.release_number if runtime.desired_bundle else None,
-        restarts=runtime.desired_restarts,
-        preferences={group: protocol.Preference(runtime.preference) for group in groups},
-        stopped_flows=list(runtime.desired_stopped_flows),
-    )
-
-
-def _inquiries(inquiries: QuerySet[ItemInquiry], machine: Machine) -> list[protocol.Inquiry]:
-    return [
-        protocol.Inquiry(
-            id=str(inquiry.pk),
-            runtime=inquiry.runtime.key,
-            flow=inquiry.flow,
-            act=protocol.ItemAct(inquiry.act),
-            keys=inquiry.keys,
-            actor=inquiry.actor,
-        )
-        for inquiry in inquiries.filter(runtime__machine=machine).select_related("runtime__machine", "runtime__connector")
-    ]
-
-
-def _command_orders(commands: QuerySet[CommandRun], machine: Machine) -> list[protocol.CommandOrder]:
-    rows = commands.filter(machine=machine).order_by("created_at").defer("output")
-    return [protocol.CommandOrder(id=str(row.pk), name=row.name, timeout_seconds=row.timeout_seconds) for row in rows]
-
-
-def _request_orders(requests: QuerySet[GroupRequest], machine: Machine, now: datetime) -> list[protocol.GroupRequest]:
-    rows = requests.filter(group__members__runtime__machine=machine).select_related("group__group").order_by("created_at")
-    return [_request_order(request, now) for request in rows]
-
-
-def _request_order(request: GroupRequest, now: datetime) -> protocol.GroupRequest:
-    return protocol.GroupRequest(
-        id=str(request.pk),
-        kind=protocol.RequestKind(request.kind),
-        group=request.group.group.key,
-        machine=request.machine or None,
-        expected_epoch=request.expected_epoch,
-        cause=protocol.Cause(request.cause),
-        actor=request.actor,
-        valid_seconds=(request.expires_at - now).total_seconds(),
-        policy=protocol.IsolationPolicy(request.policy) if request.policy else None,
-    )
+@transaction.atomic
+def retire_authority(environment: Environment, *, now: datetime) -> None:
+    """The former authority is trusted no more, once every machine has a certificate of the new one. Raises: see authority."""
+    authority.retire(environment, now=now)
+    touch(*Machine.objects.filter(environment=environment))
 
 
 # ------------------------------------------------------------------------------------------------------------------- bundles

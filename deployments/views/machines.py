@@ -21,7 +21,7 @@ from portal.access import get_environment, may
 from portal.errors import Invalid, NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Property, Role
-from runtimes import boards, clocks, failover, fleet, membership, protocol, reach, secrecy
+from runtimes import boards, clocks, failover, fleet, joining, membership, protocol, reach, secrecy
 from runtimes.forms import ConfirmForm, PreferenceForm
 from runtimes.models import LeadershipChange, Machine, Router, Runtime, RuntimeLog
 
@@ -191,7 +191,7 @@ def register_machine(request: UserRequest, slug: str, kind: str, name: str) -> H
     """The command that registers an agent: its one-time token is made by the button, shown once and kept nowhere in clear."""
     environment = get_environment(request.user, slug, kind, role=Role.ADMINISTRATOR)
     machine = get_object_or_404(Machine, environment=environment, name=name)
-    token = fleet.register(machine, by=request.user) if request.method == "POST" else ""
+    token = joining.register(machine, by=request.user) if request.method == "POST" else ""
     context = {
         "environment": environment,
         "machine": machine,

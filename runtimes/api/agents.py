@@ -25,7 +25,7 @@ from django.views.decorators.http import require_GET, require_POST
 from portal import problems, threads
 from portal.database import away
 from portal.errors import Invalid, NotAllowed
-from runtimes import fleet, protocol, wakeup
+from runtimes import fleet, joining, ordering, protocol, wakeup
 from runtimes.models import Machine
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _machine(request: HttpRequest) -> Machine:
     credential = _credential(request)
     if not credential:
         raise _NoCredential("Send the machine's credential: Authorization: Bearer …")
-    machine = fleet.machine_of(credential)
+    machine = joining.machine_of(credential)
     if machine is None:
         raise _NoCredential(NO_LONGER)
     return machine
@@ -128,7 +128,7 @@ def agent_view(view: AgentView) -> AgentView:
 @agent_view
 @require_POST
 def join(request: HttpRequest) -> HttpResponse:
-    return _answer(fleet.join(_body(request, protocol.JoinRequest), now=timezone.now()))
+    return _answer(joining.join(_body(request, protocol.JoinRequest), now=timezone.now()))
 
 
 @agent_view
@@ -137,14 +137,14 @@ def report(request: HttpRequest) -> HttpResponse:
     machine = _machine(request)
     now = timezone.now()
     accepted = fleet.record_report(machine, _body(request, protocol.Report), now=now)
-    return _answer(protocol.ReportAnswer(accepted=accepted, orders=fleet.orders_for(machine, now=now)))
+    return _answer(protocol.ReportAnswer(accepted=accepted, orders=ordering.orders_for(machine, now=now)))
 
 
 @agent_view
 @require_POST
 def certificate(request: HttpRequest) -> HttpResponse:
     machine = _machine(request)
-    return _answer(fleet.certify(machine, _body(request, protocol.CertificateRequest), now=timezone.now()))
+    return _answer(joining.certify(machine, _body(request, protocol.CertificateRequest), now=timezone.now()))
 
 
 @agent_view
@@ -170,7 +170,7 @@ async def orders(request: HttpRequest) -> HttpResponse:
         machine = await threads.run(_machine, request)
         if not await _newer_orders(machine, after, until=time.monotonic() + wait):
             return HttpResponse(status=204)
-        return _answer(await threads.run(fleet.orders_for, machine, now=timezone.now()))
+        return _answer(await threads.run(ordering.orders_for, machine, now=timezone.now()))
     except NotAllowed as refusal:
         return problem(refusal)
     except Machine.DoesNotExist:
@@ -197,7 +197,7 @@ async def _newer_orders(machine: Machine, after: int, *, until: float) -> bool:
     ear = wakeup.Ear(machine.pk)
     try:
         while not _shutting_down.is_set():
-            version = await threads.run(fleet.newest_orders, machine)
+            version = await threads.run(ordering.newest_orders, machine)
             if version is None:
                 raise _NoCredential(NO_LONGER)
             if version > after:

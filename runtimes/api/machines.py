@@ -15,7 +15,7 @@ from rest_framework.response import Response
 from portal.api.fields import EnvironmentFilter, ExactInput, Gated, Nothing, signed_in
 from portal.errors import NotAllowed
 from portal.models import Role
-from runtimes import fleet, membership, reach
+from runtimes import fleet, joining, membership, reach
 from runtimes.api.items import FailedItems
 from runtimes.models import Machine, MembershipChange, Router, Runtime
 from runtimes.protocol import ReachOutcome
@@ -151,7 +151,7 @@ class MachineViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Mac
     def token(self, request: Request, pk: str) -> Response:
         """A one-time token with which an agent joins as this machine; shown once, ends earlier unused ones."""
         machine = self.row_for(request, Role.ADMINISTRATOR)
-        return Response({"token": fleet.register(machine, by=signed_in(request))}, status=status.HTTP_201_CREATED)
+        return Response({"token": joining.register(machine, by=signed_in(request))}, status=status.HTTP_201_CREATED)
 
     @extend_schema(request=Nothing, responses={202: RouterChangeSerializer})
     @action(detail=True, methods=["post"], url_path="rebuild-router")

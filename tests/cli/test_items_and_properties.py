@@ -6,7 +6,7 @@ from django.utils import timezone
 
 from cli import items as commands
 from portal.models import Environment, Property
-from runtimes import fleet, protocol
+from runtimes import fleet, ordering, protocol
 from runtimes.models import FailoverGroup, Runtime
 from tests.cli.conftest import Baton
 from tests.runtimes.conftest import said, said_of
@@ -27,7 +27,7 @@ class Agent:
 
     def report(self) -> None:
         self.sequence += 1
-        asked = fleet.orders_for(self.runtime.machine, now=timezone.now()).inquiries
+        asked = ordering.orders_for(self.runtime.machine, now=timezone.now()).inquiries
         self.asked += asked
         for inquiry in asked:
             if inquiry.act in (protocol.ItemAct.RETRY, protocol.ItemAct.DISCARD):

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from portal.models import Environment
-from runtimes import fleet, protocol
+from runtimes import fleet, ordering, protocol
 from runtimes.models import Machine
 from runtimes.protocol import GroupReport, RouterState, RuntimeReport, RuntimeState, State, Status
 
@@ -55,7 +55,7 @@ class Machines:
         """As an agent does: asked for anew only when there are newer ones."""
         known = self._orders.get(machine.name)
         if known is None or known.version != machine.orders_version:
-            known = self._orders[machine.name] = fleet.orders_for(machine, now=now)
+            known = self._orders[machine.name] = ordering.orders_for(machine, now=now)
         return known
 
     def _say(self, orders: protocol.Orders, machine: str, now: datetime) -> protocol.Report:

@@ -46,7 +46,7 @@ from deployments.models import (
 from portal import properties
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Flow, FlowVersion, Property
-from runtimes import failover, fleet
+from runtimes import failover, fleet, ordering
 from runtimes.models import CommandRun, Machine, Runtime
 from runtimes.protocol import BundleContent, CommandReport, CommandStatus, Preference, decode
 from tests.deployments.conftest import Engine, save_version
@@ -1089,13 +1089,13 @@ def test_a_command_nobody_waits_for_any_more_is_taken_back(upgrade: Upgrade, end
     run = only(upgrade, StepKind.RUN_COMMAND, machine="external01", command="slow", timeout_seconds=5)
     upgrade.engine.tick(run)
     machine = runtime("external01").machine
-    assert [order.name for order in fleet.orders_for(machine, now=upgrade.engine.now).commands] == ["slow"]
+    assert [order.name for order in ordering.orders_for(machine, now=upgrade.engine.now).commands] == ["slow"]
     if end == "cancel":
         rollout.cancel(run, by=upgrade.person, now=upgrade.engine.now)
     else:
         upgrade.engine.run(run, every=3)
         assert run.steps.get().reason == "slow on external01 did not end within 5 s: slow has yet to be taken on external01."
-    assert fleet.orders_for(machine, now=upgrade.engine.now).commands == []
+    assert ordering.orders_for(machine, now=upgrade.engine.now).commands == []
     assert CommandRun.objects.get().status == CommandStatus.CANCELLED
 
 

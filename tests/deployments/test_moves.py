@@ -10,7 +10,7 @@ from deployments.models import Deployment, Release, RunStatus, StepKind, StepLog
 from deployments.moves import Layout, disagreements
 from portal.errors import NotAllowed
 from portal.models import Connector, Environment, Flow, Group
-from runtimes import fleet
+from runtimes import fleet, ordering
 from runtimes.fleet import layout_digest
 from runtimes.models import Bundle, Machine, Runtime
 from tests.deployments.conftest import Engine, save_version
@@ -238,5 +238,5 @@ def test_orders_of_a_held_runtime_say_stopped(move: Move) -> None:
     held = runtime("external02")
     fleet.hold(held, "a test.")
     now: datetime = move.engine.now
-    (order,) = fleet.orders_for(held.machine, now=now).runtimes
+    (order,) = ordering.orders_for(held.machine, now=now).runtimes
     assert (order.running, Runtime.objects.get(pk=held.pk).desired_running) == (False, True)

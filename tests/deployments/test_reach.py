@@ -12,7 +12,7 @@ from deployments.models import Release
 from portal import properties
 from portal.errors import NotAllowed
 from portal.models import Environment
-from runtimes import fleet, protocol, reach
+from runtimes import fleet, ordering, protocol, reach
 from runtimes.models import FailoverGroup, Machine, ReachTest
 from runtimes.protocol import ReachAnswer, ReachOrder, ReachOutcome
 
@@ -24,7 +24,7 @@ def machine(name: str) -> Machine:
 
 
 def ordered(name: str) -> list[ReachOrder]:
-    return fleet.orders_for(machine(name), now=timezone.now()).reach
+    return ordering.orders_for(machine(name), now=timezone.now()).reach
 
 
 _sequence = 0

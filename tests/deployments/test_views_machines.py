@@ -13,7 +13,7 @@ from django.utils import timezone
 from deployments.models import Activation, Deployment, Release, StepRun
 from portal import design, properties, router_addresses
 from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement, Project, Property
-from runtimes import fleet, protocol
+from runtimes import fleet, joining, protocol
 from runtimes.models import Bundle, FailoverGroup, GroupMember, JoinToken, LeadershipChange, Machine, Router, Runtime, RuntimeLog
 from tests import factories
 from tests.runtimes.conftest import said, said_of
@@ -418,7 +418,7 @@ def test_the_command_holds_a_token_that_works_and_is_shown_once(client: Client, 
     token = re.search(r"--token (\S+?)</pre>", text)
     assert token and "--portal http://testserver" in text and "no-store" in answer.headers["Cache-Control"]
     assert "--token" not in text_of(client, address)
-    joined = fleet.join(protocol.JoinRequest(token=token[1], agent_version="0.1.0"), now=timezone.now())
+    joined = joining.join(protocol.JoinRequest(token=token[1], agent_version="0.1.0"), now=timezone.now())
     assert joined.machine == "external01"
 
 

@@ -5,7 +5,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
-from runtimes import fleet, protocol
+from runtimes import joining, protocol
 from runtimes.agent.certificate import make_request
 from runtimes.models import CertificateAuthority, FailoverGroup, Machine, MembershipChange
 
@@ -30,7 +30,7 @@ def certify(*machines: Machine) -> None:
     for machine in machines:
         _, request = make_request(machine.name)
         known = Machine.objects.get(pk=machine.pk)
-        fleet.certify(known, protocol.CertificateRequest(request=request), now=timezone.now())
+        joining.certify(known, protocol.CertificateRequest(request=request), now=timezone.now())
 
 
 def test_a_change_that_was_left_unfinished_is_shown_with_its_two_ways_on(client: Client, operator: User, halted: MembershipChange) -> None:

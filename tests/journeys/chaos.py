@@ -256,7 +256,7 @@ def landscape(count: int) -> tuple[Any, list[Place]]:
     from deployments.models import Step, StepKind
     from portal import properties
     from portal.models import Flow, Role, Team
-    from runtimes import failover, fleet
+    from runtimes import failover, joining
     from runtimes.models import FailoverGroup, Machine, Runtime
     from runtimes.protocol import Preference
     from tests import factories
@@ -294,7 +294,7 @@ def landscape(count: int) -> tuple[Any, list[Place]]:
             pair.append(releases.build(project, name=f"r{minor}", by=person))
         place = Place(test, pair)
         for machine in Machine.objects.filter(environment=test):
-            place.tokens[machine.name] = fleet.register(machine, by=person)
+            place.tokens[machine.name] = joining.register(machine, by=person)
         found.append(place)
     return person, found
 

@@ -22,7 +22,7 @@ def main(facts: dict[str, str]) -> None:
     from deployments import plans, releases
     from portal import creation, design, properties, router_addresses
     from portal.models import Connector, Environment, EnvironmentKind, Flow, Membership, Project, Role, Team
-    from runtimes import architecture, failover, fleet
+    from runtimes import architecture, failover, joining
     from runtimes.models import Machine, Runtime
     from runtimes.protocol import Preference
 
@@ -112,7 +112,7 @@ def main(facts: dict[str, str]) -> None:
     plans.default_plan(test)
     release = releases.build(project, name="The lab's release", note="", by=admin)
     releases.activate(release, test, by=admin, now=timezone.now())
-    tokens = {machine.name: fleet.register(machine, by=admin) for machine in Machine.objects.filter(environment=test)}
+    tokens = {machine.name: joining.register(machine, by=admin) for machine in Machine.objects.filter(environment=test)}
     Path(facts["tokens"]).write_text(json.dumps(tokens))
 
 

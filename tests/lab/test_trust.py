@@ -81,8 +81,8 @@ def test_a_machine_that_is_registered_anew_keeps_no_connection_of_its_former_cer
         lab,
         "shell",
         "-c",
-        "from django.utils import timezone; from runtimes import fleet, protocol; "
-        f"print(fleet.join(protocol.JoinRequest(token={token!r}, agent_version='9'), now=timezone.now()).machine)",
+        "from django.utils import timezone; from runtimes import joining, protocol; "
+        f"print(joining.join(protocol.JoinRequest(token={token!r}, agent_version='9'), now=timezone.now()).machine)",
     )
     assert B in answer
     until(lambda: not opened(), 60, "B's connections have ended", lab.facts)

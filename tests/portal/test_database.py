@@ -116,7 +116,7 @@ def test_a_person_reads_why_the_portal_can_do_nothing(
 def test_programs_and_agents_are_told_too(client: Client, error: Exception, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = problems.handle(error, {})
     assert answer is not None and (answer.status_code, answer.data["code"]) == (503, "database-away") and words in answer.data["detail"]
-    monkeypatch.setattr("runtimes.fleet.machine_of", lambda credential: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("runtimes.joining.machine_of", lambda credential: (_ for _ in ()).throw(error))
     told = client.get("/agent/v1/bundles/abc/", headers={"Authorization": "Bearer x"})
     assert (told.status_code, told.json()["code"]) == (503, "database-away") and words in told.json()["detail"]
 

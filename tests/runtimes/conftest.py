@@ -11,7 +11,7 @@ from django.db import connections
 from django.utils import timezone
 
 from portal.models import Connector, Environment
-from runtimes import fleet, protocol
+from runtimes import fleet, joining, protocol
 from runtimes.models import FailoverGroup, Machine, Router, Runtime
 from tests import factories
 
@@ -105,8 +105,8 @@ def said_of(
 
 def joined(machine: Machine, by: User) -> str:
     """The credential of a freshly joined agent."""
-    token = fleet.register(machine, by=by)
-    return fleet.join(protocol.JoinRequest(token=token, agent_version="0.1.0"), now=timezone.now()).credential
+    token = joining.register(machine, by=by)
+    return joining.join(protocol.JoinRequest(token=token, agent_version="0.1.0"), now=timezone.now()).credential
 
 
 def content_for(

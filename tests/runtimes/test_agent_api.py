@@ -15,7 +15,7 @@ from django.contrib.auth.models import User
 from django.core.asgi import get_asgi_application
 from django.test import AsyncClient, Client
 
-from runtimes import fleet, protocol, wakeup
+from runtimes import fleet, joining, protocol, wakeup
 from runtimes.api import agents
 from runtimes.models import FailoverGroup, Machine, Runtime
 from tests.runtimes.conftest import content_for, joined, said, said_of
@@ -55,7 +55,7 @@ def assert_problem(answer: Any, status: int, code: str, words: str) -> dict[str,
 
 
 def test_an_agent_joins_and_reports(external01: Machine, erp01: Runtime, group: FailoverGroup, admin: User) -> None:
-    token = fleet.register(external01, by=admin)
+    token = joining.register(external01, by=admin)
     joined = post(Client(enforce_csrf_checks=True), "join", protocol.JoinRequest(token=token, agent_version="0.1.0"))
     answer = protocol.decode(protocol.JoinAnswer, joined.content)
     agent = Client(headers={"Authorization": f"Bearer {answer.credential}"}, enforce_csrf_checks=True)

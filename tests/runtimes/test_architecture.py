@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from portal.errors import NotAllowed, Stale
 from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement, System
-from runtimes import architecture, fleet, membership, protocol
+from runtimes import architecture, fleet, membership, ordering, protocol
 from runtimes.models import FailoverGroup, GroupMember, LeadershipChange, Machine, Router, Runtime
 from tests.runtimes.conftest import content_for, said, said_of
 
@@ -148,11 +148,11 @@ def test_routers_stay_while_anything_runs_in_failover_and_then_go_by_themselves(
     """Without them both members would stand still, or worse; who takes failover off does so by a deployment."""
     environment = group.environment
     run(group, erp01, erp02)
-    before = [fleet.orders_for(runtime.machine, now=timezone.now()).router for runtime in (erp01, erp02)]
+    before = [ordering.orders_for(runtime.machine, now=timezone.now()).router for runtime in (erp01, erp02)]
     Connector.objects.update(failover=False)
     assert "Router on external01 will be removed once a deployment has taken everything here out of failover." in sentences(environment)
     apply(environment, developer)
-    assert [fleet.orders_for(runtime.machine, now=timezone.now()).router for runtime in (erp01, erp02)] == before
+    assert [ordering.orders_for(runtime.machine, now=timezone.now()).router for runtime in (erp01, erp02)] == before
     environment.refresh_from_db()
     assert environment.generation == 1 and not fleet.has_routers(environment.pk), "what is deployed now does not fail over"
     assert sentences(environment) == []

@@ -16,7 +16,7 @@ from django.test import Client
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, EnvironmentKind
-from runtimes import architecture, authority, fleet, protocol
+from runtimes import architecture, authority, fleet, joining, ordering, protocol
 from runtimes.agent.certificate import Held, make_request, read_certificate, why_renew
 from runtimes.models import CertificateAuthority, FailoverGroup, Machine, MachineCertificate, Router
 from tests.runtimes.conftest import NOW, joined
@@ -24,7 +24,7 @@ from tests.runtimes.conftest import NOW, joined
 
 def certified(machine: Machine) -> protocol.CertificateAnswer:
     _, request = make_request(machine.name)
-    return fleet.certify(Machine.objects.get(pk=machine.pk), protocol.CertificateRequest(request=request), now=NOW)
+    return joining.certify(Machine.objects.get(pk=machine.pk), protocol.CertificateRequest(request=request), now=NOW)
 
 
 def serial(answer: protocol.CertificateAnswer) -> int:
@@ -32,19 +32,19 @@ def serial(answer: protocol.CertificateAnswer) -> int:
 
 
 def revoked(machine: Machine) -> set[int]:
-    orders = fleet.orders_for(machine, now=NOW)
+    orders = ordering.orders_for(machine, now=NOW)
     assert orders.trust is not None
     return {entry.serial_number for entry in x509.load_der_x509_crl(base64.b64decode(orders.trust.revoked))}
 
 
 def test_the_first_machine_that_asks_makes_the_authority(external01: Machine, external02: Machine) -> None:
-    assert fleet.orders_for(external01, now=NOW).trust is None
+    assert ordering.orders_for(external01, now=NOW).trust is None
     private, request = make_request("external01")
-    answer = fleet.certify(external01, protocol.CertificateRequest(request=request), now=NOW)
+    answer = joining.certify(external01, protocol.CertificateRequest(request=request), now=NOW)
     held = read_certificate(private + answer.certificate.encode(), answer.authority)
     assert held.names == {"external01", "localhost", "127.0.0.1"}
     assert held.not_before == NOW - timedelta(hours=48)
-    trust = fleet.orders_for(external02, now=NOW).trust
+    trust = ordering.orders_for(external02, now=NOW).trust
     assert trust is not None
     assert (trust.authority, trust.names) == (answer.authority, ["127.0.0.1", "external02", "localhost"])
     assert certified(external02).authority == answer.authority
@@ -53,12 +53,12 @@ def test_the_first_machine_that_asks_makes_the_authority(external01: Machine, ex
 
 def test_an_assigned_router_puts_its_address_on_the_certificate(external01: Machine, routers_addressed: None) -> None:
     certified(external01)
-    trust = fleet.orders_for(external01, now=NOW).trust
+    trust = ordering.orders_for(external01, now=NOW).trust
     assert trust is not None and trust.names == ["10.0.0.1", "127.0.0.1", "external01", "localhost"]
     assert MachineCertificate.objects.get().names == trust.names
     fleet_version = Machine.objects.get(pk=external01.pk).orders_version
     Router.objects.filter(machine=external01).update(desired_host="10.0.0.9")
-    trust = fleet.orders_for(external01, now=NOW).trust
+    trust = ordering.orders_for(external01, now=NOW).trust
     assert trust is not None and "10.0.0.9" in trust.names and "10.0.0.1" not in trust.names
     assert Machine.objects.get(pk=external01.pk).orders_version == fleet_version
 
@@ -71,10 +71,10 @@ def test_each_environment_has_its_own_authority(external01: Machine, test_enviro
 
 def test_orders_stay_the_same_while_nothing_is_revoked(external01: Machine, external02: Machine) -> None:
     certified(external01)
-    first = fleet.orders_for(external01, now=NOW)
+    first = ordering.orders_for(external01, now=NOW)
     certified(external02)
     certified(external01)
-    assert fleet.orders_for(external01, now=NOW + timedelta(days=100)) == first
+    assert ordering.orders_for(external01, now=NOW + timedelta(days=100)) == first
 
 
 def test_a_renewal_takes_nothing_back(external01: Machine) -> None:
@@ -115,7 +115,7 @@ def test_an_expired_certificate_leaves_list_and_database(external01: Machine, ad
     assert len(revoked(external01)) == 1
     later = NOW + timedelta(days=368)
     _, request = make_request("external01")
-    fleet.certify(external01, protocol.CertificateRequest(request=request), now=later)
+    joining.certify(external01, protocol.CertificateRequest(request=request), now=later)
     assert MachineCertificate.objects.count() == 1
     authority.revoke(external01, because="a test", now=later)
     assert len(revoked(external01)) == 1
@@ -139,7 +139,7 @@ def test_the_private_key_is_encrypted_under_the_secret_key(external01: Machine, 
 
 def test_what_is_no_request_is_refused_by_name(external01: Machine) -> None:
     with pytest.raises(Invalid, match="no certificate signing request") as refusal:
-        fleet.certify(external01, protocol.CertificateRequest(request="please"), now=NOW)
+        joining.certify(external01, protocol.CertificateRequest(request="please"), now=NOW)
     assert refusal.value.field == "request"
 
 
@@ -173,7 +173,7 @@ def test_routers_made_before_encryption_are_refused_with_the_remedy(group: Failo
 
 
 def trust_of(machine: Machine) -> protocol.Trust:
-    trust = fleet.orders_for(machine, now=NOW).trust
+    trust = ordering.orders_for(machine, now=NOW).trust
     assert trust is not None
     return trust
 
@@ -199,7 +199,7 @@ def test_renewing_the_authority_trusts_both_and_its_certificates_are_good_for_wh
     assert why_renew(held_of(former), trust_of(external01), frozenset(), NOW) == "its environment has another authority"
 
     private, request = make_request("external01")
-    answer = fleet.certify(Machine.objects.get(pk=external01.pk), protocol.CertificateRequest(request=request), now=NOW)
+    answer = joining.certify(Machine.objects.get(pk=external01.pk), protocol.CertificateRequest(request=request), now=NOW)
     held = read_certificate(private + answer.certificate.encode(), answer.authority)
     assert why_renew(held, trust_of(external01), frozenset(), NOW) == "", "one renewal, not one after the other"
     own, bridge = x509.load_pem_x509_certificates(answer.certificate.encode())
@@ -266,7 +266,7 @@ def test_no_certificate_outlives_its_authority(external01: Machine) -> None:
     certified(external01)
     _, request = make_request("external01")
     late = NOW + timedelta(days=19 * 365 + 200)
-    answer = fleet.certify(external01, protocol.CertificateRequest(request=request), now=late)
+    answer = joining.certify(external01, protocol.CertificateRequest(request=request), now=late)
     end = x509.load_pem_x509_certificate(answer.certificate.encode()).not_valid_after_utc
     assert end == x509.load_pem_x509_certificate(answer.authority.encode()).not_valid_after_utc
 

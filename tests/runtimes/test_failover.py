@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from portal.errors import Busy, Invalid, NotReady, Stale
 from portal.models import Connector, Environment
-from runtimes import balancing, failover, fleet, protocol, tasks
+from runtimes import balancing, failover, fleet, ordering, protocol, tasks
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Router, Runtime, RuntimeLog
 from tests import factories
 
@@ -296,7 +296,7 @@ def test_an_isolation_policy_is_wished_and_carried_to_the_machines(settled: Fail
     request = failover.set_isolation_policy(settled, IsolationPolicy.RUN_ALONE, actor="operator", now=timezone.now())
     settled.refresh_from_db()
     assert (request.kind, request.policy, settled.isolation_policy) == ("policy", "run-alone", "run-alone")
-    (order,) = fleet.orders_for(external01, now=timezone.now()).requests
+    (order,) = ordering.orders_for(external01, now=timezone.now()).requests
     assert (order.kind, order.policy, order.machine) == ("policy", "run-alone", None)
     with pytest.raises(Busy, match="a change of its isolation policy"):
         switch(settled, "external02")
@@ -623,7 +623,7 @@ def test_the_same_address_in_two_environments_is_warned_of(
         acceptance, {name: (f"10.0.0.{number}", 7400) for number, name in enumerate(("external01", "external02", "core01"), 1)}
     )
     ours, theirs = (
-        fleet.orders_for(Machine.objects.get(environment=environment, name="external01"), now=timezone.now())
+        ordering.orders_for(Machine.objects.get(environment=environment, name="external01"), now=timezone.now())
         for environment in (group.environment, acceptance)
     )
     assert ours.router is not None and theirs.router is not None

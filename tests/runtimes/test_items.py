@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment
-from runtimes import fleet, items, protocol
+from runtimes import fleet, items, ordering, protocol
 from runtimes.models import FailoverGroup, ItemInquiry, Machine, Runtime
 from tests.runtimes.conftest import said, said_of
 
@@ -36,7 +36,7 @@ def runtime(group: FailoverGroup) -> Runtime:
 
 def answer(runtime: Runtime, sequence: int = 2, found: Sequence[protocol.FailedItem] = (ITEM,), **more: Any) -> list[protocol.Inquiry]:
     """What the agent would do: take the open inquiries from its orders and report the answers."""
-    asked = fleet.orders_for(runtime.machine, now=timezone.now()).inquiries
+    asked = ordering.orders_for(runtime.machine, now=timezone.now()).inquiries
     answers = [protocol.InquiryAnswer(id=inquiry.id, total=len(found), items=list(found), **more) for inquiry in asked]
     flow = protocol.FlowReport(flow="f1", name="erp-orders", on=True, kept=len(found))
     fleet.record_report(runtime.machine, said(sequence, runtimes=[said_of(runtime, flows=[flow])], answers=answers), now=timezone.now())
@@ -73,7 +73,7 @@ def test_opening_asks_the_machine_and_the_part_stops_asking_once_it_answered(cli
     assert "<html" not in part and "hx-trigger" not in part
     assert "&lt;b&gt;order&lt;/b&gt;.xml" in part and "the target refused it" in part
     assert "need the role developer" in part and "Look" not in part.replace("Looking", "")
-    assert fleet.orders_for(runtime.machine, now=timezone.now()).inquiries == [], "an answered question is asked no more"
+    assert ordering.orders_for(runtime.machine, now=timezone.now()).inquiries == [], "an answered question is asked no more"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from django.test import Client
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment
-from runtimes import fleet, membership, protocol, reports
+from runtimes import fleet, membership, ordering, protocol, reports
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest, Machine, MembershipChange, Router, Runtime
 from runtimes.protocol import ClusterMember, MemberAct, PeerReport, RouterReport, RouterState
 from tests import factories
@@ -69,7 +69,7 @@ class Cluster:
         ]
 
     def report(self, machine: Machine) -> RouterReport | None:
-        orders = fleet.orders_for(machine, now=self.now)
+        orders = ordering.orders_for(machine, now=self.now)
         order, name = orders.router, machine.name
         if order is None:
             return None
@@ -154,7 +154,7 @@ def test_a_router_without_its_data_is_removed_and_added_again(cluster: Cluster, 
     router = routers(cluster.environment)["external02"]
     assert router.desired_member_id == cluster.joined["external02"] != former
     assert router.cluster_known, "from now on an empty data directory is refused again"
-    order = fleet.orders_for(machine, now=cluster.now).router
+    order = ordering.orders_for(machine, now=cluster.now).router
     assert order is not None and not order.join_existing and not order.may_start_empty
     assert not any(router.desired_change for router in routers(cluster.environment).values())
 
@@ -169,7 +169,7 @@ def test_what_lost_its_data_once_more_gets_another_id(cluster: Cluster) -> None:
     cluster.round()
     assign(cluster)
     cluster.round(2)
-    order = fleet.orders_for(Machine.objects.get(name="external02"), now=cluster.now).router
+    order = ordering.orders_for(Machine.objects.get(name="external02"), now=cluster.now).router
     assert (order.member_id if order else None) == "", "before another one is added it goes by none: a late start would take the new id"
     assert [act for act, _ in cluster.made][-1] == "remove"
     cluster.round(8)
@@ -396,11 +396,11 @@ def survivor(cluster: Cluster) -> Machine:
 
 def test_a_survivor_gets_a_new_generation_and_what_must_stay_disabled(cluster: Cluster, survivor: Machine, erp02: Runtime) -> None:
     membership.rebuild(survivor, confirm=" Test ", actor="admin", now=cluster.now)
-    order = fleet.orders_for(survivor, now=cluster.now)
+    order = ordering.orders_for(survivor, now=cluster.now)
     assert order.router is not None
     assert (order.generation, order.router.survivor, order.router.members) == (2, True, {"external01": "https://10.0.0.1:7400"})
     assert list(order.router.disabled.values()) == [["external02.erp"]]
-    other = fleet.orders_for(Machine.objects.get(name="external02"), now=cluster.now).router
+    other = ordering.orders_for(Machine.objects.get(name="external02"), now=cluster.now).router
     assert other is not None
     assert not other.survivor and not other.may_start_empty and not other.join_existing
     assert other.cluster_token == order.router.cluster_token != f"baton-{cluster.environment.cluster.hex}-1"
@@ -436,7 +436,7 @@ def test_beyond_five_the_others_pass_traffic_on(cluster: Cluster) -> None:
     cluster.round(17)
     assert cluster.change().status == "succeeded", cluster.change().sentence
     assert {member.name for member in cluster.members} == {f"external0{number}" for number in range(1, 6)}
-    sixth = fleet.orders_for(Machine.objects.get(name="external06"), now=cluster.now).router
+    sixth = ordering.orders_for(Machine.objects.get(name="external06"), now=cluster.now).router
     assert sixth is not None
     assert sixth.name not in sixth.members and set(sixth.members) == {member.name for member in cluster.members}
     assert routers(cluster.environment)["external01"].desired_gateways
@@ -543,7 +543,7 @@ def test_a_portal_that_was_restored_takes_over_what_runs(cluster: Cluster, exter
     environment.refresh_from_db()
     external02.refresh_from_db()
     assert environment.generation == 2 and external02.orders_version > 41, "its agent waits for more than it has taken"
-    order = fleet.orders_for(external02, now=cluster.now).router
+    order = ordering.orders_for(external02, now=cluster.now).router
     assert order is not None and (order.cluster_token, order.member_id) == (token, joined)
     assert (order.peer_host, order.peer_port, order.members) == ("10.0.0.9", 7401, backup)
     assert not order.may_start_empty and not order.join_existing

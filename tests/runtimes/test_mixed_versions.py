@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtimes import fleet, protocol
+from runtimes import fleet, ordering, protocol
 from runtimes.agent import items, members
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Router, Runtime
 from runtimes.process.records import LeaderRecord, SessionRecord, parse
@@ -164,4 +164,4 @@ def test_a_request_of_a_newer_portals_database_is_still_ordered(group: FailoverG
     """After a roll-back of the portal its rows may have words of the newer one."""
     GroupRequest.objects.create(group=group, kind="tomorrow", cause="tomorrow", actor="operator", expires_at=NOW)
     machine = Machine.objects.get(name="external01", environment=group.environment)
-    assert fleet.orders_for(machine, now=NOW.replace(year=2020)).requests[0].kind is protocol.RequestKind.OTHER
+    assert ordering.orders_for(machine, now=NOW.replace(year=2020)).requests[0].kind is protocol.RequestKind.OTHER

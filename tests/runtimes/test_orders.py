@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import DesignedMachine, Environment, Group
-from runtimes import fleet, protocol, votes
+from runtimes import fleet, joining, ordering, protocol, votes
 from runtimes.models import Bundle, FailoverGroup, GroupMember, GroupRequest, Machine, Router, Runtime
 from tests.runtimes.conftest import NOW, content_for, routers_of, said, said_of
 
@@ -25,7 +25,7 @@ def version(machine: Machine) -> int:
 
 
 def test_a_fresh_machine_is_ordered_its_runtimes_without_a_bundle(external01: Machine, group: FailoverGroup) -> None:
-    orders = fleet.orders_for(external01, now=NOW)
+    orders = ordering.orders_for(external01, now=NOW)
     assert orders.namespace == group.environment.namespace
     assert orders.router is None
     assert [(runtime.key, runtime.digest, runtime.running) for runtime in orders.runtimes] == [("external01.erp", None, True)]
@@ -48,7 +48,7 @@ def test_orders_carry_bundle_preference_router_and_live_requests(
     GroupRequest.objects.create(
         group=group, kind="switch", cause="switch", actor="x", status="succeeded", expires_at=NOW + timedelta(seconds=9)
     )
-    orders = fleet.orders_for(external01, now=NOW)
+    orders = ordering.orders_for(external01, now=NOW)
     (runtime,) = orders.runtimes
     assert (runtime.release, runtime.preferences) == (3, {group.group.key: "leader"})
     (request,) = orders.requests
@@ -70,19 +70,19 @@ def test_orders_carry_bundle_preference_router_and_live_requests(
 
 def test_a_request_past_its_time_is_not_carried(external01: Machine, group: FailoverGroup) -> None:
     GroupRequest.objects.create(group=group, kind="switch", cause="switch", actor="x", expires_at=NOW)
-    assert fleet.orders_for(external01, now=NOW).requests == []
+    assert ordering.orders_for(external01, now=NOW).requests == []
 
 
 def test_a_request_goes_to_members_only(core01: Machine, group: FailoverGroup) -> None:
     GroupRequest.objects.create(group=group, kind="switch", cause="switch", actor="x", expires_at=NOW + timedelta(seconds=9))
-    assert fleet.orders_for(core01, now=NOW).requests == []
+    assert ordering.orders_for(core01, now=NOW).requests == []
 
 
 def test_orders_cost_three_queries(
     external01: Machine, group: FailoverGroup, routers_addressed: None, django_assert_num_queries: Any
 ) -> None:
     with django_assert_num_queries(3):
-        fleet.orders_for(external01, now=NOW)
+        ordering.orders_for(external01, now=NOW)
 
 
 # ------------------------------------------------------------------------------------------------------------- bundles
@@ -142,15 +142,15 @@ def test_a_stop_persists_and_is_ordered_once(external01: Machine, erp01: Runtime
     fleet.stop(erp01)
     fleet.stop(erp01)
     assert version(external01) == before + 1
-    assert not fleet.orders_for(external01, now=NOW).runtimes[0].running
+    assert not ordering.orders_for(external01, now=NOW).runtimes[0].running
     fleet.start(erp01)
-    assert fleet.orders_for(external01, now=NOW).runtimes[0].running
+    assert ordering.orders_for(external01, now=NOW).runtimes[0].running
 
 
 def test_a_restart_counts_and_a_stopped_runtime_is_not_restarted(external01: Machine, erp01: Runtime) -> None:
     fleet.restart(erp01)
     fleet.restart(erp01)
-    assert fleet.orders_for(external01, now=NOW).runtimes[0].restarts == 2
+    assert ordering.orders_for(external01, now=NOW).runtimes[0].restarts == 2
     fleet.stop(erp01)
     with pytest.raises(NotAllowed, match="start it instead"):
         fleet.restart(erp01)
@@ -159,9 +159,9 @@ def test_a_restart_counts_and_a_stopped_runtime_is_not_restarted(external01: Mac
 def test_an_ungrouped_flow_is_stopped_and_started(external01: Machine, erp01: Runtime, group: FailoverGroup) -> None:
     fleet.assign(erp01, fleet.store_bundle(erp01.environment, content_for(erp01, group)))
     fleet.stop_flow(erp01, "f-free")
-    assert fleet.orders_for(external01, now=NOW).runtimes[0].stopped_flows == ["f-free"]
+    assert ordering.orders_for(external01, now=NOW).runtimes[0].stopped_flows == ["f-free"]
     fleet.start_flow(erp01, "f-free")
-    assert fleet.orders_for(external01, now=NOW).runtimes[0].stopped_flows == []
+    assert ordering.orders_for(external01, now=NOW).runtimes[0].stopped_flows == []
 
 
 def with_flow(content: protocol.BundleContent, key: str, *, auto_start: bool) -> protocol.BundleContent:
@@ -173,7 +173,7 @@ def test_a_flow_that_does_not_start_by_itself_waits_for_a_person_once(external01
     def deploy(release: int) -> list[str]:
         content = with_flow(content_for(erp01, group, release=release), "f-shy", auto_start=False)
         fleet.assign(erp01, fleet.store_bundle(group.environment, content))
-        return fleet.orders_for(external01, now=NOW).runtimes[0].stopped_flows
+        return ordering.orders_for(external01, now=NOW).runtimes[0].stopped_flows
 
     assert deploy(1) == ["f-shy"]
     fleet.start_flow(erp01, "f-shy")
@@ -181,7 +181,7 @@ def test_a_flow_that_does_not_start_by_itself_waits_for_a_person_once(external01
     fleet.stop_flow(erp01, "f-free")
     assert deploy(3) == ["f-free"]
     fleet.assign(erp01, fleet.store_bundle(group.environment, msgspec.structs.replace(content_for(erp01, group, release=4), flows=[])))
-    assert fleet.orders_for(external01, now=NOW).runtimes[0].stopped_flows == [], "what is gone is not stopped"
+    assert ordering.orders_for(external01, now=NOW).runtimes[0].stopped_flows == [], "what is gone is not stopped"
 
 
 @pytest.mark.parametrize(("flow", "sentence"), [("f-orders", "belongs to group erp-orders.*tab Groups"), ("f-none", "has no flow f-none")])
@@ -206,7 +206,7 @@ def test_two_external_machines_and_a_witness_are_three_votes(group: FailoverGrou
     assert version(external01) == before + 1
     routers = routers_of(group.environment)
     assert all(router.desired_running and set(router.desired_members) == set(THREE) for router in routers.values())
-    order = fleet.orders_for(core01, now=NOW).router
+    order = ordering.orders_for(core01, now=NOW).router
     assert order is not None and order.witness
 
 
@@ -287,7 +287,7 @@ def test_an_environment_without_routers_orders_none(test_environment: Environmen
 
 
 def test_a_token_names_who_made_it(external01: Machine, admin: User) -> None:
-    fleet.register(external01, by=admin)
+    joining.register(external01, by=admin)
     assert external01.join_tokens.get().created_by == admin
 
 

@@ -8,7 +8,7 @@ from django.test import Client
 from rest_framework.test import APIClient
 
 from portal.models import Environment, TimingProfile
-from runtimes import fleet, profiles, protocol
+from runtimes import fleet, ordering, profiles, protocol
 from runtimes.models import FailoverGroup, GroupMember, Machine, Router, Runtime
 from tests.runtimes.conftest import NOW, said
 
@@ -57,9 +57,9 @@ def retimed() -> list[str]:
 
 
 def test_a_wish_changes_nothing_that_runs(running: Environment) -> None:
-    before = fleet.orders_for(Machine.objects.get(environment=running, name="external01"), now=NOW).router
+    before = ordering.orders_for(Machine.objects.get(environment=running, name="external01"), now=NOW).router
     profiles.choose(running, "wan")
-    assert fleet.orders_for(Machine.objects.get(environment=running, name="external01"), now=NOW).router == before
+    assert ordering.orders_for(Machine.objects.get(environment=running, name="external01"), now=NOW).router == before
     used = profiles.in_use(running)
     assert (used.label, used.expected) == ("WAN", "about 4 s after a power-off or a hang, about 0.1 s after a crash")
     assert "external02.erp (LAN)" in used.behind and len(used.behind) == 5, "two runtimes and three routers"
@@ -92,7 +92,7 @@ def test_routers_take_a_profile_over_one_at_a_time_those_beside_leaders_last(run
         assert "starts with the profile WAN" in profiles.retime_next(running, now=now + timedelta(seconds=1)), "it gets its time"
         now += profiles.SETTLES
     assert profiles.retime_next(running, now=now) == ""
-    order = fleet.orders_for(Machine.objects.get(environment=running, name="external01"), now=NOW).router
+    order = ordering.orders_for(Machine.objects.get(environment=running, name="external01"), now=NOW).router
     assert order is not None and (order.heartbeat_ms, order.election_ms) == (250, 1500)
 
 

@@ -9,7 +9,7 @@ from django.db import connection
 from django.utils import timezone
 
 from portal import properties
-from runtimes import fleet, protocol, reports
+from runtimes import fleet, ordering, protocol, reports
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Router, Runtime, RuntimeLog
 from tests.runtimes.conftest import NOW, said, said_of
 
@@ -204,7 +204,7 @@ def test_a_wish_that_was_carried_out_is_known_though_its_machine_is_silent(
     outcome = protocol.RequestOutcome(id=str(request.pk), status=protocol.RequestStatus.SUCCEEDED)
     fleet.record_report(external02, said(1, outcomes=[outcome]), now=NOW)
     assert GroupMember.objects.get(runtime=erp01).observed_disabled is after
-    assert fleet._disabled(group.environment)[group.group.key] == (["external01.erp"] if after else [])
+    assert ordering._disabled(group.environment)[group.group.key] == (["external01.erp"] if after else [])
 
 
 @pytest.mark.parametrize(
@@ -301,14 +301,14 @@ def test_whoever_listens_is_called_after_the_commit(
 
 def test_a_known_cluster_refuses_an_empty_data_directory_from_then_on(external01: Machine, routers_addressed: None) -> None:
     external01.refresh_from_db()
-    order = fleet.orders_for(external01, now=NOW)
+    order = ordering.orders_for(external01, now=NOW)
     assert order.router is not None and order.router.may_start_empty
     fleet.record_report(external01, said(1, router=protocol.RouterReport(state=protocol.RouterState.RUNNING, cluster_id="c1")), now=NOW)
-    changed = fleet.orders_for(external01, now=NOW)
+    changed = ordering.orders_for(external01, now=NOW)
     assert changed.router is not None and not changed.router.may_start_empty
     assert changed.version == order.version + 1
     fleet.record_report(external01, said(2, router=protocol.RouterReport(state=protocol.RouterState.RUNNING, cluster_id="c1")), now=NOW)
-    assert fleet.orders_for(external01, now=NOW).version == changed.version
+    assert ordering.orders_for(external01, now=NOW).version == changed.version
 
 
 def _three_runtimes(machine: Machine, erp01: Runtime, group: FailoverGroup) -> list[Runtime]:

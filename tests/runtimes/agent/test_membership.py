@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import DesignedMachine, Placement
-from runtimes import architecture, failover, fleet, membership
+from runtimes import architecture, failover, fleet, joining, membership
 from runtimes.agent.router import pick_port
 from runtimes.models import FailoverGroup, GroupMember, LeadershipChange, Machine, MembershipChange, Router, Runtime
 from runtimes.protocol import BundleContent, Component, ComponentKind, FlowSpec, GroupSpec, RequestStatus
@@ -47,7 +47,7 @@ class Landscape:
         else:
             self.hosts[name] = self.make(name)
         self.addresses.setdefault(name, ("127.0.0.1", pick_port("127.0.0.1")))
-        token = fleet.register(self.machine(name), by=self.admin)
+        token = joining.register(self.machine(name), by=self.admin)
         self.hosts[name].start("--portal", self.url, "--token", token, standin=False)
 
     def end_all(self, name: str) -> None:

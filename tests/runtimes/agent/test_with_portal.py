@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from portal import vault
 from portal.errors import NotAllowed
-from runtimes import balancing, failback, failover, fleet, items
+from runtimes import balancing, failback, failover, fleet, items, joining
 from runtimes.agent.router import pick_port
 from runtimes.models import (
     FailbackPolicy,
@@ -114,7 +114,7 @@ class Fleet:
         self.hosts: dict[str, Host] = {}
         for name in NAMES:
             self.hosts[name] = hosts(name)
-            self.hosts[name].start("--portal", served, "--token", fleet.register(machines[name], by=admin), standin=False)
+            self.hosts[name].start("--portal", served, "--token", joining.register(machines[name], by=admin), standin=False)
         fleet.assign_routers(environment, {name: ("127.0.0.1", pick_port("127.0.0.1")) for name in NAMES})
         for runtime in Runtime.objects.filter(environment=environment):
             fleet.assign(runtime, fleet.store_bundle(environment, bundle(runtime.machine.name, group, outbox)))
