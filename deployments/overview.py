@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from django.db.models import Count, F, Max, Q, Window
+from django.db.models import Case, Count, F, Max, Q, When, Window
 from django.db.models.functions import RowNumber
 
 from deployments.landscape import active_releases
@@ -129,6 +129,8 @@ def glances(projects: Sequence[Project], *, now: datetime) -> list[Glance]:
 def fill(places: dict[int, Place], environments: Sequence[Environment], *, now: datetime) -> None:
     """Read what each column shows."""
     active = active_releases(environments)
+    for pk, place in places.items():
+        place.active = active.get(pk)
     for board in boards.boards(environments, now=now):
         places[board.group.environment_id].boards.append(board)
     for machine in Machine.objects.filter(environment__in=environments):
@@ -138,15 +140,15 @@ def fill(places: dict[int, Place], environments: Sequence[Environment], *, now: 
             place.unregistered.append(machine)
         elif machine.is_silent(now=now):
             place.silent.append(machine)
-    for pk, number, count in (
-        Runtime.objects.filter(environment__in=environments, held="")
-        .values_list("environment", "observed_release")
-        .annotate(n=Count("pk"))
-        .order_by()
-    ):
-        places[pk].runtimes += count
-        if number is not None:
-            places[pk].runs[number] = count
+    # As landscape.runtime_box: what runs the very bundle of the active release counts for it, though a later one gave it the same.
+    made = Case(When(observed_digest=F("desired_bundle"), observed_release=F("desired_release"), then=F("desired_bundle__release_number")))
+    rows = Runtime.objects.filter(environment__in=environments, held="").annotate(made=made).order_by()
+    for pk, number, same, count in rows.values_list("environment", "observed_release", "made").annotate(n=Count("pk")):
+        place = places[pk]
+        place.runtimes += count
+        shown = same if place.active is not None and same == place.active.number else number
+        if shown is not None:
+            place.runs[shown] = place.runs.get(shown, 0) + count
     for deployment in last_deployments(environments):
         places[deployment.environment_id].last = deployment
     scheduled = Activation.objects.filter(environment__in=environments, status=ActivationStatus.SCHEDULED).select_related("release")
@@ -154,7 +156,7 @@ def fill(places: dict[int, Place], environments: Sequence[Environment], *, now: 
         places[activation.environment_id].scheduled.append(activation)
     due = authority.standings_due(environments, now=now)
     for pk, place in places.items():
-        place.active, place.authority_due = active.get(pk), due.get(pk, "")
+        place.authority_due = due.get(pk, "")
 
 
 def last_deployments(environments: Iterable[Environment]) -> Iterable[Deployment]:

@@ -455,12 +455,12 @@ class _Targets:
         runtimes = Runtime.objects.filter(environment=environment).order_by("machine__kind", "machine__name", "connector__name")
         rows = list(runtimes.values_list("machine__name", "connector__name", "connector_id", "failover"))
         self.runtimes = [(machine, connector) for machine, connector, _, _ in rows]
-        failing_over = {connector for _, connector, _, failover in rows if failover}
+        self.failing_over = {connector for _, connector, _, failover in rows if failover}
         self.groups: dict[str, set[str]] = {}
         self.failover_groups: list[str] = []
         for group in Group.objects.filter(connector__in={row[2] for row in rows}).select_related("connector"):
             self.groups.setdefault(group.connector.name, set()).add(group.name)
-            if group.connector.name in failing_over:
+            if group.connector.name in self.failing_over:
                 self.failover_groups.append(group.name)
         self.flows: dict[str, set[str]] = {}
         self.grouped: set[tuple[str, str]] = set()
@@ -520,8 +520,9 @@ def lint(plan: Plan) -> Sequence[str]:
     found += balance_findings(steps, targets.failover_groups)
     found += _deployment_findings(steps, targets)
     found += _router_findings(plan.environment, steps)
-    found += _lane_findings(steps)
+    found += _lane_findings(steps, targets)
     found += _order_findings(steps)
+    found += _never_findings(steps)
     alerting = [step.position for step in steps if step.kind == StepKind.ALERTING_OFF]
     first_deploy = min((step.position for step in steps if step.kind in DEPLOYS), default=0)
     if alerting and first_deploy and alerting[0] > first_deploy:
@@ -529,15 +530,34 @@ def lint(plan: Plan) -> Sequence[str]:
     return found
 
 
-def _lane_findings(steps: Sequence[Step]) -> list[str]:
-    """Members of one connector in several lanes of one stage."""
+def _never_findings(steps: Sequence[Step]) -> list[str]:
+    """Steps for what this deployment changed, where nothing can have been changed."""
+    found = []
+    for step in steps:
+        if step.condition != Condition.CHANGED:
+            continue
+        before = (other for other in steps if other.position < step.position and other.kind in DEPLOYS)
+        own = (
+            other for other in before if other.machine == step.machine and (not step.connector or other.connector in ("", step.connector))
+        )
+        if not any(own if step.machine else before):
+            target = f"{step.machine}.{step.connector}" if step.connector else step.machine or "anything"
+            found.append(f"Step {step.position}, {step.title}, runs only when changed, and no step before deploys {target}: it never runs.")
+    return found
+
+
+def _lane_findings(steps: Sequence[Step], targets: "_Targets") -> list[str]:
+    """Members of one connector in failover in several lanes of one stage."""
     found = []
     for stage in stages_of(steps):
         lanes: dict[str, set[str]] = {}
         for lane in stage.lanes:
             for step in lane.steps:
-                if step.kind in (*DEPLOYS, StepKind.RESTART_RUNTIME) and step.connector:
-                    lanes.setdefault(step.connector, set()).add(lane.name or "(no name)")
+                if step.kind not in (*DEPLOYS, StepKind.RESTART_RUNTIME):
+                    continue
+                own = {step.connector} if step.connector else {name for machine, name in targets.runtimes if machine == step.machine}
+                for connector in own & targets.failing_over:
+                    lanes.setdefault(connector, set()).add(lane.name or "(no name)")
         found += [
             f"Stage {stage.name or stage.number} changes runtimes of {connector} in the lanes {' and '.join(sorted(names))}: "
             "they wait for each other, one member of a group at a time. Put them in one lane."

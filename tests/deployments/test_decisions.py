@@ -16,6 +16,7 @@ from deployments import (
     decisions,
     grid,
     landscape,
+    overview,
     plans,
     promotion,
     releases,
@@ -902,6 +903,9 @@ def test_after_a_roll_back_without_it_a_machine_that_runs_the_same_is_not_said_t
     )
     html = client.get(page).content.decode()
     assert "running release 1" in html and "Runs release 2" not in html and "unchanged since" not in html
+    (glance,) = overview.glances([upgrade.environment.project], now=upgrade.engine.now)
+    (place,) = (place for place in glance.places if place.environment == upgrade.environment)
+    assert (place.runs, place.mixed, place.behind) == ({1: 2}, False, False), "the dashboard counts it likewise"
     row = next(one for one in client.get("/api/v1/runtimes/").json()["results"] if one["machine"] == "external02")
     assert (row["release"], row["bundle_release"]) == (2, 1)
 

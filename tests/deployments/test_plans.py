@@ -280,6 +280,21 @@ def test_without_a_known_leader_there_is_no_follower_to_begin_with(plan: Plan) -
         plans.followers_first_plan(plan.environment, now=timezone.now())
 
 
+def test_members_of_whole_machines_in_two_lanes_are_warned_of_and_what_never_changes_too(plan: Plan) -> None:
+    plan.steps.all().delete()
+    plans.add_step(plan, StepKind.RESTART_RUNTIME, machine="external01", connector="erp", condition="changed")
+    for machine in ("external01", "external02"):
+        plans.add_step(plan, StepKind.DEPLOY_MACHINE, machine=machine, stage="All", lane=machine)
+    plans.add_step(plan, StepKind.RESTART_RUNTIME, machine="external02", connector="erp", condition="changed")
+    found = plans.lint(plan)
+    assert "Stage All changes runtimes of erp in the lanes external01 and external02: they wait for each other" in " ".join(found)
+    assert [sentence for sentence in found if "never runs" in sentence] == [
+        "Step 1, Restart runtime external01.erp, runs only when changed, and no step before deploys external01.erp: it never runs."
+    ]
+    Runtime.objects.update(failover=False)
+    assert "they wait for each other" not in " ".join(plans.lint(plan)), "only members of a group do"
+
+
 def test_a_step_moved_into_a_stage_joins_it_and_members_in_two_lanes_are_warned_of(plan: Plan) -> None:
     for position, lane in ((3, "a"), (4, "b")):
         plans.change_step(at(plan, position), stage="Upgrade", lane=lane)
