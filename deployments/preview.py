@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Literal
 
 from deployments import gates, handing_over, moves, plans, promotion, releases, rollout, steps
-from deployments.models import DEPLOYS, HandOvers, Release, RunStatus, StepFields, StepKind, StepRun
+from deployments.models import DEPLOYS, Deployment, HandOvers, Release, RunStatus, StepFields, StepKind, StepRun
 from deployments.stages import Stage, stages_of
 from portal.errors import NotAllowed
 from portal.models import Environment, Property
@@ -24,7 +24,7 @@ from runtimes.models import FailoverGroup, Runtime
 from runtimes.protocol import Preference, RuntimeState, Status
 
 Outcome = Literal["runs", "skipped", "waits", "fails"]
-HISTORY = 200  # newest steps that ended well, of an environment
+HISTORY = 10  # newest deployments of an environment, whose steps that ended well are looked at
 _ORDER = [Preference.LEADER, Preference.BACKUP, Preference.NONE]
 
 
@@ -630,10 +630,11 @@ def _member(row: Runtime, view: failover.Verdict | None, said: failover.MemberVe
 
 def _history(environment: Environment) -> dict[tuple[str, str], float]:
     """Medians of how long steps took here that ended well."""
-    done = StepRun.objects.filter(deployment__environment=environment, status=RunStatus.SUCCEEDED)
+    newest = Deployment.objects.filter(environment=environment).order_by("-pk").values("pk")[:HISTORY]
+    done = StepRun.objects.filter(deployment__in=newest, status=RunStatus.SUCCEEDED)
     taken: dict[tuple[str, str], list[float]] = {}
-    rows = done.exclude(kind=StepKind.MANUAL).order_by("-id")
-    for kind, machine, connector, begun, ended in rows.values_list("kind", "machine", "connector", "started_at", "ended_at")[:HISTORY]:
+    rows = done.exclude(kind=StepKind.MANUAL).order_by()
+    for kind, machine, connector, begun, ended in rows.values_list("kind", "machine", "connector", "started_at", "ended_at"):
         target = f"{machine}.{connector}" if connector else machine
         if begun and ended:
             for key in {(kind, target), (kind, "")}:

@@ -446,6 +446,14 @@ def test_a_step_that_never_ended_well_here_is_not_counted_as_nothing(upgrade: Up
     assert (foreseen.seconds, foreseen.untimed) == (None, len(foreseen.steps))
 
 
+def test_a_long_plan_knows_its_first_steps_too(upgrade: Upgrade) -> None:
+    run = Deployment.objects.get()
+    known = {"deployment": run, "kind": StepKind.HTTP_CHECK, "status": RunStatus.SUCCEEDED, "started_at": run.started_at}
+    StepRun.objects.bulk_create(StepRun(number=100 + number, ended_at=run.ended_at, **known) for number in range(300))
+    foreseen = preview.preview(everyday(upgrade), upgrade.environment, now=upgrade.engine.now)
+    assert (foreseen.untimed, foreseen.seconds is None) == (0, False)
+
+
 def test_the_preview_says_why_a_runtime_changes_and_when_there_is_no_standby(upgrade: Upgrade) -> None:
     foreseen = preview.preview(everyday(upgrade), upgrade.environment, now=upgrade.engine.now)
     first, second = foreseen.steps[2], foreseen.steps[3]

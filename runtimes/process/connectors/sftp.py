@@ -36,7 +36,8 @@ from runtimes.protocol import ComponentKind
 
 CONNECT_SECONDS, CALL_SECONDS = 10.0, 30.0
 CHUNK = 256 * 1024  # bytes of one read or write
-LISTED = 10_000  # files of a folder that one poll looks at
+LISTED = 10_000  # files of a folder that one poll takes: the oldest
+LOOK_SECONDS = 10.0  # a look at a folder of even more goes on for so long; then the oldest of those seen are taken
 
 T = TypeVar("T")
 Identity = tuple[int, int]  # size, modification time (whole seconds: the protocol knows no more)
@@ -147,6 +148,10 @@ def identity_of(attributes: asyncssh.SFTPAttrs) -> Identity:
     return int(attributes.size or 0), int(attributes.mtime or 0)
 
 
+def _oldest(found: list[Remote]) -> list[Remote]:
+    return sorted(found, key=lambda each: (each.identity[1], each.name))[:LISTED]
+
+
 @inbound(ComponentKind.SFTP)
 class SftpInbound(Inbound):
     """Settings: host, port, user, password, private_key, host_key, folder, poll_seconds."""
@@ -179,7 +184,7 @@ class SftpInbound(Inbound):
             self._look_at = time.monotonic() + self._every
             self._failed = ""
             try:
-                found = self._session.run(self._list())
+                count, found = self._session.run(self._list())
             except (FileNotFoundError, Unavailable) as error:
                 gone = f"the folder {self._session.folder} is not on the server: create it, or correct the setting"
                 self._failed = gone if isinstance(error, FileNotFoundError) else str(error)
@@ -189,9 +194,8 @@ class SftpInbound(Inbound):
             self._done = {each.name: each.identity for each in found if self._done.get(each.name) == each.identity}
             settled = [each for each in found if self._seen.get(each.name) == each.identity and each.name not in self._done]
             self._seen = {each.name: each.identity for each in found}
-            self._count = len(found) - len(self._done)
+            self._count = count - len(self._done)
             self._remove_left([each for each in found if each.name in self._done])
-            settled.sort(key=lambda each: (each.identity[1], each.name))
             self._waiting = {each.name: self._item(each, duty) for each in settled}
         if self._failed and not again and not self._waiting:
             raise Unavailable(self._failed)
@@ -252,18 +256,22 @@ class SftpInbound(Inbound):
             for each in left:
                 self._finish(each)
 
-    async def _list(self) -> list[Remote]:
+    async def _list(self) -> tuple[int, list[Remote]]:
+        """How many files were seen, and the oldest of them."""
         client = await self._session.client()
         folder = self._session.folder.encode()
-        found = []
+        count, found, until = 0, list[Remote](), time.monotonic() + LOOK_SECONDS
         async for entry in client.scandir(folder):
             name = entry.filename if isinstance(entry.filename, bytes) else entry.filename.encode("utf-8", "surrogateescape")
             regular = entry.attrs.type == asyncssh.FILEXFER_TYPE_REGULAR
             if regular and not left_alone(name):
+                count += 1
                 found.append(Remote(name, folder.rstrip(b"/") + b"/" + name, identity_of(entry.attrs)))
-            if len(found) >= LISTED:
+            if len(found) >= 2 * LISTED:
+                found = _oldest(found)
+            if count >= LISTED and time.monotonic() > until:
                 break
-        return found
+        return count, _oldest(found)
 
     def _item(self, found: Remote, duty: Duty) -> Item:
         size, modified = found.identity

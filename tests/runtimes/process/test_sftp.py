@@ -14,6 +14,7 @@ import asyncssh
 import pytest
 import structlog
 
+from runtimes.process.connectors import sftp
 from runtimes.process.connectors.base import ConfigError, Item, ItemChanged, Origin, Refusing, Setting, Unavailable
 from runtimes.process.connectors.sftp import SftpInbound, SftpOutbound
 from runtimes.process.permits import Duty, PermitEnded
@@ -159,6 +160,19 @@ def test_files_are_taken_once_they_stand_still_and_leave_once_delivered(server: 
     assert again.id == found.id, "another machine knows it by the same id"
     source.remove(found, duty())
     assert not (box / os.fsdecode(LATIN_1)).exists() and source.answered_at() > 0
+
+
+def test_of_more_files_than_one_look_takes_the_oldest_come_first_and_all_are_counted(
+    server: Server, connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sftp, "LISTED", 3)
+    for number in range(10):
+        path = server.root / "box" / f"{number}.xml"
+        path.write_text("x")
+        os.utime(path, (1_700_000_000 - number, 1_700_000_000 - number))
+    source = connect(SftpInbound)
+    assert [found.name for found in settled(source)] == [b"9.xml", b"8.xml", b"7.xml"]
+    assert source.depth() == (10, None)
 
 
 def test_a_file_that_changed_is_another_item_and_stays(server: Server, connect: Callable[..., Any]) -> None:
