@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import httpx
 import structlog
 
+from runtimes.agent.etcd_member import passes_on
 from runtimes.agent.peers import addresses
-from runtimes.agent.router import RouterSupervisor, passes_on
+from runtimes.agent.router import RouterSupervisor
 from runtimes.process.etcd import Etcd, OutcomeUnknown, read_prefix, values_of
 from runtimes.process.records import LeaderRecord, parse
 from runtimes.process.tls import ClientTls

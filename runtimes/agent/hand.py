@@ -19,10 +19,10 @@ import msgspec
 
 from runtimes.agent import linux
 from runtimes.agent.decide import Launched
+from runtimes.agent.etcd_member import Health, Member, RouterLaunch, judge
 from runtimes.agent.home import Home, Identity
 from runtimes.agent.peers import Seen, clock_of, look_around, why_cut_off
 from runtimes.agent.program import Program
-from runtimes.agent.router import Health, Member, RouterLaunch, judge
 from runtimes.process.etcd import Etcd, OutcomeUnknown
 from runtimes.process.tls import ClientTls
 from runtimes.process.wishes import Picture, RefusedError, look, moving, place_request

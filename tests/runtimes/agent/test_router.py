@@ -14,7 +14,7 @@ import pytest
 
 from runtimes.agent import linux
 from runtimes.agent.etcd_binary import NoEtcd, find_etcd, parse_version, why_refused
-from runtimes.agent.router import (
+from runtimes.agent.etcd_member import (
     Begin,
     Health,
     Member,

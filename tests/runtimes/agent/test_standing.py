@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from runtimes.agent import standing
-from runtimes.agent.router import trusts_nobody
+from runtimes.agent.etcd_member import trusts_nobody
 from runtimes.agent.standing import Connection, parse, suspects
 
 TABLE = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from runtimes.agent.carrier import NotPlaced
+from runtimes.agent.etcd_member import Member
 from runtimes.agent.home import Identity
 from runtimes.agent.loop import Agent
-from runtimes.agent.router import Member
 from runtimes.protocol import (
     BundleContent,
     Cause,
