@@ -37,6 +37,7 @@ TRY_AGAIN_SECONDS = (0.2, 1.0)
 ASIDE_SECONDS, ASIDE_LIMIT = 5.0, 300.0  # an item that could not even be moved aside is skipped for so long, doubling
 AWAY_SECONDS, AWAY_LIMIT = 0.1, 1.0  # between asks of a source or target that is away
 PREPARE_SECONDS = 2.0
+STOPS_AGAIN_SECONDS = 0.5  # after an error while it stops
 GAUGE_SECONDS = 5.0  # between two counts of what waits
 SWEEP_SECONDS = 600.0  # between two looks for failed items that are kept no longer
 SILENT_SECONDS = 30.0  # without an answer of the source, or three of its intervals where those are longer: then something is wrong …
@@ -271,8 +272,11 @@ class Flow:
 
     def _wind_up(self, duty: Duty) -> None:
         """Stop what the inbound has running, and deliver what it had taken before, for as long as the duty lasts."""
-        self._inbound.stop(duty)
-        while not self._inbound.stopped():
+        try:
+            self._inbound.stop(duty)
+        except Exception as error:
+            self._failed_to_stop(error)
+        while not self._stopped():
             try:
                 for item in self._due(self._inbound.poll(duty) if duty.valid() else []):
                     self._one(item, duty, duty.check)
@@ -281,9 +285,21 @@ class Flow:
             except Unavailable as error:
                 self._say(f"{error}; it stops", bad=True)
             except Exception as error:
-                self._log.exception("the flow failed while it stopped")
-                self._say(f"failed while it stopped: {error!r}", bad=True)
+                self._failed_to_stop(error)
             time.sleep(0.01)
+
+    def _stopped(self) -> bool:
+        """Asked again after an error: a worker that ended by it would never let go, and nobody could take over."""
+        try:
+            return self._inbound.stopped()
+        except Exception as error:
+            self._failed_to_stop(error)
+            time.sleep(STOPS_AGAIN_SECONDS)
+            return False
+
+    def _failed_to_stop(self, error: Exception) -> None:
+        self._log.exception("the flow failed while it stopped")
+        self._say(f"failed while it stopped: {error!r}", bad=True)
 
     def _let_go(self, duty: Duty) -> None:
         with self._wake:

@@ -155,9 +155,16 @@ class ErrorFolder:
         oldest = (now or time.time()) - days * 86400
         for folder, limit in ((self._bytes, float(most)), (self._again, float("inf"))):
             for index, (modified, note) in enumerate(_notes(folder)):
-                if (index >= limit or modified < oldest) and self._remove(note.removesuffix(REASON), folder):
-                    kept = f"{days:g} days, {most} items"
-                    self._setting.log.warning(f"a failed item was removed by retention ({kept})", name=os.fsdecode(note))
+                if index < limit and modified >= oldest:
+                    continue
+                kept = f"{days:g} days, {most} items"
+                try:
+                    if self._remove(note.removesuffix(REASON), folder):
+                        self._setting.log.warning(f"a failed item was removed by retention ({kept})", name=os.fsdecode(note))
+                except OSError as error:  # of another user, say: the others go all the same
+                    self._setting.log.warning(
+                        f"a failed item beyond retention ({kept}) cannot be removed: {error.strerror}", name=os.fsdecode(note)
+                    )
 
     # --------------------------------------------------------------------------------------------------------- what people do
 

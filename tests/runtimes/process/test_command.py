@@ -264,6 +264,33 @@ def test_its_whole_tree_is_killed_after_the_drain_limit_also_grandchildren_in_se
     assert not any(alive(pid) for pid in tree) and time.monotonic() - began < 2
 
 
+def test_an_error_while_it_stops_keeps_nobody_from_taking_over(
+    run: Callable[..., tuple[Flow, Duty]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed item beyond its retention, say, that this user may not remove."""
+    met: list[str] = []
+
+    def failing(act: str) -> Callable[..., Any]:
+        real = getattr(CommandInbound, act)
+
+        def once(inbound: CommandInbound, *given: Duty) -> Any:
+            if act in met:
+                return real(inbound, *given)
+            met.append(act)
+            raise PermissionError(13, "Permission denied")
+
+        return once
+
+    flow, duty = run(command("import time; time.sleep(60)"))
+    until(lambda: flow.on, 5)
+    for act in ("stopped", "stop"):
+        monkeypatch.setattr(CommandInbound, act, failing(act))
+    duty.stop_taking()
+    flow.stop()
+    until(lambda: not flow.busy, 4)
+    assert sorted(met) == ["stop", "stopped"] and not flow.on
+
+
 def test_however_long_it_may_take_to_stop_a_hand_over_does_not_fail_for_it(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
     """Also with a target that takes nothing of what it said last."""
     script = """

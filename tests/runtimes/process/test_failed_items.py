@@ -247,6 +247,16 @@ def test_retention_by_number_and_age(machine: Machine, given: dict[str, str], le
     assert {item.item for item in errors.listed()[1]} == left
 
 
+def test_what_cannot_be_removed_keeps_nothing_else(machine: Machine) -> None:
+    errors = ErrorFolder(machine.data / "errors" / "f", machine.setting)
+    errors.put(item_of(1), "bad", 3)
+    (machine.data / "errors" / "f" / "0.reason.json").mkdir()  # as one of another user
+    for note in (machine.data / "errors" / "f").glob("*.reason.json"):
+        os.utime(note, (time.time() - 31 * 86400,) * 2)
+    errors.put(item_of(2), "bad", 3)
+    assert [item.item for item in errors.listed()[1]] == ["m2"]
+
+
 def test_retention_needs_no_new_failure_and_covers_what_waits_to_be_tried_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a flow that was mended, on a machine that follows: nothing fails there any more, and nothing is tried."""
     monkeypatch.setattr(flows, "GAUGE_SECONDS", 0.05)
