@@ -277,7 +277,7 @@ class Keeper:
                 self.killing = self.killing or "left behind"
         if self.killing:
             for child in linux.descendants(os.getpid()):
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter of one that became another user
                     os.kill(child, signal.SIGKILL)
         return False
 
@@ -317,7 +317,7 @@ class Keeper:
         """SIGKILL to the whole tree, now."""
         self.killing = self.killing or reason
         for child in linux.descendants(os.getpid()):
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(child, signal.SIGKILL)
         self.log.say(LogLevel.ERROR, reason)
 

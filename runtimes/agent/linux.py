@@ -129,7 +129,7 @@ def end_marked(marker: bytes, patience: float) -> list[int]:
         if not left or time.monotonic() > until:
             return left
         for pid in left:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
 

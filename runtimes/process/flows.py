@@ -218,7 +218,7 @@ class Flow:
                 self._inbound.prepare()
                 self._outbound.prepare()
                 self._transform.prepare()
-            except NotReady as error:
+            except (NotReady, OSError) as error:
                 self._say(str(error), bad=True)
                 self._changed()
                 with self._wake:

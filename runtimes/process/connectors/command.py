@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import threading
 import time
 import uuid
@@ -189,6 +190,9 @@ class CommandInbound(Inbound):
         if found is None:
             raise NotReady(f"the program {self._named} is not on this machine or not executable: install it, or correct its setting")
         real = os.path.realpath(found)
+        facts = os.stat(real)  # noqa: PTH116
+        if facts.st_mode & stat.S_ISUID and os.geteuid() not in (0, facts.st_uid):
+            raise NotReady(f"the program {real} runs as another user than this runtime, which could not end it: let the agent run as root")
         allowed = os.environ.get(ALLOWED_ENV)
         if allowed is not None and not any(fnmatch(real, pattern) for pattern in allowed.split(":") if pattern):
             raise NotReady(

@@ -121,7 +121,10 @@ def run(page: mmap.mmap, report: int, parent: int, argv: list[str]) -> int:
             if number == signal.SIGUSR1:
                 killing = True
             elif number != signal.SIGCHLD and status is None:
-                os.kill(pid, signal.SIGTERM)
+                try:
+                    os.kill(pid, signal.SIGTERM)
+                except OSError:
+                    pass  # it became another user: this guard must not end before it
         if killing:
             kill_below(me)
         select.select(asked, [], [], 0.002 if killing else WATCH_SECONDS)

@@ -206,7 +206,7 @@ class Program:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and (left := _marked(mark)):
             for pid in left:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
 

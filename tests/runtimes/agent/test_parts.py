@@ -360,6 +360,19 @@ def test_a_process_hangs_only_once_it_has_spoken_and_no_longer_when_it_speaks_ag
     assert (keeper.news([]).ready, keeper.news([]).hangs) == (True, "")
 
 
+def test_a_process_that_became_another_user_ends_no_keeper(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that runs sudo, under an agent that is not root."""
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(linux, "descendants", lambda pid: [4712, 4713])
+    monkeypatch.setattr(os, "kill", refuse)
+    monkeypatch.setattr(os, "waitpid", lambda pid, options: (0, 0))
+    keeper.kill("killed by its keeper: for this test")
+    assert not keeper._tree_is_empty(), "nor is its death proven"
+
+
 def test_a_process_that_hangs_for_half_a_minute_is_killed_unless_it_is_stopping(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     keeper._take(ProcessNews(ready=True))
     keeper.stop_at = 1e9

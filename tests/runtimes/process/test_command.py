@@ -482,6 +482,20 @@ def test_a_missing_or_forbidden_program_makes_a_follower_not_ready(tmp_path: Pat
     CommandInbound(setting(command("pass"), tmp_path)).prepare()
 
 
+def test_a_program_that_runs_as_another_user_is_refused_where_it_could_not_be_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program_file = tmp_path / "as-root"
+    program_file.write_text("#!/bin/sh\n")
+    program_file.chmod(0o4755)
+    inbound = CommandInbound(setting(Component(kind=ComponentKind.COMMAND, settings={"program": str(program_file)}), tmp_path))
+    inbound.prepare()
+    owner = program_file.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(NotReady, match="runs as another user"):
+        inbound.check()
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
