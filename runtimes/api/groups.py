@@ -6,12 +6,12 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.db.models import QuerySet
-from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import mixins, serializers, status
 from rest_framework.decorators import action
+from rest_framework.generics import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -23,6 +23,7 @@ from runtimes.protocol import Cause, IsolationPolicy, Preference, RequestStatus,
 
 POLICIES = choices(IsolationPolicy)
 CAUSES = choices(Cause)
+A_YEAR = 366 * 86400  # seconds: the bound of what can be reckoned with; failback says how long a switch may really be for
 
 
 class LeaderSerializer(serializers.Serializer[Any]):
@@ -246,7 +247,11 @@ class SwitchInput(ExactInput):
     candidate = serializers.CharField(required=False, allow_null=True, help_text="Machine that shall lead; left out: any ready follower")
     expected_leader = serializers.CharField(required=False, allow_null=True, help_text="Machine that leads as you see it; else 412")
     returns_after_seconds = serializers.IntegerField(
-        required=False, allow_null=True, min_value=1, help_text="For so long only: then leadership returns to the preferred leader"
+        required=False,
+        allow_null=True,
+        min_value=1,
+        max_value=A_YEAR,
+        help_text="For so long only: then leadership returns to the preferred leader",
     )
 
 
@@ -263,7 +268,7 @@ class HoldInput(ExactInput):
 
 
 class ExtendInput(ExactInput):
-    seconds = serializers.IntegerField(help_text="The switch stands longer by so many seconds")
+    seconds = serializers.IntegerField(min_value=-A_YEAR, max_value=A_YEAR, help_text="The switch stands longer by so many seconds")
 
 
 class PolicyInput(ExactInput):
@@ -410,4 +415,4 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
     @action(detail=True, url_path="requests/(?P<request_id>[0-9a-f-]{36})")
     def one_request(self, request: Request, pk: str, request_id: str) -> Response:
         """How a switch, disable, enable or isolation policy went."""
-        return Response(RequestSerializer(self.get_object().requests.get(pk=request_id)).data)
+        return Response(RequestSerializer(get_object_or_404(self.get_object().requests, pk=request_id)).data)

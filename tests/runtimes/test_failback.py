@@ -4,6 +4,7 @@ import re
 from datetime import UTC, datetime, time, timedelta
 from threading import Barrier, Thread
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.contrib.auth.models import User
@@ -504,12 +505,17 @@ def test_the_api_switches_for_a_time_and_sets_the_policy(
 
     refused = send("post", "switch/", {"candidate": "external02", "returns_after_seconds": 5})
     assert refused.status_code == 400 and "one minute to seven days" in refused.content.decode()
+    assert send("post", "switch/", {"candidate": "external02", "returns_after_seconds": 10**15}).status_code == 400
     assert send("post", "switch/", {"candidate": "external02", "returns_after_seconds": 7200}).status_code == 202
     moved(at_home, "external02", 42)
     told = client.get(api).json()
     assert told["timed_switch"]["machine"] == "external02" and told["timed_switch"]["actor"] == "operator"
     assert told["returns"]["to"] == "external01" and 7100 < told["returns"]["in_seconds"] <= 7200
     assert send("patch", "timed-switch/", {"seconds": 600}).status_code == 200
+    for seconds in (10**12, -(10**12), 10**15):
+        assert send("patch", "timed-switch/", {"seconds": seconds}).status_code == 400
+    for nothing in (f"{api}requests/{'-' * 36}/", f"{api}requests/{UUID(int=0)}/", "/api/v1/groups/nothing/changes/"):
+        assert client.get(nothing).status_code == 404, nothing
     assert client.delete(api + "timed-switch/").status_code == 204
     assert client.delete(api + "timed-switch/").status_code == 409
     assert client.get(api).json()["timed_switch"] is None
