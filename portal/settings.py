@@ -14,6 +14,7 @@ BATON_STACK_STARTED_AT = env.text("BATON_STACK_STARTED_AT", "")
 
 DEBUG = env.flag("BATON_DEBUG")
 SECRET_KEY = env.secret("BATON_SECRET_KEY", BATON_HOME / "secret-key")
+SECRET_KEY_FALLBACKS = env.words("BATON_FORMER_SECRET_KEYS", [])  # still open what was kept under them
 # Seal secret properties; the first one seals, all open. Empty: the file property-keys in BATON_HOME (portal/vault.py).
 BATON_PROPERTY_KEYS = env.text("BATON_PROPERTY_KEYS", "")
 ALLOWED_HOSTS = env.words("BATON_HOSTS", ["localhost", "127.0.0.1", "[::1]"])

@@ -36,7 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STARTED_ENV = "BATON_STACK_STARTED_AT"
 PORTS_ENV = "BATON_FAILOVER_PORTS"  # "external01=21001,…": where the demonstration's routers listen
 # What an agent is not given: it would stand on another machine, knowing only the portal's address and its own token.
-PORTAL_ONLY = ("REDIS_URL", "DATABASE_URL", "BATON_PREFIX", "BATON_SECRET_KEY", "DJANGO_SETTINGS_MODULE", PORTS_ENV)
+SECRETS = ("BATON_SECRET_KEY", "BATON_FORMER_SECRET_KEYS", "BATON_PROPERTY_KEYS")
+PORTAL_ONLY = ("REDIS_URL", "DATABASE_URL", "BATON_PREFIX", "DJANGO_SETTINGS_MODULE", PORTS_ENV, *SECRETS)
 MACHINES_STOP_WITHIN = 5.5  # seconds for runtimes to hand over and drain, routers to end
 BACKGROUND_STOPS_WITHIN = 1.5
 BROKER_STOPS_WITHIN = 1.0

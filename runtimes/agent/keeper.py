@@ -144,7 +144,6 @@ class Keeper:
         self.looked_at = linux.boot_seconds()
         self.hangs = ""
         self.page: mmap.mmap | None = None
-        self.session_ended = threading.Event()
 
     # ------------------------------------------------------------------------------------------------------------- start
 

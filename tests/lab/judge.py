@@ -333,9 +333,6 @@ class Pages:
             on = turn.on
         return ever or on, always and on
 
-    def last_off(self, connector: str, host: str) -> float | None:
-        return next((turn.at for turn in reversed(self.turns[connector]) if not turn.on and turn.host == host), None)
-
     def close(self) -> None:
         self._end = True
         if self._thread.is_alive():

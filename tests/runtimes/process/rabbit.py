@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,6 @@ class Rabbit:
         epmd = shutil.which("epmd")
         assert epmd
         self.epmd = subprocess.Popen([epmd, "-address", "127.0.0.1", "-port", str(epmd_port)], env=self.environment)
-        began = time.monotonic()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [str(SERVER)], env=self.environment, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -85,7 +83,6 @@ class Rabbit:
         except BaseException:
             self.close()
             raise
-        self.started_seconds = time.monotonic() - began
         self.client = self.connect()
 
     def _definitions(self) -> dict[str, Any]:
