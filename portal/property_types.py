@@ -131,7 +131,25 @@ def _cron(value: str) -> str:
         for part in text.split(","):
             if not _is_cron_part(part, least, most, words):
                 return f"has a wrong {name} ({part or 'empty'}; it goes from {least} to {most})"
-    return ""
+    return "" if fields[4] != "*" or _ever_comes(fields[2], fields[3]) else "never comes, for no such month has that day"
+
+
+def _ever_comes(days: str, months: str) -> bool:
+    """Is the first of these days in the longest of these months."""
+    lengths = {1: 31, 2: 29, 3: 31, 4: 30, 5: 31, 6: 30, 7: 31, 8: 31, 9: 30, 10: 31, 11: 30, 12: 31}
+    return min(_cron_numbers(days, 1, 31, [])) <= max(lengths[month] for month in _cron_numbers(months, 1, 12, _MONTHS))
+
+
+def _cron_numbers(text: str, least: int, most: int, words: list[str]) -> set[int]:
+    """All that a field names, which is known to be right."""
+    found: set[int] = set()
+    for part in text.split(","):
+        span, _, step = part.partition("/")
+        first, dash, last = span.partition("-")
+        begin = least if span == "*" else _cron_number(first, least, most, words) or least
+        end = most if span == "*" else (_cron_number(last, least, most, words) or begin) if dash else begin
+        found |= set(range(begin, end + 1, int(step or 1)))
+    return found
 
 
 def _is_cron_part(part: str, least: int, most: int, words: list[str]) -> bool:
