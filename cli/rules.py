@@ -49,6 +49,18 @@ def set_rules(
 
 
 @app.command()
+def move(
+    direction: Annotated[str, typer.Argument(help="earlier or later, by one place")],
+    environment: EnvironmentOption = "",
+    project: ProjectOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Another place for the environment in the order of promotion (administrators)."""
+    path = _path(environment, project).removesuffix("rules/") + "order/"
+    show.answer(given.portal().post(path, {"direction": direction}), json, lambda it: show.note(f"It is number {it['position'] + 1} now."))
+
+
+@app.command()
 def freeze(
     starts: MomentArgument,
     ends: MomentArgument,

@@ -19,7 +19,7 @@ from django.db.models import ProtectedError
 from deployments import plans, project_rules
 from deployments.models import STEP_FIELDS, Step, StepKind
 from portal import creation, design, properties, property_sheets, router_addresses, yaml_lines
-from portal.errors import NotAllowed
+from portal.errors import Invalid, NotAllowed
 from portal.models import (
     Connector,
     DesignedMachine,
@@ -242,12 +242,13 @@ class _Import:
         self._groups(groups)
         self._flows(flows)
         self._applied(systems, machines)
-        self._types()
+        later = self._types()
         self._retention()
         lines = {}
         for line, environment, given in self._environments():
             lines[environment.kind] = line
             self._environment(environment, given)
+        self._declare(later)
         for environment in self.project.environments.exclude(kind__in=self.editable):
             if _environment(environment) != before[environment.kind]:
                 raise wrong(lines.get(environment.kind, 1), f"you may not change {environment.name}, and this file changes it.")
@@ -460,16 +461,30 @@ class _Import:
 
     # -------------------------------------------------------------------------------------------------------- environments
 
-    def _types(self) -> None:
+    def _types(self) -> list[str]:
+        """Returns keys whose present values are not of their new type: the file may say others, which are filled in first."""
         given = self.document.get("types") or Map()
         if not isinstance(given, Map):
             raise wrong(self.document.lines["types"], "types is a mapping of keys to types.")
         present = dict(PropertyType.objects.filter(project=self.project).values_list("key", "kind"))
         PropertyType.objects.filter(project=self.project).exclude(key__in=list(given)).delete()
+        later = []
         for key in given:
             if present.get(key) != given[key]:
                 with _at(given.lines[key]):
-                    properties.declare_type(self.project, key, _text(given, key), by=self.by)
+                    try:
+                        with transaction.atomic():
+                            properties.declare_type(self.project, key, _text(given, key), by=self.by)
+                    except Invalid:
+                        PropertyType.objects.filter(project=self.project, key=key).delete()
+                        later.append(key)
+        return later
+
+    def _declare(self, later: Iterable[str]) -> None:
+        for key in later:
+            given = self.document["types"]
+            with _at(given.lines[key]):
+                properties.declare_type(self.project, key, _text(given, key), by=self.by)
 
     def _retention(self) -> None:
         given = self.document.get("retention")

@@ -99,6 +99,20 @@ class RulesView(APIView):
         return Response(_rules(environment))
 
 
+class OrderInput(ExactInput):
+    direction = serializers.ChoiceField(choices=["earlier", "later"], help_text="One place; at the end nothing happens.")
+
+
+class OrderView(APIView):
+    @extend_schema(request=OrderInput, responses=RulesSerializer)
+    def post(self, request: Request, slug: str, kind: str) -> Response:
+        """Another place in the order of promotion (administrators); what changed is kept with who and when."""
+        environment = access.get_environment(request.user, slug, kind, role=promotion.MAY_SET_RULES)
+        earlier = body_of(OrderInput, request)["direction"] == "earlier"
+        promotion.move(environment, earlier=earlier, by=signed_in(request), now=timezone.now())
+        return Response(_rules(environment))
+
+
 class FreezesView(APIView):
     @extend_schema(request=FreezeInput, responses={201: FreezeSerializer})
     def post(self, request: Request, slug: str, kind: str) -> Response:

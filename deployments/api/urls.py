@@ -9,7 +9,7 @@ from deployments.api.plans import DefaultPlan, FollowersFirstPlan, PlanCopy, Pla
 from deployments.api.projects import ProjectExport, ProjectImport
 from deployments.api.releases import ReleaseViewSet
 from deployments.api.retention import RetentionView
-from deployments.api.rules import ApprovalRequestViewSet, FreezesView, FreezeView, RulesView
+from deployments.api.rules import ApprovalRequestViewSet, FreezesView, FreezeView, OrderView, RulesView
 
 router = SimpleRouter()
 router.register("releases", ReleaseViewSet, basename="api-release")
@@ -29,6 +29,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path(_environment + "plan/followers-first/", FollowersFirstPlan.as_view(), name="api-plan-followers-first"),
     path(_environment + "plan/copy/", PlanCopy.as_view(), name="api-plan-copy"),
     path(_environment + "rules/", RulesView.as_view(), name="api-rules"),
+    path(_environment + "order/", OrderView.as_view(), name="api-order"),
     path(_environment + "freezes/", FreezesView.as_view(), name="api-freezes"),
     path(_environment + "freezes/<int:pk>/", FreezeView.as_view(), name="api-freeze"),
 ]

@@ -221,12 +221,16 @@ def rank(developer: User) -> Callable[[Role], None]:
 def test_rules_are_shown_changed_and_refused_with_the_portals_reason(baton: Baton, release: Release, rank: Any) -> None:
     said = baton("rules", "set", "--approvals", "2")
     assert said.status == 3 and "baton:" in said.err and said.out == ""
+    assert baton("rules", "move", "later").status == 3
     rank(Role.ADMINISTRATOR)
     said = baton("rules", "set", "--approvals", "1", "--window", "mon-fri@08:00-17:00", "--window", "sat@22:00-02:00")
     assert said.status == 0, said.err
     assert "1 approvals" in said.out and "Open Mon, Tue, Wed, Thu, Fri 08:00–17:00." in said.out
     assert [row["days"] for row in baton("rules", "show", "--json").document["windows"]] == ["01234", "5"]
     assert baton("rules", "set", "--window", "someday@8").status == 2
+    assert "It is number 2 now." in baton("rules", "move", "later").out
+    assert baton("rules", "move", "earlier", "--json").document["position"] == 0
+    assert baton("rules", "move", "sideways").status == 3
     assert baton("rules", "set").status == 2
     assert baton("rules", "set", "--window", "none", "--approvals", "0", "--any-order").status == 0
     said = baton("rules", "freeze", in_days(30), in_days(31), "Year's end")

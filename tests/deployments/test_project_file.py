@@ -404,6 +404,23 @@ def test_a_whole_project_comes_into_an_empty_portal_to_the_byte(full: Project, e
     assert project_file.export(empty) == text
 
 
+def test_a_file_may_change_a_type_together_with_the_values_that_are_not_of_it(
+    project: Project, filled: Environment, developer: User
+) -> None:
+    properties.set_value(filled, "erp.limit", "many", by=developer)
+    text = project_file.export(project)
+    typed = text.replace("types:\n", "types:\n  erp.limit: number\n")
+    with pytest.raises(Invalid, match=r"^Line \d+: erp.limit cannot be of type Whole number: 1 value is not"):
+        imported(project, typed, developer)
+    assert told(imported(project, typed.replace("value: many", "value: '12'"), developer)) == {
+        ("create", "type of erp.limit"), ("change", "Test: property erp.limit (global)"),
+    }  # fmt: skip
+    assert properties.expectations(project.pk)["erp.limit"].kind == "number"
+    with pytest.raises(Invalid, match=r"^Line \d+: .*is no whole number"):
+        imported(project, typed.replace("value: many", "value: more"), developer)
+    assert told(imported(project, text, developer)) == {("delete", "type of erp.limit"), ("change", "Test: property erp.limit (global)")}
+
+
 def test_a_saved_version_never_changes_by_a_file_and_one_that_it_leaves_out_goes(full: Project, admin: User) -> None:
     text = project_file.export(full)
     with pytest.raises(
