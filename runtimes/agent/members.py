@@ -91,19 +91,26 @@ TURN_SECONDS = 30  # within which a router whose turn it is runs again, or the n
 
 
 async def take_turn(call: Call, namespace: str, machine: str) -> bool:
-    """Routers that run well and must restart do so one after another. False: it is another one's turn. Raises: NotMade."""
+    """Routers that run well and must restart do so one after another. False: it is another one's turn. One's own, which could not be given
+    back, is taken again. Raises: NotMade."""
     lease = (await call("/v3/lease/grant", {"TTL": str(TURN_SECONDS)}))["ID"]
     key = _b64(f"{namespace}restarting")
     absent = {"key": key, "target": "VERSION", "result": "EQUAL", "version": "0"}
     put = {"request_put": {"key": key, "value": _b64(machine), "lease": lease}}
-    return bool((await call("/v3/kv/txn", {"compare": [absent], "success": [put]})).get("succeeded"))
+    for compare in (absent, _own_turn(key, machine)):
+        if (await call("/v3/kv/txn", {"compare": [compare], "success": [put]})).get("succeeded"):
+            return True
+    return False
 
 
 async def give_turn(call: Call, namespace: str, machine: str) -> None:
     """It runs again: the next one may go. Nothing when it was not its turn. Raises: NotMade."""
     key = _b64(f"{namespace}restarting")
-    own = {"key": key, "target": "VALUE", "result": "EQUAL", "value": _b64(machine)}
-    await call("/v3/kv/txn", {"compare": [own], "success": [{"request_delete_range": {"key": key}}]})
+    await call("/v3/kv/txn", {"compare": [_own_turn(key, machine)], "success": [{"request_delete_range": {"key": key}}]})
+
+
+def _own_turn(key: str, machine: str) -> dict[str, str]:
+    return {"key": key, "target": "VALUE", "result": "EQUAL", "value": _b64(machine)}
 
 
 def _b64(text: str) -> str:
