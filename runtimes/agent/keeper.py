@@ -131,6 +131,7 @@ class Keeper:
         self.stop_at: float | None = None  # monotonic: SIGKILL then
         self.stop_pending = ""  # why SIGTERM was sent
         self.killing = ""  # why the tree is being killed; empty: it is not
+        self.beyond = False  # is there something in it that this user cannot kill
         self.lifeline_ended_at: float | None = None
         self.log_sent = 0  # lines some agent has received
         self.numbered = 0
@@ -254,7 +255,7 @@ class Keeper:
 
     def _patience(self) -> float | None:
         if self.killing or self.status is not None:
-            return 0.002
+            return 0.1 if self.beyond else 0.002
         if self.page is not None or any(connection.owed for connection in self.connections):
             return WATCH_SECONDS
         if any(connection.is_agent for connection in self.connections):
@@ -275,10 +276,19 @@ class Keeper:
                 self.process.returncode = os.waitstatus_to_exitcode(status)
                 self.killing = self.killing or "left behind"
         if self.killing:
-            for child in linux.descendants(os.getpid()):
-                with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter of one that became another user
-                    os.kill(child, signal.SIGKILL)
+            self._kill_tree()
         return False
+
+    def _kill_tree(self) -> None:
+        for child in linux.descendants(os.getpid()):
+            try:
+                os.kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            except PermissionError:
+                if not self.beyond:
+                    self.log.say(LogLevel.ERROR, f"process {child} became another user, so its keeper cannot end it and waits for it")
+                self.beyond = True
 
     def _watch(self) -> None:
         if self.page is None or self.killing:
@@ -315,9 +325,7 @@ class Keeper:
     def kill(self, reason: str) -> None:
         """SIGKILL to the whole tree, now."""
         self.killing = self.killing or reason
-        for child in linux.descendants(os.getpid()):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(child, signal.SIGKILL)
+        self._kill_tree()
         self.log.say(LogLevel.ERROR, reason)
 
     def stop(self, within: float, why: str) -> None:

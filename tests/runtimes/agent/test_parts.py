@@ -371,6 +371,7 @@ def test_a_process_that_became_another_user_ends_no_keeper(keeper: Keeper, monke
     monkeypatch.setattr(os, "waitpid", lambda pid, options: (0, 0))
     keeper.kill("killed by its keeper: for this test")
     assert not keeper._tree_is_empty(), "nor is its death proven"
+    assert [line.text for line in keeper.log.lines if "4712 became another user" in line.text] != []
 
 
 def test_a_process_that_hangs_for_half_a_minute_is_killed_unless_it_is_stopping(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
