@@ -25,7 +25,7 @@ run: $(VENV)/.run  ## the whole product on embedded defaults: portal, broker, wo
 test: $(VENV)/.dev  ## everything that must be true: style, types, layers, unit tests, journeys, browser
 	@.ci/system-packages
 	@$(MAKE) --no-print-directory check
-	$(PY) -m pytest -q -n 2 --dist loadfile -m "(journey or browser) and not lab and not long" tests
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "(journey or browser) and not lab and not long" tests/journeys tests/browser tests/runtimes
 	$(PY) -m pytest -q -m "journey and lab" tests/lab
 
 test-long: $(VENV)/.dev  ## journeys that take too long for every run
