@@ -216,4 +216,4 @@ def test_a_stranger_finds_nothing_and_a_search_needs_few_queries(
     assert client.get("/projects/webshop/search/", {"q": "erp"}).status_code == 404
     client.force_login(viewer)
     with django_assert_max_num_queries(20):
-        client.get("/projects/webshop/search/", {"q": "erp"})
+        assert client.get("/projects/webshop/search/", {"q": "erp"}).status_code == 200

@@ -230,6 +230,6 @@ def test_pages_need_a_fixed_number_of_queries(
         Runtime.objects.create(environment=deployment.environment, machine=machine, connector=deployment.release.project.connectors.get())
     client.force_login(viewer)
     with django_assert_max_num_queries(30):
-        client.get(page(deployment))
+        assert client.get(page(deployment)).status_code == 200
     with django_assert_max_num_queries(15):
-        client.get(LIST)
+        assert client.get(LIST).status_code == 200
