@@ -342,8 +342,8 @@ class RuntimeSupervisor:
         flows: list[FlowReport] = news.flows if alive and news is not None else []
         if not groups:
             groups = self._absent_groups(launched, state, reason)
-        elif program.silent and self._says_on():  # the process goes on without its keeper: what it said last is the best that is known
-            groups = [msgspec.structs.replace(group, ready=False, reason=program.silent) for group in groups]
+        elif program.hangs and self._says_on():  # under its permit it may consume again at any moment, or goes on without its keeper
+            groups = [msgspec.structs.replace(group, ready=False, reason=reason) for group in groups]
         elif program.hangs:
             groups, flows = self._hanging(groups, flows, reason)
         else:

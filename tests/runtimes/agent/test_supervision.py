@@ -293,6 +293,13 @@ def test_a_process_that_stands_still_is_told_within_seconds_and_again_when_it_an
     assert (hanging.pid, hanging.reason) == (pid, said)
     (group,) = hanging.groups
     assert (group.status, group.state, group.ready, group.leader, group.reason) == (Status.ISOLATED, "off", False, None, said)
+    # As long as its permit lasts (three seconds in the profile WAN) it would consume if it went on now: that is not told to be Off.
+    page = running.folder() / "permit"
+    write(page, PERMIT.pack(time.clock_gettime(time.CLOCK_BOOTTIME) + 60, 1))
+    group = eventually(lambda: group if (group := running.runtime().groups[0]).status == Status.FOLLOWER else None, within=5)
+    assert (group.ready, group.reason) == (False, said)
+    write(page, PERMIT.pack(0.0, 0))
+    eventually(lambda: running.runtime().groups[0].status == Status.ISOLATED, within=5)
     os.kill(pid, signal.SIGCONT)
     again = eventually(running.ready)
     assert (again.pid, again.starts, again.groups[0].status, again.groups[0].ready) == (pid, 1, Status.FOLLOWER, True)
