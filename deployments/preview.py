@@ -43,7 +43,8 @@ class RuntimeSight:
     held: str = ""  # why it stays stopped until it is deployed, a sentence
     deployed: bool = True
     released: bool = True  # told of this release, as Balance asks: by the step that deploys it, changed or not
-    unchanged: bool = False  # already runs what the release gives it
+    same: bool = False  # is ordered already what the release gives it
+    unchanged: bool = False  # and runs it
     why: str = ""  # why it changes, a sentence
     refusal: str = ""  # why it cannot be deployed: a missing value, say
     forced: bool = False  # its connector's members stop before any starts anew: nobody can take over
@@ -244,7 +245,7 @@ class _World:
         if row.refusal and kind in DEPLOYS:
             return "fails", row.refusal
         if kind in DEPLOYS:
-            self.runtimes[row.key] = row = replace(row, released=True)
+            self.runtimes[row.key] = row = replace(row, released=True, same=True)
         if kind in DEPLOYS and row.unchanged and row.running:
             return "skipped", f"{row.key} already runs this bundle: not restarted."
         if kind not in DEPLOYS and not row.deployed:
@@ -277,17 +278,20 @@ class _World:
         step only."""
         rows = [row for row in self.runtimes.values() if step.machine in ("", row.machine) and step.connector in ("", row.connector)]
         waited = {row.key: row for row in rows if row.deployed and not row.stopped and not row.lacks and row.machine not in self.out}
-        found = [row.held for row in waited.values() if row.held and not step.stage]  # a lane beside may deploy it
+        found = [row.held for row in waited.values() if row.held and self._is_stopped(row, step)]
         for group in self.groups.values():
             if group.leaves or len(group.members) < 2 or not waited.keys() & group.members.keys():
                 continue
             found += [
                 f"{key} is stopped, so {group.name} does not become healthy."
                 for key in sorted(group.members)
-                if (member := self.runtimes[key]).stopped and member.deployed and member.machine not in self.out
+                if self._is_stopped(member := self.runtimes[key], step) and member.deployed and member.machine not in self.out
             ]
         if found:
             told.outcome, told.sentence = "fails", " ".join(found)
+
+    def _is_stopped(self, row: RuntimeSight, step: StepFields) -> bool:
+        return row.stopped or bool(row.held and not step.stage)  # in a stage a lane beside may deploy what is held
 
     def _retire(self, row: RuntimeSight, told: Foreseen) -> tuple[Outcome, str]:
         """As steps.retire: no gate, no hand-over."""
@@ -350,8 +354,12 @@ class _World:
         if not gate.open:
             return gate.sentence
         for group in list(self.groups.values()):
-            if group.leader == key and (ready := self._ready(group, but=key)):
+            if group.leader != key:
+                continue
+            if ready := self._ready(group, but=key):
                 self._lead(group, ready[0], "deploy", told)
+            elif not (group.leaves and kind in DEPLOYS):  # alone in what is left of it
+                return f"{key} leads {group.name}, and no follower is ready to take over."
         return ""
 
     def _lead(self, group: GroupSight, key: str, cause: str, told: Foreseen) -> None:
@@ -385,7 +393,7 @@ class _World:
             up = replace(own, able=True, lacking="", hopeless=False)
             leader = group.leader if group.leader is not None else row.key
             self.groups[group.key] = replace(group, members={**group.members, row.key: up}, leader=leader)
-        self.runtimes[row.key] = replace(row, running=True, stopped=False, held="", deployed=True, unchanged=True)
+        self.runtimes[row.key] = replace(row, running=True, stopped=False, held="", deployed=True, unchanged=row.same)
 
     def _on_group(self, kind: StepKind, step: StepFields, told: Foreseen) -> None:
         key = f"{step.machine}.{step.connector}"
@@ -417,7 +425,7 @@ class _World:
             out = sorted(set(group.members) - set(here))
             if out:
                 sentences.append(f"{group.name} is proven without {' and '.join(out)}, left out.")
-            if lacking := self._unproven(group, here):
+            if lacking := self._unproven(group, here, step):
                 told.outcome = "fails"
                 sentences.append(lacking)
                 continue
@@ -432,11 +440,11 @@ class _World:
                 self._lead(group, wished, "balance", told)
         told.sentence = " ".join(sentences)
 
-    def _unproven(self, group: GroupSight, here: Mapping[str, MemberSight]) -> str:
+    def _unproven(self, group: GroupSight, here: Mapping[str, MemberSight], step: StepFields) -> str:
         """What Balance would wait for in vain, as far as it is certain before."""
         for key in sorted(here):
             row = self.runtimes[key]
-            if row.stopped:
+            if self._is_stopped(row, step):
                 return f"{key} is stopped, so {group.name} cannot be proven."
             if not row.released:
                 return f"{key} does not run this release, for no step before deploys it: {group.name} cannot be proven."
@@ -518,7 +526,7 @@ def _forced(release: Release, environment: Environment, rows: Iterable[Runtime])
 
 
 def _runtime(release: Release, row: Runtime, values: Values, forced: bool, now: datetime) -> RuntimeSight:
-    unchanged, why, refusal = False, "", ""
+    same, unchanged, why, refusal = False, False, "", ""
     lacks = moves.lacks(release, row.connector.name)
     try:
         content = releases.bundle_for(release, row, values)
@@ -527,7 +535,7 @@ def _runtime(release: Release, row: Runtime, values: Values, forced: bool, now: 
         if no.reasons:  # one for each missing value: the list of these names them
             refusal = _count(len(no.reasons), row.key)
     else:
-        unchanged, why = _difference(row, content, now)
+        same, unchanged, why = _difference(row, content, now)
     return RuntimeSight(
         key=row.key,
         machine=row.machine.name,
@@ -537,6 +545,7 @@ def _runtime(release: Release, row: Runtime, values: Values, forced: bool, now: 
         held=f"{row.key} stays stopped until it is deployed: {row.held.rstrip('.')}." if row.held else "",
         deployed=row.desired_bundle_id is not None,
         released=row.desired_release == release.number,
+        same=same,
         unchanged=unchanged,
         why=why,
         refusal=refusal,
@@ -546,17 +555,17 @@ def _runtime(release: Release, row: Runtime, values: Values, forced: bool, now: 
     )
 
 
-def _difference(row: Runtime, content: protocol.BundleContent, now: datetime) -> tuple[bool, str]:
-    """(already runs it, else why it changes): what steps.DeployRuntime decides from."""
+def _difference(row: Runtime, content: protocol.BundleContent, now: datetime) -> tuple[bool, bool, str]:
+    """(is ordered to run it, runs it, else why it changes): what steps.DeployRuntime decides from."""
     if row.desired_bundle is None:
-        return False, f"{row.key} gets its first bundle."
+        return False, False, f"{row.key} gets its first bundle."
     if row.desired_bundle.is_lost:
-        return False, f"{row.key}: what it runs cannot be read, the property key of its bundle is missing."
+        return False, False, f"{row.key}: what it runs cannot be read, the property key of its bundle is missing."
     former = row.desired_bundle.read()
     if moves.same_but_release(former, content):
         if steps.runs_as_ordered(row, now):
-            return True, ""
-        return False, f"{row.key} does not run what it is ordered to run: it is {RuntimeState(row.observed_state).value}."
+            return True, True, ""
+        return True, False, f"{row.key} does not run what it is ordered to run: it is {RuntimeState(row.observed_state).value}."
     old, new = {flow.id: flow for flow in former.flows}, {flow.id: flow for flow in content.flows}
     clauses = [f"flow {new[key].name} {new[key].version} is new" for key in new if key not in old]
     clauses += [f"flow {old[key].name} is gone" for key in old if key not in new]
@@ -567,7 +576,7 @@ def _difference(row: Runtime, content: protocol.BundleContent, now: datetime) ->
             clauses.append(f"flow {new[key].name} gets other values")
     if former.groups != content.groups:
         clauses.append("its groups change")
-    return False, f"{row.key}: {', '.join(sorted(clauses)) or 'its settings change'}."
+    return False, False, f"{row.key}: {', '.join(sorted(clauses)) or 'its settings change'}."
 
 
 def _groups(release: Release, environment: Environment, rows: Sequence[Runtime], now: datetime) -> list[GroupSight]:

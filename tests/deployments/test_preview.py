@@ -208,6 +208,13 @@ def restart_of_what_an_earlier_step_stopped(upgrade: Upgrade) -> Release:
     return only_steps(upgrade, StepKind.STOP_RUNTIME, StepKind.START_RUNTIME, StepKind.STOP_RUNTIME, StepKind.RESTART_RUNTIME)
 
 
+def restart_and_start_before_the_deployment(upgrade: Upgrade) -> Release:
+    only_steps(
+        upgrade, StepKind.RESTART_RUNTIME, StepKind.DEPLOY_RUNTIME, StepKind.STOP_RUNTIME, StepKind.START_RUNTIME, StepKind.DEPLOY_RUNTIME
+    )
+    return upgrade.release(1)
+
+
 def start_of_what_is_held(upgrade: Upgrade) -> Release:
     fleet.hold(runtime("external02"), "deployment 1 changes who takes.")
     upgrade.engine.pass_time(1)
@@ -218,6 +225,22 @@ def restart_of_what_is_held(upgrade: Upgrade) -> Release:
     fleet.hold(runtime("external02"), "deployment 1 changes who takes.")
     upgrade.engine.pass_time(1)
     return only_steps(upgrade, StepKind.RESTART_RUNTIME)
+
+
+def waited_for_while_a_sibling_is_held(upgrade: Upgrade) -> Release:
+    fleet.hold(runtime("external02"), "deployment 1 changes who takes.")
+    upgrade.engine.pass_time(1)
+    release, plan = only_steps(upgrade), plans.plan_of(upgrade.environment)
+    plans.add_step(plan, StepKind.WAIT_HEALTHY, machine="external01", timeout_seconds=20)
+    return release
+
+
+def stop_of_the_last_one_of_a_connector_that_the_release_lacks(upgrade: Upgrade) -> Release:
+    release, plan = back_without_a_connector(upgrade), plans.plan_of(upgrade.environment)
+    plan.steps.all().delete()
+    plans.add_step(plan, StepKind.DEPLOY_MACHINE, machine="external01")
+    plans.add_step(plan, StepKind.STOP_RUNTIME, machine="external02", connector="shop", timeout_seconds=20)
+    return release
 
 
 def stopped_and_then_balanced(upgrade: Upgrade) -> Release:
@@ -241,7 +264,8 @@ SCENES: list[Callable[[Upgrade], Release]] = [
     last_member,
     back_without_a_connector, back_without_a_connector_on_one_machine_that_other_steps_name, back_without_a_group,
     two_groups_of_one_name, back_without_the_namesake_of_another_connector, another_group_of_the_same_name,
-    restart_of_what_a_person_stopped, restart_of_what_an_earlier_step_stopped, start_of_what_is_held, restart_of_what_is_held,
+    restart_and_start_before_the_deployment, restart_of_what_a_person_stopped, restart_of_what_an_earlier_step_stopped, start_of_what_is_held, restart_of_what_is_held,
+    waited_for_while_a_sibling_is_held, stop_of_the_last_one_of_a_connector_that_the_release_lacks,
     stopped_and_then_waited_for, stopped_and_then_balanced, balanced_though_no_step_deploys_one,
 ]  # fmt: skip
 
