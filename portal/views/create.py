@@ -88,6 +88,8 @@ def flow(request: UserRequest, slug: str, connector: str, flow: str) -> HttpResp
     row = _flow(project, connector, flow)
     form = FlowForm(request.POST or None, flow=row)
     if request.method == "POST" and carried_out(form, lambda data: _save(form)):
+        if request.POST.get("then") == "version":  # what is on the screen, not what was saved before
+            return redirect(request, "flow-version-save", slug, connector, row.name)
         messages.success(request, "Saved as the working copy. Releases take the newest saved version.")
         return redirect(request, "flow", slug, connector, row.name)
     shown = _flow(project, connector, flow)  # as kept: a refused form has left its marks on `row`

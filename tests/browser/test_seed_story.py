@@ -139,9 +139,9 @@ def failover_is_transferred_and_a_version_saved(page: Page) -> None:
     follow(page, "Pick a group")
     expect(dialog(page).get_by_role("radio", name=GROUP)).to_be_checked()
     follow(dialog(page), "Cancel")
-    follow(page, "Save as new version")
-    dialog(page).get_by_label("Description").fill("Contacts of the CRM reach the warehouse")
-    press(dialog(page), "Save version")
+    press(page, "Save as new version")
+    page.get_by_label("Description").fill("Contacts of the CRM reach the warehouse")
+    press(page, "Save version")
     is_told(page, f"{GROUP} 1.0.0 was saved.")
 
 

@@ -228,6 +228,17 @@ def test_a_developer_edits_a_flow_and_saves_a_version(as_developer: Client, erp:
     assert as_developer.get(f"{page}versions/9.9.9/").status_code == 404
 
 
+def test_a_new_version_holds_what_the_form_shows(as_developer: Client, erp: Connector) -> None:
+    page = "/projects/webshop/create/flows/erp/erp-orders/"
+    assert 'form="flow-form" name="then" value="version"' in as_developer.get(page).content.decode()
+    refused = as_developer.post(page, flow_data(inbound_file_folder="", then="version"))
+    assert "Nothing was saved" in refused.content.decode()
+    asked = as_developer.post(page, flow_data(inbound_file_folder="/data/typed", then="version"))
+    assert (asked.status_code, asked["Location"]) == (302, f"{page}version/")
+    as_developer.post(asked["Location"], {"bump": "minor", "description": ""})
+    assert Flow.objects.get().versions.get().definition["inbound"]["settings"]["folder"] == "/data/typed"
+
+
 def test_a_group_is_picked_by_list_or_named_once(as_developer: Client, erp: Connector) -> None:
     page = "/projects/webshop/create/flows/erp/erp-orders/group/"
     as_developer.post(page, {"group": "new", "new_name": "night"})

@@ -132,6 +132,13 @@
     if (dismiss) dismiss.closest(".alert").remove();
   });
 
+  // What was typed is not lost by leaving the page unasked.
+  const typed = new Set();
+  document.addEventListener("input", (event) => { if (event.target.form?.dataset.guarded !== undefined) typed.add(event.target.form); });
+  document.addEventListener("submit", (event) => typed.delete(event.target));
+  document.addEventListener("click", (event) => { if (event.target.closest("[data-guarded] .dialog-footer a")) typed.clear(); });
+  addEventListener("beforeunload", (event) => { if ([...typed].some((form) => form.isConnected)) event.preventDefault(); });
+
   // ------------------------------------------------------------------------- menus: kebab button and right-click open the same
   // <details class="menu" id="menu-x"> … </details>, and data-context-menu="#menu-x" on the element that is right-clicked.
   const menus = () => document.querySelectorAll("details.menu[open]");
