@@ -32,12 +32,13 @@ test-long: $(VENV)/.dev  ## journeys that take too long for every run
 	@.ci/system-packages
 	$(PY) -m pytest -q -m long tests
 
+# Three workers on two processors, for many tests wait; whole files, so that the servers of one start once.
 check: $(VENV)/.dev  ## the quick half of the tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy portal runtimes deployments cli manage.py
 	$(PY) manage.py makemigrations --check --dry-run
-	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not journey and not browser and not lab and not long" tests
+	$(PY) -m pytest -q -n 3 --dist loadfile -m "not journey and not browser and not lab and not long" tests
 
 lab: $(VENV)/.dev  ## random faults on three hosts in network namespaces (root): make lab FAULTS=200 SEED=7
 	@.ci/system-packages

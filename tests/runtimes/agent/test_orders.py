@@ -26,6 +26,7 @@ from runtimes.protocol import (
     RequestStatus,
     Trust,
 )
+from tests import PATIENCE
 from tests.certified import Authority
 from tests.runtimes.agent.conftest import cluster, disk_full, erp
 
@@ -190,7 +191,7 @@ def test_wishes_of_many_groups_are_carried_together_and_those_of_one_group_in_tu
         carrier = Carrier(home, Spool(home), etcd.place, changed.set)
         carrier.take([wish(f"r{number}", f"g{number}") for number in range(40)] + [wish("last", "g0")])
         running = asyncio.create_task(carrier.run())
-        async with asyncio.timeout(3):  # one after another would take four
+        async with asyncio.timeout(3 * PATIENCE):
             while len(carrier.spool.outcomes) < 41:
                 changed.clear()
                 await changed.wait()

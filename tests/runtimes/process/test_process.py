@@ -117,10 +117,10 @@ def test_a_second_process_of_a_runtime_waits_until_the_first_has_stood_still(
     assert boot_clock() < permit_until < boot_clock() + 0.8 and on == 1
     second = launch(tmp_path, bundle(spec, group), "external01.erp", router.urls[0], 2, tls=router.tls)
     started.append(second)
-    until(lambda: "g" in second.groups, 5)
+    until(lambda: "g" in second.groups and "another process" in second.groups["g"].reason, 5, "it says what it waits for")
     time.sleep(1.5)
-    assert second.status() == Status.ISOLATED and "another process" in second.groups["g"].reason
-    assert first.leads()
+    assert second.status() == Status.ISOLATED
+    until(first.leads, 5, "the first leads on")
     first.kill(keeper=False)
     until(second.leads, 4, "the second leads once the first has stood still")
     assert second.groups["g"].epoch > first.groups["g"].epoch
