@@ -264,7 +264,8 @@ SCENES: list[Callable[[Upgrade], Release]] = [
     last_member,
     back_without_a_connector, back_without_a_connector_on_one_machine_that_other_steps_name, back_without_a_group,
     two_groups_of_one_name, back_without_the_namesake_of_another_connector, another_group_of_the_same_name,
-    restart_and_start_before_the_deployment, restart_of_what_a_person_stopped, restart_of_what_an_earlier_step_stopped, start_of_what_is_held, restart_of_what_is_held,
+    restart_and_start_before_the_deployment, restart_of_what_a_person_stopped, restart_of_what_an_earlier_step_stopped,
+    start_of_what_is_held, restart_of_what_is_held,
     waited_for_while_a_sibling_is_held, stop_of_the_last_one_of_a_connector_that_the_release_lacks,
     stopped_and_then_waited_for, stopped_and_then_balanced, balanced_though_no_step_deploys_one,
 ]  # fmt: skip
