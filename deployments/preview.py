@@ -160,6 +160,10 @@ class Preview:
 def foresee(recipe: Sequence[StepFields], seen: Snapshot, *, leaving_out: Collection[str] = ()) -> list[Foreseen]:
     """The run to come, step by step, in the order of the plan; of lanes side by side nobody can say who is first. Pure."""
     world = _World(seen, leaving_out)
+    for stage in stages_of(recipe):
+        for lane in stage.lanes:
+            others = [step for other in stage.lanes if other is not lane for step in other.steps]
+            world.beside |= {id(step): others for step in lane.steps}
     found = []
     for number, step in enumerate(recipe, start=1):
         one = Foreseen(number, step.kind, step.title, step.stage, step.lane)
@@ -185,6 +189,7 @@ class _World:
         self.changed: set[str] = set()
         self.moved: set[str] = set()  # keys of groups that this run handed over
         self.pointless, self.lacking = seen.pointless, seen.lacking
+        self.beside: dict[int, list[StepFields]] = {}  # id of a step -> those of the lanes beside it
 
     # ---- one step
 
@@ -225,16 +230,20 @@ class _World:
 
     def _on_runtimes(self, kind: StepKind, step: StepFields, told: Foreseen) -> None:
         rows = self._targets(step)
-        sentences, skipped = [], 0
-        for row in rows:
+        if kind in DEPLOYS and (refused := next((row for row in rows if row.refusal and not row.lacks), None)):
+            told.outcome, told.sentence = "fails", refused.refusal  # before anything is ordered
+            return
+        sentences: list[str] = []
+        failed: list[str] = []
+        skipped = 0
+        for row in rows:  # each comes to its end, whatever becomes of another
             outcome, sentence = self._on_runtime(kind, row, told)
-            sentences.append(sentence)
+            (failed if outcome == "fails" else sentences).append(sentence)
             skipped += outcome == "skipped"
-            if outcome == "fails":
-                told.outcome, told.sentence = "fails", sentence
-                return
-        told.sentence = " ".join(filter(None, sentences))
-        if not rows:
+        told.sentence = " ".join(filter(None, failed or sentences))
+        if failed:
+            told.outcome = "fails"
+        elif not rows:
             told.outcome, told.sentence = "fails", f"{told.title}: there is no such runtime."
         elif skipped == len(rows):
             told.outcome = "skipped" if kind in DEPLOYS else "runs"
@@ -242,8 +251,6 @@ class _World:
     def _on_runtime(self, kind: StepKind, row: RuntimeSight, told: Foreseen) -> tuple[Outcome, str]:
         if row.lacks and kind in DEPLOYS:
             return self._retire(row, told)
-        if row.refusal and kind in DEPLOYS:
-            return "fails", row.refusal
         if kind in DEPLOYS:
             self.runtimes[row.key] = row = replace(row, released=True, same=True)
         if kind in DEPLOYS and row.unchanged and row.running:
@@ -291,7 +298,11 @@ class _World:
             told.outcome, told.sentence = "fails", " ".join(found)
 
     def _is_stopped(self, row: RuntimeSight, step: StepFields) -> bool:
-        return row.stopped or bool(row.held and not step.stage)  # in a stage a lane beside may deploy what is held
+        comes_up = any(
+            other.kind in DEPLOYS and other.machine == row.machine and other.connector in ("", row.connector)
+            for other in self.beside.get(id(step), ())
+        )
+        return row.stopped or bool(row.held and not comes_up)
 
     def _retire(self, row: RuntimeSight, told: Foreseen) -> tuple[Outcome, str]:
         """As steps.retire: no gate, no hand-over."""

@@ -243,6 +243,27 @@ def stop_of_the_last_one_of_a_connector_that_the_release_lacks(upgrade: Upgrade)
     return release
 
 
+def waited_for_in_a_lane_beside_what_deploys_nothing_of_it(upgrade: Upgrade) -> Release:
+    fleet.hold(runtime("external02"), "deployment 1 changes who takes.")
+    upgrade.engine.pass_time(1)
+    release, plan = only_steps(upgrade), plans.plan_of(upgrade.environment)
+    plans.add_step(plan, StepKind.DEPLOY_RUNTIME, machine="external01", connector="erp", stage="All", lane="one")
+    plans.add_step(plan, StepKind.WAIT_HEALTHY, timeout_seconds=20, stage="All", lane="two")
+    return release
+
+
+def a_machine_of_which_one_runtime_is_refused_and_the_other_goes_on(upgrade: Upgrade) -> Release:
+    with_shop(upgrade)
+    fleet.stop(runtime("external02"))
+    upgrade.engine.pass_time(1)
+    release, plan = upgrade.release(7), plans.plan_of(upgrade.environment)
+    plan.steps.all().delete()
+    properties.set_value(upgrade.environment, "erp.outbox", "/srv/elsewhere", by=upgrade.person)
+    properties.set_value(upgrade.environment, "erp.outbox", "/srv/shop2", connector="shop", machine="external01", by=upgrade.person)
+    plans.add_step(plan, StepKind.DEPLOY_MACHINE, machine="external01", timeout_seconds=60)
+    return release
+
+
 def stopped_and_then_balanced(upgrade: Upgrade) -> Release:
     release = only_steps(upgrade, StepKind.STOP_RUNTIME)
     plans.add_step(plans.plan_of(upgrade.environment), StepKind.BALANCE_FAILOVER, timeout_seconds=20)
@@ -267,6 +288,7 @@ SCENES: list[Callable[[Upgrade], Release]] = [
     restart_and_start_before_the_deployment, restart_of_what_a_person_stopped, restart_of_what_an_earlier_step_stopped,
     start_of_what_is_held, restart_of_what_is_held,
     waited_for_while_a_sibling_is_held, stop_of_the_last_one_of_a_connector_that_the_release_lacks,
+    waited_for_in_a_lane_beside_what_deploys_nothing_of_it, a_machine_of_which_one_runtime_is_refused_and_the_other_goes_on,
     stopped_and_then_waited_for, stopped_and_then_balanced, balanced_though_no_step_deploys_one,
 ]  # fmt: skip
 
