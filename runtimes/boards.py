@@ -136,7 +136,7 @@ class Board:
     def problems(self) -> list[str]:
         """One sentence each: what the verdict finds, what leads without hearing of its source, and why nobody could take over."""
         silent = [alarm.sentence for alarm in self.alarms if alarm.kind == AlarmKind.SILENT]
-        found = self.verdict.problems + silent + self.verdict.without_standby
+        found = list(dict.fromkeys(self.verdict.problems + silent + self.verdict.without_standby))
         return [one for one in found if not any(one != other and one.rstrip(".") in other for other in found)]  # said once is enough
 
     @property

@@ -359,7 +359,7 @@ def obstacle(found: Verdict, said: MemberVerdict) -> str:
     if not said.fresh:
         return f"{machine} has not been heard from for {ago(said.age_seconds)}."
     if said.status == Status.DISABLED or row.observed_disabled:
-        return f"{machine} is disabled in {name}: enable it first (Enable, in its row)."
+        return f"{machine} is disabled in {name}: it takes over only once it is enabled."
     if said.status not in (Status.FOLLOWER, Status.LEADER):
         return f"{machine} is {WORDS[said.status]}: {said.reason}"
     if not row.observed_ready:

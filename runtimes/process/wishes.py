@@ -293,7 +293,7 @@ def _disabled(runtime: str, picture: Picture) -> str:
     if runtime in picture.control.disabled:
         return f"{runtime} was disabled already"
     if picture.leader is not None and picture.leader.runtime == runtime:
-        return f"{runtime} is disabled: it stops its inbounds now and gives the leadership up; it leads no more until it is enabled"
+        return f"{runtime}, which led, is disabled: it stops its inbounds, gives leadership up, and leads no more until it is enabled"
     return f"{runtime} is disabled: it takes no leadership until it is enabled"
 
 

@@ -239,7 +239,7 @@ def test_an_overdue_wish_is_in_nobodys_way(settled: FailoverGroup) -> None:
 @pytest.mark.parametrize(
     ("facts", "sentence"),
     [
-        pytest.param({"status": D}, "external02 is disabled in erp-orders: enable it first", id="disabled"),
+        pytest.param({"status": D}, "external02 is disabled in erp-orders: it takes over only once it is enabled", id="disabled"),
         pytest.param({"observed_disabled": True}, "external02 is disabled in erp-orders", id="disabled, not yet obeyed"),
         pytest.param({"age": 40}, "external02 has not been heard from for 40 s.", id="silent"),
         pytest.param({"age": None}, "external02 has never been heard from in erp-orders.", id="never heard from"),
@@ -380,7 +380,7 @@ def test_a_button_says_what_it_would_do(settled: FailoverGroup, machine: str, ac
 @pytest.mark.parametrize(
     ("machine", "action", "sentence"),
     [
-        ("external02", "play", "Not now: external02 is disabled in erp-orders: enable it first (Enable, in its row)."),
+        ("external02", "play", "Not now: external02 is disabled in erp-orders: it takes over only once it is enabled."),
         ("external01", "stop", "Not now: no follower is ready to take over. Disable stops it all the same."),
         (
             "external01",

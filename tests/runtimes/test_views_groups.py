@@ -78,6 +78,17 @@ def test_a_leader_that_is_off_is_an_alarm_not_a_green_line(client: Client, viewe
     assert "Leader but Off" in text and "is-alarm" in text and "Not healthy" in text
 
 
+def test_a_member_that_starts_anew_is_a_problem_that_is_told_once(client: Client, viewer: User, group: FailoverGroup) -> None:
+    """It is not healthy and no standby either: one sentence says both."""
+    heard(group)
+    starting = "the process of external02.erp is starting"
+    GroupMember.objects.filter(runtime__machine__name="external02").update(observed_status=Status.ISOLATED, observed_reason=starting)
+    client.force_login(viewer)
+    text = client.get("/projects/webshop/test/groups/").content.decode()
+    problems = re.search(r'<ul class="problems">(.*?)</ul>', text, re.DOTALL)
+    assert problems is not None and problems[1].count("external02 is Isolated: The process of external02.erp is starting.") == 1
+
+
 def test_a_partly_running_leader_is_an_alarm(client: Client, viewer: User, group: FailoverGroup) -> None:
     heard(group, state=State.PARTLY)
     client.force_login(viewer)

@@ -327,14 +327,16 @@ def outbound(kind: ComponentKind) -> Callable[[O], O]:
     return register
 
 
-def make_folder(path: Path, what: str) -> None:
-    """Create a folder with its parents where it is missing.
+def make_folder(path: Path, what: str) -> bool:
+    """Create a folder with its parents where it is missing. Returns: was it.
 
     Raises:
         NotReady: naming the folder and the remedy.
     """
     try:
+        missing = not path.is_dir()
         path.mkdir(parents=True, exist_ok=True)
+        return missing
     except OSError as error:
         raise NotReady(f"{what} {path} cannot be made: {error.strerror}; create it, or choose another in the properties") from error
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from runtimes.process.connectors.base import NotReady, make_folder
 
@@ -9,13 +10,14 @@ from runtimes.process.connectors.base import NotReady, make_folder
 class Place:
     """`what`: for people ("the folder to poll")."""
 
-    def __init__(self, path: Path, what: str) -> None:
-        self.path, self.what = path, what
+    def __init__(self, path: Path, what: str, log: Any) -> None:
+        self.path, self.what, self._log = path, what, log
         self._mount: Path | None = None  # None: not prepared yet
 
     def prepare(self) -> None:
         """Make the folder where it is missing, and remember its mount. Raises NotReady."""
-        make_folder(self.path, self.what)
+        if make_folder(self.path, self.what):  # nobody but this log tells a mistyped folder from a new one
+            self._log.warning(f"{self.what} {self.path} was not there and was made: is its name right?")
         self._mount = mount_of(self.path)
         self.check()
 

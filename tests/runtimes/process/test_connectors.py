@@ -445,6 +445,18 @@ def test_an_inbound_whose_target_takes_nothing_says_since_when(
     until(lambda: not flow.report().undelivered_since and flow.report().delivered == 1, 5, "it delivers")
 
 
+def test_a_folder_that_was_not_there_is_made_and_told(tmp_path: Path) -> None:
+    """A mistyped name would else look like a source in which nothing ever comes."""
+    (tmp_path / "there").mkdir()
+    with structlog.testing.capture_logs() as logs:
+        FileInbound(setting(folder(tmp_path / "there"), tmp_path)).prepare()
+        assert logs == []
+        FileInbound(setting(folder(tmp_path / "tpyo"), tmp_path)).prepare()
+    (said,) = logs
+    assert said["log_level"] == "warning"
+    assert said["event"] == f"the folder to poll {tmp_path}/tpyo was not there and was made: is its name right?"
+
+
 def test_a_folder_that_goes_away_makes_its_flow_not_ready_and_ready_again_when_it_is_back(
     flows: Callable[..., Flow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
