@@ -382,6 +382,7 @@ def test_a_program_that_fails_at_every_start_is_not_on_until_it_has_run_for_a_wh
     tmp_path: Path, run: Callable[..., tuple[Flow, Duty]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command_module, "SOUND_SECONDS", 1.5)
+    monkeypatch.setattr(command_module, "BACKOFF_SECONDS", 0.25)
     script = f"""
         import pathlib, time
         time.sleep(60 if pathlib.Path({str(tmp_path / "mended")!r}).exists() else 0.2)
@@ -391,7 +392,7 @@ def test_a_program_that_fails_at_every_start_is_not_on_until_it_has_run_for_a_wh
     until(lambda: flow.on, 5, "it runs at first")
     until(lambda: not flow.on and "exit status 3" in flow.report().reason, 5)
     seen = []
-    while "starts again after 4 s" not in flow.reason:
+    while "starts again after 1 s" not in flow.reason:
         seen.append((flow.on, "exit status 3" in flow.reason))
         time.sleep(0.01)
     assert set(seen) == {(False, True)}, "neither On nor without its reason while it is tried again"
