@@ -36,6 +36,12 @@ def keys_of(release: Release) -> set[str]:
     return found | _keys_of_routers(machine["name"] for machine in content["machines"] if machine["router"])
 
 
+def keys_of_flows(release: Release, connector: str) -> set[str]:
+    """Every key that this connector's flows name there: of these values the bundles of its runtimes are made."""
+    flows = [flow for flow in release.content["flows"] if flow["connector"] == connector]
+    return {use.key for flow in flows for use in property_uses.uses(flow["name"], flow)}
+
+
 def _keys_of_routers(machines: Iterable[str]) -> set[str]:
     return {use.key for machine in machines for use in property_uses.router_uses(machine)}
 

@@ -131,16 +131,18 @@ def _others(environment: Environment, release: Release) -> Sequence[str]:
 
 
 def _other_values(environment: Environment, kept: FrozenValues | None) -> Sequence[str]:
-    """Runtimes whose bundle was made of other values: those of before a resume, of a deployment that failed, of a machine left out."""
+    """Runtimes whose bundle was made of other values: those of before a resume, of a deployment that failed, of a machine left out. Only
+    keys that the runtime's own flows name: the others of its deployment are not in its bundle."""
     if kept is None:
         return []
     others = [row for row in frozen.running(environment) if row.frozen.digest != kept.digest]
-    entries = {row.pk: row.values for row in FrozenValues.objects.filter(pk__in={row.frozen_id for row in others})}
+    own_values = FrozenValues.objects.filter(pk__in={row.frozen_id for row in others}).select_related("deployment__release").in_bulk()
     told = []
     for row in others:
-        machine, connector = row.runtime.machine.name, row.runtime.connector.name
-        own, shown = frozen.effective(entries[row.frozen_id], machine, connector), frozen.effective(kept.values, machine, connector)
-        if keys := frozen.changed_keys(own, shown):
+        machine, connector, theirs = row.runtime.machine.name, row.runtime.connector.name, own_values[row.frozen_id]
+        own, shown = frozen.effective(theirs.values, machine, connector), frozen.effective(kept.values, machine, connector)
+        used = frozen.keys_of_flows(theirs.deployment.release, connector)
+        if keys := [key for key in frozen.changed_keys(own, shown) if key in used]:
             told.append(f"{row.runtime.key} runs with other values of {', '.join(keys)}, frozen by deployment {row.frozen.deployment_id}.")
     return told
 

@@ -462,17 +462,17 @@ def resolved(release: Release, environment: Environment) -> list[tuple[str, list
 
 
 def _placeholders(release: Release) -> list[tuple[sheet.Place, str, str]]:
-    """Place, key and what uses it, once for each place and key."""
+    """Place, key and everything there that uses it, once for each place and key."""
     machines_of = {connector["name"]: connector.get("machines", []) for connector in release.content.get("connectors", [])}
-    found: dict[tuple[sheet.Place, str], str] = {}
+    found: dict[tuple[sheet.Place, str], list[str]] = defaultdict(list)
     for flow in release.content.get("flows", []):
         for machine in machines_of.get(flow["connector"], []):
             place = sheet.Place(f"{machine}.{flow['connector']}", machine, flow["connector"])
             for use in uses(flow["name"], flow):
-                found.setdefault((place, use.key), use.used_by)
+                found[(place, use.key)].append(use.used_by)
     for machine in release.content.get("machines", []):
         if machine.get("router"):
             place = sheet.Place(router_name(machine["name"], machine["kind"]), machine["name"], "")
             for use in router_uses(machine["name"]):
-                found.setdefault((place, use.key), use.used_by)
-    return [(place, key, used_by) for (place, key), used_by in found.items()]
+                found[(place, use.key)].append(use.used_by)
+    return [(place, key, "; ".join(dict.fromkeys(used_by))) for (place, key), used_by in found.items()]

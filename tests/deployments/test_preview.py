@@ -7,8 +7,8 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from deployments import plans, preview, promotion, releases, rollout, steps
-from deployments.models import Choice, Deployment, Release, RunStatus, StepKind, StepRun
+from deployments import plans, preview, promotion, releases, rollout, sides, steps
+from deployments.models import BROKEN, Choice, Deployment, Release, RunStatus, StepKind, StepRun
 from deployments.preview import Preview
 from portal import creation, properties
 from portal.errors import NotAllowed
@@ -381,6 +381,25 @@ def test_only_when_changed_looks_at_the_runtime_not_at_its_machine(upgrade: Upgr
     run = rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now)
     compare(upgrade, foreseen, run)
     assert run.steps.get(number=2).reason == "This deployment did not change external01.erp: nothing to do."
+
+
+def test_only_a_runtime_whose_own_flows_name_a_key_runs_with_other_values_of_it(upgrade: Upgrade) -> None:
+    """external03.wms was looked at by the deployment that failed and left as it was: its bundle holds no erp.outbox."""
+    with_wms(upgrade)
+    engine, environment = upgrade.engine, upgrade.environment
+    plan = plans.plan_of(environment)
+    plan.steps.all().delete()
+    for machine in ("external03", "external02", "external01"):
+        plans.add_step(plan, StepKind.DEPLOY_MACHINE, machine=machine)
+    assert engine.run(rollout.prepare(newest(upgrade), on=environment, by=upgrade.person, now=engine.now)).status == RunStatus.SUCCEEDED
+    properties.set_value(environment, "erp.outbox", "/srv/other", by=upgrade.person)
+    run = upgrade.begin()
+    engine.machines.failing["external02.erp"] = "no such folder"
+    engine.run(run, every=5)
+    assert run.status in BROKEN
+    assert run.steps.get(machine="external03").status == RunStatus.SKIPPED
+    notes = [note for note in sides.running_side(environment).notes if "other values" in note]
+    assert notes == [f"external02.erp runs with other values of erp.outbox, frozen by deployment {run.pk}."]
 
 
 def test_what_a_first_attempt_changed_is_changed(upgrade: Upgrade) -> None:

@@ -14,6 +14,7 @@ from portal import properties
 from portal.models import Connector, Environment, Flow, Property
 from runtimes.models import FailoverGroup, Machine
 from tests import factories
+from tests.deployments.conftest import save_version
 
 LIST = "/projects/webshop/test/releases/"
 PAGE = "/projects/webshop/releases/1/"
@@ -183,6 +184,22 @@ def test_each_tab_shows_its_part_without_the_secret(client: Client, viewer: User
         "deployments": "Not deployed yet",
     }
     assert shown[tab] in html
+
+
+def test_the_properties_tab_names_every_flow_that_uses_a_value(client: Client, viewer: User, developer: User, flow: Flow) -> None:
+    second = Flow.objects.create(
+        connector=flow.connector,
+        name="erp-sales",
+        inbound_kind="file",
+        inbound_settings={"folder": "${erp.outbox}"},
+        outbound_kind="log",
+    )
+    save_version(second)
+    releases.build(flow.connector.project, name="Two flows", by=developer)
+    client.force_login(viewer)
+    html = client.get(f"{PAGE}?tab=properties&environment=test").content.decode()
+    row = html.split("external01.erp<")[1].split("<code>erp.outbox</code>")[1].split("</tr>")[0]
+    assert f"flow {flow.name}, Folder of the inbound; flow erp-sales, Folder of the inbound</td>" in row
 
 
 def test_the_properties_tab_names_what_is_missing_elsewhere(client: Client, viewer: User, active: Release) -> None:
