@@ -106,7 +106,7 @@ def _plain(number: int, cells: Sequence[str], environment: str) -> list[Line]:
 
 def _listed(number: int, header: Sequence[str], cells: Sequence[str], environment: str) -> list[Line]:
     given: Mapping[str, str] = dict(zip(header, cells, strict=False))
-    key, value, secret = _key(given.get("key", "")), _exported(_value(given.get("value", ""))), given.get("secret", "").strip().lower()
+    key, value, secret = _key(given.get("key", "")), _value(_exported(given.get("value", ""))), given.get("secret", "").strip().lower()
     where = given.get("environment", "").strip().lower()
     scope = scope_of(given.get("scope", ""))
     if where and where not in ENVIRONMENTS:
