@@ -176,7 +176,9 @@ def test_the_export_holds_what_the_filter_shows(client: Client, viewer: User, er
     assert [(line["key"], line["scope"], line["value"]) for line in lines] == [("erp.note", "global", "'=cmd()"), ("erp.outbox", "", "")]
 
 
-@pytest.mark.parametrize("value", ["=a", "'=a'", "''-x", "-5", "'-5", "@", "'quoted", "a\tb", 'say "x"', "two\nlines", "\ttab", " blank ", "\rx"])
+@pytest.mark.parametrize(
+    "value", ["=a", "'=a'", "''-x", "-5", "'-5", "@", "'quoted", "a\tb", 'say "x"', "two\nlines", "\ttab", " blank ", "\rx"]
+)
 def test_an_exported_value_comes_back_as_it_was(client: Client, developer: User, test_environment: Environment, value: str) -> None:
     properties.set_value(test_environment, "erp.note", value, by=developer)
     client.force_login(developer)
