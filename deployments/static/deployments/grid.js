@@ -36,9 +36,14 @@
     if (!cell) return;
     if (event.target !== cell) {  // in its form
       if (event.key === "Escape") { event.preventDefault(); leave(cell); }
-      if (event.key === "Enter" && event.target.tagName === "INPUT") { event.preventDefault(); act(cell, "set"); }
+      if (event.key === "Enter" && event.target.tagName === "INPUT") {
+        event.preventDefault();
+        // What stands there unchanged is not made a value of its own by looking at it.
+        event.target.value === event.target.defaultValue ? leave(cell) : act(cell, "set");
+      }
       return;
     }
+    if (opening?.cell === cell) { typed(event); return; }
     if (MOVES[event.key]) { event.preventDefault(); stand(neighbour(cell, ...MOVES[event.key])); return; }
     if (event.key === "Enter" || event.key === "F2") { event.preventDefault(); open(cell); return; }
     if (event.key === " ") { event.preventDefault(); cell.parentElement.querySelector("input[name=keys]")?.click(); return; }
@@ -63,32 +68,62 @@
   const before = new WeakMap();
   const address = (cell) => `/projects/${table().dataset.project}/${column(cell).environment}/properties/cell/`;
 
+  // The form of a cell comes from the portal: what is typed meanwhile is kept, and replaces the value as in a spreadsheet.
+  let opening = null;  // { cell, text, saves, left }
+  const typed = (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape") opening.left = true;
+    else if (event.key === "Enter") opening.saves = opening.text !== undefined;
+    else if (event.key === "Backspace") opening.text = (opening.text ?? "").slice(0, -1);
+    else if (event.key.length === 1) opening.text = (opening.text ?? "") + event.key;
+    else return;
+    event.preventDefault();
+  };
+
   const open = async (cell, text) => {
-    if (!editable(cell)) return;
+    if (!editable(cell) || opening?.cell === cell) return;
+    const mine = opening = { cell, text };
     rows().forEach((row) => cells(row).forEach((other) => { if (other !== cell && other.querySelector(".cell-form")) leave(other); }));
     before.set(cell, cell.innerHTML);
     const { machine, connector } = column(cell);
     const values = { key: cell.parentElement.dataset.key, machine, connector, by: table().dataset.by };
-    await htmx.ajax("GET", address(cell), { source: cell, target: cell, swap: "innerHTML", values });
+    cell.focus({ preventScroll: true });
+    try {
+      await htmx.ajax("GET", address(cell), { source: cell, target: cell, swap: "innerHTML", values });
+    } finally {
+      if (opening === mine) opening = null;
+    }
     const field = cell.querySelector("[name=value]");
     if (!field) return;
+    const gone = opening !== null || !cell.contains(document.activeElement);  // the person went elsewhere meanwhile
+    if (mine.left || gone) { restore(cell); if (!gone) stand(cell); return; }
     cell.classList.add("is-open");
     field.focus();
-    if (text !== undefined) field.value = text; else field.select?.();
+    if (mine.text === undefined) { field.select?.(); return; }
+    field.value = mine.text;
+    if (mine.saves) act(cell, "set");
+  };
+  const restore = (cell) => {
+    if (before.has(cell)) cell.innerHTML = before.get(cell);
+    cell.classList.remove("is-open");
   };
   const leave = (cell) => {
     if (cell.querySelector(".cell-form[data-stale]")) { location.reload(); return; }  // somebody else changed it: show what it is now
-    if (before.has(cell)) cell.innerHTML = before.get(cell);
-    cell.classList.remove("is-open");
+    restore(cell);
     stand(cell);
   };
   const act = async (cell, what) => {
     const form = cell.querySelector(".cell-form");
-    if (!form) return;
+    if (!form || form.dataset.asked) return;
+    form.dataset.asked = what;  // once
     const values = Object.fromEntries([...form.querySelectorAll("[name]")].map((field) => [field.name, field.value]));
     values.act = what;
     const key = cell.parentElement.dataset.key, index = cell.cellIndex;
-    await htmx.ajax("POST", address(cell), { source: cell, target: cell, swap: "innerHTML", values });
+    try {
+      await htmx.ajax("POST", address(cell), { source: cell, target: cell, swap: "innerHTML", values });
+    } finally {
+      delete form.dataset.asked;
+    }
     const row = rows().find((other) => other.dataset.key === key);
     const now = row?.cells[index];
     if (!now) return;

@@ -231,7 +231,7 @@
   });
   document.addEventListener("keydown", (event) => {
     // "/" goes to the search, as elsewhere on the web; not while typing.
-    const typing = event.target.closest?.("input, textarea, select, dialog[open], [contenteditable]");
+    const typing = event.target.closest?.("input, textarea, select, dialog[open], [contenteditable], [role=grid] td");
     const search = document.querySelector("[data-search]");
     if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && search?.offsetParent) {
       event.preventDefault();
