@@ -11,7 +11,18 @@ from django.db.models import Case, Count, F, Max, Q, When, Window
 from django.db.models.functions import RowNumber
 
 from deployments.landscape import active_releases
-from deployments.models import BROKEN, DONE, LIVE, Activation, ActivationStatus, Deployment, Release, RunStatus
+from deployments.models import (
+    BROKEN,
+    DONE,
+    LIVE,
+    Activation,
+    ActivationStatus,
+    ApprovalRequest,
+    ApprovalStatus,
+    Deployment,
+    Release,
+    RunStatus,
+)
 from portal.models import Environment, Project
 from runtimes import authority, boards
 from runtimes.boards import Board
@@ -35,6 +46,8 @@ class Place:
     boards: list[Board] = field(default_factory=list)
     last: Deployment | None = None  # the newest deployment
     scheduled: list[Activation] = field(default_factory=list)
+    held: list[Activation] = field(default_factory=list)  # they wait until a person resumes or cancels them
+    asked: list[ApprovalRequest] = field(default_factory=list)  # open: they wait for people
     authority_due: str = ""  # what is to be done about its certificate authority
 
     @property
@@ -63,6 +76,12 @@ class Place:
     def undecided(self) -> Deployment | None:
         """The newest deployment, when it stands still until a person decides or confirms."""
         return self.last if self.last is not None and self.last.status in (*BROKEN, RunStatus.WAITING) else None
+
+    @property
+    def troubles(self) -> int:
+        """How many things wait for a person here."""
+        people = len(self.held) + len(self.asked) + (self.undecided is not None)
+        return len(self.troubled) + len(self.silent) + people + bool(self.authority_due)
 
     @property
     def behind(self) -> bool:
@@ -102,9 +121,7 @@ class Glance:
 
     @property
     def troubles(self) -> int:
-        return sum(
-            len(place.troubled) + len(place.silent) + (place.undecided is not None) + bool(place.authority_due) for place in self.places
-        )
+        return sum(place.troubles for place in self.places)
 
     @property
     def exceptions(self) -> bool:
@@ -151,12 +168,25 @@ def fill(places: dict[int, Place], environments: Sequence[Environment], *, now: 
             place.runs[shown] = place.runs.get(shown, 0) + count
     for deployment in last_deployments(environments):
         places[deployment.environment_id].last = deployment
-    scheduled = Activation.objects.filter(environment__in=environments, status=ActivationStatus.SCHEDULED).select_related("release")
-    for activation in scheduled.defer("release__content"):
-        places[activation.environment_id].scheduled.append(activation)
+    ahead = (ActivationStatus.SCHEDULED, ActivationStatus.HELD)
+    activations = Activation.objects.filter(environment__in=environments, status__in=ahead).select_related("release")
+    for activation in activations.defer("release__content"):
+        place = places[activation.environment_id]
+        (place.held if activation.status == ActivationStatus.HELD else place.scheduled).append(activation)
+    for request in lacking_approval(environments, now=now):
+        places[request.environment_id].asked.append(request)
     due = authority.standings_due(environments, now=now)
     for pk, place in places.items():
         place.authority_due = due.get(pk, "")
+
+
+def lacking_approval(environments: Iterable[Environment], *, now: datetime) -> Iterable[ApprovalRequest]:
+    """Open requests that fewer people approved than the environment asks for. As approvals.counted, but for what a role allows."""
+    standing = Q(approvals__withdrawn_at=None, approvals__person__memberships__team=F("environment__project__team"))
+    given = Count("approvals__person", filter=standing & ~Q(approvals__person=F("created_by")), distinct=True)
+    found = ApprovalRequest.objects.filter(environment__in=environments, status=ApprovalStatus.OPEN, expires_at__gt=now)
+    lacking = found.annotate(given=given).filter(given__lt=F("environment__rules__approvals"))
+    return lacking.select_related("release", "created_by").defer("release__content", "values")
 
 
 def last_deployments(environments: Iterable[Environment]) -> Iterable[Deployment]:

@@ -46,7 +46,13 @@ class SecondField(forms.TypedChoiceField):
         )
 
 
-def moment(form: forms.Form, name: str, zone: ZoneInfo, *, second: bool | None) -> datetime | None:
+class Asking(Form):
+    """A form with a SecondField, which is asked only once a time turned out to be no single moment."""
+
+    asks_which = False
+
+
+def moment(form: Asking, name: str, zone: ZoneInfo, *, second: bool | None) -> datetime | None:
     """The moment of a WallField in a zone; a time that the clocks skip or show twice becomes the field's error."""
     wall = form.cleaned_data.get(name)
     if wall is None:
@@ -54,6 +60,7 @@ def moment(form: forms.Form, name: str, zone: ZoneInfo, *, second: bool | None) 
     try:
         return windows.instant(wall, zone, second=second, field=name)
     except Invalid as refusal:
+        form.asks_which = True
         form.add_error(name, refusal.sentence)
         return None
 
@@ -61,7 +68,7 @@ def moment(form: forms.Form, name: str, zone: ZoneInfo, *, second: bool | None) 
 # --------------------------------------------------------------------------------------------------------------- activations
 
 
-class ScheduleForm(Form):
+class ScheduleForm(Asking):
     """A moment of the environment's own time zone; `due_at` comes out in UTC."""
 
     at = WallField(required=False, label="Date and time")
@@ -182,7 +189,7 @@ class WindowForm(Form):
 WindowForms = forms.formset_factory(WindowForm, extra=1, max_num=20)
 
 
-class FreezeForm(Form):
+class FreezeForm(Asking):
     starts = WallField(label="From")
     ends = WallField(label="Until")
     second = SecondField()

@@ -23,7 +23,11 @@ from portal.models import Environment, EnvironmentKind, Role
 
 
 class WindowSerializer(serializers.Serializer[Any]):
-    days = serializers.RegexField(r"^[0-6]{1,7}$", help_text="Digits of weekdays, 0 Monday to 6 Sunday: 01234 is Monday to Friday.")
+    days = serializers.RegexField(
+        r"^[0-6]{1,7}$",
+        error_messages={"invalid": 'Say the weekdays as digits in one text, 0 Monday to 6 Sunday: "01234" is Monday to Friday.'},
+        help_text="Digits of weekdays, 0 Monday to 6 Sunday: 01234 is Monday to Friday.",
+    )
     opens = serializers.TimeField(format="%H:%M")
     closes = serializers.TimeField(format="%H:%M", help_text="At or before `opens`: on the next day.")
 

@@ -10,7 +10,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from deployments.models import Activation, Deployment, Release, StepRun
+from deployments.models import Activation, Approval, ApprovalRequest, Deployment, EnvironmentRules, Release, StepRun
 from portal import design, properties, router_addresses
 from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement, Project, Property
 from runtimes import fleet, joining, protocol
@@ -82,6 +82,27 @@ def test_the_dashboard_shows_which_release_is_where_and_what_is_not_well(
     assert "<strong>3</strong> Stock" in text and "Runs on 2 of 2" in text and 'data-status="active"' in text
     assert "step 1 of 2" in text and "1 healthy" in text
     assert f'href="{TEST}machines/core01/"' in text and "is silent" in text and "1 thing to look at" in text
+
+
+def test_the_dashboard_tells_what_waits_for_a_person(
+    client: Client, viewer: User, operator: User, group: FailoverGroup, third_release: Release
+) -> None:
+    now, environment = timezone.now(), group.environment
+    Activation.objects.create(environment=environment, release=third_release, status="held", due_at=now + timedelta(hours=1))
+    EnvironmentRules.objects.create(environment=environment, approvals=1)
+    asked = ApprovalRequest.objects.create(
+        environment=environment, release=third_release, values_digest="", values=[], created_at=now, created_by=viewer,
+        expires_at=now + timedelta(days=1),
+    )  # fmt: skip
+    client.force_login(viewer)
+    text = text_of(client, "/")
+    assert "2 things to look at" in text and "All well" not in text
+    assert "scheduled activation</a> of release 3 is held: resume or cancel it" in text
+    assert "release 3</a> waits for approval, asked by viewer" in text
+    Approval.objects.create(request=asked, person=viewer, at=now)
+    assert "waits for approval" in text_of(client, "/"), "who asked does not count"
+    Approval.objects.create(request=asked, person=operator, at=now)
+    assert "waits for approval" not in text_of(client, "/")
 
 
 def test_the_dashboard_shows_only_my_projects(client: Client, stranger: User, group: FailoverGroup) -> None:
