@@ -10,6 +10,7 @@ from cli.given import EnvironmentOption, JsonOption, OverrideOption, ProjectOpti
 
 app = typer.Typer(help="Immutable, numbered snapshots of a project.", no_args_is_help=True)
 
+CONTEXT_LINES = 3
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="Its number, or latest")]
 
 
@@ -100,6 +101,22 @@ def compare(
         raise typer.Exit(1)
 
 
+def _near(lines: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Without equal lines more than three away from any change, as the page shows them; `--json` has them all."""
+    changed = [number for number, line in enumerate(lines) if line["sign"] != " "]
+    found: list[dict[str, str]] = []
+    left = 0
+    for number, line in enumerate([*lines, None]):
+        near = line is None or any(abs(number - other) <= CONTEXT_LINES for other in changed)
+        if near and left:
+            found.append({"sign": "…", "text": f"{left} equal line{'s' if left > 1 else ''}"})
+            left = 0
+        if line is not None and near:
+            found.append(line)
+        left += not near
+    return found
+
+
 def _difference(answer: dict[str, Any]) -> None:
     show.line(Text(f"{answer['before']} → {answer['after']}", style="bold"))
     for section in answer["sections"]:
@@ -107,7 +124,7 @@ def _difference(answer: dict[str, Any]) -> None:
             show.line(Text(f"\n{section['title']}", style="bold underline"))
         for change in section["changes"]:
             show.line(Text(f"  {change['how']:8} {change['sentence']}"))
-            for line in change["lines"]:
+            for line in _near(change["lines"]):
                 show.line(Text(f"    {line['sign']} {line['text']}", style={"+": "green", "-": "red"}.get(line["sign"], "dim")))
     if answer["equal"]:
         show.note("No difference.")

@@ -11,6 +11,7 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 from rest_framework.authtoken.models import Token
 
+from cli import releases as cli_releases
 from cli import settings as kept
 from deployments import promotion, releases, rollout
 from deployments.models import Release
@@ -133,6 +134,9 @@ def test_two_releases_are_compared_line_by_line_and_the_exit_status_can_tell(bat
     said = baton("compare", "2", "1", "--exit-code")
     assert said.status == 1
     assert [line for line in said.out.splitlines() if "auto" in line and line.strip()[:1] in "+-"]
+    lines = [{"sign": sign, "text": str(number)} for number, sign in enumerate([*" " * 9, "-", "+", *" " * 5, "+", *" " * 8])]
+    told = [line["text"] for line in cli_releases._near(lines)]
+    assert told == ["6 equal lines", *map(str, range(6, 20)), "5 equal lines"]
     same = baton("compare", "2", "2", "--exit-code")
     assert (same.status, "No difference." in same.out) == (0, True)
 
