@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NoReturn
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from jinja2 import Environment, TemplateSyntaxError
 
+from portal import property_types
 from portal.errors import Invalid
 from portal.models import InboundKind, OutboundKind, PropertyKind
 from portal.placeholders import check_placeholders, placeholders, without_placeholders
@@ -485,6 +487,17 @@ def _check(value: str, setting: Setting, side: Side, where: str) -> None:
         raise Invalid(f"{setting.label}: {value} is none of {', '.join(dict(setting.choices))}.", field=where)
     if setting.least is not None:
         _check_number(value, setting, where)
+    elif setting.name == "time_zone":
+        _check_zone(value, setting, where)
+    elif not setting.lines and (wrong := property_types.fault(setting.kind, value)):
+        raise Invalid(f"{setting.label}: {value} {wrong}: {property_types.REMEDIES[setting.kind]}.", field=where)
+
+
+def _check_zone(value: str, setting: Setting, where: str) -> None:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise Invalid(f"{setting.label}: {value} is no time zone: write it as Europe/Amsterdam.", field=where) from None
 
 
 def _check_number(value: str, setting: Setting, where: str) -> None:

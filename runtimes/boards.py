@@ -311,7 +311,7 @@ def refusal_of(act: str, said: failover.MemberVerdict, verdict: failover.Verdict
         return f"{name} leads already." if leads else failover.obstacle(verdict, said)
     if act == "stop":
         if not leads:
-            return f"{name} does not lead: nothing to stop here." if said.fresh else f"{name} is not heard from: it cannot be stopped from here."
+            return f"{name} {'does not lead: nothing to stop here' if said.fresh else 'is not heard from: it cannot be stopped from here'}."
         others = [other for other in verdict.members if other is not said]
         if all(failover.obstacle(verdict, other) for other in others):
             return "No follower is ready to take over. Disable stops it all the same."

@@ -9,6 +9,7 @@ import structlog
 
 from portal import components
 from portal.components import Side
+from portal.errors import Invalid
 from runtimes.process.connectors import INBOUNDS, OUTBOUNDS
 from runtimes.process.connectors.aside import ErrorFolder
 from runtimes.process.connectors.base import Setting
@@ -63,3 +64,26 @@ def test_every_field_of_a_flow_is_read_by_its_connector_and_no_other(side: Side,
     else:
         Transform(setting)
     assert settings.noted == {each.name for each in offered}
+
+
+@pytest.mark.parametrize(
+    ("side", "kind", "name", "value", "refusal"),
+    [
+        pytest.param("inbound", "timer", "schedule", "99 * * * *", "has a wrong minute", id="a minute that never comes"),
+        pytest.param("inbound", "timer", "schedule", "every minute", "instead of five", id="words for a schedule"),
+        pytest.param("inbound", "timer", "time_zone", "Mars/Base", "is no time zone: write it as Europe/Amsterdam", id="no zone"),
+        pytest.param("inbound", "timer", "time_zone", "../etc/passwd", "is no time zone", id="a path for a zone"),
+        pytest.param("inbound", "file", "folder", "outbox", "is no absolute path", id="a relative folder"),
+        pytest.param("inbound", "http", "url", "erp.example/api", "does not begin with a scheme", id="a URL without scheme"),
+        pytest.param("outbound", "sftp", "host", "no host", "fill in an IP address such as 10.0.0.11, or a host name", id="no host"),
+    ],
+)
+def test_what_is_written_into_a_flow_is_checked_as_a_property_would_be(side: Side, kind: str, name: str, value: str, refusal: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        components.checked(side, kind, {name: value})
+    assert refusal in dict(refused.value.faults or {})[f"{side}_{name}"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("schedule", "30 2 * * mon-fri"), ("schedule", "${tick}"), ("time_zone", "Europe/Amsterdam")])
+def test_what_is_right_or_left_to_a_placeholder_is_kept(name: str, value: str) -> None:
+    assert components.checked("inbound", "timer", {"schedule": "* * * * *", name: value})[name] == value
