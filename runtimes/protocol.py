@@ -719,6 +719,9 @@ class RuntimeConfig(Wire, frozen=True):
 SIGN_OF_LIFE_SECONDS = 0.9  # a process says something to its keeper at least once per second
 
 
+CANNOT_RUN = 2  # exit status of a process that cannot be run as configured; it has said why before
+
+
 class ProcessNews(Wire, frozen=True):
     """process -> keeper -> agent. `status` is the whole picture and replaces the one before; events pile up until acknowledged."""
 

@@ -38,6 +38,7 @@ from runtimes.agent.lines import Lines
 from runtimes.agent.logbook import LOG_LINES_PER_NEWS, LogBook
 from runtimes.protocol import (
     ALONE_BECAUSE,
+    CANNOT_RUN,
     CONTROL_FD_ENV,
     LIFELINE_FD_ENV,
     PERMIT,
@@ -509,7 +510,9 @@ class Keeper:
             return self.killing
         if self.stop_pending and os.waitstatus_to_exitcode(self.status) in (0, -signal.SIGTERM):
             return f"stopped: {self.stop_pending}"
-        return exit_sentence(self.status)
+        ended = exit_sentence(self.status)
+        cannot = os.WIFEXITED(self.status) and os.WEXITSTATUS(self.status) == CANNOT_RUN
+        return f"{ended}: {self.reason}" if cannot and self.reason else ended
 
     def _publish(self) -> None:
         """Send the whole picture to whoever is owed one and has read the last; a slow agent gets fewer, never older, news."""

@@ -13,7 +13,7 @@ from runtimes.process.config import load
 from runtimes.process.connectors.base import ConfigError
 from runtimes.process.control import Control
 from runtimes.process.loop import Runtime
-from runtimes.protocol import ProcessNews
+from runtimes.protocol import CANNOT_RUN, ProcessNews
 
 
 async def run(path: Path) -> int:
@@ -28,7 +28,7 @@ async def run(path: Path) -> int:
         if control is not None:
             control.send(ProcessNews(ready=False, reason=str(error)))
             await control.close()
-        return 2
+        return CANNOT_RUN
     log.info(f"started: release {loaded.config.release}, launch {loaded.config.launch}")
     try:
         return await runtime.run()

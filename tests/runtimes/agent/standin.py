@@ -2,6 +2,7 @@
 
 (none)   becomes ready and follows its first group
 crash    exits with status 3 before it is ready
+refuse   says that it cannot run as configured, and exits with status 2
 hang     says On in the permit page for 0.3 s, then stops itself as a paused process would
 family   starts a child and a grandchild in a session of their own
 event    tells of a leadership
@@ -32,6 +33,11 @@ if "crash" in behaviour:
 
 def say(**news: object) -> None:
     control.sendall(json.dumps(news).encode() + b"\n")
+
+
+if "refuse" in behaviour:
+    say(ready=False, reason="setting time_zone of its timer inbound names no time zone: Mars/Base")
+    sys.exit(2)
 
 
 def end(*_: object) -> None:

@@ -145,6 +145,14 @@ def test_three_exits_without_having_been_ready_bring_the_back_off(host: Host, po
     assert eventually(host.ready, within=3).starts == 4
 
 
+def test_a_process_that_cannot_run_as_configured_says_why(host: Host, portal: LittlePortal) -> None:
+    portal.order("external01", runtimes=[erp(portal.keep(content()))])
+    host.behave("refuse")
+    host.start()
+    runtime = eventually(lambda: host.runtime() if host.runtime() and host.runtime().state == RuntimeState.BACKOFF else None)
+    assert "exited with status 2: setting time_zone of its timer inbound names no time zone: Mars/Base" in runtime.reason
+
+
 def test_a_new_release_replaces_the_process_and_preferences_do_not(running: Host, portal: LittlePortal) -> None:
     first = running.ready()
     portal.order("external01", runtimes=[erp(first.digest, preferences={"g1": Preference.LEADER})])
