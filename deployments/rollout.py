@@ -624,6 +624,8 @@ def reopen(deployment: Deployment, *, now: datetime) -> None:
         reopened = 0
     if not reopened:
         raise _busy(environment)
+    # What was sent and had not begun in another lane is sent again, instead of waiting for the sweep.
+    StepRun.objects.filter(deployment=deployment, status=RunStatus.PENDING).update(woken_at=None)
 
 
 def broken_steps(deployment: Deployment) -> list[StepRun]:

@@ -248,6 +248,24 @@ def test_a_failure_in_one_lane_lets_the_other_end_and_begins_nothing_more(upgrad
     assert "nothing to do" in rollout.tick(third.pk, now=upgrade.engine.now) or run.status == RunStatus.FAILED
 
 
+def test_a_lane_that_had_not_begun_at_a_failure_goes_on_at_once_when_it_is_resumed(upgrade: Upgrade) -> None:
+    plan, engine = plans.plan_of(upgrade.environment), upgrade.engine
+    plan.steps.all().delete()
+    for machine in ("external01", "external02"):
+        plans.add_step(plan, StepKind.WAIT_HEALTHY, machine=machine, stage="Both", lane=machine, timeout_seconds=5)
+    run = upgrade.begin()
+    first, second = run.steps.all()
+    engine.machines.silent.add("external01")
+    for _ in range(2):
+        engine.pass_time(20)
+        rollout.tick(first.pk, now=engine.now)
+    run.refresh_from_db()
+    assert (run.status, statuses(run)) == (RunStatus.TIMED_OUT, ["timed-out", "pending"])
+    engine.sent.clear()
+    upgrade.decide(run, Choice.RETRY)
+    assert engine.sent == [first.pk, second.pk], "without waiting for the sweep"
+
+
 # ------------------------------------------------------------------------------------------------------------ what is skipped
 
 
