@@ -28,7 +28,9 @@ from runtimes import authority, boards
 from runtimes.boards import Board
 from runtimes.failover import Health
 from runtimes.models import Machine, Runtime
+from runtimes.protocol import RuntimeState
 
+FAILS = (RuntimeState.FAILED, RuntimeState.BACKOFF, RuntimeState.HANGING)  # nothing of it runs, though it should
 ROWS_SHOWN = 6  # releases per project: those in use anywhere, filled up with the newest
 
 
@@ -43,6 +45,7 @@ class Place:
     machines: list[Machine] = field(default_factory=list)
     silent: list[Machine] = field(default_factory=list)
     unregistered: list[Machine] = field(default_factory=list)
+    broken: list[Runtime] = field(default_factory=list)  # they should run, their machines report, and they do not
     boards: list[Board] = field(default_factory=list)
     last: Deployment | None = None  # the newest deployment
     scheduled: list[Activation] = field(default_factory=list)
@@ -81,7 +84,7 @@ class Place:
     def troubles(self) -> int:
         """How many things wait for a person here."""
         people = len(self.held) + len(self.asked) + (self.undecided is not None)
-        return len(self.troubled) + len(self.silent) + people + bool(self.authority_due)
+        return len(self.troubled) + len(self.silent) + len(self.broken) + people + bool(self.authority_due)
 
     @property
     def behind(self) -> bool:
@@ -159,13 +162,17 @@ def fill(places: dict[int, Place], environments: Sequence[Environment], *, now: 
             place.silent.append(machine)
     # As landscape.runtime_box: what runs the very bundle of the active release counts for it, though a later one gave it the same.
     made = Case(When(observed_digest=F("desired_bundle"), observed_release=F("desired_release"), then=F("desired_bundle__release_number")))
-    rows = Runtime.objects.filter(environment__in=environments, held="").annotate(made=made).order_by()
-    for pk, number, same, count in rows.values_list("environment", "observed_release", "made").annotate(n=Count("pk")):
+    rows = Runtime.objects.filter(environment__in=environments, held="").annotate(made=made, fails=Q(observed_state__in=FAILS)).order_by()
+    for pk, number, same, fails, count in rows.values_list("environment", "observed_release", "made", "fails").annotate(n=Count("pk")):
         place = places[pk]
         place.runtimes += count
         shown = same if place.active is not None and same == place.active.number else number
-        if shown is not None:
+        if shown is not None and not fails:
             place.runs[shown] = place.runs.get(shown, 0) + count
+    failing = Runtime.objects.filter(environment__in=environments, held="", desired_running=True, observed_state__in=FAILS)
+    for runtime in failing.select_related("machine", "connector").order_by("pk"):
+        if not runtime.machine.is_silent(now=now):
+            places[runtime.environment_id].broken.append(runtime)
     for deployment in last_deployments(environments):
         places[deployment.environment_id].last = deployment
     ahead = (ActivationStatus.SCHEDULED, ActivationStatus.HELD)

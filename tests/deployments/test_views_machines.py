@@ -84,6 +84,19 @@ def test_the_dashboard_shows_which_release_is_where_and_what_is_not_well(
     assert f'href="{TEST}machines/core01/"' in text and "is silent" in text and "1 thing to look at" in text
 
 
+def test_the_dashboard_tells_of_a_runtime_that_should_run_and_does_not(
+    client: Client, viewer: User, group: FailoverGroup, third_release: Release
+) -> None:
+    failing = Runtime.objects.filter(machine__name="external02")
+    failing.update(observed_state="backoff", observed_reason="exited with status 2: 9 exits in a row", desired_running=True)
+    client.force_login(viewer)
+    text = text_of(client, "/")
+    assert "external02.erp</a> does not run: exited with status 2: 9 exits in a row" in text
+    assert "All well" not in text and "Runs on 1 of 2" in text
+    failing.update(desired_running=False)
+    assert "does not run" not in text_of(client, "/"), "a person stopped it"
+
+
 def test_the_dashboard_tells_what_waits_for_a_person(
     client: Client, viewer: User, operator: User, group: FailoverGroup, third_release: Release
 ) -> None:
