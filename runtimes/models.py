@@ -597,6 +597,7 @@ class TimedSwitch(models.Model):
     reason = models.TextField(blank=True)
 
     class Meta:
+        verbose_name_plural = "timed switches"
         ordering: ClassVar = ["-created_at"]
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["group"], condition=Q(ended_at=None), name="one_standing_timed_switch_per_group")

@@ -291,7 +291,7 @@ def preference_sentence(runtime: Runtime, chosen: protocol.Preference, before: d
     for name, preference in siblings.items():
         verb = "is" if before.get(name) == preference else "became"
         parts.append(f"its sibling on {name} {verb} {words[preference]}")
-    return "; ".join(parts) + ". Leadership moves at the next Balance failover, not before."
+    return "; ".join(parts) + ". Leadership moves with the next Balance failover, or as the group's failback policy says."
 
 
 @require_POST

@@ -112,7 +112,9 @@ def test_a_program_starts_with_no_signal_ignored(tmp_path: Path, run: Callable[.
     run(Component(kind=ComponentKind.COMMAND, settings=settings))
     until(lambda: arrived(tmp_path), 5, "its line arrives")
     (line,) = arrived(tmp_path).values()
-    assert line.decode().split() == [str(128 + signal.SIGPIPE), "SigIgn:", "0" * 16]
+    status, _, ignored = line.decode().split()
+    settable = sum(1 << number - 1 for number in signal.valid_signals())  # two belong to the C library, which may have inherited its own
+    assert (int(status), int(ignored, 16) & settable) == (128 + signal.SIGPIPE, 0)
 
 
 def test_lines_are_items_json_with_an_id_keeps_it_over_restarts_and_errors_go_to_the_log(
