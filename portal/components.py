@@ -18,15 +18,17 @@ SIDES: tuple[Side, ...] = ("inbound", "outbound")
 
 @dataclass(frozen=True)
 class Setting:
-    """One field. `default` is offered for a new flow; `least` and `most` bound a number; `choices` are words with their labels; `lines`
-    makes it a field of several lines, of the form name<sign>value where `sign` is set. `kind` is what a placeholder that stands for the
-    whole setting has to be: values of its key are checked against it unless another type is declared. A secret has to be a placeholder."""
+    """One field. `default` is filled in for a new flow, `example` only shown in grey while the field is empty; `least` and `most` bound a
+    number; `choices` are words with their labels; `lines` makes it a field of several lines, of the form name<sign>value where `sign` is
+    set. `kind` is what a placeholder that stands for the whole setting has to be: values of its key are checked against it unless another
+    type is declared. A secret has to be a placeholder."""
 
     name: str
     label: str
     help: str
     required: bool = True
     default: str = ""
+    example: str = ""
     least: float | None = None
     most: float | None = None
     kind: PropertyKind = PropertyKind.TEXT
@@ -71,9 +73,9 @@ _HTTP = [
 ]
 
 _SFTP = [
-    Setting("host", "Server", "Name or address.", default="${partner.sftp.host}", kind=PropertyKind.HOST),
+    Setting("host", "Server", "Name or address.", example="${partner.sftp.host}", kind=PropertyKind.HOST),
     Setting("port", "Port", "Empty: 22.", required=False, least=1, most=65535, kind=PropertyKind.PORT),
-    Setting("user", "User", "Who signs in.", default="${partner.sftp.user}"),
+    Setting("user", "User", "Who signs in.", example="${partner.sftp.user}"),
     Setting("password", "Password", "A placeholder of a secret. Or give a private key.", required=False, kind=PropertyKind.SECRET),
     Setting(
         "private_key",
@@ -87,17 +89,17 @@ _SFTP = [
         "Host key",
         "The server's public key, as ssh-keyscan prints it after the name: ssh-ed25519 AAAA… Several: one per line. It is always verified.",
         lines=True,
-        default="${partner.sftp.host-key}",
+        example="${partner.sftp.host-key}",
     ),
     Setting("folder", "Folder on the server", "An absolute path, or one below where the user arrives."),
 ]
 _NO_YES = (("no", "No"), ("yes", "Yes"))
 _AMQP = [
-    Setting("host", "Broker", "Name or address.", default="${rabbitmq.host}", kind=PropertyKind.HOST),
+    Setting("host", "Broker", "Name or address.", example="${rabbitmq.host}", kind=PropertyKind.HOST),
     Setting("port", "Port", "Empty: 5672, with TLS 5671.", required=False, least=1, most=65535, kind=PropertyKind.PORT),
     Setting("virtual_host", "Virtual host", "Empty: /", required=False),
-    Setting("user", "User", "Who signs in. RabbitMQ lets its guest in from its own machine only.", default="${rabbitmq.user}"),
-    Setting("password", "Password", "A placeholder of a secret.", default="${rabbitmq.password}", kind=PropertyKind.SECRET),
+    Setting("user", "User", "Who signs in. RabbitMQ lets its guest in from its own machine only.", example="${rabbitmq.user}"),
+    Setting("password", "Password", "A placeholder of a secret.", example="${rabbitmq.password}", kind=PropertyKind.SECRET),
     Setting(
         "tls",
         "TLS",
@@ -245,7 +247,7 @@ INBOUNDS: dict[str, list[Setting]] = {
             "url",
             "URL",
             "Asked by GET. {cursor} stands for the cursor of the answer before.",
-            default="${erp.feed}",
+            example="${erp.feed}",
             kind=PropertyKind.URL,
         ),
         Setting("poll_seconds", "Poll every (seconds)", "From 0.1 to 86400. Empty: 10.", required=False, least=0.1, most=86400),
@@ -347,7 +349,7 @@ OUTBOUNDS: dict[str, list[Setting]] = {
     OutboundKind.QUEUE: [_URL, _QUEUE, _PREFIX],
     OutboundKind.LOG: [],
     OutboundKind.HTTP: [
-        Setting("url", "URL", "Gets one request per item.", default="${erp.orders}", kind=PropertyKind.URL),
+        Setting("url", "URL", "Gets one request per item.", example="${erp.orders}", kind=PropertyKind.URL),
         Setting("method", "Method", "How it is sent.", default="POST", choices=(("POST", "POST"), ("PUT", "PUT"), ("PATCH", "PATCH"))),
         Setting("content_type", "Content type", "Empty: application/octet-stream.", required=False),
         *_HTTP,
@@ -378,7 +380,7 @@ OUTBOUNDS: dict[str, list[Setting]] = {
             "url",
             "Database",
             "sqlite:///path or postgresql://user:password@host/database. Usually a placeholder, kept as a secret.",
-            default="${orders.database}",
+            example="${orders.database}",
         ),
         Setting(
             "statement",

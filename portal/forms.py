@@ -207,6 +207,8 @@ def setting_field(setting: components.Setting, initial: str) -> forms.Field:
         choices = [*setting.choices, *([] if initial in dict(setting.choices) else [(initial, initial)])]
         return forms.ChoiceField(label=setting.label, required=False, choices=choices, help_text=setting.help, initial=initial)
     plain = {"class": "form-control mono", "autocomplete": "off", "spellcheck": "false"}
+    if setting.example:
+        plain["placeholder"] = setting.example
     widget = forms.Textarea({**plain, "rows": 3}) if setting.lines else forms.TextInput(plain)
     return forms.CharField(label=setting.label, required=False, help_text=setting.help, initial=initial, widget=widget)
 

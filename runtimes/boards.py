@@ -27,6 +27,7 @@ from runtimes.models import (
 from runtimes.protocol import epoch_words
 
 OUTCOME_SHOWN_FOR = timedelta(minutes=10)  # how long an ended request stays on the page, unless a newer one replaces it
+SETTLED_AFTER = timedelta(seconds=5)  # by then the machines have reported what a request that ended made of them
 
 DEPLOYMENT = re.compile(r"deployment (\d{1,18})")
 
@@ -149,6 +150,19 @@ class Board:
         return wish_of(self.request) if self.request else ""
 
     @property
+    def outcome(self) -> str:
+        """How the request ended in the machines' words; of a Disable that is carried out, what is so since."""
+        if self.request is None:
+            return ""
+        said = member_on(self.request.machine, self.verdict)
+        if self.request.status != protocol.RequestStatus.SUCCEEDED or self.request.kind != protocol.RequestKind.DISABLE or said is None:
+            return self.request.reason
+        if not said.fresh or said.status != protocol.Status.DISABLED or said.state != protocol.State.OFF:
+            return self.request.reason
+        led = f"{self.leader_machine} leads" if self.leader_machine else "nobody leads"
+        return f"{self.request.machine} is disabled and Off until it is enabled; {led}"
+
+    @property
     def isolation(self) -> str:
         """The wish in words, "Stop" or "Run alone", and where a member's fact differs, that."""
         wish = protocol.IsolationPolicy(self.group.isolation_policy)
@@ -241,7 +255,7 @@ def boards(environments: Iterable[Environment], *, now: datetime, machine: str =
 def board_of(group: FailoverGroup, change: LeadershipChange | None, request: GroupRequest | None, blocked: str, *, now: datetime) -> Board:
     """One group's board from rows already read."""
     verdict = failover.verdict(group, now=now)
-    recent = request if request and (request.status in LIVE_REQUESTS or is_recent(request, now)) else None
+    recent = request if request and (request.status in LIVE_REQUESTS or still_so(request, verdict, change, now)) else None
     returns = failback.decide(verdict, blocked=blocked, now=now)
     return Board(
         group=group,
@@ -254,8 +268,26 @@ def board_of(group: FailoverGroup, change: LeadershipChange | None, request: Gro
     )
 
 
-def is_recent(request: GroupRequest, now: datetime) -> bool:
-    return now - (request.ended_at or request.created_at) < OUTCOME_SHOWN_FOR
+def still_so(request: GroupRequest, verdict: failover.Verdict, change: LeadershipChange | None, now: datetime) -> bool:
+    """Whether an ended request may still be told: it ended a short while ago, and what it came to was not overtaken since."""
+    ended_at = request.ended_at or request.created_at
+    if now - ended_at >= OUTCOME_SHOWN_FOR:
+        return False
+    if now - ended_at < SETTLED_AFTER:
+        return True
+    succeeded, said = request.status == protocol.RequestStatus.SUCCEEDED, member_on(request.machine, verdict)
+    if request.kind == protocol.RequestKind.SWITCH:
+        if change is not None and change.at > ended_at + SETTLED_AFTER:
+            return False
+        leads = machine_of(verdict.leader) if verdict.leader else ""
+        return not succeeded or leads == (request.machine or request.reason.partition(".")[0])
+    if succeeded and said is not None and said.fresh and request.kind in (protocol.RequestKind.DISABLE, protocol.RequestKind.ENABLE):
+        return said.member.observed_disabled == (request.kind == protocol.RequestKind.DISABLE)
+    return True
+
+
+def member_on(machine: str, verdict: failover.Verdict) -> failover.MemberVerdict | None:
+    return next((said for said in verdict.members if machine_of(said) == machine), None)
 
 
 def machine_of(said: failover.MemberVerdict) -> str:

@@ -121,7 +121,7 @@ def _group_lines(group: hand.GroupStatus) -> list[str]:
             "On" if member.on else "",
             "disabled" if member.disabled else "",
             "" if member.ready or member.session in ("absent", "unknown") else "not ready",
-            f"release {member.release}" if member.release is not None else "",
+            f"bundle of release {member.release}" if member.release is not None else "",
         ]
         lines.append(f"  {member.runtime:24} {', '.join(mark for mark in marks if mark)}")
     if group.request is not None:

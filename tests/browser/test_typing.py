@@ -1,4 +1,6 @@
-"""Nothing that a person types is lost or saved as something else: the grid of properties, and the form of a flow."""
+"""Nothing that a person types is lost or saved as something else: the grid of properties, and the form of a flow.
+
+And nothing is called so that nobody knows, when the portal hangs."""
 
 from collections.abc import Callable
 
@@ -78,3 +80,23 @@ def test_a_new_version_holds_what_the_form_shows_and_leaving_asks_first(sits_dow
     page.get_by_role("link", name="Into the second queue").click()
     expect(page.get_by_role("main")).to_contain_text("orders-two")
     assert len(asked) == 1
+
+
+def test_a_portal_that_hangs_is_told_and_nothing_stays_green(sits_down: Callable[[str], Page]) -> None:
+    page = sits_down("operator")
+    page.goto(f"{TEST}groups/")
+    expect(page.locator("[data-member]").first).to_be_visible()
+    page.locator("a[id^='disable-']:not([aria-disabled])").first.click()
+    page.route("**/disable/**", lambda route: route.abort())
+    page.get_by_role("dialog").get_by_role("button", name="Disable").click()
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("may have been done: look before you repeat it")
+    expect(page.locator("#stale")).to_be_hidden()
+    page.get_by_role("dialog").get_by_role("link", name="Cancel").click()
+    page.route("**/groups/", lambda route: None)  # as a process that stands still, or a line that drops what is sent
+    expect(page.locator("#stale")).to_be_visible(timeout=12_000)
+    well = '<b class="status-badge tone-green" id=well>On</b>'
+    page.evaluate(f"document.querySelector('.members td').insertAdjacentHTML('beforeend', '{well}')")
+    as_grey = "document.documentElement.style.cssText += 'color: var(--tone-gray)', getComputedStyle(document.documentElement).color"
+    expect(page.locator("#well")).to_have_css("color", page.evaluate(as_grey))
+    page.unroute("**/groups/")
+    expect(page.locator("#stale")).to_be_hidden()

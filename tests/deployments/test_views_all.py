@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.test import Client
 
@@ -55,11 +57,19 @@ def anchors(chapter: str) -> set[str]:
     return {re.sub(r"[^\w\s-]", "", line.lstrip("# ").lower()).strip().replace(" ", "-") for line in text.splitlines() if line[:1] == "#"}
 
 
-@pytest.mark.parametrize("chapter", sorted(set(CHAPTERS.values())))
+TEMPLATES = [path.read_text(encoding="utf-8") for path in (Path(settings.BASE_DIR) / "templates").rglob("*.html")]
+LINKED = {found for text in TEMPLATES for found in re.findall(r'{% help "([^"]+)"', text)}
+
+
+@pytest.mark.parametrize("chapter", sorted(set(CHAPTERS.values()) | LINKED - {"index"}))
 def test_the_help_of_a_page_leads_to_a_chapter_that_is_there(chapter: str) -> None:
     name, _, anchor = chapter.partition("#")
     assert name in chapters()
     assert not anchor or anchor in anchors(name)
+
+
+def test_no_page_sends_a_person_to_the_chapter_on_apps_and_layers() -> None:
+    assert not [chapter for chapter in set(CHAPTERS.values()) | LINKED if chapter.startswith("architecture")]
 
 
 def test_every_page_of_the_sidebar_has_a_chapter() -> None:

@@ -187,6 +187,15 @@ def test_a_bad_placeholder_is_refused_at_the_field_it_stands_in(as_developer: Cl
     assert Flow.objects.get().inbound_settings == {"folder": "${erp.outbox}"}
 
 
+def test_a_new_flow_names_no_key_of_another_system_unless_somebody_types_it(as_developer: Client, erp: Connector) -> None:
+    html = as_developer.get("/projects/webshop/create/add-flow/erp/").content.decode()
+    assert html.count('placeholder="${erp.feed}"') == 1 and 'value="${erp.feed}"' not in html
+    assert 'placeholder="${partner.sftp.host}"' in html and ">\n${partner.sftp.host-key}" not in html
+    data = {"name": "pay", "inbound_kind": "http", "inbound_http_url": "", "outbound_kind": "log"}
+    answer = as_developer.post("/projects/webshop/create/add-flow/erp/", data)
+    assert list(answer.context["form"].errors) == ["inbound_http_url"] and not Flow.objects.filter(name="pay").exists()
+
+
 def test_every_wrong_field_of_a_flow_says_so_at_once(as_developer: Client, erp: Connector) -> None:
     data = flow_data(name="", inbound_file_folder="", inbound_file_poll_seconds="often", outbound_queue_transform="{% if %}")
     answer = as_developer.post("/projects/webshop/create/flows/erp/erp-orders/", data)

@@ -216,6 +216,46 @@ def test_a_failed_request_shows_its_reason(client: Client, operator: User, group
     assert reason in text and 'data-status="failed"' in text
 
 
+@pytest.mark.parametrize(
+    ("ended_ago", "leader", "told"),
+    [
+        pytest.param(2, "external01", True, id="the machines have not reported yet"),
+        pytest.param(60, "external02", True, id="it is so"),
+        pytest.param(60, "external01", False, id="leadership moved on since"),
+        pytest.param(601, "external02", False, id="it was a while ago"),
+    ],
+)
+def test_how_a_wish_ended_is_told_as_long_as_it_is_so(
+    client: Client, operator: User, groups_page: str, group: FailoverGroup, ended_ago: int, leader: str, told: bool
+) -> None:
+    client.force_login(operator)
+    client.post(act_url(group, "external02", "play"))
+    ended_at = timezone.now() - timedelta(seconds=ended_ago)
+    GroupRequest.objects.update(status="succeeded", reason="external02.erp leads", ended_at=ended_at)
+    heard(group, leader=leader, sequence=2)
+    text = client.get(groups_page).content.decode()
+    assert ("external02.erp leads" in text) is told
+    assert ("it ended at <time" in text) is told
+
+
+def test_a_disable_that_is_carried_out_is_told_by_what_is_so_since(
+    client: Client, operator: User, groups_page: str, group: FailoverGroup
+) -> None:
+    client.force_login(operator)
+    client.post(act_url(group, "external01", "disable"))
+    reason = "external01.erp, which led, is disabled: it stops its inbounds, gives leadership up, and leads no more until it is enabled"
+    GroupRequest.objects.update(status="succeeded", reason=reason, ended_at=timezone.now())
+    assert "it stops its inbounds" in client.get(groups_page).content.decode()
+    heard(group, leader="external02", sequence=2)
+    off = GroupMember.objects.filter(runtime__machine__name="external01")
+    off.update(observed_status=Status.DISABLED, observed_state=State.OFF, observed_disabled=True)
+    text = client.get(groups_page).content.decode()
+    assert "external01 is disabled and Off until it is enabled; external02 leads" in text and "it stops its inbounds" not in text
+    off.update(observed_status=Status.FOLLOWER, observed_disabled=False)
+    GroupRequest.objects.update(ended_at=timezone.now() - timedelta(seconds=60))
+    assert "Disable external01</strong>" not in client.get(groups_page).content.decode(), "enabled again on the machine"
+
+
 @pytest.mark.parametrize("act", ["play", "stop", "disable", "enable"])
 @pytest.mark.parametrize("person", ["viewer", "developer"])
 def test_below_operator_nothing_moves(

@@ -56,12 +56,16 @@
   const stale = () => document.getElementById("stale");
   let answeredAt = Date.now();
 
+  // Nobody waits for ever: a portal that hangs, or a line that drops what is sent, is told like one that refuses.
+  const UPDATE_MS = 6000, ACT_MS = 30000;
+  const updates = (config) => config?.verb === "get" && !config.triggeringEvent?.isTrusted; // the page asks by itself
+  document.addEventListener("htmx:configRequest", (event) => { event.detail.timeout = updates(event.detail) ? UPDATE_MS : ACT_MS; });
+
   const failed = (event) => {
     const badge = stale();
-    // Only updates that the page makes by itself: a person's own click that fails is said by an alert.
-    const trigger = event.detail.requestConfig?.triggeringEvent;
-    if (trigger && trigger.isTrusted) {
-      say("The portal did not answer. Nothing was changed; try again.");
+    if (!updates(event.detail.requestConfig)) { // of a person's own click nobody here knows whether it was done before the line broke
+      say(event.detail.requestConfig?.verb === "get" ? "The portal did not answer. Try again."
+        : "The portal did not answer. What was asked for may have been done: look before you repeat it.");
       return;
     }
     if (badge && badge.hidden) {
@@ -100,9 +104,11 @@
   const say = (text) => {
     const box = document.getElementById("messages");
     if (!box) return;
+    document.querySelectorAll(".alert[data-said]").forEach((former) => former.remove());
     const alert = document.createElement("div");
     alert.className = "alert alert-danger alert-dismissible";
     alert.setAttribute("role", "alert");
+    alert.dataset.said = "";
     alert.textContent = text;
     const close = document.createElement("button");
     close.type = "button";
@@ -110,7 +116,9 @@
     close.dataset.dismiss = "";
     close.setAttribute("aria-label", "Dismiss");
     alert.append(close);
-    box.replaceChildren(alert);
+    const front = document.querySelector("dialog[open] .dialog-body"); // what stands behind a dialog is not seen
+    if (front) front.prepend(alert);
+    else box.replaceChildren(alert);
   };
 
   // ------------------------------------------------------------------------------------------------------------ dialogs

@@ -22,9 +22,11 @@ from runtimes.protocol import (
     FlowReport,
     GroupReport,
     GroupSpec,
+    IsolationPolicy,
     KeeperNews,
     Orders,
     Preference,
+    RouterState,
     State,
     Status,
     digest_of,
@@ -57,6 +59,20 @@ def baton_agent(*arguments: str) -> "subprocess.CompletedProcess[str]":
 )
 def test_commands_and_the_agent_itself_share_one_program(given: list[str], command: str, rest: list[str]) -> None:
     assert console.split(given) == (command, rest)
+
+
+def test_status_names_the_bundle_and_not_the_release_that_pages_name() -> None:
+    """A later release that changes nothing here runs the same bundle: pages call that by the later one's number."""
+    router = hand.RouterStatus(state=RouterState.RUNNING, majority=True, reason="", url="https://127.0.0.1:2379", members=["external01"])
+    member = hand.MemberStatus(runtime="external01.tills", machine="external01", session="fresh", ready=True, on=True, release=1)
+    group = hand.GroupStatus(
+        id="g", name="tills-sales", connector="tills", known=True, leader="external01.tills", epoch=41, isolation=IsolationPolicy.STOP,
+        request=None, members=[member], here=None,
+    )  # fmt: skip
+    found = hand.MachineStatus(
+        machine="external01", environment="Test", project="webshop", portal="", agent_running=True, router=router, groups=[group]
+    )
+    assert any(line.endswith("session fresh, On, bundle of release 1") for line in console.described(found))
 
 
 @pytest.fixture
