@@ -94,7 +94,11 @@ def epoch(number: int | None) -> str:
 def age(text: str | None) -> str:
     if not text:
         return "never"
-    return f"{seconds(max(0.0, (datetime.now(UTC) - instant(text)).total_seconds()))} ago"
+    passed = max(0, int((datetime.now(UTC) - instant(text)).total_seconds()))  # rounded down, as on pages
+    for limit, size, unit in ((60, 1, "s"), (3600, 60, "min"), (2 * 86400, 3600, "h")):
+        if passed < limit:
+            return f"{passed // size} {unit} ago"
+    return f"{passed // 86400} days ago"
 
 
 def note(sentence: str) -> None:

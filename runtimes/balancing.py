@@ -4,8 +4,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from portal.ages import in_words
 from portal.errors import Busy, NotReady, Stale
-from runtimes.failover import MemberVerdict, Verdict, ago, expire_overdue, meant_to_fail_over, obstacle, read_now, switch, verdict, without
+from runtimes.failover import MemberVerdict, Verdict, expire_overdue, meant_to_fail_over, obstacle, read_now, switch, verdict, without
 from runtimes.models import LIVE_REQUESTS, FailbackPolicy, FailoverGroup, GroupRequest, LeadershipChange
 from runtimes.protocol import Cause, Preference, RequestKind, RequestStatus, State, Status
 
@@ -103,7 +104,7 @@ def _hopeless(found: Verdict, preferred: MemberVerdict, step_began_at: datetime,
     silent = preferred.age_seconds if preferred.age_seconds is not None else (now - step_began_at).total_seconds()
     if silent > SILENT_FOR_LONG_SECONDS:
         word = "has not been heard from" if preferred.age_seconds is not None else "has not reported this group"
-        return f"{machine} is preferred but {word} for {ago(silent)}. {stays}"
+        return f"{machine} is preferred but {word} for {in_words(silent)}. {stays}"
     return ""
 
 

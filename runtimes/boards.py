@@ -182,7 +182,8 @@ class Board:
             return words
         window = policy == FailbackPolicy.WINDOW and group.failback_window_start and group.failback_window_end
         hours = f", {group.failback_window_start:%H:%M}–{group.failback_window_end:%H:%M} {group.failback_zone}" if window else ""
-        return f"{words} after {failover.ago(group.failback_stable_seconds)}{hours}"
+        stable = group.failback_stable_seconds
+        return f"{words} after {f'{stable // 60} min' if stable % 60 == 0 else f'{stable} s'}{hours}"
 
     @property
     def fails_over(self) -> bool:

@@ -14,6 +14,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Count, Exists, OuterRef, Prefetch, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 
+from portal.ages import in_words
 from portal.errors import Busy, Invalid, NotAllowed
 from runtimes import failover
 from runtimes.models import LIVE_REQUESTS, FailbackPolicy, FailoverGroup, GroupRequest, LeadershipChange, SwitchEnding, TimedSwitch
@@ -166,7 +167,7 @@ def _by_policy(
         return stays(f"{group.newest_actor or 'somebody'} switched it by hand. Play on {to} moves it back.")
     if group.returns_of_late >= FLAP_LIMIT:
         return stays(
-            f"it returned to {to} {group.returns_of_late} times within {failover.ago(FLAP_SPAN.total_seconds())} and did not stay there. "
+            f"it returned to {to} {group.returns_of_late} times within {in_words(FLAP_SPAN.total_seconds())} and did not stay there. "
             f"Look why, then press Play on {to}."
         )
     if blocked:

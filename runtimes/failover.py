@@ -12,6 +12,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Prefetch
 from django.utils import timezone
 
+from portal.ages import in_words
 from portal.errors import Busy, Invalid, NotReady, Stale
 from runtimes import fleet, protocol
 from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, GroupRequest, Runtime
@@ -119,13 +120,6 @@ def clock(moment: str, *, now: datetime) -> str:
     return f"{at:%H:%M:%S} UTC" if at.date() == now.astimezone(UTC).date() else f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def ago(seconds: float) -> str:
-    """ "40 s", "3 min", "2 h" """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
-
-
 # ------------------------------------------------------------------------------------------------------------------- verdict
 
 
@@ -149,7 +143,9 @@ def _heard(member: GroupMember, *, now: datetime) -> MemberVerdict:
     age = max(0.0, (now - member.observed_at).total_seconds())
     if age > settings.AGENT_SILENT_AFTER_SECONDS:
         last = f"{WORDS[Status(member.observed_status)]}, {state.capitalize()}"
-        return MemberVerdict(member, Status.UNKNOWN, state, f"{machine} has not been heard from for {ago(age)}; it then was {last}.", age)
+        return MemberVerdict(
+            member, Status.UNKNOWN, state, f"{machine} has not been heard from for {in_words(age)}; it then was {last}.", age
+        )
     return MemberVerdict(member, Status(member.observed_status), state, _sentence(member), age)
 
 
@@ -357,7 +353,7 @@ def obstacle(found: Verdict, said: MemberVerdict) -> str:
     if said.age_seconds is None:
         return f"{machine} has never been heard from in {name}."
     if not said.fresh:
-        return f"{machine} has not been heard from for {ago(said.age_seconds)}."
+        return f"{machine} has not been heard from for {in_words(said.age_seconds)}."
     if said.status == Status.DISABLED or row.observed_disabled:
         return f"{machine} is disabled in {name}: it takes over only once it is enabled."
     if said.status not in (Status.FOLLOWER, Status.LEADER):

@@ -14,6 +14,8 @@ from django.utils.dateparse import parse_datetime
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from portal.ages import in_words
+
 register = template.Library()
 
 
@@ -124,14 +126,6 @@ def _moment(value: Any) -> datetime | None:
     if not isinstance(moment, datetime):
         return None
     return moment if timezone.is_aware(moment) else moment.replace(tzinfo=UTC)
-
-
-def in_words(seconds: float) -> str:
-    """ "3 s", "5 min", "2 h", "4 days": portal.js says it the same way."""
-    for limit, size, unit in ((60, 1, "s"), (3600, 60, "min"), (2 * 86400, 3600, "h")):
-        if seconds < limit:
-            return f"{max(0, int(seconds // size))} {unit}"
-    return f"{int(seconds // 86400)} days"
 
 
 def _time(value: Any, *, stale_after: float | None, never: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from cli import show
 from deployments.models import Activation, Approval, ApprovalRequest, Deployment, EnvironmentRules, Release, StepRun
-from portal import design, properties, router_addresses
+from portal import ages, design, properties, router_addresses
 from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement, Project, Property
 from runtimes import fleet, joining, protocol
 from runtimes.models import Bundle, FailoverGroup, GroupMember, JoinToken, LeadershipChange, Machine, Router, Runtime, RuntimeLog
@@ -95,6 +96,27 @@ def test_the_dashboard_tells_of_a_runtime_that_should_run_and_does_not(
     assert "All well" not in text and "Runs on 1 of 2" in text
     failing.update(desired_running=False)
     assert "does not run" not in text_of(client, "/"), "a person stopped it"
+
+
+def test_one_silence_has_one_age_and_a_time_says_what_is_due_then(
+    client: Client, viewer: User, group: FailoverGroup, third_release: Release
+) -> None:
+    since = timezone.now() - timedelta(seconds=175)
+    Machine.objects.filter(name="external02").update(last_report_at=since)
+    GroupMember.objects.filter(runtime__machine__name="external02").update(observed_at=since)
+    Activation.objects.create(
+        environment=group.environment, release=third_release, status="scheduled", due_at=timezone.now() + timedelta(hours=1)
+    )
+    client.force_login(viewer)
+    text = text_of(client, "/")
+    assert "external02 has not been heard from for 2 min" in text and ">2 min ago</time>" in text and "3 min" not in text
+    assert "Scheduled for <time" in text
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(59.9, "59 s ago"), (175, "2 min ago"), (7199, "1 h ago"), (200_000, "2 days ago")])
+def test_the_command_tells_ages_as_pages_do(seconds: float, words: str) -> None:
+    moment = timezone.now() - timedelta(seconds=seconds)
+    assert show.age(moment.isoformat()) == words == f"{ages.in_words(seconds)} ago"
 
 
 def test_the_dashboard_tells_what_waits_for_a_person(

@@ -64,7 +64,7 @@ on, off, partly = State.ON, State.OFF, State.PARTLY
             id="a silent leader is unknown",
         ),
         pytest.param(
-            (L, 41, 0, on), (F, 41, 200, off), (L, U), "external01", "external02 has not been heard from for 3 min", id="a silent follower"
+            (L, 41, 0, on), (F, 41, 239, off), (L, U), "external01", "external02 has not been heard from for 3 min", id="a silent follower"
         ),
         pytest.param((L, 41, 0, on), (F, 41, None, off), (L, U), "external01", "external02 has not reported", id="never heard of"),
         pytest.param((L, 41, 0, on), (L, 42, 0, on), (U, L), "external02", "epoch 0·42 began since", id="the higher epoch leads"),
