@@ -79,7 +79,7 @@ def cell(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     place = next((some for some in row.cells if some.column.environment.pk == environment.pk and some.column.scope == scope), None)
     if place is None:
         raise Http404("There is no such cell.")
-    context = _context(request, environment) | {"row": row, "cell": place, "by": given["by"]}
+    context = _context(request, environment) | {"row": row, "cell": place, "by": given["by"], "newline": "\n"}
     kept = place.value if place.own else None
     if request.method != "POST":
         shown = place.value.value if place.value else ""
