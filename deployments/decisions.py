@@ -80,7 +80,7 @@ def offers(deployment: Deployment, *, by: access.Person, now: datetime) -> list[
     again = gone or " ".join(finding.sentence for finding in rules if finding.rule == "approvals" and deployment.completes_id is None)
     numbers = " and ".join(str(one.number) for one in broken)
     left = StepRun.objects.filter(deployment=deployment, status=RunStatus.PENDING).count()
-    then = f", then the {left} that are left" if left else ""
+    then = "" if not left else ", then the one that is left" if left == 1 else f", then the {left} that are left"
     found = [
         Offer(
             Choice.RETRY,
@@ -137,13 +137,16 @@ def unskippable(step: StepRun, by: access.Person) -> str:
 
 def _effect_of_skipping(step: StepRun) -> str:
     if step.kind in (StepKind.DEPLOY_MACHINE, StepKind.DEPLOY_RUNTIME):
-        return f"{_target(step)} stays as it is now, on what it runs; leadership does not move by it. Balance failover will tell it apart."
+        return f"{_target(step)} stays as it is now, on what it runs; leadership does not move by it."
     return f"{step.title} is not done; leadership does not move by it."
 
 
 def _effect_of_rolling_back(deployment: Deployment, former: Release, away: Sequence[str]) -> str:
     environment = deployment.environment
-    told = [f"Ends this run, activates release {former.number} again and deploys it by the plan."]
+    told = [
+        f"Ends this run, activates release {former.number} again and deploys it by the plan, with the values of now: "
+        "leadership moves as its steps say."
+    ]
     if away:
         told.append(f"{' and '.join(away)}, not heard from, is left out and gets release {former.number} by itself when it returns.")
     if held := Activation.objects.filter(environment=environment, status=ActivationStatus.SCHEDULED).count():

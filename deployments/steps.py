@@ -270,6 +270,8 @@ class OnRuntime(Kind):
 
     def overdue(self, step: StepRun) -> str:
         target = f"{step.machine}.{step.connector}" if step.connector else f"All of {step.machine}"
+        if any(told.get("gate") for told in step.memory.get("runtimes", {}).values()):
+            return f"{target} could not be touched"
         return f"{target} did not report ready"
 
     def look(self, look: Look) -> Outcome:

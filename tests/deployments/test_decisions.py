@@ -43,6 +43,7 @@ from deployments.models import (
     RunStatus,
     StepKind,
     StepLog,
+    StepRun,
 )
 from portal import properties
 from portal.errors import Invalid, NotAllowed
@@ -135,6 +136,13 @@ def test_a_person_may_override_with_a_reason_that_is_kept(upgrade: Upgrade, stuc
     assert any("goes on without a hand-over. developer took it upon himself" in line for line in log(stuck))
     kept = Decision.objects.get()
     assert (kept.choice, kept.reason, kept.by) == (Choice.OVERRIDE, "The window ends at six.", upgrade.person)
+
+
+@pytest.mark.parametrize(("gate", "said"), [("leader", "could not be touched"), ("", "did not report ready")])
+def test_a_step_whose_time_ended_at_its_gate_says_that_it_touched_nothing(gate: str, said: str) -> None:
+    memory = {"runtimes": {"external01.erp": {"gate": gate} if gate else {"orders": 4}}}
+    step = StepRun(kind=StepKind.DEPLOY_RUNTIME, machine="external01", connector="erp", memory=memory)
+    assert steps.KINDS[StepKind.DEPLOY_RUNTIME].overdue(step) == f"external01.erp {said}"
 
 
 def test_an_override_is_for_one_attempt(upgrade: Upgrade, stuck: Deployment) -> None:
@@ -684,8 +692,9 @@ def test_the_decision_bar_says_all_that_a_roll_back_does_and_leads_to_its_previe
     upgrade.engine.pass_time(20)
     offer = upgrade.offer(failed, Choice.ROLL_BACK)
     assert offer and offer.effect == (
-        "Ends this run, activates release 1 again and deploys it by the plan. external02, not heard from, is left out and gets release 1 "
-        "by itself when it returns. 1 scheduled activation is held until a person looked."
+        "Ends this run, activates release 1 again and deploys it by the plan, with the values of now: leadership moves as its steps say. "
+        "external02, not heard from, is left out and gets release 1 by itself when it returns. "
+        "1 scheduled activation is held until a person looked."
     )
     client.force_login(upgrade.person)
     Machine.objects.filter(name="external02").update(last_report_at=timezone.now() - timedelta(hours=1))
