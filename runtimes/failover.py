@@ -185,7 +185,7 @@ def cause(group: FailoverGroup, member: GroupMember) -> str:
 
 def _seen_by_siblings(said: MemberVerdict, heard: list[MemberVerdict], now: datetime) -> MemberVerdict:
     """A silent machine, with what its siblings' agents measure of it: is it gone, or only its way to the portal?"""
-    if said.status != Status.UNKNOWN or said.age_seconds is None:
+    if said.status != Status.UNKNOWN or said.age_seconds is None or said.fresh:
         return said
     for other in heard:
         router = getattr(other.member.runtime.machine, "router", None) if other.fresh else None

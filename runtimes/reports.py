@@ -227,7 +227,7 @@ def _why_without(runtime: protocol.RuntimeReport) -> str:
     """Why a runtime says nothing of one of its groups."""
     if runtime.state == protocol.RuntimeState.READY:
         what = f"release {runtime.release}" if runtime.release else "a bundle"
-        return f"{runtime.key} runs {what}, which does not have this group: deploy to it"
+        return f"{runtime.key} runs {what}, which does not have this group: a deployment brings it"
     return f"{runtime.key} is {runtime.state}{': ' + runtime.reason if runtime.reason else ''}"
 
 

@@ -242,12 +242,11 @@ class Flow:
             except PermitEnded:
                 return
             except Unavailable as error:
-                if duty.valid():
-                    self._say(f"{error}; items wait in the source", bad=True)
                 if begun and self._owes(HOLD_SECONDS) and (seconds := self._inbound.rest()):
                     begun, self._rest_until = False, time.monotonic() + seconds
-                if begun:
-                    self._see_whether_on(duty)
+                ails = self._see_whether_on(duty) if begun else ""
+                if duty.valid():
+                    self._say(ails or f"{error}; items wait in the source", bad=True)
                 self._pause(duty, away)
                 away = min(away * 2, AWAY_LIMIT)
             else:

@@ -598,6 +598,17 @@ def test_of_a_silent_machine_its_siblings_tell(settled: FailoverGroup, external0
     assert said.reason == f"external01 has not been heard from for 40 s; it then was Leader, On; {says}"
 
 
+def test_of_a_machine_that_reports_its_siblings_tell_nothing(settled: FailoverGroup, external02: Machine) -> None:
+    """A release brings the group to its runtime in a moment: neither its agent nor its way to the portal is at fault."""
+    now = timezone.now()
+    peer = {"machine": "external01", "address": "10.0.0.11:2380", "reachable": True, "since": "", "error": ""}
+    Router.objects.filter(machine=external02).update(observed_peers=[peer])
+    reason = "external01.erp runs release 1, which does not have this group: a deployment brings it"
+    factories.heard(settled, "external01", Status.UNKNOWN, observed_reason=reason)
+    said = next(said for said in judge(settled, now).members if said.machine == "external01")
+    assert said.reason == f"{reason}."
+
+
 def test_one_that_runs_alone_beside_a_leader_is_said_to_be_consumed_twice(settled: FailoverGroup) -> None:
     hear(settled, "external02", (S, 0, 0, on), timezone.now())
     found = judge(settled, timezone.now())

@@ -84,6 +84,7 @@ class CommandInbound(Inbound):
         self._next_start = 0.0  # time.monotonic()
         self._what, self._sentence, self._failed = "", "", False
         self._sound_since = 0.0  # time.monotonic(): of the last start that came off
+        self._answered = 0.0  # wall clock
         self._kill_at = 0.0  # time.monotonic(), once it stops
         self._stops_by = 0.0  # likewise: with its last lines
         self._duty: Duty | None = None  # under which it stops
@@ -146,6 +147,11 @@ class CommandInbound(Inbound):
     def abort(self) -> None:
         if self._program is not None:
             self._program.kill()
+
+    def answered_at(self) -> float:
+        if not self.ailing():
+            self._answered = time.time()
+        return self._answered
 
     def ailing(self) -> str:
         sound = self._program is not None and time.monotonic() - self._sound_since >= SOUND_SECONDS

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -399,6 +400,8 @@ def test_a_program_that_fails_at_every_start_is_not_on_until_it_has_run_for_a_wh
         seen.append((flow.on, "exit status 3" in flow.reason))
         time.sleep(0.01)
     assert set(seen) == {(False, True)}, "neither On nor without its reason while it is tried again"
+    assert "items wait in the source" not in flow.reason, "of a program nobody knows that"
+    assert datetime.fromisoformat(flow.report().last_poll).timestamp() < time.time() - 1, "it was started since, and did not answer"
     (tmp_path / "mended").touch()
     until(lambda: flow.on and flow.reason == "", 12, "once it has run for a while")
 
