@@ -391,9 +391,7 @@ def switch(
     chosen = _member(found, candidate, "candidate") if candidate else None
     expire_overdue(now=now, group=group)
     _refuse_when_busy(group)
-    if expected_leader and (found.leader is None or found.leader.machine != expected_leader):
-        leads = f"{found.leader.machine} does" if found.leader else "nobody is known to lead"
-        raise Stale(f"{expected_leader} does not lead {group.name}: {leads}. Look again.")
+    _refuse_stale(found, expected_leader)
     wish = {"kind": RequestKind.SWITCH, "machine": candidate or "", "expected_epoch": group.epoch or None, "cause": cause, "actor": actor}
     if chosen is not None and chosen is found.leader:
         done = {"status": RequestStatus.SUCCEEDED, "reason": f"{candidate} already leads {group.name}.", "ended_at": now}
@@ -420,9 +418,10 @@ def _refuse_without_follower(found: Verdict) -> None:
         )
 
 
-def disable(group: FailoverGroup, machine: str, *, actor: str, now: datetime) -> GroupRequest:
-    """Ask that the member's inbounds stop and it takes no leadership until enabled again. Raises as `switch` does."""
-    return _set_disabled(group, machine, RequestKind.DISABLE, Cause.DISABLE, actor, now)
+def disable(group: FailoverGroup, machine: str, *, actor: str, now: datetime, expected_leader: str | None = None) -> GroupRequest:
+    """Ask that the member's inbounds stop and it takes no leadership until enabled again. Raises as `switch` does: who looked while
+    another member led (`expected_leader`) was told another consequence."""
+    return _set_disabled(group, machine, RequestKind.DISABLE, Cause.DISABLE, actor, now, expected_leader)
 
 
 def enable(group: FailoverGroup, machine: str, *, actor: str, now: datetime) -> GroupRequest:
@@ -449,19 +448,28 @@ def set_isolation_policy(group: FailoverGroup, policy: IsolationPolicy, *, actor
     return request
 
 
+def _refuse_stale(found: Verdict, expected_leader: str | None) -> None:
+    if expected_leader and (found.leader is None or found.leader.machine != expected_leader):
+        leads = f"{found.leader.machine} does" if found.leader else "nobody is known to lead"
+        raise Stale(f"{expected_leader} does not lead {found.group.name}: {leads}. Look again.")
+
+
 def _refuse_without_agent(found: Verdict) -> None:
     if not any(said.fresh for said in found.members):
         reasons = [said.reason for said in found.members]
         raise NotReady(f"No agent of {found.group.name} can carry this: {' '.join(reasons)}", reasons=reasons)
 
 
-def _set_disabled(group: FailoverGroup, machine: str, kind: RequestKind, cause: Cause, actor: str, now: datetime) -> GroupRequest:
+def _set_disabled(
+    group: FailoverGroup, machine: str, kind: RequestKind, cause: Cause, actor: str, now: datetime, expected_leader: str | None = None
+) -> GroupRequest:
     """Any member's agent can carry it, so one that is heard of is enough, even for a silent member."""
     group = read_now(group)
     found = verdict(group, now=now)
     _member(found, machine)
     expire_overdue(now=now, group=group)
     _refuse_when_busy(group)
+    _refuse_stale(found, expected_leader)
     _refuse_without_agent(found)
     return _ask(group, now=now, kind=kind, machine=machine, cause=cause, actor=actor)
 

@@ -31,7 +31,7 @@ CAUSES: dict[Cause, str] = {
     Cause.NOT_READY: "it was not ready any more",
     Cause.SWITCH: "switched by hand",
     Cause.BALANCE: "Balance failover",
-    Cause.DEPLOY: "handed over before its deployment",
+    Cause.DEPLOY: "handed over beforehand",
     Cause.DISABLE: "disabled",
     Cause.FAILBACK: "failback: returned by the group's policy",
     Cause.EXPIRY: "returned: the switch by hand has expired",

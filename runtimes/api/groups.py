@@ -1,6 +1,5 @@
 """/api/v1/groups/: who leads, and the acts of an operator."""
 
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -259,6 +258,10 @@ class MachineInput(ExactInput):
     machine = serializers.CharField()
 
 
+class DisableInput(MachineInput):
+    expected_leader = serializers.CharField(required=False, allow_null=True, help_text="Machine that leads as you see it; else 412")
+
+
 class PreferenceInput(MachineInput):
     preference = serializers.ChoiceField(choices=PREFERENCES)
 
@@ -289,13 +292,6 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
             .prefetch_related(failover.with_members()),
             now=timezone.now(),
         )
-
-    def _about_member(self, request: Request, act: Callable[..., GroupRequest]) -> Response:
-        """Disable and enable: the same gate, body and answer."""
-        group = self.row_for(request, Role.OPERATOR)
-        body = MachineInput(data=request.data)
-        body.is_valid(raise_exception=True)
-        return self._answer(act(group, body.validated_data["machine"], actor=request.user.get_username(), now=timezone.now()))
 
     def _answer(self, wish: GroupRequest) -> Response:
         return Response(RequestSerializer(wish).data, status=status.HTTP_202_ACCEPTED)
@@ -359,16 +355,25 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
         failback.hold(group, held=body.validated_data["held"], actor=request.user.get_username())
         return Response(GroupSerializer(self.get_object()).data)
 
-    @extend_schema(request=MachineInput, responses={202: RequestSerializer})
+    @extend_schema(request=DisableInput, responses={202: RequestSerializer})
     @action(detail=True, methods=["post"])
     def disable(self, request: Request, pk: str) -> Response:
         """The member's inbounds stop and it takes no leadership until enabled again."""
-        return self._about_member(request, failover.disable)
+        group = self.row_for(request, Role.OPERATOR)
+        body = DisableInput(data=request.data)
+        body.is_valid(raise_exception=True)
+        given = body.validated_data
+        actor, expected = request.user.get_username(), given.get("expected_leader")
+        return self._answer(failover.disable(group, given["machine"], actor=actor, now=timezone.now(), expected_leader=expected))
 
     @extend_schema(request=MachineInput, responses={202: RequestSerializer})
     @action(detail=True, methods=["post"])
     def enable(self, request: Request, pk: str) -> Response:
-        return self._about_member(request, failover.enable)
+        group = self.row_for(request, Role.OPERATOR)
+        body = MachineInput(data=request.data)
+        body.is_valid(raise_exception=True)
+        actor = request.user.get_username()
+        return self._answer(failover.enable(group, body.validated_data["machine"], actor=actor, now=timezone.now()))
 
     @extend_schema(request=PolicyInput, responses={202: RequestSerializer})
     @action(detail=True, methods=["put"], url_path="isolation-policy")

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from portal import exports
 from portal.access import get_environment, may, role_to_deploy
-from portal.errors import NotAllowed
+from portal.errors import NotAllowed, Stale
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Role
 from runtimes import boards, failback, failover, profiles
@@ -89,6 +89,8 @@ def group_act(request: UserRequest, slug: str, kind: str, pk: UUID, machine: str
             asked = ask(group, machine, act, form, actor=request.user.get_username())
             messages.info(request, f"{boards.wish_of(asked)} was asked for; the group {group} shows how it goes.")
             return redirect(request, back)
+        except Stale as refusal:  # what the person was told is not so any more: he is told what is, and asked again
+            context = act_context(request, group, member, act, anew=True) | {"refusal": refusal}
         except NotAllowed as refusal:
             context["refusal"] = refusal
     return dialog(request, "runtimes/group_act.html", context, back=back)
@@ -187,7 +189,7 @@ def way_back(request: UserRequest, environment: Environment) -> str:
     return came_from if known else reverse("groups", args=[environment.project.slug, environment.kind])
 
 
-def act_context(request: UserRequest, group: FailoverGroup, member: GroupMember, act: str) -> dict[str, Any]:
+def act_context(request: UserRequest, group: FailoverGroup, member: GroupMember, act: str, *, anew: bool = False) -> dict[str, Any]:
     """What the dialog says. Where the person came from is where he goes back to, if it is a page of this portal."""
     if act not in boards.ACTS:
         raise Http404("There is no such act.")
@@ -205,7 +207,10 @@ def act_context(request: UserRequest, group: FailoverGroup, member: GroupMember,
         "label": boards.ACTS[act],
         "consequence": failover.consequence(group, member, act, now=now),
         "form": GroupActForm(
-            request.POST if request.method == "POST" else None, environment=group.environment, name=group.name, initial=initial
+            request.POST if request.method == "POST" and not anew else None,
+            environment=group.environment,
+            name=group.name,
+            initial=initial,
         ),
         "back": back,
         # A switch away from the preferred leader may be for a time only.
@@ -233,4 +238,6 @@ def ask(group: FailoverGroup, machine: str, act: str, form: GroupActForm, *, act
         leader = (form.cleaned_data["expected_leader"] or None) if act == "play" else machine
         candidate = machine if act == "play" else None
         return failback.switch(group, candidate=candidate, expected_leader=leader, actor=actor, now=now, returns_after=form.returns())
-    return (failover.disable if act == "disable" else failover.enable)(group, machine, actor=actor, now=now)
+    if act == "disable":
+        return failover.disable(group, machine, actor=actor, now=now, expected_leader=form.cleaned_data["expected_leader"])
+    return failover.enable(group, machine, actor=actor, now=now)

@@ -81,7 +81,7 @@ def test_the_dashboard_shows_which_release_is_where_and_what_is_not_well(
     client.force_login(viewer)
     text = text_of(client, "/")
     assert "<strong>3</strong> Stock" in text and "Runs on 2 of 2" in text and 'data-status="active"' in text
-    assert "step 1 of 2" in text and "1 healthy" in text
+    assert "1 of 2 steps done" in text and "1 healthy" in text
     assert f'href="{TEST}machines/core01/"' in text and "is silent" in text and "1 thing to look at" in text
 
 

@@ -439,3 +439,20 @@ def test_a_machine_silent_for_long_is_no_leader(group: FailoverGroup) -> None:
     (board,) = boards.boards([group.environment], now=timezone.now())
     assert board.leader_machine == "" and all(line.since is None for line in board.lines)
     assert Machine.objects.count() == 3
+
+
+def test_a_dialog_that_was_opened_while_another_member_led_disables_nobody(
+    client: Client, operator: User, groups_page: str, group: FailoverGroup
+) -> None:
+    """It said that external02 takes no part; by now it leads, and is the last one that could."""
+    client.force_login(operator)
+    dialog = act_url(group, "external02", "disable")
+    seen = client.get(dialog, headers=HTMX).content.decode()
+    assert 'name="expected_leader" value="external01"' in seen
+    heard(group, leader="external02", sequence=2)
+    told = client.post(dialog, {"expected_leader": "external01", "next": groups_page}, headers=HTMX).content.decode()
+    assert "external01 does not lead erp-orders: external02 does. Look again." in told
+    assert 'name="expected_leader" value="external02"' in told, "the dialog says what it would do now"
+    assert not GroupRequest.objects.exists()
+    assert client.post(dialog, {"expected_leader": "external02", "next": groups_page}).status_code == 302
+    assert GroupRequest.objects.get().machine == "external02"
