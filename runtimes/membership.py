@@ -273,7 +273,8 @@ def why_not_rebuild(survivor: Machine, *, now: datetime) -> str:
         if other.observed_state == protocol.RouterState.RUNNING and other.observed_token == token and not other.machine.is_silent(now=now)
     ]
     if running:
-        return f"{', '.join(running)} still know{'s' if len(running) == 1 else ''} a majority: nothing is lost. A router is replaced by a deployment (step Deploy routers)."
+        know = f"{', '.join(running)} still know{'s' if len(running) == 1 else ''} a majority"
+        return f"{know}: nothing is lost. A router is replaced by a deployment (step Deploy routers)."
     if router.observed_state != protocol.RouterState.NO_MAJORITY:
         return f"The router on {survivor.name} is {router.observed_state}, and so it cannot be known whether the majority is lost."
     return ""
