@@ -1195,7 +1195,8 @@ def test_of_several_decisions_in_one_moment_one_counts_and_the_others_are_told(u
     refused = [result for result in results if not isinstance(result, Deployment)]
     assert len(made) == 1 and all(isinstance(result, NotAllowed) for result in refused), results
     assert Decision.objects.count() == 1
-    assert upgrade.engine.run(made[0]).status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED, RunStatus.FAILED)
+    # Where Skip was first, Balance failover waits for the release that was not brought, until its time is over.
+    assert upgrade.engine.run(made[0], every=5).status in (RunStatus.SUCCEEDED, RunStatus.CANCELLED, *BROKEN)
 
 
 @pytest.mark.django_db(transaction=True)
