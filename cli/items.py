@@ -102,8 +102,7 @@ def _act(act: str, runtime: str, flow: str, keys: list[str], every: bool, enviro
         raise Usage(f"Which items? Name them, or say --all: `baton items failed {runtime} {flow}` shows them.")
     found = _ask(act, runtime, flow, keys, environment, project)
     what = "All failed items" if every else "1 item" if len(keys) == 1 else f"{len(keys)} items"
-    done = "is to be tried again" if act == "retry" else "is discarded"
-    done = done if len(keys) == 1 else done.replace("is ", "are ", 1)
+    done = f"{'is' if len(keys) == 1 else 'are'} {'to be tried again' if act == 'retry' else 'discarded'}"
     show.answer(found, json, lambda told: show.note(f"{what} of {flow} on {runtime}: {done}; {told['total']} are left."))
 
 

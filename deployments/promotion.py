@@ -33,6 +33,7 @@ from deployments.models import (
 from portal.access import may
 from portal.errors import Invalid, NotAllowed, Stale
 from portal.models import Environment, Role
+from portal.time_zones import zone_of
 
 Rule = Literal["order", "approvals", "window"]
 RULES: Sequence[Rule] = ("order", "approvals", "window")
@@ -68,7 +69,7 @@ def rules_of(environment: Environment) -> EnvironmentRules:
 def calendar_of(environment: Environment, rules: EnvironmentRules | None = None) -> windows.Calendar:
     rules = rules or rules_of(environment)
     return windows.Calendar(
-        zone=windows.zone_of(rules.time_zone),
+        zone=zone_of(rules.time_zone),
         windows=[
             windows.Window(frozenset(int(day) for day in row.days), row.opens, row.closes)
             for row in DeploymentWindow.objects.filter(environment=environment)
@@ -269,7 +270,7 @@ def set_rules(
         Stale: somebody changed them since, with what.
     """
     if "time_zone" in changes:
-        windows.zone_of(changes["time_zone"])
+        zone_of(changes["time_zone"])
     for name, (least, most) in _LIMITS.items():
         if name in changes and not least <= changes[name] <= most:
             raise Invalid(f"Say a number from {least} to {most}.", field=name)
@@ -340,7 +341,7 @@ def freeze(
         raise Invalid("This freeze would be over already.", field="ends_at")
     windows.refuse_far(starts_at, now, field="starts_at")
     windows.refuse_far(ends_at, now, field="ends_at")
-    zone = windows.zone_of(rules_of(environment).time_zone)
+    zone = zone_of(rules_of(environment).time_zone)
     with transaction.atomic():
         made = DeploymentFreeze.objects.create(
             environment=environment, starts_at=starts_at, ends_at=ends_at, reason=reason.strip(), created_by_id=by.pk

@@ -14,6 +14,7 @@ from deployments.promotion import WindowInput
 from deployments.schedules import LONGEST_MINUTES
 from portal.errors import Invalid
 from portal.forms import Form
+from portal.time_zones import zone_of
 
 WALL_FORMATS = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
 WEEKDAYS = [(str(number), name) for number, name in enumerate(windows.DAYS)]
@@ -145,7 +146,7 @@ class RulesForm(Form):
     def clean_time_zone(self) -> str:
         name: str = self.cleaned_data["time_zone"]
         try:
-            windows.zone_of(name)
+            zone_of(name)
         except Invalid as refusal:
             raise forms.ValidationError(refusal.sentence) from refusal
         return name

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from portal.errors import Invalid
 
@@ -114,14 +114,6 @@ def refuse_far(moment: datetime, now: datetime, *, field: str) -> None:
     """Raises Invalid for a moment more than 5 years away."""
     if abs(moment - now) > FURTHEST:
         raise Invalid("Choose a time within 5 years.", field=field)
-
-
-def zone_of(name: str, *, field: str = "time_zone") -> ZoneInfo:
-    """Raises Invalid, naming the field, for a zone that does not exist."""
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise Invalid(f"There is no time zone {name}; say for instance Europe/Amsterdam or UTC.", field=field) from error
 
 
 def instant(wall: datetime, zone: ZoneInfo, *, second: bool | None = None, field: str = "at") -> datetime:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NoReturn
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from jinja2 import Environment, TemplateSyntaxError
 
@@ -11,6 +10,7 @@ from portal import property_types
 from portal.errors import Invalid
 from portal.models import InboundKind, OutboundKind, PropertyKind
 from portal.placeholders import check_placeholders, placeholders, without_placeholders
+from portal.time_zones import zone_of
 
 Side = Literal["inbound", "outbound"]
 SIDES: tuple[Side, ...] = ("inbound", "outbound")
@@ -497,8 +497,8 @@ def _check(value: str, setting: Setting, side: Side, where: str) -> None:
 
 def _check_zone(value: str, setting: Setting, where: str) -> None:
     try:
-        ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError):
+        zone_of(value)
+    except Invalid:
         raise Invalid(f"{setting.label}: {value} is no time zone: write it as Europe/Amsterdam.", field=where) from None
 
 

@@ -11,6 +11,7 @@ from portal.models import PropertyKind
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_LONGEST = {1: 31, 2: 29, 3: 31, 4: 30, 5: 31, 6: 30, 7: 31, 8: 31, 9: 30, 10: 31, 11: 30, 12: 31}  # days of a month at most
 _DAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
 # name, least, most, words for numbers from `least` on
 _CRON_FIELDS: tuple[tuple[str, int, int, list[str]], ...] = (
@@ -127,42 +128,29 @@ def _cron(value: str) -> str:
     fields = value.lower().split()
     if len(fields) != len(_CRON_FIELDS):
         return f"has {len(fields)} field{'s' if len(fields) != 1 else ''} instead of five"
+    numbers: dict[str, set[int]] = {}
     for text, (name, least, most, words) in zip(fields, _CRON_FIELDS, strict=True):
         for part in text.split(","):
-            if not _is_cron_part(part, least, most, words):
+            named = _cron_range(part, least, most, words)
+            if named is None:
                 return f"has a wrong {name} ({part or 'empty'}; it goes from {least} to {most})"
-    return "" if fields[4] != "*" or _ever_comes(fields[2], fields[3]) else "never comes, for no such month has that day"
+            numbers.setdefault(name, set()).update(named)
+    longest = max(_LONGEST[month] for month in numbers["month"])
+    return "" if fields[4] != "*" or min(numbers["day of the month"]) <= longest else "never comes, for no such month has that day"
 
 
-def _ever_comes(days: str, months: str) -> bool:
-    """Is the first of these days in the longest of these months."""
-    lengths = {1: 31, 2: 29, 3: 31, 4: 30, 5: 31, 6: 30, 7: 31, 8: 31, 9: 30, 10: 31, 11: 30, 12: 31}
-    return min(_cron_numbers(days, 1, 31, [])) <= max(lengths[month] for month in _cron_numbers(months, 1, 12, _MONTHS))
-
-
-def _cron_numbers(text: str, least: int, most: int, words: list[str]) -> set[int]:
-    """All that a field names, which is known to be right."""
-    found: set[int] = set()
-    for part in text.split(","):
-        span, _, step = part.partition("/")
-        first, dash, last = span.partition("-")
-        begin = least if span == "*" else _cron_number(first, least, most, words) or least
-        end = most if span == "*" else (_cron_number(last, least, most, words) or begin) if dash else begin
-        found |= set(range(begin, end + 1, int(step or 1)))
-    return found
-
-
-def _is_cron_part(part: str, least: int, most: int, words: list[str]) -> bool:
+def _cron_range(part: str, least: int, most: int, words: list[str]) -> range | None:
+    """The numbers that one part of a field names; None: it is malformed."""
     span, slash, step = part.partition("/")
     if slash and not (step.isascii() and step.isdigit() and 1 <= int(step) <= most):
-        return False
+        return None
     if span == "*":
-        return True
+        return range(least, most + 1, int(step or 1))
     first, dash, last = span.partition("-")
     if slash and not dash:
-        return False
-    numbers = [_cron_number(text, least, most, words) for text in ((first, last) if dash else (first,))]
-    return None not in numbers and (not dash or (numbers[0] or 0) <= (numbers[1] or 0))
+        return None
+    begin, end = (_cron_number(text, least, most, words) for text in (first, last if dash else first))
+    return None if begin is None or end is None or begin > end else range(begin, end + 1, int(step or 1))
 
 
 def _cron_number(text: str, least: int, most: int, words: list[str]) -> int | None:

@@ -2,11 +2,12 @@
 
 from datetime import time, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django import forms
 
+from portal.errors import Invalid
 from portal.models import Environment
+from portal.time_zones import zone_of
 from runtimes import failback, failover, profiles, protocol
 from runtimes.models import FailbackPolicy
 
@@ -69,9 +70,9 @@ class FailbackForm(ConfirmForm):
     def clean_zone(self) -> str:
         name = str(self.cleaned_data["zone"] or "UTC")
         try:
-            ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise forms.ValidationError(f"There is no time zone {name}; say for instance Europe/Amsterdam or UTC.") from error
+            zone_of(name)
+        except Invalid as refusal:
+            raise forms.ValidationError(refusal.sentence) from refusal
         return name
 
     def clean(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.db.models import QuerySet
 from django.utils import timezone
@@ -15,7 +14,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from portal.api.fields import EnvironmentFilter, ExactInput, Gated
+from portal.errors import Invalid
 from portal.models import Role
+from portal.time_zones import zone_of
 from runtimes import alarms, boards, failback, failover, history
 from runtimes.models import PREFERENCES, AlarmKind, FailbackPolicy, FailoverGroup, GroupRequest, LeadershipChange, TimedSwitch, choices
 from runtimes.protocol import Cause, IsolationPolicy, Preference, RequestStatus, State, Status
@@ -93,9 +94,9 @@ class FailbackSerializer(ExactInput, serializers.ModelSerializer[FailoverGroup])
 
     def validate_time_zone(self, name: str) -> str:
         try:
-            ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise serializers.ValidationError(f"There is no time zone {name}; say for instance Europe/Amsterdam or UTC.") from error
+            zone_of(name)
+        except Invalid as refusal:
+            raise serializers.ValidationError(refusal.sentence) from refusal
         return name
 
 

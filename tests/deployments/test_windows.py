@@ -6,8 +6,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from deployments.windows import Calendar, Freeze, Window, in_zone, instant, verdict, zone_of
+from deployments.windows import Calendar, Freeze, Window, in_zone, instant, verdict
 from portal.errors import Invalid
+from portal.time_zones import zone_of
 
 AMSTERDAM = ZoneInfo("Europe/Amsterdam")
 WEEK = frozenset({0, 1, 2, 3, 4})
