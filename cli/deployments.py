@@ -146,8 +146,12 @@ def choices(deployment: DeploymentArgument, json: JsonOption = False) -> None:
     if json:
         show.document(found)
         return
-    cells = ((row["choice"], row["machine"], _said(row)) for row in found)
-    show.table(["choice", "machine", "what it does"], cells, empty=f"Nothing is to be decided about deployment {deployment}.")
+    cells = ((row["choice"], row["machine"] or _steps_of(row), _said(row)) for row in found)
+    show.table(["choice", "about", "what it does"], cells, empty=f"Nothing is to be decided about deployment {deployment}.")
+
+
+def _steps_of(offer: dict[str, Any]) -> str:
+    return f"step {', '.join(map(str, offer['steps']))}" if offer["steps"] else ""
 
 
 def _said(offer: dict[str, Any]) -> str:
@@ -162,6 +166,7 @@ def decide(
     choice: Annotated[str, typer.Argument(help="retry, override, skip, exclude, roll-back or abort: see `baton deployments choices`")],
     reason: Annotated[str, typer.Option("--reason", "-m", help="Why; kept with the run")] = "",
     machine: Annotated[str, typer.Option("--machine", help="For exclude: which offline machine")] = "",
+    step: Annotated[int | None, typer.Option("--step", help="For skip: which step, where several failed")] = None,
     override: OverrideOption = "",
     follow: FollowOption = True,
     wait_for_people: PeopleOption = True,
@@ -169,7 +174,8 @@ def decide(
 ) -> None:
     """Decide how a deployment that stopped at a failure goes on, and show its steps until it ends."""
     ask = given.portal()
-    after = ask.post(f"deployments/{deployment}/decide/", {"choice": choice, "reason": reason, "machine": machine, "override": override})
+    wish = {"choice": choice, "reason": reason, "machine": machine, "step": step, "override": override}
+    after = ask.post(f"deployments/{deployment}/decide/", wish)
     if choice == "abort":
         follow = False
     _watch(ask, after, follow=follow, wait_for_people=wait_for_people, json=json)

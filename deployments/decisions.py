@@ -54,16 +54,27 @@ class Offer:
     effect: str
     refusal: str = ""
     machine: str = ""  # which one Leave out is about
+    steps: Sequence[int] = ()  # numbers of those it is about: to resume from, or the one to skip
     forbidden: str = ""  # which window or freeze forbids it now: an operator overrides that with a reason
     leaving_out: Sequence[str] = ()  # machines that a roll back goes without
 
     @property
     def label(self) -> str:
+        if self.choice == Choice.RETRY:
+            return f"Resume from {numbered(self.steps)}"
+        if self.choice == Choice.SKIP:
+            return f"Skip {numbered(self.steps)}"
         return f"Leave {self.machine} out" if self.machine else self.choice.label
 
     @property
     def needs_reason(self) -> bool:
         return self.choice in REASONED
+
+
+def numbered(numbers: Sequence[int]) -> str:
+    """ "step 9", "steps 9 and 12" """
+    *front, last = map(str, numbers)
+    return f"steps {', '.join(front)} and {last}" if front else f"step {last}"
 
 
 def offers(deployment: Deployment, *, by: access.Person, now: datetime) -> list[Offer]:
@@ -72,32 +83,43 @@ def offers(deployment: Deployment, *, by: access.Person, now: datetime) -> list[
     broken = rollout.broken_steps(deployment) if deployment.status in BROKEN else []
     if not broken:
         return []
-    step = broken[0]
     returning = deployment.is_rollback
     rules = promotion.findings(deployment.release, deployment.environment, at=now, returning=returning, begun=deployment)
     closed = " ".join(finding.sentence for finding in rules if finding.rule == "window")
     gone = rollout.superseded(deployment)
     again = gone or " ".join(finding.sentence for finding in rules if finding.rule == "approvals" and deployment.completes_id is None)
-    numbers = " and ".join(str(one.number) for one in broken)
+    numbers = [one.number for one in broken]
+    attempts = " and ".join(dict.fromkeys(str(one.attempt + 1) for one in broken))
     left = StepRun.objects.filter(deployment=deployment, status=RunStatus.PENDING).count()
     then = "" if not left else ", then the one that is left" if left == 1 else f", then the {left} that are left"
     found = [
         Offer(
             Choice.RETRY,
-            f"Runs step {numbers} again (attempt {step.attempt + 1}){then}. What is done stays done, and leadership moves only as the "
+            f"Runs {numbered(numbers)} again (attempt {attempts}){then}. What is done stays done, and leadership moves only as the "
             "steps say.",
             again,
+            steps=numbers,
             forbidden=closed,
         )
     ]
-    if _gated(step) == "leader":
-        effect = f"{_target(step)} is touched although it leads and nobody is ready to take over: the data waits until it runs again."
-        found.append(Offer(Choice.OVERRIDE, effect, again, forbidden=closed))
-    found.append(Offer(Choice.SKIP, _effect_of_skipping(step), gone or unskippable(step, by), forbidden=closed))
+    if gated := [one for one in broken if _gated(one) == "leader"]:
+        targets = " and ".join(_target(one) for one in gated)
+        alone = "it leads and nobody is ready to take over: the data waits until it runs again"
+        if len(gated) > 1:
+            alone = "each leads and nobody is ready to take over: the data waits until they run again"
+        effect = f"{targets} {'is' if len(gated) == 1 else 'are'} touched although {alone}."
+        if others := [one.number for one in broken if one not in gated]:
+            effect += f" Runs {numbered(others)} again too."
+        found.append(Offer(Choice.OVERRIDE, effect, again, steps=[one.number for one in gated], forbidden=closed))
+    for one in broken:
+        others = [number for number in numbers if number != one.number]
+        effect = _effect_of_skipping(one) + (f" {numbered(others).capitalize()} still waits for a decision." if len(others) == 1 else "")
+        effect += f" {numbered(others).capitalize()} still wait for a decision." if len(others) > 1 else ""
+        found.append(Offer(Choice.SKIP, effect, gone or unskippable(one, by), steps=[one.number], forbidden=closed))
     for name in _offline(deployment, broken, now):
         effect = (
             f"Skips what is left to do on {name}; leadership stays where it is, and {name} gets release {deployment.release.number} by "
-            "itself when it returns."
+            "itself when it returns, once this deployment has ended well."
         )
         found.append(Offer(Choice.EXCLUDE, effect, gone, machine=name, forbidden=closed))
     former = former_release(deployment)
@@ -187,13 +209,15 @@ def decide(
     now: datetime,
     reason: str = "",
     machine: str = "",
+    step: int | None = None,
     override: str = "",
 ) -> Deployment:
-    """Carry out a decision; returns the deployment that goes on (another one after a roll-back). `override` is the reason of a person
-    who may set windows and freezes aside.
+    """Carry out a decision; returns the deployment that goes on (another one after a roll-back). `step` is the number of the one to skip,
+    where several failed. `override` is the reason of a person who may set windows and freezes aside.
 
     Raises:
-        Invalid: a reason is needed and missing, or `machine` is none of those that can be left out.
+        Invalid: a reason is needed and missing, several steps failed and none is named to be skipped, or `machine` is none of those that
+            can be left out.
         NotAllowed: what `offers` says, a window or freeze, the deployment did not fail, or somebody else decided in this moment. Busy:
             another one is under way.
     """
@@ -201,7 +225,7 @@ def decide(
     if deployment.status not in BROKEN:
         raise NotAllowed(f"Deployment {deployment.pk} is {deployment.get_status_display().lower()}: there is nothing to decide.")
     seen = rollout.broken_steps(deployment)
-    offer = _offer(deployment, choice, machine, by, now)
+    offer = _offer(deployment, choice, machine, step, by, now)
     if offer.refusal:
         raise NotAllowed(offer.refusal)
     if offer.needs_reason and not reason:
@@ -221,15 +245,31 @@ def decide(
         broken = rollout.broken_steps(deployment)
         if not held or [(one.pk, one.attempt) for one in broken] != [(one.pk, one.attempt) for one in seen]:
             raise NotAllowed(f"Somebody else decided about deployment {deployment.pk} in this moment: look at it again.")
-        step = broken[0]
-        Decision.objects.create(deployment=deployment, step=step, choice=choice, machine=offer.machine, reason=reason, at=now, by_id=by.pk)
-        after = acts[choice](Decided(deployment, step, offer, by, now, reason, override))
+        about = [one for one in broken if choice != Choice.SKIP or one.number in offer.steps]
+        Decision.objects.create(
+            deployment=deployment,
+            step=about[0],
+            steps=[one.number for one in about],
+            choice=choice,
+            machine=offer.machine,
+            reason=reason,
+            at=now,
+            by_id=by.pk,
+        )
+        after = acts[choice](Decided(deployment, about[0], offer, by, now, reason, override))
     after.refresh_from_db()
     return after
 
 
-def _offer(deployment: Deployment, choice: Choice, machine: str, by: AbstractBaseUser, now: datetime) -> Offer:
+def _offer(deployment: Deployment, choice: Choice, machine: str, step: int | None, by: AbstractBaseUser, now: datetime) -> Offer:
     mine = [offer for offer in offers(deployment, by=by, now=now) if offer.choice == choice]
+    if choice == Choice.SKIP and mine:
+        could = [number for offer in mine for number in offer.steps]
+        if step is None and len(mine) > 1:
+            raise Invalid(f"Several steps failed: say which one to skip, of {numbered(could)}.", field="step")
+        mine = [offer for offer in mine if step is None or step in offer.steps]
+        if not mine:
+            raise NotAllowed(f"Step {step} of deployment {deployment.pk} waits for no decision: {numbered(could)} failed. Look again.")
     if choice == Choice.EXCLUDE and machine:
         mine = [offer for offer in mine if offer.machine == machine]
     if mine:
@@ -248,7 +288,7 @@ class Decided:
     """What was decided, by whom."""
 
     deployment: Deployment
-    step: StepRun  # the first of those that failed
+    step: StepRun  # the one to skip, else the first of those that failed
     offer: Offer
     by: AbstractBaseUser
     now: datetime

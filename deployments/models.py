@@ -541,7 +541,8 @@ class Decision(models.Model):
     """What a person decided about a deployment, and why. Never changed."""
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="decisions")
-    step = models.ForeignKey(StepRun, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    step = models.ForeignKey(StepRun, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")  # the first that it is about
+    steps = models.JSONField(default=list, blank=True)  # the numbers of all of them: several lanes may stop at once
     choice = models.CharField(max_length=12, choices=Choice.choices)
     machine = models.CharField(max_length=40, blank=True)  # for Leave the machine out
     reason = models.TextField(blank=True)
@@ -553,6 +554,11 @@ class Decision(models.Model):
 
     def __str__(self) -> str:
         return f"{self.choice} in deployment {self.deployment_id}"
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the steps that it is about; of an old one that kept only the first, that."""
+        return list(self.steps) or ([self.step.number] if self.step else [])
 
 
 class Exclusion(models.Model):

@@ -239,7 +239,8 @@ def leave_out(deployment: Deployment, machine: str, *, reason: str, by: Abstract
         deployment=deployment, machine=machine, defaults={"reason": reason, "at": now, "by_id": by.pk if by else None}
     )
     for step in StepRun.objects.filter(deployment=deployment, machine=machine).exclude(status__in=DONE).select_related("deployment"):
-        end_without(step, f"{machine} is left out. It gets release {deployment.release.number} by itself when it returns.", now)
+        then = f"It gets release {deployment.release.number} by itself when it returns, once this deployment has ended well."
+        end_without(step, f"{machine} is left out. {then}", now)
 
 
 def break_promises(deployment: Deployment, did: str, now: datetime) -> None:
@@ -395,7 +396,7 @@ def _conclude(step: StepRun, kind: steps.Kind, outcome: Outcome, now: datetime, 
     sentence = outcome.sentence
     if status == RunStatus.RUNNING and step.deadline_at is not None and now >= step.deadline_at:
         status = RunStatus.TIMED_OUT
-        sentence = f"{kind.overdue(step)} within {step.timeout_seconds} s: {sentence}"
+        sentence = f"{kind.overdue(step)} within {step.timeout_seconds} s{'.' if kind.by_group else ':'} {sentence}"
         kind.abandon(step, now)
     ended = None if status in LIVE else now
     step.memory.pop("stumbles", None)

@@ -55,10 +55,13 @@ SETTLED = (Status.LEADER, Status.FOLLOWER, Status.DISABLED, Status.SINGLE_NODE)
 FAILURE_STANDS_AFTER = timedelta(seconds=2)
 # A router that was just restarted is away for a moment, and its report comes every 2 s, or later where the machine is busy.
 REFUSAL_STANDS_AFTER = timedelta(seconds=20)
+ALL_DISABLED = "nobody leads, for every member is disabled. Enable one (Operate › Groups)."
 
 
 class Kind:
     """A kind of step. `begin` runs once per attempt, before the first `check`."""
+
+    by_group: ClassVar[bool] = False  # its sentence tells of several groups, each by its name
 
     def begin(self, step: StepRun, now: datetime) -> None:
         """Write what is wished."""
@@ -624,6 +627,8 @@ class FlowStop(OnFlow):
 class WaitHealthy(Kind):
     """Waits until the runtime, all of the machine's, or all of the environment run what is ordered, settled in healthy groups."""
 
+    by_group = True
+
     def check(self, step: StepRun, now: datetime) -> Outcome:
         without, release = left_out(step), step.deployment.release
         rows = self._runtimes(step).exclude(machine__name__in=without).select_related("machine", "connector")
@@ -645,7 +650,10 @@ class WaitHealthy(Kind):
         looked_at = groups.filter(failover=True).exclude(group__key__in=ended).select_related("group")
         for group in looked_at.prefetch_related(failover.with_members()):
             told = {name for name, connector in said if connector == group.group.connector_id}
-            lacking += failover.without(failover.verdict(group, now=now), without | told).problems
+            if problems := failover.without(failover.verdict(group, now=now), without | told).problems:
+                told_so = problems[0].endswith(f" {group.name}.")
+                whole = " ".join([problems[0].replace(failover.ALL_DISABLED, ALL_DISABLED), *problems[1:]])
+                lacking.append(whole if told_so else f"{group.name}: {whole}")
         if lacking:
             return running(" ".join(dict.fromkeys(lacking)))
         names = " and ".join(row.key for row in runtimes) if len(runtimes) <= 3 else f"All {len(runtimes)} runtimes"
@@ -736,6 +744,8 @@ class HttpCheck(Kind):
 
 class BalanceFailover(Kind):
     """Put each group's leadership on its preferred machine, proven; the evidence stays in the step's memory."""
+
+    by_group = True
 
     def check(self, step: StepRun, now: datetime) -> Outcome:
         deployment = step.deployment

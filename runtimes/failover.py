@@ -38,6 +38,9 @@ POLICY_CONSEQUENCES = {
 }
 
 
+ALL_DISABLED = "Nobody leads: every member is disabled."
+
+
 class Health(StrEnum):
     """What a group is in one word, for pages, API and command line."""
 
@@ -244,7 +247,7 @@ def _problems(group: FailoverGroup, members: list[MemberVerdict], leader: Member
         elif leader is None and len(alone) > 1:
             problems.append(f"{' and '.join(alone)} each run alone: {group.name} is consumed {len(alone)} times at once.")
         elif leader is None:
-            problems.append("Nobody leads: every member is disabled." if everyone else f"Nobody is known to lead {group.name}.")
+            problems.append(ALL_DISABLED if everyone else f"Nobody is known to lead {group.name}.")
     for said in members:
         leads = said.status == Status.SINGLE_NODE or said is leader
         if said.status == Status.SINGLE_NODE and meant_to_fail_over(group):

@@ -72,11 +72,16 @@ class StepRunSerializer(serializers.ModelSerializer[StepRun]):
 
 class DecisionSerializer(serializers.ModelSerializer[Decision]):
     step = serializers.IntegerField(source="step.number", default=None, allow_null=True)
+    steps = serializers.SerializerMethodField()
     by = serializers.CharField(source="by.username", default=None, allow_null=True)
 
     class Meta:
         model = Decision
-        fields = ("choice", "step", "machine", "reason", "at", "by")
+        fields = ("choice", "step", "steps", "machine", "reason", "at", "by")
+
+    def get_steps(self, decision: Decision) -> list[int]:
+        """The numbers of the steps that it is about: several where several lanes stopped; `step` is the first of them."""
+        return decision.numbers
 
 
 class ExclusionSerializer(serializers.ModelSerializer[Exclusion]):
@@ -97,6 +102,9 @@ class OfferSerializer(serializers.Serializer[Any]):
     effect = serializers.CharField()
     refusal = serializers.CharField()
     machine = serializers.CharField()
+    steps = serializers.ListField(
+        child=serializers.IntegerField(), help_text="The numbers of the steps it is about: those that run again, or the one to skip."
+    )
     needs_reason = serializers.BooleanField()
     forbidden = serializers.CharField(help_text="Which window or freeze forbids it now: an operator overrides that with `override`.")
 
@@ -109,6 +117,9 @@ class DecisionInput(ExactInput):
     choice = serializers.ChoiceField(choices=Choice.choices)
     reason = serializers.CharField(default="", allow_blank=True, help_text="Needed for override, skip and exclude.")
     machine = serializers.CharField(default="", allow_blank=True, help_text="For exclude: which offline machine; default: the step's.")
+    step = serializers.IntegerField(
+        default=None, allow_null=True, min_value=1, help_text="For skip: which step; needed where several lanes stopped."
+    )
     override = OverrideField()
 
 
@@ -244,6 +255,7 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
             now=timezone.now(),
             reason=given["reason"],
             machine=given["machine"],
+            step=given["step"],
             override=given["override"],
         )
         return Response(DeploymentSerializer(after).data, status=status.HTTP_202_ACCEPTED)

@@ -86,7 +86,7 @@ def deployment_page(request: UserRequest, slug: str, kind: str, pk: int) -> Http
 class Stop:
     """Where a deployment stands still for a person, and what he can do about it."""
 
-    broken: StepRun | None = None
+    broken: Sequence[StepRun] = ()  # several where several lanes stopped
     superseded: str = ""  # why it cannot go on any more
     offers: Sequence[decisions.Offer] = ()
     waiting: Sequence[StepRun] = ()
@@ -94,7 +94,7 @@ class Stop:
 
 
 def _stop(deployment: Deployment, steps: list[StepRun], person: Person) -> Stop:
-    broken = next((step for step in steps if step.status in BROKEN), None) if deployment.status in BROKEN else None
+    broken = [step for step in steps if step.status in BROKEN] if deployment.status in BROKEN else []
     return Stop(
         broken=broken,
         superseded=rollout.superseded(deployment) if broken else "",
@@ -218,6 +218,7 @@ def deployment_decide(request: UserRequest, slug: str, kind: str, pk: int) -> Ht
         now=timezone.now(),
         reason=request.POST.get("reason", ""),
         machine=request.POST.get("machine", ""),
+        step=int(step) if (step := request.POST.get("step", "")).isdecimal() and len(step) < 7 else None,
         override=request.POST.get("override", ""),
     )
     return redirect(request, after)

@@ -508,7 +508,9 @@ def test_an_offline_machine_is_left_out_and_catches_up_by_itself(upgrade: Upgrad
     assert away.status == RunStatus.TIMED_OUT
     upgrade.decide(away, Choice.EXCLUDE, "Its disk is replaced.")
     assert engine.run(away, every=5).status == RunStatus.SUCCEEDED, "Balance proves what can be proven without it"
-    assert away.steps.get(number=4).reason == "external02 is left out. It gets release 2 by itself when it returns."
+    assert away.steps.get(number=4).reason == (
+        "external02 is left out. It gets release 2 by itself when it returns, once this deployment has ended well."
+    )
     (exclusion,) = returning.open_exclusions()
     assert returning.catch_up(exclusion, now=engine.now) == "external02 is still away."
     engine.machines.silent.clear()
@@ -1208,9 +1210,19 @@ def test_skipping_twice_in_one_moment_skips_one_step_of_two_that_failed(upgrade:
         fields = {"stage_number": first.stage_number, "lane": step.machine, "status": RunStatus.FAILED, "reason": "no memory."}
         type(step).objects.filter(pk=step.pk).update(**fields)
     Deployment.objects.filter(pk=run.pk).update(status=RunStatus.FAILED)
-    results = together(*[lambda: upgrade.decide(Deployment.objects.get(pk=run.pk), Choice.SKIP, "Now.")] * 2)
+
+    def skip() -> Deployment:
+        row = Deployment.objects.get(pk=run.pk)
+        return decisions.decide(row, Choice.SKIP, by=upgrade.person, now=upgrade.engine.now, reason="Now.", step=first.number)
+
+    with pytest.raises(Invalid, match=f"say which one to skip, of steps {first.number} and {second.number}"):
+        upgrade.decide(Deployment.objects.get(pk=run.pk), Choice.SKIP, "Now.")
+    results = together(skip, skip)
     assert sorted(type(result).__name__ for result in results) == ["Deployment", "NotAllowed"], results
     assert [step.status for step in run.steps.filter(kind=StepKind.DEPLOY_RUNTIME)] == [RunStatus.SKIPPED, RunStatus.FAILED]
+    assert [one.numbers for one in Decision.objects.all()] == [[first.number]]
+    upgrade.decide(Deployment.objects.get(pk=run.pk), Choice.RETRY)
+    assert Decision.objects.order_by("pk").last().numbers == [second.number]
 
 
 @pytest.mark.django_db(transaction=True)

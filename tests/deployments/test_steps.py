@@ -287,8 +287,18 @@ def test_waiting_until_healthy_names_why_a_leader_is_off(stage: Stage) -> None:
     Runtime.objects.filter(machine__name="external01").update(observed_flows=[flow])
     told = {"observed_state": State.OFF, "observed_reason": "leads with epoch 1·240"}
     GroupMember.objects.filter(runtime__machine__name="external01").update(**told)
-    said = "external01 leads, but its inbounds are Off: erp-orders is off: the host of its source cannot be found."
+    said = "erp-orders: external01 leads, but its inbounds are Off: erp-orders is off: the host of its source cannot be found."
     assert stage.begin(StepKind.WAIT_HEALTHY).steps.get().reason == said
+
+
+def test_waiting_until_healthy_names_the_group_that_nobody_leads_and_the_remedy(stage: Stage) -> None:
+    GroupMember.objects.update(observed_status=Status.DISABLED, observed_state=State.OFF)
+    step = stage.begin(StepKind.WAIT_HEALTHY, timeout_seconds=5).steps.get()
+    remedy = "erp-orders: nobody leads, for every member is disabled. Enable one (Operate › Groups)."
+    assert step.reason == remedy
+    rollout.tick(step.pk, now=stage.engine.now + timedelta(seconds=6))
+    step.refresh_from_db()
+    assert step.reason == f"Not everything was healthy within 5 s. {remedy}"
 
 
 def without_group(release: Release) -> None:

@@ -91,6 +91,26 @@ def test_a_broken_one_offers_to_resume_and_says_the_effect(client: Client, devel
     assert deployment.status in (RunStatus.PENDING, RunStatus.RUNNING)
 
 
+def test_one_that_stopped_in_two_lanes_names_both_steps_everywhere(client: Client, developer: User, deployment: Deployment) -> None:
+    stop_at(deployment, 3, RunStatus.TIMED_OUT, "The shop answered 503.")
+    deployment.steps.filter(number=3).update(kind=StepKind.HTTP_CHECK, lane="shop", url="http://shop/", machine="", connector="")
+    lanes = {"kind": StepKind.WAIT_HEALTHY, "stage_number": deployment.steps.get(number=3).stage_number, "lane": "erp"}
+    deployment.steps.filter(number=4).update(status=RunStatus.TIMED_OUT, reason="erp-orders: nobody leads.", attempt=2, **lanes)
+    client.force_login(developer)
+    html = client.get(page(deployment)).content.decode()
+    bar = html[html.index('class="decision"') : html.index("deployment-steps")]
+    assert "The shop answered 503." in bar and "erp-orders: nobody leads." in bar
+    assert "Resume from steps 3 and 4" in bar and "Runs steps 3 and 4 again (attempt 2 and 3), then the one that is left" in bar
+    assert "Skip step 3" in bar and "Step 4 still waits for a decision." in bar and 'name="step" value="3"' in bar
+    assert "Wait until healthy external02.erp is not skipped: what comes next relies on its proof." in bar
+    refused = decide(client, deployment, "skip", reason="The shop is shut.", step="5")
+    assert refused.status_code != 200 or "failed. Look again" in refused.content.decode()
+    decide(client, deployment, "skip", reason="The shop is shut.", step="3")
+    assert [step.status for step in deployment.steps.filter(number__in=(3, 4))] == [RunStatus.SKIPPED, RunStatus.TIMED_OUT]
+    html = client.get(page(deployment)).content.decode()
+    assert "Resume from step 4" in html and "The shop is shut." in html
+
+
 def test_one_that_was_overtaken_says_so_instead(client: Client, developer: User, deployment: Deployment) -> None:
     stop_at(deployment, 3, RunStatus.FAILED, "No.")
     newer = Deployment.objects.create(environment=deployment.environment, release=deployment.release, status=RunStatus.SUCCEEDED)
