@@ -46,11 +46,23 @@ def deploy(
     chosen = given.release(ask, slug, release)
     if activate:
         ask.post(f"releases/{chosen['id']}/activate/", {"environment": kind, "override": override})
+    _warn_without(ask, chosen["id"], kind, leave_out)
     wish = {"environment": kind, "override": override, "leaving_out": leave_out or []}
     begun = ask.post(f"releases/{chosen['id']}/deployments/", wish)
     if not json:
         show.note(f"Deployment {begun['id']}: release {begun['release_number']} goes to {slug} › {kind}.")
     _watch(ask, begun, follow=follow, wait_for_people=wait_for_people, json=json)
+
+
+def _warn_without(ask: Portal, release: int, kind: str, leave_out: list[str] | None) -> None:
+    """Before it begins: where it would stop without these machines."""
+    if not leave_out:
+        return
+    foreseen = ask.get(f"releases/{release}/preview/", environment=kind, leaving_out=leave_out)
+    for step in foreseen["steps"]:
+        if step["outcome"] == "fails":
+            names = " and ".join(leave_out)
+            show.warn(f"Without {names} it would stop at step {step['number']}, {step['title']}: {step['sentence']}")
 
 
 @app.command("list")
@@ -87,6 +99,8 @@ def rollback(
         found = ask.get("deployments/rollback/", project=slug, environment=kind)
         show.answer(found, json, lambda it: show.note("; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in it.items())))
         return
+    if leave_out:
+        _warn_without(ask, ask.get("deployments/rollback/", project=slug, environment=kind)["release"], kind, leave_out)
     body = {"project": slug, "environment": kind, "override": override, "leaving_out": leave_out or []}
     begun = ask.post("deployments/rollback/", body)
     if not json:

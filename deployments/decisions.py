@@ -18,7 +18,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
 from django.db.models import F
 
-from deployments import looks, promotion, rollback, rollout
+from deployments import looks, preview, promotion, rollback, rollout
 from deployments.models import (
     BROKEN,
     DONE,
@@ -36,7 +36,9 @@ from deployments.models import (
 )
 from portal import access
 from portal.errors import Invalid, NotAllowed
-from runtimes.models import Machine, Runtime
+from portal.models import Environment
+from runtimes import failover
+from runtimes.models import FailoverGroup, Machine, Runtime
 
 NEEDED_BY_SAFETY = {
     StepKind.DEPLOY_ROUTERS: "runtimes in failover need their routers",
@@ -121,10 +123,11 @@ def offers(deployment: Deployment, *, by: access.Person, now: datetime) -> list[
             f"Skips what is left to do on {name}; leadership stays where it is, and {name} gets release {deployment.release.number} by "
             "itself when it returns, once this deployment has ended well."
         )
+        effect = " ".join([effect, *_unproven_without(deployment.environment, name, now)])
         found.append(Offer(Choice.EXCLUDE, effect, gone, machine=name, forbidden=closed))
     former = former_release(deployment)
     away = [row.name for row in rollout.offline(deployment.environment, now=now)] if former else []
-    effect = _effect_of_rolling_back(deployment, former, away) if former else ""
+    effect = _effect_of_rolling_back(deployment, former, away, now) if former else ""
     nothing = "" if former else f"No other release was deployed successfully on {deployment.environment.name} before."
     found.append(Offer(Choice.ROLL_BACK, effect, _newer(deployment) or nothing, forbidden=closed, leaving_out=away))
     found.append(
@@ -163,7 +166,16 @@ def _effect_of_skipping(step: StepRun) -> str:
     return f"{step.title} is not done; leadership does not move by it."
 
 
-def _effect_of_rolling_back(deployment: Deployment, former: Release, away: Sequence[str]) -> str:
+def _unproven_without(environment: Environment, machine: str, now: datetime) -> list[str]:
+    """A sentence for each group that the machine led when it was last heard of, and nobody is known to lead since."""
+    groups = FailoverGroup.objects.filter(environment=environment, failover=True, members__runtime__machine__name=machine)
+    views = [failover.verdict(group, now=now) for group in groups.distinct().prefetch_related(failover.with_members())]
+    led = [view.group.name for view in views if (said := failover.unheard_leader(view)) is not None and said.machine == machine]
+    return [failover.unproven_without(name, machine) for name in sorted(led)]
+
+
+def _effect_of_rolling_back(deployment: Deployment, former: Release, away: Sequence[str], now: datetime) -> str:
+    """With the step at which it would stop as things are now, as its preview says."""
     environment = deployment.environment
     told = [
         f"Ends this run, activates release {former.number} again and deploys it by the plan, with the values of now: "
@@ -173,6 +185,9 @@ def _effect_of_rolling_back(deployment: Deployment, former: Release, away: Seque
         told.append(f"{' and '.join(away)}, not heard from, is left out and gets release {former.number} by itself when it returns.")
     if held := Activation.objects.filter(environment=environment, status=ActivationStatus.SCHEDULED).count():
         told.append(f"{'1 scheduled activation is' if held == 1 else f'{held} scheduled activations are'} held until a person looked.")
+    if stops := preview.preview(former, environment, now=now, leaving_out=away).stops_at:
+        why = f": {stops.sentence}" if stops.sentence else "."
+        told.append(f"As things are now it would stop at step {stops.number}, {stops.title}{why}")
     return " ".join(told)
 
 

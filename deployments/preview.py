@@ -69,6 +69,7 @@ class GroupSight:
     members: Mapping[str, MemberSight]  # by runtime key
     plain: str  # its own name, by which a step of its connector names it
     leaves: bool = False  # the release does not have it: each member goes out of it with its own step
+    unheard: str = ""  # the silent machine that led when it was last heard of, and may lead still
 
 
 @dataclass(frozen=True)
@@ -289,6 +290,8 @@ class _World:
         for group in self.groups.values():
             if group.leaves or len(group.members) < 2 or not waited.keys() & group.members.keys():
                 continue
+            if group.leader is None and group.unheard in self.out:
+                found.append(failover.unproven_without(group.name, group.unheard))
             found += [
                 f"{key} is stopped, so {group.name} does not become healthy."
                 for key in sorted(group.members)
@@ -402,7 +405,7 @@ class _World:
             if own is None or own.disabled:
                 continue
             up = replace(own, able=True, lacking="", hopeless=False)
-            leader = group.leader if group.leader is not None else row.key
+            leader = group.leader if group.leader is not None or group.unheard else row.key
             self.groups[group.key] = replace(group, members={**group.members, row.key: up}, leader=leader)
         self.runtimes[row.key] = replace(row, running=True, stopped=False, held="", deployed=True, unchanged=row.same)
 
@@ -453,6 +456,8 @@ class _World:
 
     def _unproven(self, group: GroupSight, here: Mapping[str, MemberSight], step: StepFields) -> str:
         """What Balance would wait for in vain, as far as it is certain before."""
+        if group.leader is None and group.unheard in self.out:
+            return failover.unproven_without(group.name, group.unheard)
         for key in sorted(here):
             row = self.runtimes[key]
             if self._is_stopped(row, step):
@@ -610,7 +615,9 @@ def _groups(release: Release, environment: Environment, rows: Sequence[Runtime],
         seen = {said.member.runtime.key: said for said in view.members} if view is not None else {}
         leader = view.leader.member.runtime.key if view is not None and view.leader is not None else None
         sights = {row.key: _member(row, view, seen.get(row.key)) for row in members}
-        found.append(GroupSight(item["id"], told[item["id"]], leader, sights, plain=item["name"]))
+        unheard = failover.unheard_leader(view) if view is not None else None
+        machine = unheard.machine if unheard is not None else ""
+        found.append(GroupSight(item["id"], told[item["id"]], leader, sights, plain=item["name"], unheard=machine))
     return found + [_leaving(key, told[key], group, now) for key, group in going.items()]
 
 

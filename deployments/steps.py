@@ -251,11 +251,8 @@ def proof(runtime: Runtime, digest: str, memory: Memory, now: datetime, *, gone:
         if member.observed_status not in SETTLED:
             return running(f"{key} is {Status(member.observed_status).value} in group {member.group}{because(member.observed_reason)}")
         if member.observed_status == Status.FOLLOWER and not member.observed_ready:
-            why = failover.cause(member.group, member)
-            # Within a sentence, as the process said it.
-            if member.observed_reason and why.lower().startswith(member.observed_reason.lower()):
-                why = member.observed_reason
-            return running(f"{key} follows in group {member.group} but is not ready to take over{because(why)}")
+            why = because(failover.cause(member.group, member))
+            return running(f"{key} follows in group {member.group} but is not ready to take over{why}")
     return None
 
 

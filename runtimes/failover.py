@@ -153,32 +153,39 @@ def _heard(member: GroupMember, *, now: datetime) -> MemberVerdict:
 
 
 def _sentence(member: GroupMember) -> str:
-    """The reason as the machine gave it, as a sentence; the status that stands beside it is not said twice."""
-    reason = member.observed_reason.strip()
-    if member.observed_status == Status.ISOLATED:
-        reason = reason.removeprefix(protocol.ISOLATED_BECAUSE)
-    elif member.observed_status == Status.DISABLED and reason.startswith(protocol.ISOLATED_BECAUSE):
-        reason = f"disabled until enabled again; besides, it is {reason}"
+    """The reason as the machine gave it, as a sentence."""
+    reason = _reason(member)
     first = reason.split(" ", 1)[0]
     if first.rstrip(",;:").isalpha():  # not the name of a machine or runtime
         reason = reason[:1].upper() + reason[1:]
     return reason if not reason or reason.endswith((".", "!", "?")) else f"{reason}."
 
 
+def _reason(member: GroupMember) -> str:
+    """The reason as the machine gave it; the status that stands beside it is not said twice."""
+    reason = member.observed_reason.strip()
+    if member.observed_status == Status.ISOLATED:
+        reason = reason.removeprefix(protocol.ISOLATED_BECAUSE)
+    elif member.observed_status == Status.DISABLED and reason.startswith(protocol.ISOLATED_BECAUSE):
+        reason = f"disabled until enabled again; besides, it is {reason}"
+    return reason
+
+
 # What a process says of a member when there is nothing else to say: who leads stands beside it anyway, and is no cause of anything.
 _ONLY_WHO_LEADS = re.compile(r"leads with epoch \S+|follows \S+, which holds epoch \S+", re.IGNORECASE)
+_BEHIND = re.compile(r"follows \S+, which holds epoch \S+; it is not ready to take over: ", re.IGNORECASE)
 
 
 def cause(group: FailoverGroup, member: GroupMember) -> str:
-    """Why a member does not do, or could not do, what it should, a sentence: as its inbounds in the group tell, or its process, or its
-    machine. One query where `group.group` was not read."""
+    """Why a member does not do, or could not do, what it should, to end a sentence after its colon: as its inbounds in the group tell, or
+    its process, or its machine. One query where `group.group` was not read."""
     runtime = member.runtime
     off = [flow for flow in runtime.observed_flows if flow.get("group") == group.group.key and not flow["on"]]
     reasons = [f"{flow['name']} is off: {flow['reason']}" for flow in off if flow.get("reason")]
     if reasons:
         return f"{'; '.join(reasons).rstrip('.')}."
     if member.observed_reason and not _ONLY_WHO_LEADS.fullmatch(member.observed_reason.strip().rstrip(".")):
-        return _sentence(member)
+        return f"{_BEHIND.sub('', _reason(member), count=1).rstrip('.')}."
     if runtime.observed_reason:
         return f"{runtime.observed_reason.rstrip('.')}."
     if off and member.observed_status in (Status.LEADER, Status.SINGLE_NODE):
@@ -268,6 +275,23 @@ def without(found: Verdict, machines: Collection[str]) -> Verdict:
         return found
     problems = _problems(found.group, members, found.leader) if members else []
     return replace(found, members=members, healthy=not problems, problems=problems)
+
+
+def unheard_leader(found: Verdict) -> MemberVerdict | None:
+    """The silent member that led when it was last heard of, where nobody else is known to lead since: it may well lead still."""
+    if found.leader is not None:
+        return None
+    silent = [said for said in found.members if said.status == Status.UNKNOWN and not said.fresh]
+    led = [said for said in silent if said.member.observed_status == Status.LEADER and said.member.observed_epoch == found.group.epoch]
+    return next(iter(led), None)
+
+
+def unproven_without(group: str, machine: str) -> str:
+    """What follows from leaving out the machine of an unheard leader, with the remedy."""
+    return (
+        f"{machine} led {group} when it was last heard of, and nobody is known to lead it since: without {machine} it cannot be proven. "
+        f"Play another member first, or Disable {machine} (Operate › Groups)."
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- preference

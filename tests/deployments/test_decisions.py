@@ -696,7 +696,14 @@ def test_the_decision_bar_says_all_that_a_roll_back_does_and_leads_to_its_previe
     assert offer and offer.effect == (
         "Ends this run, activates release 1 again and deploys it by the plan, with the values of now: leadership moves as its steps say. "
         "external02, not heard from, is left out and gets release 1 by itself when it returns. "
-        "1 scheduled activation is held until a person looked."
+        "1 scheduled activation is held until a person looked. "
+        "As things are now it would stop at step 3, Deploy runtime external01.erp: external01.erp leads erp-orders, and no follower is "
+        "ready to take over: external02 has not been heard from for 20 s."
+    )
+    Property.objects.filter(key="erp.outbox").delete()
+    offer = upgrade.offer(failed, Choice.ROLL_BACK)
+    assert offer and offer.effect.endswith(
+        "As things are now it would stop at step 3, Deploy runtime external01.erp: A value is missing for external01.erp."
     )
     client.force_login(upgrade.person)
     Machine.objects.filter(name="external02").update(last_report_at=timezone.now() - timedelta(hours=1))

@@ -455,6 +455,31 @@ def test_two_connectors_two_lanes_a_machine_left_out_a_check_and_a_command(upgra
     assert run.status == RunStatus.SUCCEEDED
 
 
+def test_without_the_machine_that_leads_a_group_balance_cannot_prove_it_and_that_is_said_before(upgrade: Upgrade) -> None:
+    engine, release = upgrade.engine, upgrade.release(1)
+    (group,) = engine.machines.leaders
+    engine.machines.lead(group, "external02.erp")
+    engine.pass_time(1)
+    engine.machines.silent.add("external02")
+    engine.pass_time(20)
+    foreseen = preview.preview(release, upgrade.environment, now=engine.now, leaving_out=["external02"])
+    stops = foreseen.stops_at
+    assert stops is not None and stops.kind == StepKind.BALANCE_FAILOVER and foreseen.obstacles == []
+    said = (
+        "external02 led erp-orders when it was last heard of, and nobody is known to lead it since: "
+        "without external02 it cannot be proven. Play another member first, or Disable external02 (Operate › Groups)."
+    )
+    assert said in stops.sentence
+    run = rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=engine.now, leaving_out=["external02"])
+    assert engine.run(run, every=5).status == RunStatus.TIMED_OUT
+    assert "Nobody is known to lead erp-orders." in run.steps.get(kind=StepKind.BALANCE_FAILOVER).reason
+    offer = upgrade.offer(run, Choice.ROLL_BACK)
+    assert offer is not None and "external02 led erp-orders when it was last heard of" in offer.effect
+    engine.machines.lead(group, "external01.erp")  # Play, or Disable of the other one
+    engine.pass_time(1)
+    assert preview.preview(release, upgrade.environment, now=engine.now, leaving_out=["external02"]).stops_at is None
+
+
 def test_what_a_roll_back_stopped_stays_so_and_comes_back_with_a_release_that_has_it(upgrade: Upgrade) -> None:
     release, engine = back_without_a_connector(upgrade), upgrade.engine
     assert "Release 1 has no connector shop: it is stopped on external01 and external02, with everything that it takes." in (

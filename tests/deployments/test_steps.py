@@ -262,8 +262,10 @@ ONLY_WHO_LEADS = "follows external01.erp, which holds epoch 1·240"
     [
         pytest.param({"reason": "the folder /srv/erp/outbox is missing"}, ONLY_WHO_LEADS,
                      "erp-orders is off: the folder /srv/erp/outbox is missing.", id="its inbound tells"),
-        pytest.param({}, "the disk is full", "The disk is full.", id="its process tells"),
+        pytest.param({}, "the disk is full", "the disk is full.", id="its process tells"),
         pytest.param({}, ONLY_WHO_LEADS, "external02 does not say why.", id="nobody tells"),
+        pytest.param({}, f"{ONLY_WHO_LEADS}; it is not ready to take over: flow erp-orders: the folder /srv is gone",
+                     "flow erp-orders: the folder /srv is gone.", id="its process tells whom it follows too"),
     ],
 )  # fmt: skip
 def test_waiting_until_healthy_names_the_member_and_the_cause_not_the_epoch(
@@ -274,7 +276,7 @@ def test_waiting_until_healthy_names_the_member_and_the_cause_not_the_epoch(
     Runtime.objects.filter(machine__name="external02").update(observed_flows=facts)
     GroupMember.objects.filter(runtime__machine__name="external02").update(observed_ready=False, observed_reason=said)
     step = stage.begin(StepKind.WAIT_HEALTHY).steps.get()
-    assert step.reason.lower() == f"external02.erp follows in group erp-orders but is not ready to take over: {sentence}".lower()
+    assert step.reason == f"external02.erp follows in group erp-orders but is not ready to take over: {sentence}"
     group = FailoverGroup.objects.prefetch_related(failover.with_members()).get()
     view = failover.verdict(group, now=stage.engine.now)
     lacking = next(one for one in view.members if one.machine == "external02")

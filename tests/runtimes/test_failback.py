@@ -123,7 +123,7 @@ def _busy(group: FailoverGroup) -> None:
         pytest.param(_no_preference, None, id="nowhere to return to"),
         pytest.param(_preferred_leads, None, id="it leads already"),
         pytest.param(_nobody, None, id="nobody leads: nothing to hand over"),
-        pytest.param(_not_ready, "external01 is not ready: Flow erp-orders: folder missing", id="not ready"),
+        pytest.param(_not_ready, "external01 is not ready: flow erp-orders: folder missing", id="not ready"),
         pytest.param(_silent, "external01 has not been heard from for 40 s", id="silent"),
         pytest.param(_disabled, "external01 is disabled. It returns some time after Enable.", id="disabled for patching"),
         pytest.param(_switched, "olga switched it by hand. Play on external01 moves it back.", id="a person's switch stands"),
