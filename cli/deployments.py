@@ -76,7 +76,7 @@ def list_deployments(environment: EnvironmentOption = "", project: ProjectOption
             "environment": lambda row: row["environment"],
             "release": lambda row: f"{row['release_number']}",
             "status": lambda row: show.status(row["status"]),
-            "by": lambda row: row["created_by"],
+            "by": lambda row: f"{row['created_by'] or ''}{' (schedule)' if row['scheduled_for'] else ''}",
             "started": lambda row: show.moment(row["started_at"]),
         },
         empty="Nothing was deployed yet: `baton deploy RELEASE`.",
@@ -115,8 +115,14 @@ def show_deployment(deployment: DeploymentArgument, json: JsonOption = False) ->
     if json:
         show.document(found)
         return
+    if found["scheduled_for"]:
+        show.note(f"Begun by schedule for {show.moment(found['scheduled_for'])}, asked by {found['created_by']}.")
     for step in found["steps"]:
         show.line(_line(step, len(found["steps"])))
+    if found["rollback_of"]:
+        show.note(f"It rolls deployment {found['rollback_of']} back.")
+    if found["rolled_back_by"]:
+        show.note(f"Deployment {found['rolled_back_by']} rolled it back.")
     for one in found["exclusions"]:
         show.warn(f"{one['machine']} is left out. {one['promise']}")
     show.line(Text("Deployment ") + Text(str(found["id"])) + Text(" ") + show.status(found["status"]))

@@ -133,7 +133,7 @@ def list_approvals(environment: EnvironmentOption = "", project: ProjectOption =
         {
             "#": lambda row: row["id"],
             "environment": lambda row: row["environment"],
-            "release id": lambda row: row["release"],
+            "release": lambda row: row["release_number"],
             "status": lambda row: show.status(row["status"]),
             "by": lambda row: row["created_by"],
             "approved by": lambda row: ", ".join(one["person"] for one in row["approvals"] if not one["withdrawn_at"]),

@@ -29,7 +29,7 @@ def list_schedules(
         {
             "#": lambda row: row["id"],
             "environment": lambda row: row["environment"],
-            "release id": lambda row: row["release"],
+            "release": lambda row: row["release_number"],
             "status": lambda row: show.status(row["status"]),
             "due": lambda row: show.moment(row["due_at"]),
             "deploys": lambda row: _deploys(row),

@@ -23,6 +23,8 @@ from portal.access import entitled, role_to_deploy
 from portal.errors import Busy, Invalid, NotAllowed, Stale
 from portal.models import Environment
 
+SET_BACK = "Set back what changed, or request approval again"
+
 
 @dataclass(frozen=True)
 class State:
@@ -32,11 +34,14 @@ class State:
     requester: str = ""
     approvers: Sequence[str] = ()  # who still may approve there, without the requester
     ended: str = ""  # a sentence: why there is no open request any more
+    suspended: str = ""  # a sentence: why the open request does not hold now
 
     def lacking(self, needed: int) -> str:
         """Why `needed` approvals are not there, with the remedy; empty when they are. Pure."""
         if not self.requested:
             people = "1 person other than the requester" if needed == 1 else f"{needed} people other than the requester"
+            if self.suspended:
+                return f"{self.suspended} {SET_BACK}; {people} must approve it then."
             return f"{self.ended} Request approval; {people} must approve it.".strip()
         if len(self.approvers) < needed:
             so_far = f" ({', '.join(self.approvers)})" if self.approvers else ""
@@ -49,14 +54,20 @@ def counted(approvals: Sequence[tuple[int, str]], *, requester: int | None, memb
     return list(dict.fromkeys(name for person, name in approvals if person != requester and person in members))
 
 
-def why_ended(request: ApprovalRequest, *, digest: str, changed: Sequence[str], plan: str, now: datetime) -> str:
-    """Why the request no longer holds; empty while it does. `plan` is the digest of the plan that would run. Pure."""
+def why_ended(request: ApprovalRequest, *, now: datetime) -> str:
+    """Why an open request is over for good; empty while it is not. Pure."""
+    if now < request.expires_at:
+        return ""
+    return f"The approval request ended on {request.expires_at:%Y-%m-%d %H:%M} UTC: it was open for its full time."
+
+
+def why_suspended(request: ApprovalRequest, *, digest: str, changed: Sequence[str], plan: str) -> str:
+    """Why an open request does not hold now: what would be brought is not what was approved; empty while it is. `plan` is the digest of the
+    plan that would run. Pure."""
     if digest != request.values_digest:
-        return f"Property values changed since approval was requested ({', '.join(changed)}), so it ended."
+        return f"Property values changed since approval was requested ({', '.join(changed)}): it does not hold while they differ."
     if plan != request.plan_digest:
-        return "The plan changed since approval was requested, so it ended."
-    if now >= request.expires_at:
-        return f"The approval request ended on {request.expires_at:%Y-%m-%d %H:%M} UTC: it was open for its full time."
+        return "The plan changed since approval was requested: it does not hold while it differs."
     return ""
 
 
@@ -72,20 +83,22 @@ def state(release: Release, environment: Environment, *, now: datetime, begun: D
     if request is None:
         last = ApprovalRequest.objects.filter(release=release, environment=environment).first()
         return State(ended=last.reason if last else "")
-    if ended := _ended(request, release, environment, now, begun=begun):
+    if ended := why_ended(request, now=now):
         return State(ended=ended)
+    if suspended := _suspended(request, release, environment, begun=begun):
+        return State(suspended=suspended)
     standing = [(row.person_id, row.person.username) for row in request.approvals.all() if row.withdrawn_at is None]
     members = entitled(environment.project.team_id, role=role_to_deploy(environment))
     names = counted(standing, requester=request.created_by_id, members=set(members.values_list("user_id", flat=True)))
     return State(requested=True, requester=request.created_by.get_username() if request.created_by else "", approvers=names)
 
 
-def _ended(request: ApprovalRequest, release: Release, environment: Environment, now: datetime, *, begun: Deployment | None = None) -> str:
+def _suspended(request: ApprovalRequest, release: Release, environment: Environment, *, begun: Deployment | None = None) -> str:
     present = frozen.present(release, environment, begun=begun)
     plan = request.plan_digest if begun is not None else plans.digest(environment)
     digest = frozen.digest_of(present)
     changed = frozen.changed_keys(frozen.entries_of(request, environment), present) if digest != request.values_digest else []
-    return why_ended(request, digest=digest, changed=changed, plan=plan, now=now)
+    return why_suspended(request, digest=digest, changed=changed, plan=plan)
 
 
 RUNS_LOOKED_AT = 20  # of the release here, the newest
@@ -151,9 +164,14 @@ def request(release: Release, environment: Environment, *, note: str = "", by: A
 
 
 def end_what_no_longer_holds(release: Release, environment: Environment, *, now: datetime) -> None:
-    """An open request whose values or plan changed, or that is too old, is closed with its reason."""
+    """Before another is made: an open request whose values or plan changed, or that is too old, is closed with its reason."""
     present = open_request(release, environment)
-    if present is not None and (reason := _ended(present, release, environment, now)):
+    if present is None:
+        return
+    reason = why_ended(present, now=now)
+    if not reason and (suspended := _suspended(present, release, environment)):
+        reason = f"{suspended} It ended when approval was requested again."
+    if reason:
         _open(present).update(status=ApprovalStatus.ENDED, reason=reason)
 
 
@@ -163,8 +181,11 @@ def _open(asked: ApprovalRequest) -> QuerySet[ApprovalRequest]:
 
 def _refuse_closed(asked: ApprovalRequest, now: datetime) -> None:
     asked.refresh_from_db()
-    if asked.status == ApprovalStatus.OPEN and (reason := _ended(asked, asked.release, asked.environment, now)):
-        raise Stale(f"{reason} Request approval again.")
+    if asked.status == ApprovalStatus.OPEN:
+        if reason := why_ended(asked, now=now):
+            raise Stale(f"{reason} Request approval again.")
+        if reason := _suspended(asked, asked.release, asked.environment):
+            raise Stale(f"{reason} {SET_BACK}.")
     if asked.status != ApprovalStatus.OPEN:
         raise NotAllowed(f"This approval request is {asked.get_status_display().lower()}. {asked.reason}".strip())
 

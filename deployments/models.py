@@ -85,7 +85,9 @@ class Activation(models.Model):
     deploys = models.BooleanField(default=False)  # deploy as soon as it is activated
     leaving_out = models.JSONField(default=list, blank=True)  # names of machines to deploy without, those of them that are offline then
     override = models.TextField(blank=True)  # why the rules of the environment are set aside, given when it was scheduled
-    deployment = models.ForeignKey("Deployment", on_delete=models.SET_NULL, null=True, blank=True, related_name="+")  # that it began
+    deployment = models.ForeignKey(
+        "Deployment", on_delete=models.SET_NULL, null=True, blank=True, related_name="begun_by"
+    )  # that it began, when it was due
     reason = models.TextField(blank=True)  # why it waits, is held, expired, failed or was cancelled
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+")
@@ -232,11 +234,11 @@ class ApprovalStatus(models.TextChoices):
     OPEN = "open", "Open"
     REJECTED = "rejected", "Rejected"
     WITHDRAWN = "withdrawn", "Withdrawn"
-    ENDED = "ended", "Ended"  # values changed, or too old: see the reason
+    ENDED = "ended", "Ended"  # too old, or another took its place after values or plan changed: see the reason
 
 
 class ApprovalRequest(models.Model):
-    """A wish to take one release to one environment with the property values and the plan of that moment; others need another request."""
+    """A wish to take one release to one environment with the values and the plan of that moment; it does not hold while they differ."""
 
     environment = models.ForeignKey(Environment, on_delete=models.CASCADE, related_name="approval_requests")
     release = models.ForeignKey(Release, on_delete=models.CASCADE, related_name="approval_requests")
@@ -441,6 +443,11 @@ class Deployment(models.Model):
 
     def get_absolute_url(self) -> str:
         return reverse("deployment", args=[self.environment.project.slug, self.environment.kind, self.pk])
+
+    @property
+    def scheduled(self) -> Activation | None:
+        """The scheduled activation that began it; None: a person did. Prefetch `begun_by` for lists."""
+        return next(iter(self.begun_by.all()), None)
 
 
 class FrozenValues(models.Model):

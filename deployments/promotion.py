@@ -181,7 +181,7 @@ def findings(
             needed = 0
         else:
             approval = approvals.state(release, environment, now=at, begun=begun)
-            approval = approval if approval.requested or not unlike else replace(approval, ended=unlike)
+            approval = approval if approval.requested or approval.suspended or not unlike else replace(approval, ended=unlike)
     passes = before is None or returning or passed(release, before) is not None
     return forbids(
         release.number,

@@ -16,7 +16,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
 from django.db.models import Case, F, Q, QuerySet, TextField, Value, When
 
-from deployments import preview, promotion, releases, rollout, windows
+from deployments import looks, preview, promotion, releases, rollout, windows
 from deployments.models import Activation, ActivationStatus, Release
 from deployments.promotion import Finding
 from portal.access import may, role_to_deploy
@@ -341,6 +341,8 @@ def _carry_out(activation: Activation, now: datetime) -> str:
                 out, told = _leaving_out(activation, now)
                 begun = rollout.prepare(release, on=environment, by=by, now=now, override=activation.override, leaving_out=out)
                 Activation.objects.filter(pk=activation.pk).update(deployment=begun, reason=told)
+                who = by.get_username() if by is not None else "somebody who is gone"
+                looks.note(begun.steps.all()[0], f"Begun by schedule, due {_when(activation, activation.due_at)}, asked by {who}.", now)
                 said = f"Release {release.number} is active on {environment.name}, and deployment {begun.pk} began."
                 return f"{said} {told}".strip()
         except IntegrityError:  # somebody else activated at this moment: theirs is replaced in turn

@@ -18,6 +18,7 @@ from portal.api.fields import EnvironmentFilter, ExactInput, Gated, IdFilter, No
 
 class ActivationSerializer(serializers.ModelSerializer[Activation]):
     release = serializers.IntegerField(source="release_id")
+    release_number = serializers.IntegerField(source="release.number")
     environment = serializers.CharField(source="environment.kind")
     deployment = serializers.IntegerField(source="deployment_id", allow_null=True)
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
@@ -26,8 +27,8 @@ class ActivationSerializer(serializers.ModelSerializer[Activation]):
     class Meta:
         model = Activation
         fields = (
-            "id", "release", "environment", "status", "due_at", "expires_at", "expires_after_minutes", "deploys", "leaving_out",
-            "deployment", "activated_at", "override", "reason", "created_by", "warnings",
+            "id", "release", "release_number", "environment", "status", "due_at", "expires_at", "expires_after_minutes", "deploys",
+            "leaving_out", "deployment", "activated_at", "override", "reason", "created_by", "warnings",
         )  # fmt: skip
 
 

@@ -160,15 +160,27 @@ class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
     decisions = DecisionSerializer(many=True)
     exclusions = ExclusionSerializer(many=True)
     rollback_of = serializers.IntegerField(source="rollback_of_id", allow_null=True)
+    rolled_back_by = serializers.SerializerMethodField()
+    scheduled_for = serializers.DateTimeField(
+        source="scheduled.due_at",
+        default=None,
+        allow_null=True,
+        help_text="When the schedule that began it was due; null: a person began it.",
+    )
     steps = StepRunSerializer(many=True)
     results = serializers.SerializerMethodField()
 
     class Meta:
         model = Deployment
         fields = (
-            "id", "project", "environment", "release", "release_number", "status", "completes", "rollback_of",
-            "created_at", "created_by", "started_at", "ended_at", "values_digest", "decisions", "exclusions", "steps", "results",
+            "id", "project", "environment", "release", "release_number", "status", "completes", "rollback_of", "rolled_back_by",
+            "scheduled_for", "created_at", "created_by", "started_at", "ended_at", "values_digest", "decisions", "exclusions", "steps",
+            "results",
         )  # fmt: skip
+
+    def get_rolled_back_by(self, deployment: Deployment) -> int | None:
+        """The deployment that rolled it back."""
+        return next((one.pk for one in deployment.rolled_back_by.all()), None)
 
     @extend_schema_field(ResultSerializer(many=True))
     def get_results(self, deployment: Deployment) -> list[Any]:
@@ -213,6 +225,8 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[
             .select_related("environment__project", "release", "created_by")
             .prefetch_related(
                 "steps__attempts",
+                "begun_by",
+                "rolled_back_by",
                 "decisions__by",
                 "decisions__step",
                 "exclusions__by",

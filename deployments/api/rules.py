@@ -159,6 +159,7 @@ class ApprovalRequestSerializer(serializers.ModelSerializer[ApprovalRequest]):
     project = serializers.CharField(source="environment.project.slug")
     environment = serializers.CharField(source="environment.kind")
     release = serializers.IntegerField(source="release_id")
+    release_number = serializers.IntegerField(source="release.number")
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
     approvals = ApprovalSerializer(many=True)
     lacking = serializers.SerializerMethodField()
@@ -166,8 +167,8 @@ class ApprovalRequestSerializer(serializers.ModelSerializer[ApprovalRequest]):
     class Meta:
         model = ApprovalRequest
         fields = (
-            "id", "project", "environment", "release", "status", "note", "reason", "values_digest", "plan_digest", "created_at",
-            "created_by", "expires_at", "approvals", "lacking",
+            "id", "project", "environment", "release", "release_number", "status", "note", "reason", "values_digest", "plan_digest",
+            "created_at", "created_by", "expires_at", "approvals", "lacking",
         )  # fmt: skip
 
     def get_lacking(self, row: ApprovalRequest) -> str:

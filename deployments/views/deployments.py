@@ -45,14 +45,29 @@ def deployment_list(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     """Newest first; the filter `?status=` lives in the URL, `?format=csv` exports the list."""
     environment = get_environment(request.user, slug, kind)
     found = Deployment.objects.filter(environment=environment).select_related("release", "created_by", "environment__project")
+    found = found.prefetch_related("begun_by", "rolled_back_by")
     found = found.annotate(step_count=Count("steps"), done_count=Count("steps", filter=Q(steps__status__in=DONE)))
     status = request.GET.get("status", "")
     if status in RunStatus.values:
         found = found.filter(status=status)
     if exports.wanted(request.GET):
-        columns = ["number", "release", "name", "status", "steps_done", "steps", "by", "started_at", "ended_at", "rollback_of"]
+        columns = [
+            "number",
+            "release",
+            "name",
+            "status",
+            "steps_done",
+            "steps",
+            "by",
+            "started_at",
+            "ended_at",
+            "rollback_of",
+            "scheduled_for",
+        ]
         fields = ("pk", "release__number", "release__name", "status", "done_count", "step_count", "created_by__username")
-        rows = found.order_by("-id").values_list(*fields, "started_at", "ended_at", "rollback_of")
+        rows = (
+            found.prefetch_related(None).order_by("-id").values_list(*fields, "started_at", "ended_at", "rollback_of", "begun_by__due_at")
+        )
         return exports.as_csv(f"deployments-{slug}-{kind}", columns, rows.iterator())
     page = Paginator(found.order_by("-id"), DEPLOYMENTS_PER_PAGE).get_page(request.GET.get("page", 1))
     context = _rights(request, environment) | {"page": page, "status": status, "statuses": RunStatus.choices, "now": timezone.now()}
@@ -121,6 +136,8 @@ def _picture(deployment: Deployment, person: Person) -> dict[str, Any]:
     return {
         "deployment": deployment,
         "live": deployment.status in LIVE,
+        "scheduled": deployment.scheduled,
+        "rolled_back_by": list(deployment.rolled_back_by.select_related("release").defer("release__content")),
         "elapsed": _seconds(deployment.started_at or deployment.created_at, deployment.ended_at),
         "steps": steps,
         "stages": stages_of(steps),

@@ -383,7 +383,7 @@ def promotion_stops(request: UserRequest, release: Release, environments: list[E
     for environment in environments:
         rules = promotion.rules_of(environment)
         state = approvals.state(release, environment, now=now)
-        asked = approvals.open_request(release, environment) if state.requested else None
+        asked = approvals.open_request(release, environment) if state.requested or state.suspended else None
         mine = asked is not None and asked.created_by_id == person.pk
         said_yes = asked is not None and any(row.person_id == person.pk and not row.withdrawn_at for row in asked.approvals.all())
         may_edit = may(person, environment.project.team_id, role_to_deploy(environment))
@@ -398,7 +398,7 @@ def promotion_stops(request: UserRequest, release: Release, environments: list[E
                 asked=asked,
                 findings=promotion.findings(release, environment, at=now),
                 may_edit=may_edit,
-                may_approve=may_edit and not mine and not said_yes,
+                may_approve=may_edit and not mine and not said_yes and not state.suspended,
                 may_withdraw=mine or said_yes,
             )
         )
@@ -418,6 +418,7 @@ def _tab(tab: str, release: Release, environment: Environment) -> dict[str, Any]
     if tab == "preflight":
         return preflight(release, environment)
     runs = Deployment.objects.filter(release=release).select_related("environment__project", "created_by")
+    runs = runs.prefetch_related("begun_by", "rolled_back_by")
     return {"deployments": runs[:100]}
 
 

@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from django.contrib.auth.models import User
+from django.test import Client
 
 from deployments import approvals, plans, promotion, releases, rollout
 from deployments.approvals import State
@@ -209,23 +210,38 @@ def test_the_approval_of_a_person_whose_account_was_closed_does_not_count(
     assert approvals.state(release, guarded, now=NOW).approvers == ["admin"]
 
 
-def test_changed_values_end_the_approval_and_are_named(
-    release: Release, guarded: Environment, operator: User, anna: User, admin: User
+def test_an_approval_does_not_hold_while_values_differ_and_holds_again_when_they_are_set_back(
+    client: Client, release: Release, guarded: Environment, operator: User, anna: User, admin: User
 ) -> None:
     asked = approvals.request(release, guarded, by=operator, now=NOW)
     approvals.approve(asked, by=anna, now=NOW)
     approvals.approve(asked, by=admin, now=NOW)
     properties.set_value(guarded, "erp.outbox", "/elsewhere", by=operator)
-    with pytest.raises(NotAllowed, match=r"Property values changed since approval was requested \(erp\.outbox\), so it ended"):
+    said = r"Property values changed since approval was requested \(erp\.outbox\): it does not hold while they differ\."
+    with pytest.raises(NotAllowed, match=f"{said} Set back what changed, or request approval again; 2 people"):
         releases.activate(release, guarded, by=operator, now=NOW)
-    with pytest.raises(Stale, match="Request approval again"):
-        approvals.approve(asked, by=factories.person("third", guarded.project.team, Role.OPERATOR), now=NOW)
+    third = factories.person("third", guarded.project.team, Role.OPERATOR)
+    with pytest.raises(Stale, match=said):
+        approvals.approve(asked, by=third, now=NOW)
+    client.force_login(operator)
+    html = client.get(f"{release.get_absolute_url()}?tab=promotion").content.decode()
+    assert "anna approved" in html and "it does not hold while they differ" in html and "Request approval again" in html
+    (told,) = client.get("/api/v1/approvals/").json()["results"]
+    assert told["status"] == "open" and "it does not hold while they differ" in told["lacking"] and told["release_number"] == release.number
+    properties.set_value(guarded, "erp.outbox", VALUES["erp.outbox"], by=operator)
+    assert not promotion.findings(release, guarded, at=NOW), "what they approved is what would run"
+    properties.set_value(guarded, "erp.outbox", "/elsewhere", by=operator)
     again = approvals.request(release, guarded, by=operator, now=NOW)
     asked.refresh_from_db()
     assert asked.status == ApprovalStatus.ENDED and again.approvals.count() == 0
+    assert asked.reason.endswith("It ended when approval was requested again.")
+    properties.set_value(guarded, "erp.outbox", VALUES["erp.outbox"], by=operator)
+    assert promotion.findings(release, guarded, at=NOW), "the former one does not come back"
 
 
-def test_a_changed_plan_ends_the_approval(release: Release, guarded: Environment, operator: User, anna: User, admin: User) -> None:
+def test_an_approval_does_not_hold_while_the_plan_differs(
+    release: Release, guarded: Environment, operator: User, anna: User, admin: User
+) -> None:
     plan = plans.plan_of(guarded)
     plans.add_step(plan, StepKind.MANUAL, instruction="Call the ERP team.")
     asked = approvals.request(release, guarded, by=operator, now=NOW)
@@ -233,7 +249,7 @@ def test_a_changed_plan_ends_the_approval(release: Release, guarded: Environment
     approvals.approve(asked, by=admin, now=NOW)
     assert not promotion.findings(release, guarded, at=NOW)
     step = plans.add_step(plan, StepKind.HTTP_CHECK, url="http://erp.example.com/drop")
-    with pytest.raises(NotAllowed, match="The plan changed since approval was requested, so it ended"):
+    with pytest.raises(NotAllowed, match="The plan changed since approval was requested: it does not hold while it differs"):
         releases.activate(release, guarded, by=operator, now=NOW)
     plans.remove_step(step)
     assert not promotion.findings(release, guarded, at=NOW)  # what they approved is what would run

@@ -11,7 +11,7 @@ from django.test import Client
 from django.utils import timezone
 
 from deployments import approvals, plans, promotion, releases, rollback, rollout, schedules
-from deployments.models import Activation, ActivationStatus, Deployment, Release, RuleOverride, RunStatus, StepKind
+from deployments.models import Activation, ActivationStatus, Deployment, Release, RuleOverride, RunStatus, StepKind, StepLog
 from deployments.promotion import Finding
 from deployments.rollback import Run
 from portal import properties
@@ -193,7 +193,25 @@ def test_deploying_after_activation_happens_once_too(active: Release, engine: En
     together(*[lambda: schedules.activate_due(planned.pk, now=later)] * 4)
     planned.refresh_from_db()
     assert planned.status == ActivationStatus.ACTIVE
-    assert planned.deployment == Deployment.objects.get()
+    begun = Deployment.objects.get()
+    assert planned.deployment == begun
+
+
+def test_a_deployment_says_that_a_schedule_began_it_and_who_asked(
+    client: Client, active: Release, engine: Engine, filled: Environment, developer: User
+) -> None:
+    planned = schedules.schedule(active, filled, due_at=engine.now + timedelta(minutes=1), by=developer, now=engine.now, deploys=True)
+    engine.pass_time(120)
+    schedules.activate_due(planned.pk, now=engine.now)
+    begun = Deployment.objects.get()
+    assert StepLog.objects.filter(deployment=begun, text__regex=r"Begun by schedule, due .*, asked by developer\.").count() == 1
+    client.force_login(developer)
+    html = client.get(begun.get_absolute_url()).content.decode()
+    assert "Begun by" in html and "asked by developer" in html
+    assert "by schedule" in client.get("/projects/webshop/test/deployments/").content.decode()
+    assert client.get(f"/api/v1/deployments/{begun.pk}/").json()["scheduled_for"] is not None
+    by_hand = client.get("/projects/webshop/test/deployments/?format=csv").getvalue().decode()
+    assert "scheduled_for" in by_hand.splitlines()[0]
 
 
 # --------------------------------------------------------------------------------------------------- late, held, rescheduled
@@ -520,13 +538,20 @@ def second(active: Release, engine: Engine, filled: Environment, developer: User
 
 
 def test_rolling_back_deploys_the_earlier_release_and_holds_the_clock(
-    active: Release, second: Release, engine: Engine, filled: Environment, developer: User
+    client: Client, active: Release, second: Release, engine: Engine, filled: Environment, developer: User
 ) -> None:
     planned = schedules.schedule(second, filled, due_at=engine.now + timedelta(hours=1), by=developer, now=engine.now, deploys=True)
     target = rollback.target(filled)
     assert target is not None and target.back_to.release == active and target.undone.release == second
     begun = rollback.start(filled, expected=target.back_to.pk, by=developer, now=engine.now)
     assert begun.rollback_of == target.undone and releases.active(filled) == active
+    client.force_login(developer)
+    address = f"/projects/webshop/test/deployments/{begun.pk}/"
+    undone = client.get(target.undone.get_absolute_url()).content.decode()
+    assert f'Rolled back by <a href="{address}">deployment {begun.pk}</a> to release 1.' in undone
+    listed = client.get("/projects/webshop/test/deployments/").content.decode()
+    assert f'{target.undone.get_absolute_url()}">rollback of {target.undone.pk}' in listed and f"rolled back by {begun.pk}" in listed
+    assert client.get(f"/api/v1/deployments/{target.undone.pk}/").json()["rolled_back_by"] == begun.pk
     planned.refresh_from_db()
     assert planned.status == ActivationStatus.HELD
     assert planned.reason.startswith(f"Held because deployment {begun.pk} rolls back to release 1, by developer")
