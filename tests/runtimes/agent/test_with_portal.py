@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -164,14 +163,13 @@ def test_the_portal_orders_and_the_machines_do_it(landscape: Fleet) -> None:
     leader = Runtime.objects.get(environment=group.environment, machine__name=first)
     the_portal_shows_and_retries_what_failed(leader, landscape.hosts[first].home)
 
+    first, second = landscape.settled()
     wish = failover.switch(group, candidate=second, expected_leader=first, actor="operator", now=timezone.now())
     eventually(lambda: wish.refresh_from_db() or wish.status == RequestStatus.SUCCEEDED)
     eventually(lambda: landscape.leads() == second)
 
-    began = time.monotonic()
     os.kill(landscape.pid(second), signal.SIGKILL)
     eventually(lambda: getattr(landscape.verdict().leader, "machine", None) == first, within=5)
-    assert time.monotonic() - began < 5
     change = eventually(lambda: LeadershipChange.objects.filter(group=group, cause="crash", detail="killed by signal 9").first())
     assert FailoverGroup.objects.get(pk=group.pk).epoch >= change.epoch
 

@@ -157,7 +157,7 @@ def test_a_disabled_leader_hands_over_and_leads_again_only_after_enable(landscap
     first, second = landscape.pair()
     assert ask(landscape, RequestKind.DISABLE, "external01").status == RequestStatus.SUCCEEDED
     until(second.leads, 3, "the other leads")
-    until(lambda: first.status() == Status.DISABLED and first.groups["g"].state == State.OFF, 3, "the first is disabled and tells that it is Off")
+    until(lambda: first.status() == Status.DISABLED and first.groups["g"].state == State.OFF, 3, "the first is disabled and Off")
     until(lambda: second.groups["g"].disabled == ["external01.erp"], 3, "the new leader names who is disabled")
     until(lambda: second.events and second.events[-1].cause == Cause.DISABLE, 3, "the new leader says why it leads")
     refused = ask(landscape, RequestKind.SWITCH, "external01", request_id="r2")
