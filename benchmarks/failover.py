@@ -1,8 +1,9 @@
 """`make bench-failover`: how long a group stands still after each kind of fault, on three hosts in network namespaces.
 
 Everything is real (agents, keepers, routers, runtime processes, portal and broker of `tests/lab`); a gap is what the judge's sampler of the
-permit pages saw (every 2 ms), but for "balance of 50 groups", where one page stands for fifty groups: there it is what the new leader
-measured (receipt of the old leader's last On to its own inbounds On) and told the portal. Milliseconds.
+permit pages saw (every 2 ms; in a hand-over a stopwatch, every 0.5 ms), but for "balance of 50 groups", where one page stands for fifty
+groups: there it is what the new leader measured (receipt of the old leader's last On to its own inbounds On) and told the portal.
+Milliseconds.
 """
 
 import argparse

@@ -60,6 +60,8 @@ class Coordinator:
         self.trouble = ""
         self.last_on: dict[str, tuple[str, float]] = {}  # by group: the peer last seen On, and when
         self.last_sign: dict[str, float] = {}  # by peer: when its last write was received
+        self.named: dict[str, int] = {}  # by runtime: the newest write that made it a leader
+        self.awaited: frozenset[str] = frozenset()  # runtimes whose next renewal is to wake the loop
         self._namespace = config.namespace
         self._launch = config.launch
         self._release, self._design = config.release, design
@@ -195,6 +197,9 @@ class Coordinator:
     async def watch(self, woken: Callable[[bool], None]) -> None:
         """Follow the watched keys for ever; `woken(True)` asks for a renewal at once, `woken(False)` for a decision.
 
+        Only who is made the leader needs a renewal, for its permit. Any other would come in between the leader's look at this session and
+        its give-up, which compares it.
+
         A connection behind a gateway may stand though nobody is at its other end any more: the watch is opened anew when a request was
         not answered, or when it has told nothing for a TTL while this session was renewed (each renewal is news to a watch that works).
         """
@@ -219,8 +224,12 @@ class Coordinator:
             self._told_at = self._clock()
             key = event.entry.key
             entry = Entry(key, 0) if event.deleted else event.entry
-            if self._note(key, entry, event.entry.revision, self._told_at) and (event.deleted or not self._is_session(key)):
-                woken(not self._is_session(key))
+            if not self._note(key, entry, event.entry.revision, self._told_at):
+                continue
+            if not self._is_session(key):
+                woken(self._is_leader(key) and self.named.get(self.me) == entry.revision)
+            elif event.deleted or self._runtime_of(key) in self.awaited:
+                woken(False)
 
     # ---------------------------------------------------------------------------------------------------------------------- inside
 
@@ -326,7 +335,9 @@ class Coordinator:
         if known is not None and known.revision == entry.revision:
             return False
         if self._is_session(key):
-            self._observe(key.removeprefix(f"{self._namespace}sessions/"), entry, received)
+            self._observe(self._runtime_of(key), entry, received)
+        elif self._is_leader(key) and (leader := parse(LeaderRecord, entry.value)) is not None and leader.runtime is not None:
+            self.named[leader.runtime] = max(self.named.get(leader.runtime, 0), entry.revision)
         return True
 
     def _observe(self, runtime: str, entry: Entry, received: float) -> None:
@@ -340,3 +351,9 @@ class Coordinator:
 
     def _is_session(self, key: str) -> bool:
         return key.startswith(f"{self._namespace}sessions/")
+
+    def _is_leader(self, key: str) -> bool:
+        return key.startswith(leader_key(self._namespace, ""))
+
+    def _runtime_of(self, key: str) -> str:
+        return key.removeprefix(f"{self._namespace}sessions/")

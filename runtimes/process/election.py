@@ -12,6 +12,10 @@ from runtimes.process.records import ControlRecord, LeaderRecord, Observed, epoc
 from runtimes.protocol import ALONE_BECAUSE, ISOLATED_BECAUSE, Cause, GroupSpec, IsolationPolicy, Preference, Status, Timing, epoch_words
 
 ALONE_AFTER_TTLS = 3.0  # so long without a majority before a member runs alone: an election among the routers is over by then
+# Shares of the time between two renewals of a candidate. A give-up compares its session; one that is refused because it was just renewed
+# leaves the group Off for two transactions more. So none begins once the next renewal may come before it is through …
+SETTLED_FOR = 0.6
+LATE_AFTER = 1.5  # … but one that is as late as this is not waited for
 
 
 class Action(StrEnum):
@@ -44,6 +48,7 @@ class Decision:
     actor: str = ""
     code: str = ""  # CLOSE: "" means that the request is fulfilled
     again_at: float = ALWAYS  # when time alone may change this decision
+    awaits: str | None = None  # the runtime whose next renewal may change it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class GroupView:
     unreadable: bool = False  # one of the two stands but was written by a program that this one does not understand
     control_revision: int = 0
     sessions: Mapping[str, Observed] = field(default_factory=dict)
+    named: Mapping[str, int] = field(default_factory=dict)  # by runtime: the newest write that made it a leader, of whichever group
     own: Own = field(default_factory=Own)
     timing: Timing = field(default_factory=Timing)
     generation: int = 1
@@ -265,10 +271,27 @@ def _as_leader(view: GroupView, now: float, disabled: bool) -> Decision:
         return _stop_leading(view, now, Status.LEADER, Cause.NOT_READY, "", f"not ready any more: {own.reason}")
     if request is not None:
         return _with_request(view, now)
-    if now >= own.permit_until - margin(view.timing):
+    if not _permitted(view, now):
         return Decision(Action.FOLLOW, Status.LEADER, "leads by the records; waits for a renewal's permit")
     alone = "" if own.ready else f", though it is not ready ({own.reason}): nor is another member"
     return Decision(Action.LEAD, Status.LEADER, f"leads with epoch {epoch_words(view.epoch)}{alone}")
+
+
+def _permitted(view: GroupView, now: float) -> bool:
+    return now < view.own.permit_until - margin(view.timing)
+
+
+def _before_draining(view: GroupView, to: str, now: float) -> Decision | None:
+    """Lead on for a moment: `to` is about to renew its session, by its cadence or because it was just made leader of another group. None:
+    its session stands for long enough now, or is late, or nothing is On here that could go on."""
+    observed = view.sessions[to]
+    every = view.timing.renewal / view.timing.ttl * observed.ttl  # under another profile about so
+    until = observed.since + LATE_AFTER * every
+    soon = now >= observed.since + SETTLED_FOR * every or observed.revision < view.named.get(to, 0)
+    if not soon or now >= until or view.own.drain_since is not None or not _permitted(view, now):
+        return None
+    sentence = f"leads with epoch {epoch_words(view.epoch)}, until {to} has renewed its session; then hands over"
+    return Decision(Action.LEAD, Status.LEADER, sentence, again_at=until, awaits=to)
 
 
 def _somebody_else_can(view: GroupView, now: float) -> bool:
@@ -296,6 +319,8 @@ def _with_request(view: GroupView, now: float) -> Decision:
         return close(
             "not-ready", f"leadership stays here: no other member is ready ({_why_nobody(view, now)}); Disable stops it all the same"
         )
+    if (wait := _before_draining(view, candidates[0], now)) is not None:
+        return wait
     if own.busy or own.drain_since is None:
         limit = (own.drain_since if own.drain_since is not None else now) + view.timing.drain
         if now >= limit:
@@ -309,6 +334,8 @@ def _stop_leading(view: GroupView, now: float, status: Status, cause: Cause, act
     """Drain while the permit lasts, then hand over to a ready follower, or leave the group vacant."""
     own = view.own
     followers = _stays_up_to_date(view, ready_followers(view, now))
+    if followers and status == Status.LEADER and (wait := _before_draining(view, followers[0], now)) is not None:
+        return wait  # a disabled leader stops at once
     drained = not own.busy and own.drain_since is not None
     limit = min((own.drain_since if own.drain_since is not None else now) + view.timing.drain, own.permit_until - margin(view.timing))
     if not drained and now < limit:

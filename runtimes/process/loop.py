@@ -382,6 +382,8 @@ class Runtime:
                 seat.drain_since = None
                 self._turn_page()
             acted = await self._act(seat, decision, now) or acted
+        if self._coordinator is not None:
+            self._coordinator.awaited = frozenset(seat.decision.awaits for seat in self._seats if seat.decision and seat.decision.awaits)
         return acted
 
     def _view(self, seat: Seat, now: float) -> GroupView:
@@ -424,6 +426,7 @@ class Runtime:
             unreadable,
             control_revision,
             coordinator.sessions,
+            coordinator.named,
             own,
             self._config.timing,
             self._config.generation,

@@ -107,7 +107,7 @@ def request(to: str | None = B, epoch: int = EPOCH, disabled: ControlRecord = NO
             id="a session that a newer program wrote is given the longest TTL of all",
         ),
         pytest.param(
-            view(control=request(), sessions={**ALL, B: seen(B, STALE, ttl=4.0)}), Action.DRAIN, Status.LEADER, B,
+            view(control=request(), sessions={**ALL, B: seen(B, NOW - 3.0, ttl=4.0)}), Action.DRAIN, Status.LEADER, B,
             id="a candidate under a slower profile is fresh for its own TTL",
         ),
         pytest.param(
@@ -220,6 +220,50 @@ def test_decide(situation: GroupView, action: Action, status: Status, says: str)
     decision = decide(situation, NOW)
     assert (decision.action, decision.status) == (action, status), decision.sentence
     assert says in decision.sentence
+
+
+DUE, LATE = NOW - 0.15, NOW - 0.31  # renewed so long ago: the next renewal, 0.2 s after it, may come any moment; is not to be waited for
+DRAINED = replace(OWN, drain_since=NOW)
+WAITS = f"until {B} has renewed its session"
+
+
+@pytest.mark.parametrize(
+    ("situation", "action", "says"),
+    [
+        pytest.param(view(control=request(), sessions={**ALL, B: seen(B, DUE)}), Action.LEAD, WAITS, id="its renewal is due"),
+        pytest.param(view(control=request(), named={B: 49}), Action.DRAIN, "before", id="it has renewed since it was made a leader elsewhere"),
+        pytest.param(view(control=request(), named={B: 51}), Action.LEAD, WAITS, id="it has not yet: a renewal comes at once"),
+        pytest.param(view(control=request(), named={C: 51}), Action.DRAIN, "before", id="somebody else was made a leader"),
+        pytest.param(view(control=request(), sessions={**ALL, B: seen(B, LATE)}), Action.DRAIN, "before", id="it is late"),
+        pytest.param(view(control=request(), sessions={**ALL, B: seen(B, LATE)}, named={B: 51}), Action.DRAIN, "before", id="late, whatever it leads"),
+        pytest.param(
+            view(control=request(), sessions={**ALL, B: seen(B, DUE, ttl=4.0)}), Action.DRAIN, "before", id="under a slower profile it renews later"
+        ),
+        pytest.param(
+            view(control=request(), own=DRAINED, sessions={**ALL, B: seen(B, DUE)}), Action.HAND_OVER, "hands over",
+            id="who takes nothing any more waits for nothing",
+        ),
+        pytest.param(
+            view(control=request(), own=replace(OWN, permit_until=NOW), sessions={**ALL, B: seen(B, DUE)}), Action.DRAIN, "before",
+            id="nor who has no permit",
+        ),
+        pytest.param(view(own=replace(OWN, stopping=True), sessions={**ALL, B: seen(B, DUE)}), Action.LEAD, WAITS, id="a clean stop waits too"),
+        pytest.param(
+            view(own=replace(OWN, stopping=True), sessions={**ALL, B: GONE}), Action.DRAIN, "asked to stop", id="but not for nobody"
+        ),
+        pytest.param(
+            view(own=replace(OWN, ready=False, reason="no folder"), sessions={**ALL, B: seen(B, DUE)}), Action.LEAD, WAITS,
+            id="so does one that is not ready any more",
+        ),
+        pytest.param(view(control=OFF_A, sessions={**ALL, B: seen(B, DUE)}), Action.DRAIN, "disabled", id="a disabled one stops at once"),
+    ],
+)  # fmt: skip
+def test_a_leader_goes_off_only_when_its_candidate_has_just_renewed(situation: GroupView, action: Action, says: str) -> None:
+    """A give-up compares the candidate's session: one that is renewed in between has it refused, while the group is Off."""
+    decision = decide(situation, NOW)
+    assert (decision.action, says in decision.sentence) == (action, True), decision.sentence
+    if says == WAITS:
+        assert (decision.awaits, decision.again_at) == (B, situation.sessions[B].since + 0.3)
 
 
 LOST = Own(permit_until=NOW - 3, contact_until=NOW - 3, trouble="no answer", isolation=IsolationPolicy.RUN_ALONE, lost_since=NOW - 3)

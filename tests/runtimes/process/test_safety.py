@@ -16,9 +16,25 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from runtimes.process import election
+from runtimes.process.etcd import Answer
 from runtimes.protocol import Timing
 from tests.runtimes.process.removals import REMOVALS
-from tests.runtimes.process.world import GROUPS, LAN, MACHINES, WAN, Link, Operation, Process, Step, Violation, World, play, shortest, story
+from tests.runtimes.process.world import (
+    GROUPS,
+    LAN,
+    MACHINES,
+    WAN,
+    Link,
+    Operation,
+    Process,
+    Step,
+    Violation,
+    World,
+    key_of,
+    play,
+    shortest,
+    story,
+)
 
 machines = st.sampled_from(MACHINES)
 groups = st.sampled_from(GROUPS)
@@ -173,6 +189,31 @@ def test_stories_do_change_leaders() -> None:
         steps += [("switch", machine, group) for group in GROUPS]
         steps += [("go_on", 0.6), ("crash_proven", machine), ("go_on", 0.4), ("start", machine), ("go_on", 1.3)]
     assert play(steps).leaderships == 12, "two at first, then by each switch to another and by each death"
+
+
+def test_no_hand_over_is_refused_because_its_candidate_has_just_renewed() -> None:
+    """Whenever it is asked for, and of two groups at once: each leaves its group Off for two transactions, no more."""
+    told: list[bool] = []
+
+    class Listening(World):
+        def _carry_out(self, operation: Operation) -> Answer:
+            answer = super()._carry_out(operation)
+            told.extend(answer.succeeded for each in operation[1] if "request_put" in each and key_of(each).startswith("/leaders/"))
+            return answer
+
+    world = Listening()
+    try:
+        for machine in MACHINES:
+            world.start(machine)
+        world.go_on(1.0)
+        told.clear()
+        for turn in range(20):
+            for group in GROUPS:
+                world.switch("BA"[turn % 2], group)
+            world.go_on(0.7 + 0.021 * turn)
+    finally:
+        world.close()
+    assert told == [True] * 20 * len(GROUPS)
 
 
 def test_decisions_have_no_clock_and_no_input_or_output() -> None:

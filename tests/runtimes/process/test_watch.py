@@ -54,7 +54,7 @@ def test_a_watch_that_tells_nothing_is_opened_anew(router: EtcdCluster, tmp_path
         etcd, told = DeafAtFirst(router.urls[0], router.tls), asyncio.Event()
         groups = [GroupSpec(id="g", name="orders", failover=True, members=[ME, "external02.erp"])]
         coordinator = Coordinator(etcd, config(router, tmp_path), groups, dict)
-        watching = asyncio.create_task(coordinator.watch(lambda renew: told.set() if renew else None))
+        watching = asyncio.create_task(coordinator.watch(lambda renew: told.set()))
         other = Etcd(router.urls[0], router.tls)
         try:
             await coordinator.look()
