@@ -57,11 +57,15 @@ def main() -> None:
 
 
 def bench() -> None:
+    from datetime import timedelta
+
     from django.test import Client
+    from django.utils import timezone
 
     from deployments import grid, releases, sheet
     from portal import creation, properties
     from portal.models import Connector, DesignedMachine, Environment, Flow, FlowVersion, Placement, Property, Role, System, Team
+    from runtimes.models import Machine, Runtime
     from tests import factories
 
     team = Team.objects.create(name="Bench", slug="bench")
@@ -125,6 +129,23 @@ def bench() -> None:
     measured("missing-value check of a release", lambda: releases.missing(release, test))
     edits = [properties.Edit(test, key, f"/new/{key}") for key in keys]
     measured("preview of an import of all", lambda: properties.plan(edits))
+
+    for machine in machines:
+        applied = Machine.objects.create(environment=test, name=machine.name, kind=machine.kind)
+        for placement in machine.placements.select_related("connector"):
+            Runtime.objects.create(environment=test, machine=applied, connector=placement.connector)
+    Property.objects.update(updated_at=timezone.now() - timedelta(hours=1))
+    factories.given(factories.deployed(test, release))
+    for machine in machines[:4]:  # each of these by a deployment of its own
+        pair = [f"{machine.name}.{name}" for name in machine.placements.values_list("connector__name", flat=True)]
+        factories.given(factories.deployed(test, release), *pair)
+    page("deployed: grid by runtimes", f"{here}grid/?by=runtimes")
+    properties.set_values(edits[:100], by=person)
+    page("100 newer than what runs: grid by environments", f"{here}grid/?by=environments&only=changed")
+    properties.set_values(edits, by=person)
+    page("all newer than what runs: grid by environments", f"{here}grid/?by=environments&only=changed")
+    page("all newer than what runs: grid by runtimes", f"{here}grid/?by=runtimes&only=changed")
+    measured("what is newer than what runs", lambda: sheet.find(test, only=["changed"]))
 
 
 if __name__ == "__main__":

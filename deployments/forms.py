@@ -8,6 +8,7 @@ from django.http import QueryDict
 
 from deployments import plans, sheet
 from deployments.models import STEP_FIELDS, Condition, HandOvers, Step, StepKind
+from deployments.newer import Scope
 from deployments.promotion import LONGEST_REASON
 from portal.errors import NotAllowed
 from portal.forms import Form
@@ -75,7 +76,7 @@ class PropertyForm(Form):
             self.data = {**self.data.dict(), "value": ""} if isinstance(self.data, QueryDict) else {**self.data, "value": ""}
 
     @property
-    def scope_of_value(self) -> sheet.Scope:
+    def scope_of_value(self) -> Scope:
         machine, connector = self.cleaned_data["scope"].split("|")
         return machine, connector
 

@@ -11,8 +11,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
+import msgspec
 from django.contrib.auth.models import AbstractBaseUser
-from django.db.models import Max, QuerySet
+from django.db.models import Max, QuerySet, TextField
+from django.db.models.functions import Cast
 from django.utils.crypto import salted_hmac
 
 from deployments import plans
@@ -76,6 +78,33 @@ def _entry(row: Property, *, secret: bool) -> dict[str, Any]:
         "secret": secret,
         "value": None if secret else text,
         "digest": _digest_of_secret(text) if secret else hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One kept value, to be compared; never shown, for its key may be secret by now."""
+
+    key: str
+    machine: str
+    connector: str
+    secret: bool
+    value: str | None
+    digest: str
+
+    def says(self, text: str) -> bool:
+        """Is this the value that was kept. Of a secret too: by its digest."""
+        return _digest_of_secret(text) == self.digest if self.secret else self.value == text
+
+
+_ENTRIES = msgspec.json.Decoder(list[Entry])
+
+
+def kept(rows: Collection[int], keys: Collection[str]) -> dict[int, dict[Scoped, Entry]]:
+    """Id of frozen values -> key and scope -> value, of these keys; decoded as text, for there may be many. One query."""
+    texts = FrozenValues.objects.filter(pk__in=rows).order_by().values_list("pk", Cast("values", TextField()))
+    return {
+        pk: {(entry.key, entry.machine, entry.connector): entry for entry in _ENTRIES.decode(text) if entry.key in keys}
+        for pk, text in (texts if rows else ())
     }
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from django.core.paginator import Page, Paginator
 from django.utils import timezone
 
-from deployments import sheet
-from deployments.sheet import Need, Scope, candidates
+from deployments import newer, sheet
+from deployments.newer import Newer, Scope
+from deployments.sheet import Need, candidates
 from portal import properties, router_addresses
 from portal.models import DesignedMachine, Environment, Placement, Property, scope_name
 from portal.properties import Expectation
@@ -100,7 +101,7 @@ def read(
     found = sheet.find(environment, search=search, only=only, used=used)
     columns = columns_of(environment, by)
     shown = Paginator(found.keys, per_page).get_page(page)
-    rows = _rows(list(shown.object_list), columns, used, found.needs, environment, found.runs)
+    rows = _rows(list(shown.object_list), columns, used, found.needs, environment, found.newer)
     return Grid(**vars(found), by=by, columns=columns, page=shown, rows=rows)
 
 
@@ -108,18 +109,24 @@ def row(environment: Environment, key: str, by: str) -> Row:
     """One row, as the grid shows it."""
     used = sheet.used_in(environment.project_id, naming=[key])
     needs = sheet.Needs(environment, used)
-    (made,) = _rows([key], columns_of(environment, by), used, needs, environment, sheet.what_runs(environment))
+    here = newer.find(environment, newer.what_runs(environment), needs.places, only=[key])
+    (made,) = _rows([key], columns_of(environment, by), used, needs, environment, here)
     return made
 
 
 def _rows(
-    keys: list[str], columns: list[Column], used: sheet.Used, needs: sheet.Needs, environment: Environment, here_runs: sheet.Runs | None
+    keys: list[str], columns: list[Column], used: sheet.Used, needs: sheet.Needs, environment: Environment, than_runs: Newer
 ) -> list[Row]:
-    """`needs` and what runs are of the `environment` whose page it is; those of other columns' are read."""
+    """`needs` and what is newer than what runs are of the `environment` whose page it is; those of other columns' are read."""
     environments = {column.environment.pk: column.environment for column in columns} or {environment.pk: environment}
-    needed = {pk: (needs if pk == environment.pk else sheet.Needs(other, used)).of(keys) for pk, other in environments.items()}
+    needing = {pk: needs if pk == environment.pk else sheet.Needs(other, used) for pk, other in environments.items()}
+    needed = {pk: some.of(keys) for pk, some in needing.items()}
     here = needed[environment.pk] if environment.pk in needed else needs.of(keys)
-    runs = {pk: here_runs if pk == environment.pk else sheet.what_runs(other) for pk, other in environments.items()}
+    newer_in = {
+        pk: than_runs if pk == environment.pk else newer.find(other, newer.what_runs(other), needing[pk].places, only=keys)
+        for pk, other in environments.items()
+        if keys
+    }
     values: dict[tuple[int, str], dict[Scope, Property]] = defaultdict(dict)
     stored = Property.objects.filter(environment__in=environments)
     for value in stored.filter(key__in=keys) if len(keys) <= properties.MANY_KEYS else stored:
@@ -138,7 +145,7 @@ def _rows(
                     scopes,
                     values[column.environment.pk, key],
                     needed[column.environment.pk][key],
-                    runs[column.environment.pk],
+                    newer_in[column.environment.pk].get(key, {}),
                     tested.get((column.environment.pk, reach.owner_of(key))) if tested else None,
                 )
                 for column, scopes in sought
@@ -149,33 +156,25 @@ def _rows(
 
 
 def _cell(
-    column: Column, scopes: list[Scope], values: dict[Scope, Property], need: Need, runs: sheet.Runs | None, tested: reach.Tested | None
+    column: Column, scopes: list[Scope], values: dict[Scope, Property], need: Need, behind: Iterable[Scope], tested: reach.Tested | None
 ) -> Cell:
-    """`scopes` are those that can give the column its value, the most specific first."""
+    """`scopes` are those that can give the column its value, the most specific first; `behind` are those who run with another one than they
+    would get."""
     source = next((scope for scope in scopes if scope in values), None)
     value = values[source] if source is not None else None
     more = (
         [other for scope, other in sorted(values.items()) if scope != source and _narrower(scope, column.scope)] if len(values) > 1 else []
     )
     lacking = [] if EVERYWHERE in values else [place for place in need.places if place.source(values) is None]
-    shown = [value, *more] if value else more
     return Cell(
         column=column,
         value=value,
         own=source == column.scope,
         more=more,
         missing=[place.name for place in lacking if _narrower((place.machine, place.connector), column.scope)],
-        changed=runs is not None and any(_is_newer(other, values, need, runs) for other in shown),
+        changed=any(_narrower(place, column.scope) for place in behind),
         tested=tested if value else None,
     )
-
-
-def _is_newer(value: Property, values: dict[Scope, Property], need: Need, runs: sheet.Runs) -> bool:
-    """Than what runs at a place that gets it. The places are looked at only where it depends on them."""
-    if not runs.oldest < value.updated_at <= runs.newest:
-        return value.updated_at > runs.newest
-    scope = (value.machine, value.connector)
-    return runs.behind(value.updated_at, [place for place in need.places if place.source(values) == scope]) is not None
 
 
 def _narrower(scope: Scope, column: Scope) -> bool:

@@ -324,11 +324,11 @@ def refuse_incomplete(release: Release, environment: Environment) -> None:
         raise Invalid(f"Release {release.number} belongs to another project.", field="release")
     if beyond := too_many_groups(release, environment):
         raise NotAllowed(" ".join(beyond), reasons=beyond)
-    reasons = [item.sentence for item in missing(release, environment)]
-    if reasons:
-        count = f"{len(reasons)} property values are" if len(reasons) > 1 else "A property value is"
+    if found := missing(release, environment):
+        keys, reasons = len(property_values.by_key(found)), [item.sentence for item in found]
+        count = f"{keys} keys lack" if keys > 1 else "A key lacks"
         raise NotAllowed(
-            f"{count} missing for release {release.number} on {environment.name}: fill in Deploy › Properties. {' '.join(reasons)}",
+            f"{count} a value for release {release.number} on {environment.name}: fill in Deploy › Properties. {' '.join(reasons)}",
             reasons=reasons,
         )
 

@@ -4,19 +4,17 @@ A fixed number of queries however many properties there are: the scopes of all v
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
 
 from django.core.paginator import Page, Paginator
-from django.db.models import Min
 from django.utils import timezone
 
-from deployments import frozen, plans
-from deployments.models import Deployment
+from deployments import newer, plans
+from deployments.newer import Newer, Runs, Scope
 from portal import properties, property_values
-from portal.models import Connector, DesignedMachine, Environment, Placement, Project, Property, PropertyChange
+from portal.models import Connector, DesignedMachine, Environment, Placement, Project, Property
 from portal.property_uses import Mentions, Use, drawn_routers, router_name, router_uses
 from portal.property_values import Filled
 from portal.router_addresses import is_failover_key
@@ -32,8 +30,6 @@ FILTERS = {
     "secret": "Secret",
     "unused": "Unused",
 }
-
-Scope = tuple[str, str]  # machine, connector; both empty: global
 
 
 def candidates(machine: str, connector: str) -> list[Scope]:
@@ -54,6 +50,10 @@ class Place:
         """Which of the filled-in scopes gives this place its value; None: the value is missing here."""
         present = set(scopes)
         return next((scope for scope in candidates(self.machine, self.connector) if scope in present), None)
+
+    @property
+    def scope(self) -> Scope:
+        return self.machine, self.connector
 
 
 PLAN = Place("the plan", "", "")  # its HTTP checks run in the portal
@@ -142,6 +142,16 @@ class Needs:
             found[key] = Need([*used_by, *other.used_by], [*places, *other.places])
         return found
 
+    def places(self, keys: Collection[str]) -> dict[str, list[Scope]]:
+        """Who uses each of these keys, and nothing else of it: thousands are looked up at once."""
+        running = {connector: [place.scope for place in places] for connector, places in self.running.items()}
+        found = {}
+        for key in keys:
+            runtimes = [scope for connector in self.used.mentions.connectors(key) for scope in running.get(connector, ())]
+            other = self._others.get(key)
+            found[key] = [*runtimes, *(place.scope for place in other.places)] if other else runtimes
+        return found
+
     def missing(self, filled: Filled) -> dict[str, list[str]]:
         """ "external01.erp" -> keys without a value there, both sorted."""
         found: dict[str, list[str]] = defaultdict(list)
@@ -172,12 +182,27 @@ class Line:
 
     value: Property
     places: list[Place]
-    changed: bool  # newer than what runs
-    runs: int | None  # then: the deployment whose values run
+    newer: "Behind | None"  # than what some of the places run with
 
     @property
     def seen(self) -> str:
         return properties.tag(self.value)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Who runs with another value than he would get now, of those concerned, and the deployments that gave it."""
+
+    places: list[Place]
+    deployments: list[int]
+    everywhere: bool  # all who are concerned
+
+    @property
+    def than(self) -> str:
+        """ "deployment #4", "deployments #4 and #5 for external01.erp"."""
+        numbers = [f"#{number}" for number in self.deployments]
+        told = f"deployment {numbers[0]}" if len(numbers) == 1 else f"deployments {', '.join(numbers[:-1])} and {numbers[-1]}"
+        return told if self.everywhere else f"{told} for {', '.join(place.name for place in self.places)}"
 
 
 @dataclass(frozen=True)
@@ -186,51 +211,13 @@ class Row:
     used_by: list[str]
     lines: list[Line]  # the most general value first
     missing: list[Place]
+    taken_away: Behind | None  # who of the missing runs with a value still
     elsewhere: list[Elsewhere]
     tested: reach.Tested | None = None  # how the other machines reach the address, of an Internal IP or Failover port
 
     @property
     def is_failover(self) -> bool:
         return is_failover_key(self.key)
-
-
-@dataclass(frozen=True)
-class Given:
-    """Values that something runs with: when they were frozen, and by which deployment."""
-
-    at: datetime
-    pk: int
-
-
-@dataclass(frozen=True)
-class Runs:
-    """What runs, as far as values go: a runtime with those that its bundle was made of, everything else (routers, the plan's checks) with
-    those of the last deployment that ran."""
-
-    rest: Given
-    runtimes: Mapping[Scope, Given]
-
-    @property
-    def pk(self) -> int:
-        return self.rest.pk
-
-    @cached_property
-    def oldest(self) -> datetime:
-        return min([self.rest.at, *(given.at for given in self.runtimes.values())])
-
-    @cached_property
-    def newest(self) -> datetime:
-        return max([self.rest.at, *(given.at for given in self.runtimes.values())])
-
-    def at(self, machine: str, connector: str) -> Given:
-        return self.runtimes.get((machine, connector), self.rest)
-
-    def behind(self, changed_at: datetime, places: Iterable[Place]) -> Given | None:
-        """Than what a value that changed then is newer, where these places get it (nobody: than the rest). None: it runs everywhere."""
-        if changed_at <= self.oldest:
-            return None
-        givens = {self.at(place.machine, place.connector) for place in places} or {self.rest}
-        return min((given for given in givens if changed_at > given.at), key=lambda given: given.at, default=None)
 
 
 @dataclass(frozen=True)
@@ -243,11 +230,12 @@ class Found:
     counts: dict[str, int]  # of keys, by filter, before the search
     missing_by_place: dict[str, list[str]]  # "external01.erp" -> keys without a value
     runs: Runs | None  # None: nothing was deployed yet
+    newer: Newer
 
     @property
     def missing(self) -> int:
-        """How many values are missing, counted per runtime."""
-        return sum(len(keys) for keys in self.missing_by_place.values())
+        """How many keys lack a value somewhere: each counts once, as it is filled in once."""
+        return self.counts["missing"]
 
     @property
     def runs_since(self) -> datetime | None:
@@ -260,57 +248,20 @@ class Sheet(Found):
     rows: list[Row]
 
 
-def what_runs(environment: Environment) -> Runs | None:
-    """Which values run where. None: nothing was deployed yet. Two queries."""
-    known = {
-        (row.runtime.machine.name, row.runtime.connector.name): Given(row.frozen.created_at, row.frozen.deployment_id)
-        for row in frozen.running(environment)
-    }
-    ran = Deployment.objects.that_ran().filter(environment=environment, started_at__isnull=False)
-    # One that was resumed froze its values again, for the steps from there on only: what came before has the first.
-    last = ran.annotate(frozen_at=Min("frozen__created_at")).order_by("-id").values_list("pk", "frozen_at", "started_at").first()
-    if last is not None:
-        since = last[1] or last[2]
-        assert since is not None
-        return Runs(Given(since, last[0]), known)
-    return Runs(min(known.values(), key=lambda given: given.at), known) if known else None
-
-
-def _changed(environment: Environment, runs: Runs, needs: Needs, filled: Filled) -> set[str]:
-    """Keys with a value that is newer than what runs at a place that gets it. Only where things run with values of different times the
-    places are looked at."""
-    stored = Property.objects.filter(environment=environment).order_by()
-    found = set(stored.filter(updated_at__gt=runs.newest).values_list("key", flat=True))
-    between = list(
-        stored.filter(updated_at__gt=runs.oldest, updated_at__lte=runs.newest).values_list("key", "machine", "connector", "updated_at")
-        if runs.oldest < runs.newest
-        else ()
-    )
-    needed = needs.of({key for key, *_ in between})
-    for key, machine, connector, at in between:
-        places = [place for place in needed[key].places if filled.source(key, place.machine, place.connector) == (machine, connector)]
-        if runs.behind(at, places):
-            found.add(key)
-    return found
-
-
 def find(environment: Environment, *, search: str = "", only: Iterable[str] = (), used: Used | None = None) -> Found:
     """The keys of the sheet. `only` are names of FILTERS, all of which must hold; `search` is a part of the key."""
     needs = Needs(environment, used or used_in(environment.project_id))
-    runs = what_runs(environment)
+    runs = newer.what_runs(environment)
     stored = Property.objects.filter(environment=environment).order_by()
     filled = property_values.filled(environment)
     present, needed = filled.keys, needs.keys
     known = present | needed
     secret = set(stored.filter(secret=True).values_list("key", flat=True))
-    changed = _changed(environment, runs, needs, filled) if runs else set()
-    if runs:
-        taken_away = PropertyChange.objects.filter(environment=environment, at__gt=runs.oldest, after__isnull=True).order_by()
-        changed |= set(taken_away.values_list("key", flat=True)) & known
+    than_runs = newer.find(environment, runs, needs.places)
     missing_by_place = needs.missing(filled)
     having = {
         "missing": {key for keys in missing_by_place.values() for key in keys},
-        "changed": changed,
+        "changed": set(than_runs),
         "failover": {key for key in known if is_failover_key(key)},
         "secret": secret,
         "unused": present - needed,
@@ -325,6 +276,7 @@ def find(environment: Environment, *, search: str = "", only: Iterable[str] = ()
         counts={name: len(some) for name, some in having.items()},
         missing_by_place=missing_by_place,
         runs=runs,
+        newer=than_runs,
     )
 
 
@@ -334,11 +286,11 @@ def read(
     """One page of the sheet, as `find` filters it."""
     found = find(environment, search=search, only=only)
     shown = Paginator(found.keys, per_page).get_page(page)
-    rows = _rows(environment, list(shown.object_list), found.needs, found.runs)
+    rows = _rows(environment, list(shown.object_list), found.needs, found.newer)
     return Sheet(**vars(found), page=shown, rows=rows)
 
 
-def _rows(environment: Environment, keys: list[str], needs: Needs, runs: Runs | None) -> list[Row]:
+def _rows(environment: Environment, keys: list[str], needs: Needs, than_runs: Newer) -> list[Row]:
     needed = needs.of(keys)
     environments = list(environment.project.environments.all())
     values: dict[tuple[int, str], list[Property]] = defaultdict(list)
@@ -358,8 +310,12 @@ def _rows(environment: Environment, keys: list[str], needs: Needs, runs: Runs | 
             Row(
                 key=key,
                 used_by=need.used_by,
-                lines=[_line(value, gets[value.machine, value.connector], runs) for value in here],
+                lines=[
+                    Line(value, gets[value.machine, value.connector], _behind(key, gets[value.machine, value.connector], than_runs))
+                    for value in here
+                ],
                 missing=gets[None],
+                taken_away=_behind(key, gets[None], than_runs),
                 elsewhere=[Elsewhere(other, values[other.pk, key]) for other in environments if other.pk != environment.pk],
                 tested=tested.get((environment.pk, reach.owner_of(key))) if tested else None,
             )
@@ -367,9 +323,11 @@ def _rows(environment: Environment, keys: list[str], needs: Needs, runs: Runs | 
     return rows
 
 
-def _line(value: Property, places: list[Place], runs: Runs | None) -> Line:
-    behind = runs.behind(value.updated_at, places) if runs else None
-    return Line(value, places, changed=behind is not None, runs=behind.pk if behind else None)
+def _behind(key: str, places: list[Place], than_runs: Newer) -> Behind | None:
+    givens = than_runs.get(key, {})
+    behind = [place for place in places if place.scope in givens]
+    deployments = sorted({givens[place.scope].pk for place in behind})
+    return Behind(behind, deployments, everywhere=len(behind) == len(places)) if behind else None
 
 
 Exported = tuple[str, str, str, str, bool, datetime | None]  # key, machine, connector, value, secret, updated at (None: no value)
@@ -390,7 +348,9 @@ def exported(found: Found) -> Iterator[tuple[Exported, Need]]:
 
 def row(environment: Environment, key: str) -> Row:
     """One row, as the page shows it."""
-    return _rows(environment, [key], Needs(environment, used_in(environment.project_id, naming=[key])), what_runs(environment))[0]
+    needs = Needs(environment, used_in(environment.project_id, naming=[key]))
+    than_runs = newer.find(environment, newer.what_runs(environment), needs.places, only=[key])
+    return _rows(environment, [key], needs, than_runs)[0]
 
 
 def scope_choices(project: Project) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
-from django.db.models import Max, Q
+from django.db.models import Count, Max, Q
 from django.utils import timezone
 
 from portal import components, property_types, property_uses, router_addresses, vault
@@ -487,12 +487,22 @@ def _portions(keys: list[str]) -> Iterator[list[str]]:
         yield keys[start : start + MANY_KEYS]
 
 
-def last_act(environment: Environment) -> list[PropertyChange]:
-    """The changes that `undo_last` would take back; empty when there is nothing."""
-    newest = PropertyChange.objects.filter(environment=environment).first()
-    if newest is None:
-        return []
-    return list(PropertyChange.objects.filter(act=newest.act).select_related("environment", "by"))
+@dataclass(frozen=True)
+class LastAct:
+    """What `undo_last` would take back: how many changes, in which environments."""
+
+    act: uuid.UUID
+    count: int
+    environments: list[Environment]
+
+
+def last_act(environment: Environment) -> LastAct | None:
+    """None: nothing was changed here. Three queries, none of which reads the changes: there may be thousands."""
+    act = PropertyChange.objects.filter(environment=environment).values_list("act", flat=True).first()
+    if act is None:
+        return None
+    counts = dict(PropertyChange.objects.filter(act=act).order_by().values_list("environment").annotate(count=Count("pk")))
+    return LastAct(act, sum(counts.values()), list(Environment.objects.filter(pk__in=counts).select_related("project")))
 
 
 def undo_last(environment: Environment, *, by: Any, act: uuid.UUID | None = None) -> list[Planned]:
@@ -506,9 +516,10 @@ def undo_last(environment: Environment, *, by: Any, act: uuid.UUID | None = None
         NotAllowed: nothing to undo, or something else has changed since.
     """
     with transaction.atomic():
-        changes = last_act(environment)
-        if not changes or (act is not None and changes[0].act != act):
-            raise NotAllowed("There is nothing to undo." if not changes else "Something else has changed since: look at the history again.")
+        newest = PropertyChange.objects.filter(environment=environment).first()
+        if newest is None or (act is not None and newest.act != act):
+            raise NotAllowed("There is nothing to undo." if not newest else "Something else has changed since: look at the history again.")
+        changes = list(PropertyChange.objects.filter(act=newest.act).select_related("environment"))
         others = PropertyChange.objects.filter(
             environment__in={change.environment_id for change in changes}, pk__gt=max(c.pk for c in changes)
         )

@@ -6,6 +6,7 @@ from typing import Any
 from django.contrib.auth.models import User
 from django.utils import timezone
 
+from deployments import frozen
 from deployments.models import Deployment, Release, RunStatus, StepKind, StepRun
 from portal.models import (
     Connector,
@@ -84,6 +85,15 @@ def deployed(environment: Environment, release: Release, **more: Any) -> Deploym
     facts = {"status": RunStatus.SUCCEEDED, "started_at": timezone.now()} | more
     deployment = Deployment.objects.create(environment=environment, release=release, **facts)
     StepRun.objects.create(deployment=deployment, number=1, kind=StepKind.DEPLOY_MACHINE, machine="external01", status=RunStatus.SUCCEEDED)
+    return deployment
+
+
+def given(deployment: Deployment, *runtimes: str) -> Deployment:
+    """The values of now, frozen for the deployment: these runtimes ("external01.erp"; none: all) run with them."""
+    frozen.freeze(deployment, by=None, now=timezone.now())
+    for runtime in Runtime.objects.filter(environment=deployment.environment):
+        if not runtimes or runtime.key in runtimes:
+            frozen.given(runtime, deployment)
     return deployment
 
 

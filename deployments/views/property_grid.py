@@ -62,7 +62,6 @@ def grid_page(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         "by": by,
         "views": grid.VIEWS.items(),
         "filters": [(name, label, found.counts[name]) for name, label in sheet.FILTERS.items()],
-        "last": properties.last_act(environment)[:1],
     }
     return render(request, "deployments/property_grid.html", context, part="deployments/_property_grid.html")
 
@@ -238,11 +237,11 @@ def history(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     return render(request, "deployments/property_history.html", context)
 
 
-def _may_undo(request: UserRequest, last: list[PropertyChange]) -> bool:
-    if not last:
+def _may_undo(request: UserRequest, last: properties.LastAct | None) -> bool:
+    if last is None:
         return False
-    editable = _editable(request, last[0].environment.project)
-    return {change.environment.kind for change in last} <= editable
+    editable = _editable(request, last.environments[0].project)
+    return {environment.kind for environment in last.environments} <= editable
 
 
 @require_POST

@@ -139,10 +139,10 @@ class PropertyUndo(APIView):
         body = UndoInput(data=request.data)
         environment = _environment(request, body)
         seen = properties.last_act(environment)
-        for change in seen:
-            if not access.may(signed_in(request), environment.project.team_id, access.role_to_deploy(change.environment)):
-                raise PermissionDenied(f"The last change touched {change.environment.name}, which you may not change.")
-        act = body.validated_data["act"] or (seen[0].act if seen else None)  # what was looked at, not what another person did since
+        for touched in seen.environments if seen else ():
+            if not access.may(signed_in(request), environment.project.team_id, access.role_to_deploy(touched)):
+                raise PermissionDenied(f"The last change touched {touched.name}, which you may not change.")
+        act = body.validated_data["act"] or (seen.act if seen else None)  # what was looked at, not what another person did since
         return Response(PlannedSerializer(properties.undo_last(environment, by=request.user, act=act), many=True).data)
 
 

@@ -551,13 +551,13 @@ def edit(upgrade: Upgrade, value: str, **more: bool) -> None:
 
 
 def newer_than(upgrade: Upgrade) -> int | None:
-    """Than which deployment's value the page calls erp.outbox newer."""
+    """Than which deployment's value (the latest's) the page calls erp.outbox newer."""
     found = sheet.read(upgrade.environment, search="erp.outbox")
     (line,) = found.rows[0].lines
     filtered = sheet.read(upgrade.environment, search="erp.outbox", only=["changed"]).keys
     cell = next(cell for cell in grid.row(upgrade.environment, "erp.outbox", "environments").cells if cell.value is not None)
-    assert line.changed == bool(filtered) == cell.changed
-    return line.runs if line.changed else None
+    assert bool(line.newer) == bool(filtered) == cell.changed
+    return line.newer.deployments[-1] if line.newer else None
 
 
 def test_after_mend_and_resume_a_value_that_not_every_runtime_has_is_still_newer_than_what_runs(

@@ -10,6 +10,8 @@ from deployments import frozen, plans, releases, sheet
 from deployments.models import Release, StepKind
 from portal import properties
 from portal.models import Connector, Environment, Flow, FlowVersion, Property
+from runtimes.models import FailoverGroup
+from tests import factories
 
 BASE = "/projects/webshop/test/properties"
 SIZES = (15, 150)
@@ -64,6 +66,26 @@ def test_a_view_needs_no_more_queries_when_there_is_more(
             assert client.get(address).status_code == 200
         counts.append(len(queries))
     assert counts[1] <= counts[0]  # fewer, where none of the page's rows is a router's address: then nobody asks for peers' tests
+
+
+@pytest.mark.parametrize("address", [f"{BASE}/grid/?by=runtimes&only=changed", f"{BASE}/?only=changed"])
+def test_what_is_newer_than_what_runs_needs_the_same_number_of_queries_at_two_sizes(
+    client: Client, developer: User, test_environment: Environment, erp: Connector, group: FailoverGroup, address: str
+) -> None:
+    client.force_login(developer)
+    client.get(address)
+    counts = []
+    for size in SIZES:
+        grow(test_environment, erp, size)
+        run = factories.given(factories.deployed(test_environment, releases.build(test_environment.project, name="Much", by=developer)))
+        again = factories.given(factories.deployed(test_environment, run.release), "external02.erp")
+        changed = list(Property.objects.filter(key__startswith="more."))
+        properties.set_values([properties.Edit(test_environment, row.key, "/new") for row in changed], by=developer)
+        with CaptureQueriesContext(connection) as queries:
+            html = client.get(address).content.decode()
+        assert f'<span class="pill-count">{3 * size}</span>' in html and run.pk < again.pk
+        counts.append(len(queries))
+    assert counts[0] == counts[1]
 
 
 def test_the_check_of_missing_values_needs_the_same_number_of_queries_at_two_sizes(

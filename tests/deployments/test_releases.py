@@ -208,7 +208,7 @@ def test_a_bundle_is_refused_naming_the_keys_without_a_value(release: Release, f
 
 
 def test_activation_is_refused_with_one_reason_per_missing_value(release: Release, test_environment: Environment, developer: User) -> None:
-    with pytest.raises(NotAllowed, match="12 property values are missing for release 1 on Test: fill in Deploy › Properties") as refusal:
+    with pytest.raises(NotAllowed, match="9 keys lack a value for release 1 on Test: fill in Deploy › Properties") as refusal:
         releases.activate(release, test_environment, by=developer, now=timezone.now())
     assert len(refusal.value.reasons) == 12
     assert releases.active(test_environment) is None

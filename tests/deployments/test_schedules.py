@@ -150,7 +150,7 @@ def test_a_due_activation_that_is_not_allowed_fails_with_its_reason(release: Rel
     now = timezone.now()
     planned = schedules.schedule(release, filled, due_at=now + timedelta(minutes=5), by=developer, now=now)
     properties.remove_value(filled, "erp.outbox")
-    assert "was not activated on Test: 2 property values are missing" in schedules.activate_due(planned.pk, now=now + timedelta(hours=1))
+    assert "was not activated on Test: A key lacks a value" in schedules.activate_due(planned.pk, now=now + timedelta(hours=1))
     planned.refresh_from_db()
     assert planned.status == ActivationStatus.FAILED
     assert "external01.erp needs a value for erp.outbox" in planned.reason

@@ -13,6 +13,7 @@ from deployments.models import Release
 from deployments.views import property_grid
 from portal import properties, vault
 from portal.models import Connector, Environment, Property, PropertyChange, PropertyType
+from runtimes.models import FailoverGroup
 from tests import factories
 
 BASE = "/projects/webshop/test/properties"
@@ -51,16 +52,19 @@ def test_machines_and_runtimes_show_where_a_value_comes_from(client: Client, vie
     assert cells(html, "erp.outbox") == ["/out global", "/two external02"]
 
 
-def test_what_is_newer_than_the_deployment_is_marked_and_it_is_named(client: Client, developer: User, some: Environment) -> None:
-    release = Release.objects.create(project=some.project, number=1, name="One", content={}, digest="d")
-    run = factories.deployed(some, release)
+def test_what_is_newer_than_the_deployment_is_marked_and_it_is_named(
+    client: Client, developer: User, some: Environment, release: Release, group: FailoverGroup
+) -> None:
+    run = factories.given(factories.deployed(some, release))
     properties.set_value(some, "erp.outbox", "/newer", by=developer)
     client.force_login(developer)
     html = client.get(GRID).content.decode()
     assert "is-changed" in html.split('<tr data-key="erp.outbox">')[1].split("</tr>")[0]
     assert "is-changed" not in html.split('<tr data-key="queues.url">')[1].split("</tr>")[0]
     assert f"deployment #{run.pk}" in html
-    assert f"newer than deployment #{run.pk}" in client.get(f"{BASE}/").content.decode()
+    assert f"<span>newer than deployment #{run.pk}</span>" in client.get(f"{BASE}/").content.decode()
+    runtimes = client.get(f"{GRID}?by=runtimes").content.decode().split('<tr data-key="erp.outbox">')[1].split("</tr>")[0]
+    assert [cell.count("is-changed") for cell in runtimes.split("<td")[1:]] == [1, 0], "external02 has a value of its own"
 
 
 def opened(client: Client, **given: str) -> str:
@@ -289,11 +293,13 @@ def test_the_last_change_is_undone_from_the_history(client: Client, developer: U
     client.force_login(developer)
     page = client.get(f"{BASE}/history/")
     assert "/wrong" in page.content.decode()
-    client.post(f"{BASE}/undo/", {"act": page.context["last"][0].act})
+    client.post(f"{BASE}/undo/", {"act": page.context["last"].act})
     assert Property.objects.get(key="erp.outbox", machine="", environment=some).value == "/out"
     production = Environment.objects.get(project=some.project, kind="production")
     properties.set_values([properties.Edit(some, "k", "1"), properties.Edit(production, "k", "1")], by=operator)
-    act = properties.last_act(some)[0].act
+    last = properties.last_act(some)
+    assert last and last.count == 2
+    act = last.act
     assert client.post(f"{BASE}/undo/", {"act": act}).status_code == 403
 
 

@@ -78,7 +78,9 @@ def test_an_undo_is_refused_when_something_else_came_between(
     with pytest.raises(NotAllowed, match="nothing to undo"):
         properties.undo_last(test_environment, by=developer)
     properties.set_values([Edit(test_environment, "a", "1"), Edit(acceptance, "a", "1")], by=developer)
-    act = properties.last_act(test_environment)[0].act
+    last = properties.last_act(test_environment)
+    assert last and last.count == 2
+    act = last.act
     properties.set_value(acceptance, "a", "2", by=developer)
     with pytest.raises(NotAllowed, match="other environments"):
         properties.undo_last(test_environment, by=developer)
