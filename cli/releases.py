@@ -176,7 +176,7 @@ def _how_long(found: dict[str, Any]) -> str:
         return "How long it takes is not known yet."
     untimed = found["untimed"]
     if untimed:
-        return f"More than {show.seconds(found['seconds'])}: {untimed} step{'s have' if untimed > 1 else ' has'} never ended well here."
+        return f"More than {show.seconds(found['seconds'])}: of {untimed} step{'s' if untimed > 1 else ''} no time is known from before."
     return f"About {show.seconds(found['seconds'])}."
 
 

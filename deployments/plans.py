@@ -114,8 +114,8 @@ def _opening(environment: Environment) -> list[Step]:
 
 def followers_first_plan(environment: Environment, *, now: datetime) -> Plan:
     """Replace the steps by a plan made from who leads now. Per connector in failover: upgrade the followers, prove them ready, hand the
-    groups over, upgrade the former leaders, prove them; Balance failover last, which moves no group a second time (decision 73).
-    Connectors go side by side; others come before.
+    groups over, upgrade the former leaders, prove them; Balance failover last, which moves no group a second time (decision 73). A group
+    whose leader the release does not change stays where it is. Connectors go side by side; others come before.
 
     Raises:
         NotAllowed: no runtimes, nothing runs in failover, or of a group nobody is known to lead.
@@ -187,7 +187,8 @@ def _hand_over_part(members: Sequence[Runtime], led: Sequence[_Led]) -> list[Ste
     first, later = _split(members, led)
     heir = _heir(first, led)
     names = {group.name for group in led if group.leader in later}
-    return [Step(kind=StepKind.GROUP_START, machine=heir.machine.name, connector=heir.connector.name, group=name) for name in sorted(names)]
+    target = {"machine": heir.machine.name, "connector": heir.connector.name, "condition": Condition.CHANGED}
+    return [Step(kind=StepKind.GROUP_START, group=name, **target) for name in sorted(names)]
 
 
 def _leaders_part(members: Sequence[Runtime], led: Sequence[_Led]) -> list[Step]:
@@ -536,6 +537,8 @@ def _never_findings(steps: Sequence[Step]) -> list[str]:
     for step in steps:
         if step.condition != Condition.CHANGED:
             continue
+        if step.kind in GROUP_KINDS and any(other.kind in DEPLOYS and other.connector in ("", step.connector) for other in steps):
+            continue  # it goes by the runtime that leads then, whose own step may come later
         before = (other for other in steps if other.position < step.position and other.kind in DEPLOYS)
         own = (
             other for other in before if other.machine == step.machine and (not step.connector or other.connector in ("", step.connector))

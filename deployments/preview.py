@@ -24,6 +24,7 @@ from runtimes.models import FailoverGroup, Runtime
 from runtimes.protocol import Preference, RuntimeState, Status
 
 Outcome = Literal["runs", "skipped", "waits", "fails"]
+LEAST_SECONDS = 1.0  # "more than" less than this tells nothing
 HISTORY = 10  # newest deployments of an environment, whose steps that ended well are looked at
 _ORDER = [Preference.LEADER, Preference.BACKUP, Preference.NONE]
 
@@ -128,7 +129,7 @@ class Preview:
     missing: Sequence[Missing]
     gaps: Sequence[str]
     leaders: Mapping[str, str | None]  # before the first step
-    seconds: float | None  # of the steps whose time is known, lanes side by side; None: of none that runs
+    seconds: float | None  # of the steps whose time is known, lanes side by side; None: too few are
     rules: Sequence[str] = ()  # what the environment's rules forbid now
 
     @property
@@ -137,7 +138,7 @@ class Preview:
 
     @property
     def untimed(self) -> int:
-        """Steps that run and have never ended well here: `seconds` does not count them."""
+        """Steps that run and of which no time is known, for none ended well here: `seconds` does not count them."""
         return sum(step.outcome == "runs" and step.seconds is None for step in self.steps)
 
     @property
@@ -167,6 +168,7 @@ def foresee(recipe: Sequence[StepFields], seen: Snapshot, *, leaving_out: Collec
             world.beside |= {id(step): others for step in lane.steps}
     found = []
     for number, step in enumerate(recipe, start=1):
+        world.later[id(step)] = recipe[number:]
         one = Foreseen(number, step.kind, step.title, step.stage, step.lane)
         target = f"{step.machine}.{step.connector}" if step.connector else step.machine
         one.seconds = seen.seconds.get((step.kind, target), seen.seconds.get((step.kind, "")))
@@ -191,6 +193,7 @@ class _World:
         self.moved: set[str] = set()  # keys of groups that this run handed over
         self.pointless, self.lacking = seen.pointless, seen.lacking
         self.beside: dict[int, list[StepFields]] = {}  # id of a step -> those of the lanes beside it
+        self.later: dict[int, Sequence[StepFields]] = {}  # id of a step -> those that come after it
 
     # ---- one step
 
@@ -202,8 +205,8 @@ class _World:
         if told.number in self.pointless:
             told.outcome, told.sentence = "skipped", self.pointless[told.number]
             return
-        if step.condition == "changed" and not self._changed(step):
-            told.outcome, told.sentence = "skipped", "This deployment changes nothing there before."
+        if step.condition == "changed" and (unchanged := self._unchanged(kind, step)):
+            told.outcome, told.sentence = "skipped", unchanged
             return
         if told.number in self.lacking:
             told.outcome, told.sentence = "fails", self.lacking[told.number]
@@ -218,6 +221,23 @@ class _World:
             self._balance(step, told)
         elif kind == StepKind.MANUAL:
             told.outcome, told.sentence = "waits", step.instruction
+
+    def _unchanged(self, kind: StepKind, step: StepFields) -> str:
+        """As steps.Kind.unchanged."""
+        group = self._group(step) if kind in plans.GROUP_KINDS else None
+        leader = self.runtimes[group.leader] if group is not None and group.leader is not None else None
+        if group is not None and leader is not None and leader.machine not in self.out:
+            deploys = [later for later in self.later[id(step)] if later.kind in DEPLOYS and later.machine == leader.machine]
+            if any(later.connector in ("", leader.connector) for later in deploys):
+                if leader.running and leader.unchanged:
+                    return f"{leader.key} leads {group.name}, and this deployment does not change it: no hand-over is needed."
+                return ""
+        return "" if self._changed(step) else "This deployment changes nothing there before."
+
+    def _group(self, step: StepFields) -> GroupSight | None:
+        """The group that a Group step names."""
+        key = f"{step.machine}.{step.connector}"
+        return next((one for one in self.groups.values() if one.plain == step.group and key in one.members), None)
 
     def _changed(self, step: StepFields) -> bool:
         if not step.machine:
@@ -411,7 +431,7 @@ class _World:
 
     def _on_group(self, kind: StepKind, step: StepFields, told: Foreseen) -> None:
         key = f"{step.machine}.{step.connector}"
-        group = next((one for one in self.groups.values() if one.plain == step.group and key in one.members), None)
+        group = self._group(step)
         if group is None:
             told.outcome, told.sentence = "fails", f"{key} has no group {step.group} in what is deployed then."
             return
@@ -490,9 +510,10 @@ def preview(release: Release, environment: Environment, *, now: datetime, leavin
 def _whole(found: Sequence[Foreseen]) -> float | None:
     """Stages one after another, of each the longest lane; what waits for a person, or has no history, is not counted."""
     running = [step for step in found if step.outcome == "runs"]
-    if running and all(step.seconds is None for step in running):
+    known = sum(max(sum(step.seconds or 0.0 for step in lane.steps) for lane in stage.lanes) for stage in stages_of(found))
+    if any(step.seconds is None for step in running) and known < LEAST_SECONDS:
         return None
-    return sum(max(sum(step.seconds or 0.0 for step in lane.steps) for lane in stage.lanes) for stage in stages_of(found))
+    return known
 
 
 def look(

@@ -356,9 +356,8 @@ def _tick(step_id: int, now: datetime, onward: list[int] | None) -> str:
         return f"Step {step.number} of deployment {deployment.pk} was begun by another worker."
     if begins and (pointless := moves.pointless(deployment.release, step)):
         return _conclude(step, kind, looks.skipped(pointless), now, onward)
-    if begins and step.condition == Condition.CHANGED and not looks.changed_before(step):
-        target = f"{step.machine}.{step.connector}" if step.connector else step.machine or "anything"
-        return _conclude(step, kind, looks.skipped(f"This deployment did not change {target}: nothing to do."), now, onward)
+    if begins and step.condition == Condition.CHANGED and (unchanged := kind.unchanged(step, now)):
+        return _conclude(step, kind, looks.skipped(unchanged), now, onward)
     memory = copy.deepcopy(step.memory)
     try:
         with transaction.atomic():

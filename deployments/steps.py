@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from django.db.models import QuerySet
 
-from deployments import frozen, moves, releases
+from deployments import frozen, looks, moves, releases
 from deployments.handing_over import ends, gated, hand_over
 from deployments.looks import (
     Look,
@@ -38,6 +38,7 @@ from runtimes import balancing, commands, failover, fleet, membership, profiles,
 from runtimes.models import (
     LIVE_COMMANDS,
     LIVE_REQUESTS,
+    Bundle,
     CommandRun,
     FailoverGroup,
     GroupMember,
@@ -65,6 +66,13 @@ class Kind:
 
     def begin(self, step: StepRun, now: datetime) -> None:
         """Write what is wished."""
+
+    def unchanged(self, step: StepRun, now: datetime) -> str:
+        """Why a step that runs only when changed is skipped; empty when it runs."""
+        if looks.changed_before(step):
+            return ""
+        target = f"{step.machine}.{step.connector}" if step.connector else step.machine or "anything"
+        return f"This deployment did not change {target}: nothing to do."
 
     def check(self, step: StepRun, now: datetime) -> Outcome:
         """How far it is."""
@@ -396,6 +404,23 @@ def at_rest(runtime: Runtime) -> bool:
     return bool(runtime.held) and runtime.observed_state == RuntimeState.STOPPED
 
 
+def ordered_already(runtime: Runtime, content: protocol.BundleContent) -> Bundle | None:
+    """The bundle that it is ordered to run, if that is this content, made by whichever release."""
+    ordered = runtime.desired_bundle
+    return ordered if ordered is not None and not ordered.is_lost and moves.same_but_release(ordered.read(), content) else None
+
+
+def will_change(deployment: Deployment, runtime: Runtime, now: datetime) -> bool:
+    """Would a deploy step of this deployment give the runtime something else to run, or start it anew, as things are now."""
+    if moves.lacks(deployment.release, runtime.connector.name):
+        return not at_rest(runtime)
+    try:
+        content = releases.bundle_for(deployment.release, runtime, property_values.Values(frozen.values_of(deployment)))
+    except NotAllowed:  # its own step says so
+        return True
+    return ordered_already(runtime, content) is None or not runs_as_ordered(runtime, now)
+
+
 class DeployRuntime(OnRuntime):
     def look(self, look: Look) -> Outcome:
         if reason := moves.lacks(look.step.deployment.release, look.runtime.connector.name):
@@ -405,9 +430,7 @@ class DeployRuntime(OnRuntime):
     def needs_order(self, look: Look) -> bool:
         deployment, runtime, memory = look.step.deployment, look.runtime, look.memory
         content = releases.bundle_for(deployment.release, runtime, property_values.Values(frozen.values_of(deployment)))
-        ordered = runtime.desired_bundle
-        same = ordered is not None and not ordered.is_lost and moves.same_but_release(ordered.read(), content)
-        look.bundle = ordered if same and ordered is not None else fleet.store_bundle(runtime.environment, content)
+        look.bundle = ordered_already(runtime, content) or fleet.store_bundle(runtime.environment, content)
         memory["digest"] = look.bundle.digest
         memory["unchanged"] = runtime.desired_bundle_id == look.bundle.digest and runs_as_ordered(runtime, look.now)
         if memory["unchanged"]:  # disturbs nothing; its memberships may still be those that a sibling's newer bundle gave it
@@ -515,6 +538,20 @@ class StopRuntime(OnRuntime):
 
 class OnGroup(Kind):
     """Kinds that move the leadership of one group through a hand-over."""
+
+    def unchanged(self, step: StepRun, now: datetime) -> str:
+        """Where a later step deploys the runtime that leads, the hand-over is for that one's sake: only if it changes."""
+        try:
+            view = failover.verdict(self._group(step, find_runtime(step)), now=now)
+        except NotAllowed:  # it is not there (yet)
+            return super().unchanged(step, now)
+        leader = view.leader.member.runtime if view.leader else None
+        later = StepRun.objects.filter(deployment_id=step.deployment_id, number__gt=step.number).exclude(status__in=DONE)
+        if leader is None or not any(moves.deploys(other, leader) for other in later):
+            return super().unchanged(step, now)
+        if will_change(step.deployment, leader, now):
+            return ""
+        return f"{leader.key} leads {step.group}, and this deployment does not change it: no hand-over is needed."
 
     def wished(self, leader: Runtime | None, runtime: Runtime) -> bool:
         raise NotImplementedError
@@ -749,11 +786,11 @@ class BalanceFailover(Kind):
         keys = [group["id"] for group in deployment.release.content["groups"]]
         groups = FailoverGroup.objects.filter(environment=deployment.environment, failover=True, group__key__in=keys)
         without = left_out(step)
-        looks = [(group, self._look(step, group, without, now)) for group in groups.prefetch_related(failover.with_members())]
-        if not looks:
+        seen = [(group, self._look(step, group, without, now)) for group in groups.prefetch_related(failover.with_members())]
+        if not seen:
             return done("There is no failover group here: nothing to balance.")
-        step.memory["groups"] = [evidence(group, outcome, without, now) for group, outcome in looks]
-        return together([Outcome(outcome.state, _named(group.name, outcome.sentence)) for group, outcome in looks])
+        step.memory["groups"] = [evidence(group, outcome, without, now) for group, outcome in seen]
+        return together([Outcome(outcome.state, _named(group.name, outcome.sentence)) for group, outcome in seen])
 
     def _look(self, step: StepRun, group: FailoverGroup, without: set[str], now: datetime) -> Outcome:
         assert step.started_at is not None

@@ -150,7 +150,7 @@ class PreviewSerializer(serializers.Serializer[Any]):
     leaders = serializers.DictField(child=serializers.CharField(allow_null=True), help_text="Group to runtime, before the first step.")
     hand_overs = serializers.DictField(child=serializers.IntegerField(), help_text="How often each group changes its leader.")
     seconds = serializers.FloatField(allow_null=True, help_text="Of the steps whose time is known; null: of none that runs.")
-    untimed = serializers.IntegerField(help_text="Steps that run and have never ended well here: `seconds` does not count them.")
+    untimed = serializers.IntegerField(help_text="Steps that run and of which no time is known: `seconds` does not count them.")
 
     def get_missing(self, found: Preview) -> list[str]:
         return [item.sentence for item in found.missing]

@@ -80,6 +80,17 @@ def followers_first_from_the_backup(upgrade: Upgrade) -> Release:
     return followers_first(upgrade)
 
 
+def followers_first_with_nothing_changed(upgrade: Upgrade) -> Release:
+    plans.followers_first_plan(upgrade.environment, now=upgrade.engine.now)
+    return unchanged(upgrade)
+
+
+def followers_first_with_a_value_of_the_leader(upgrade: Upgrade) -> Release:
+    plans.followers_first_plan(upgrade.environment, now=upgrade.engine.now)
+    properties.set_value(upgrade.environment, "erp.outbox", "/srv/other", machine="external01", by=upgrade.person)
+    return Release.objects.get()
+
+
 def other_preference(upgrade: Upgrade) -> Release:
     failover.prefer(runtime("external02"), Preference.LEADER)
     return upgrade.release(1)
@@ -172,7 +183,9 @@ def two_groups_of_one_name(upgrade: Upgrade) -> Release:
     shop = Group.objects.get(connector__name="shop")
     upgrade.engine.machines.lead(shop.key, "external02.shop")
     upgrade.engine.pass_time(1)
-    return followers_first(upgrade)
+    plans.followers_first_plan(upgrade.environment, now=upgrade.engine.now)
+    save_version(Flow.objects.get(name="shop-sales"), 9, name="shop-sales-9")
+    return upgrade.release(9)
 
 
 def back_without_the_namesake_of_another_connector(upgrade: Upgrade) -> Release:
@@ -281,7 +294,8 @@ def stopped_and_then_waited_for(upgrade: Upgrade) -> Release:
 
 
 SCENES: list[Callable[[Upgrade], Release]] = [
-    everyday, unchanged, one_value, followers_first, followers_first_from_the_backup, other_preference, follower_stopped, all_kinds,
+    everyday, unchanged, one_value, followers_first_with_nothing_changed, followers_first_with_a_value_of_the_leader, followers_first,
+    followers_first_from_the_backup, other_preference, follower_stopped, all_kinds,
     last_member,
     back_without_a_connector, back_without_a_connector_on_one_machine_that_other_steps_name, back_without_a_group,
     two_groups_of_one_name, back_without_the_namesake_of_another_connector, another_group_of_the_same_name,
@@ -322,6 +336,27 @@ def test_followers_first_moves_a_group_once_and_balance_proves_it_where_it_is(up
     run = upgrade.engine.run(rollout.prepare(again, on=upgrade.environment, by=upgrade.person, now=upgrade.engine.now))
     assert upgrade.engine.machines.handed_over == [("external01.erp", "switch")], "the next one brings it back, by one gap again"
     assert run.steps.get(kind=StepKind.BALANCE_FAILOVER).reason == "external01 leads erp-orders, as preferred."
+
+
+def test_followers_first_leaves_a_group_alone_whose_leader_does_not_change(upgrade: Upgrade) -> None:
+    engine, release = upgrade.engine, Release.objects.get()
+    plans.followers_first_plan(upgrade.environment, now=engine.now)
+    assert plans.lint(plans.plan_of(upgrade.environment)) == []
+
+    def hand_overs() -> tuple[str, list[tuple[str, str]]]:
+        engine.machines.handed_over.clear()
+        foreseen = preview.preview(release, upgrade.environment, now=engine.now)
+        run = engine.run(rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=engine.now))
+        assert run.status == RunStatus.SUCCEEDED
+        assert sum(foreseen.hand_overs.values()) == len(engine.machines.handed_over)
+        return run.steps.get(kind=StepKind.GROUP_START).reason, engine.machines.handed_over
+
+    needless = "external01.erp leads erp-orders, and this deployment does not change it: no hand-over is needed."
+    assert hand_overs() == (needless, [])
+    properties.set_value(upgrade.environment, "erp.outbox", "/srv/other", machine="external02", by=upgrade.person)
+    assert hand_overs() == (needless, [])
+    properties.set_value(upgrade.environment, "erp.outbox", "/srv/third", machine="external01", by=upgrade.person)
+    assert hand_overs() == ("external02.erp leads erp-orders.", [("external02.erp", "switch")])
 
 
 def test_two_groups_of_one_name_are_told_apart_and_each_is_handed_over_once(upgrade: Upgrade) -> None:
