@@ -166,6 +166,8 @@ def choices(deployment: DeploymentArgument, json: JsonOption = False) -> None:
     if json:
         show.document(found)
         return
+    if not found and _say_who_confirms(given.portal().get(f"deployments/{deployment}/")):
+        return
     cells = ((row["choice"], row["machine"] or _steps_of(row), _said(row)) for row in found)
     show.table(["choice", "about", "what it does"], cells, empty=f"Nothing is to be decided about deployment {deployment}.")
 
@@ -254,6 +256,8 @@ def _watch(ask: Portal, found: dict[str, Any], *, follow: bool, wait_for_people:
         if found["status"] == "waiting" and not wait_for_people:
             if json:
                 show.document(found)
+            else:
+                _say_who_confirms(found)
             raise typer.Exit(A_PERSON_MUST_ACT)
         time.sleep(POLL_SECONDS)
         try:
@@ -272,6 +276,17 @@ def _watch(ask: Portal, found: dict[str, Any], *, follow: bool, wait_for_people:
         if not json and found["status"] in BROKEN:
             show.note(f"Decide how it goes on: `baton deployments choices {found['id']}`.")
         raise typer.Exit(ENDED_BADLY)
+
+
+def _say_who_confirms(found: dict[str, Any]) -> int:
+    """For each manual step that waits, who may confirm it and how; how many there are."""
+    waiting = [step for step in found["steps"] if step["status"] == "waiting"]
+    for step in waiting:
+        how = f"`baton deployments confirm {found['id']} {step['number']}`"
+        show.note(
+            f"Step {step['number']} waits for a person ({step['confirmed_by']} or above): {step['instruction']} When it is done: {how}."
+        )
+    return len(waiting)
 
 
 def _print_news(found: dict[str, Any], shown: dict[int, tuple[str, str]]) -> None:

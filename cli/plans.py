@@ -150,6 +150,19 @@ def _replaced(found: dict[str, Any], json: bool) -> None:
         show.note(f"The plan of {found['environment']} was replaced: it has {len(found['steps'])} steps now.")
 
 
+def _what(step: dict[str, Any]) -> str:
+    """Its title, and what that does not say: a manual step's instruction and who confirms it, what a check expects."""
+    more = []
+    if step["kind"] == "manual":
+        who = f"the role {step['confirm_role']}" if step["confirm_role"] else "who may deploy"
+        more.append(f"{' '.join(step['instruction'].split())} (confirmed by {who})")
+    if step["kind"] == "http-check":
+        more.append(f"expects {step['expected_status']}")
+    if step["hand_overs"] == "once":
+        more.append("at most one hand-over per group")
+    return ": ".join([step["title"], *more])
+
+
 def _tell(found: dict[str, Any], json: bool) -> None:
     if json:
         show.document(found)
@@ -157,12 +170,12 @@ def _tell(found: dict[str, Any], json: bool) -> None:
     cells = (
         (
             step["position"],
-            step["title"],
+            _what(step),
             step["stage"],
             step["lane"],
             "only when changed" if step["condition"] == "changed" else "",
             step["retries"] or "",
-            f"{step['timeout_seconds']} s",
+            show.span(step["timeout_seconds"]),
         )
         for step in found["steps"]
     )

@@ -152,15 +152,15 @@ def _foreseen(found: dict[str, Any]) -> None:
     for step in found["steps"]:
         show.line(f"{step['number']:3} {step['title']}" + (f": {step['sentence']}" if step["sentence"] else ""))
         if step["outcome"] == "fails":
-            show.warn("      Here the run would stop; what comes after it is not foreseen.")
+            show.line(Text("      Here the run would stop; what comes after it is not foreseen.", style="yellow"))
         for text in [f"restarts {', '.join(step['restarts'])}"] if step["restarts"] else []:
             show.line(f"      {text}")
         for moved in step["hand_overs"]:
             show.line(f"      {moved['group']}: {moved['before']} → {moved['after']}")
         for group in step["without_standby"]:
-            show.warn(f"      {group} has no standby meanwhile")
+            show.line(Text(f"      {group} has no standby meanwhile", style="yellow"))
         for group in step["interrupted"]:
-            show.warn(f"      nobody leads {group} for a while")
+            show.line(Text(f"      nobody leads {group} for a while", style="yellow"))
     for sentence in [*found["missing"], *found["gaps"]]:
         show.warn(sentence)
     for sentence in found["obstacles"]:

@@ -85,6 +85,14 @@ def seconds(number: float | None) -> str:
     return f"{number * 1000:.0f} ms" if number < 1 else f"{number:.1f} s" if number < 90 else f"{number / 60:.1f} min"
 
 
+def span(whole: int) -> str:
+    """A time limit in whole units: "1 day", "2 min", "90 s"."""
+    for size, unit in ((86400, "day"), (3600, "h"), (60, "min")):
+        if whole and whole % size == 0:
+            return f"{whole // size} {unit}{'s' if unit == 'day' and whole > size else ''}"
+    return f"{whole} s"
+
+
 def epoch(number: int | None) -> str:
     """Generation·revision, as pages say it; `--json` has the whole number."""
     generation, revision = divmod(number or 0, 10**12)

@@ -54,14 +54,19 @@ class EvidenceSerializer(serializers.Serializer[Any]):
 class StepRunSerializer(serializers.ModelSerializer[StepRun]):
     attempts = StepAttemptSerializer(many=True)  # the former ones
     evidence = serializers.SerializerMethodField()
+    confirmed_by = serializers.SerializerMethodField()
 
     class Meta:
         model = StepRun
         fields = (
             "number", "kind", "title", "stage", "stage_number", "lane", "machine", "connector", "group", "flow", "command", "url",
-            "condition", "retries", "status", "reason", "attempt", "attempts", "override", "evidence", "started_at", "ended_at",
-            "deadline_at",
+            "instruction", "confirmed_by", "condition", "retries", "status", "reason", "attempt", "attempts", "override", "evidence",
+            "started_at", "ended_at", "deadline_at",
         )  # fmt: skip
+
+    def get_confirmed_by(self, step: StepRun) -> str:
+        """The least role that may confirm a Manual step; empty for any other."""
+        return rollout.confirmed_by(step).value if step.kind == StepKind.MANUAL else ""
 
     @extend_schema_field(EvidenceSerializer(many=True))
     def get_evidence(self, step: StepRun) -> list[Any]:

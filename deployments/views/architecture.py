@@ -11,8 +11,8 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods
 
-from deployments import landscape
-from deployments.models import LIVE, Deployment
+from deployments import landscape, rollout
+from deployments.models import BROKEN, LIVE, Deployment
 from portal.access import get_environment, may, role_to_deploy
 from portal.errors import NotAllowed, Stale
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -43,7 +43,7 @@ def landscape_context(request: UserRequest, environment: Environment) -> dict[st
         # The whole page says when the design is ahead; what asks for itself every 2 s only where it lists the changes.
         "pending": architecture_acts.diff(environment) if editing or not boxes or not request.htmx else [],
         "change": membership.unfinished(environment),
-        "deployment": Deployment.objects.filter(environment=environment, status__in=LIVE).first(),
+        "deployment": _standing(environment),
         "differing": sum(1 for box in boxes for runtime in box.runtimes if runtime.differs),
         "unregistered": [box.machine for box in boxes if not box.machine.has_agent],
         "profile": profiles.in_use(environment),
@@ -54,6 +54,14 @@ def landscape_context(request: UserRequest, environment: Environment) -> dict[st
         "role_to_deploy": role_to_deploy(environment).label.lower(),
         "here": request.get_full_path(),
     }
+
+
+def _standing(environment: Environment) -> Deployment | None:
+    """The newest deployment, while it is under way or waits for a decision."""
+    newest = Deployment.objects.filter(environment=environment).select_related("release", "environment").order_by("-pk").first()
+    if newest is None or newest.status in LIVE:
+        return newest
+    return newest if newest.status in BROKEN and not rollout.superseded(newest) else None
 
 
 @require_http_methods(["GET", "POST"])

@@ -41,6 +41,14 @@ def signed_in(request: Request) -> User:
 class ExactInput(serializers.Serializer[Any]):
     """Body of an act. An unknown field is refused, lest a misspelt one change what the act does; every body derives from this."""
 
+    def get_fields(self) -> dict[str, Any]:
+        """A refused choice names those that are."""
+        found = super().get_fields()
+        for field in found.values():
+            if isinstance(field, serializers.ChoiceField):
+                field.error_messages["invalid_choice"] = f'"{{input}}" is none of: {", ".join(map(str, field.choices))}.'
+        return found
+
     def to_internal_value(self, data: Any) -> Any:
         found = super().to_internal_value(data)
         if unknown := [str(name) for name in data if name not in self.fields]:

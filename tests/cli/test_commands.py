@@ -13,8 +13,8 @@ from rest_framework.authtoken.models import Token
 
 from cli import releases as cli_releases
 from cli import settings as kept
-from deployments import promotion, releases, rollout
-from deployments.models import Release
+from deployments import plans, promotion, releases, rollout
+from deployments.models import Release, StepKind
 from portal.models import Connector, Environment, Flow, FlowVersion, Membership, Project, Property, Role
 from runtimes import failover
 from runtimes.models import TimedSwitch
@@ -184,13 +184,28 @@ def test_the_list_of_groups_says_each_problem_once(baton: Baton, erp: Connector,
 # -------------------------------------------------------------------------------------------------------------------- plans
 
 
+def test_a_step_that_waits_for_a_person_says_who_confirms_it_and_how(
+    baton: Baton, active: Release, filled: Environment, engine: Engine, developer: User
+) -> None:
+    plans.add_step(plans.plan_of(filled), StepKind.MANUAL, instruction="Call the warehouse.", confirm_role="operator", position=1)
+    run = engine.run(rollout.prepare(active, on=filled, by=developer, now=engine.now))
+    said = f"Step 1 waits for a person (operator or above): Call the warehouse. When it is done: `baton deployments confirm {run.pk} 1`."
+    followed = baton("deployments", "follow", str(run.pk), "--no-wait-for-people")
+    assert (followed.status, said in followed.out) == (5, True), followed.out
+    assert said in baton("deployments", "choices", str(run.pk)).out
+
+
 @pytest.mark.django_db(transaction=True)
 def test_the_plan_is_shown_edited_exported_and_applied(baton: Baton, active: Release, tmp_path: Path) -> None:
     shown = baton("plan", "show")
     assert shown.status == 0 and "Deploy routers" in shown.out and "Balance failover" in shown.out
     file = tmp_path / "plan.json"
     file.write_text(baton("plan", "export").out)
-    added = baton("plan", "add", "manual", "instruction=Call.", "--position", "1", "--json").document
+    added = baton("plan", "add", "manual", "instruction=Call.", "confirm_role=operator", "--position", "1", "--json").document
+    shown = baton("plan", "show").out
+    assert "Manual: wait for a person: Call. (confirmed by the role operator)" in shown and "1 day" in shown and "2 min" in shown
+    wrong = baton("plan", "add", "manual", "instruction=Call.", "confirm_role=boss")
+    assert wrong.status == 3 and '"boss" is none of: viewer, developer, operator, administrator' in wrong.err, wrong.err
     assert added["steps"][0]["title"] == "Manual: wait for a person"
     assert baton("plan", "change", "1", "retries=2", "timeout_seconds=60", "--json").document["steps"][0]["timeout_seconds"] == 60
     assert baton("plan", "move", "1", "2", "--json").document["steps"][1]["kind"] == "manual"

@@ -54,7 +54,7 @@ def test_what_was_read_can_be_written_back(api: APIClient, filled: Environment) 
                      "Step 2, Restart runtime x.erp: x is no machine on Test.", id="a target that is not there"),
         pytest.param([{"kind": "balance-failover"}, {"kind": "alerting-off"}], "position", "comes last", id="Balance not last"),
         pytest.param([{"kind": "alerting-off", "kindly": 1}], "steps.0.kindly", "no such field", id="a misspelt field"),
-        pytest.param([{"kind": "dance"}], "steps.0.kind", "not a valid choice", id="an unknown kind"),
+        pytest.param([{"kind": "dance"}], "steps.0.kind", '"dance" is none of: alerting-off, deploy-routers,', id="an unknown kind"),
         pytest.param([{"kind": "alerting-off", "retries": 99}], "steps.0.retries", "from 0 to 10", id="too many retries"),
     ],
 )  # fmt: skip

@@ -191,6 +191,19 @@ def test_the_architecture_shows_machines_runtimes_routers_and_what_differs(
     assert 'data-context-menu="#menu-external01"' in text and 'aria-label="Menu of external01.erp"' in text
 
 
+@pytest.mark.parametrize(
+    ("status", "said"), [("timed-out", " waits for a decision"), ("waiting", " waits for a person"), ("running", ""), ("cancelled", None)]
+)
+def test_the_architecture_leads_to_a_deployment_that_is_under_way_or_waits(
+    client: Client, viewer: User, group: FailoverGroup, third_release: Release, status: str, said: str | None
+) -> None:
+    run = Deployment.objects.create(environment=group.environment, release=third_release, status=status)
+    client.force_login(viewer)
+    _, link, after = text_of(client, f"{TEST}architecture/").partition(f'href="{run.get_absolute_url()}">Deployment {run.pk}</a>')
+    assert bool(link) == (said is not None) and after.startswith(said or "")
+    assert ("waits for" in after) == bool(said)
+
+
 def test_a_design_that_is_ahead_is_applied_from_where_it_is_told(
     client: Client, developer: User, viewer: User, group: FailoverGroup, third_release: Release
 ) -> None:
