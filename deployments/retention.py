@@ -23,7 +23,7 @@ from deployments.models import (
     ReleaseRemoval,
     RetentionRule,
 )
-from portal.errors import Invalid
+from portal.errors import Invalid, Stale
 from portal.models import Environment, Project, Role
 from runtimes.models import Bundle, Runtime
 
@@ -72,13 +72,37 @@ def rule_of(project: Project) -> RetentionRule:
     return RetentionRule.objects.filter(project=project).first() or RetentionRule(project=project)
 
 
-def set_rule(project: Project, *, by: AbstractBaseUser, **changes: Any) -> RetentionRule:
-    """Change the rule (enabled, keep_last, keep_days). Raises Invalid naming the field."""
+def tag(rule: RetentionRule) -> str:
+    """Names the rule as somebody saw it."""
+    return f"{rule.enabled:d}-{rule.keep_last}-{rule.keep_days}"
+
+
+def in_words(rule: RetentionRule) -> str:
+    """ "on, the newest 20, younger than 90 days" """
+    return f"{'on' if rule.enabled else 'off'}, the newest {rule.keep_last}, younger than {rule.keep_days} days"
+
+
+def set_rule(project: Project, *, by: AbstractBaseUser, seen: str = "", **changes: Any) -> RetentionRule:
+    """Change the rule (enabled, keep_last, keep_days). `seen` is its `tag` as the person saw it; empty: whatever it is now.
+
+    Raises:
+        Invalid: naming the field.
+        Stale: somebody changed it since, to what.
+    """
     for name, (least, most) in LIMITS.items():
         if name in changes and not least <= changes[name] <= most:
             raise Invalid(f"Say a number from {least} to {most}.", field=name)
-    RetentionRule.objects.update_or_create(project=project, defaults={**changes, "updated_by_id": by.pk})
-    return RetentionRule.objects.get(project=project)
+    with transaction.atomic():
+        RetentionRule.objects.get_or_create(project=project)
+        rule = RetentionRule.objects.select_for_update().select_related("updated_by").get(project=project)
+        if seen and seen != tag(rule):
+            who = rule.updated_by.get_username() if rule.updated_by else "Somebody"
+            raise Stale(f"{who} changed the rule since you opened it: {in_words(rule)}. Save again to replace that, or leave it.")
+        for name, value in changes.items():
+            setattr(rule, name, value)
+        rule.updated_by_id = by.pk
+        rule.save()
+    return rule
 
 
 def needs(project: Project) -> Mapping[int, list[str]]:
@@ -108,12 +132,15 @@ def needs(project: Project) -> Mapping[int, list[str]]:
 
 
 def _what_runs(environment: Environment, project: Project, note: Any) -> None:
-    numbers: set[int] = set()
-    rows = Runtime.objects.filter(environment=environment).values_list("observed_release", "desired_bundle__release_number")
-    for observed, desired in rows:
-        numbers |= {number for number in (observed, desired) if number is not None}
-    for release in Release.objects.filter(project=project, number__in=numbers).values_list("pk", flat=True):
-        note(release, f"runs on {environment.name}")
+    """A runtime whose bundle did not change runs the newer release, and the bundle that an older one made."""
+    rows = list(
+        Runtime.objects.filter(environment=environment).values_list("observed_release", "desired_release", "desired_bundle__release_number")
+    )
+    words = {made: f"its bundle runs on {environment.name}" for _, _, made in rows if made is not None}
+    words |= {made: f"ordered on {environment.name}" for _, ordered, made in rows if made is not None and ordered == made}
+    words |= {runs: f"runs on {environment.name}" for runs, _, _ in rows if runs is not None}
+    for release, number in Release.objects.filter(project=project, number__in=words).values_list("pk", "number"):
+        note(release, words[number])
 
 
 def _way_back(environment: Environment, note: Any) -> None:

@@ -9,7 +9,7 @@ from deployments.forms import show_refusal
 from deployments.models import ReleaseRemoval
 from deployments.rule_forms import RetentionForm
 from portal.access import get_environment, may
-from portal.errors import NotAllowed
+from portal.errors import NotAllowed, Stale
 from portal.htmx import UserRequest, redirect, render
 from portal.models import Role
 
@@ -22,9 +22,14 @@ def release_retention(request: UserRequest, slug: str, kind: str) -> HttpRespons
     rule = retention.rule_of(project)
     initial = {name: getattr(rule, name) for name in RetentionForm.base_fields}
     form = RetentionForm(request.POST or None, initial=initial)
+    seen = request.POST.get("seen", "") or retention.tag(rule)
     if request.method == "POST" and form.is_valid():
         try:
-            retention.set_rule(project, by=request.user, **form.cleaned_data)
+            retention.set_rule(project, by=request.user, seen=seen, **form.cleaned_data)
+        except Stale as refusal:
+            form.add_error(None, refusal.sentence)
+            rule = retention.rule_of(project)
+            seen = retention.tag(rule)  # what is saved next replaces what he was told of
         except NotAllowed as refusal:
             show_refusal(form, refusal)
         else:
@@ -36,6 +41,7 @@ def release_retention(request: UserRequest, slug: str, kind: str) -> HttpRespons
         "environment": environment,
         "rule": rule,
         "form": form,
+        "seen": seen,
         "may_set": may(request.user, project.team_id, retention.MAY_SET_RULE),
         "going": sum(verdict.goes for _, verdict in found),
         "verdicts": sorted(found, key=lambda pair: (not pair[1].goes, -pair[0].number))[:SHOWN],

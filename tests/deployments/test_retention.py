@@ -1,5 +1,6 @@
 """Retention: what may go, as tables; what never goes; the dry run, the sweep, the page and the API."""
 
+import re
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -112,6 +113,10 @@ def test_what_a_machine_runs_or_is_ordered_to_run_never_goes(
     Activation.objects.all().delete()
     Runtime.objects.filter(machine__name="external02").update(observed_release=2)
     assert kept(active) == {1: "Kept: runs on Test.", 2: "Kept: runs on Test.", 5: "Kept: among the newest 1."}
+    Runtime.objects.update(observed_release=3, desired_release=3)  # told so of the very bundle that release 1 made
+    assert kept(active) == {1: "Kept: its bundle runs on Test.", 3: "Kept: runs on Test.", 5: "Kept: among the newest 1."}
+    Runtime.objects.update(observed_release=2, desired_release=1)
+    assert kept(active)[1] == "Kept: ordered on Test."
 
 
 @pytest.mark.usefixtures("strict")
@@ -205,6 +210,20 @@ def test_the_page_shows_what_would_go(client: Client, admin: User, viewer: User,
     client.force_login(viewer)
     assert "needs the role administrator" in client.get(PAGE).content.decode()
     assert client.post(PAGE, {"keep_last": "1", "keep_days": "0"}).status_code == 403
+
+
+def test_a_rule_that_somebody_else_changed_is_not_overwritten_unseen(client: Client, admin: User, release: Release) -> None:
+    client.force_login(admin)
+    opened = re.search(r'name="seen" value="([^"]+)"', client.get(PAGE).content.decode())
+    assert opened is not None
+    retention.set_rule(release.project, by=admin, enabled=True, keep_last=7, keep_days=8)
+    wish = {"keep_last": "2", "keep_days": "30", "seen": opened[1]}
+    html = client.post(PAGE, wish).content.decode()
+    assert "admin changed the rule since you opened it: on, the newest 7, younger than 8 days." in html
+    assert retention.rule_of(release.project).keep_last == 7
+    told = re.search(r'name="seen" value="([^"]+)"', html)
+    assert told is not None and client.post(PAGE, wish | {"seen": told[1]}).status_code == 302
+    assert retention.rule_of(release.project).keep_last == 2
 
 
 def test_the_api_shows_the_dry_run(
