@@ -45,6 +45,8 @@ NEEDED_BY_SAFETY = {
     StepKind.WAIT_HEALTHY: "what comes next relies on its proof",
     StepKind.BALANCE_FAILOVER: "it proves who leads",
 }
+# Nobody does these on Production by a slip: the name of the project is typed first (the page asks; the API means what it says).
+TYPED_ON_PRODUCTION = (Choice.OVERRIDE, Choice.ROLL_BACK)
 REASONED = (Choice.OVERRIDE, Choice.SKIP, Choice.EXCLUDE)  # choices that somebody will ask about later
 
 
@@ -71,6 +73,10 @@ class Offer:
     @property
     def needs_reason(self) -> bool:
         return self.choice in REASONED
+
+    @property
+    def typed_on_production(self) -> bool:
+        return self.choice in TYPED_ON_PRODUCTION
 
 
 def numbered(numbers: Sequence[int]) -> str:

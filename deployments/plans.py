@@ -18,7 +18,7 @@ from portal.errors import Invalid, NotAllowed, Stale
 from portal.models import Environment, Flow, Group, MachineKind, Role
 from portal.placeholders import placeholders
 from portal.property_uses import Use
-from runtimes import failover
+from runtimes import commands, failover
 from runtimes.models import FailoverGroup, Machine, Router, Runtime
 from runtimes.protocol import Preference
 
@@ -452,7 +452,8 @@ class _Targets:
 
     def __init__(self, environment: Environment) -> None:
         self.place = environment.name
-        self.machines = set(Machine.objects.filter(environment=environment).values_list("name", flat=True))
+        self.rows = {row.name: row for row in Machine.objects.filter(environment=environment)}
+        self.machines = set(self.rows)
         runtimes = Runtime.objects.filter(environment=environment).order_by("machine__kind", "machine__name", "connector__name")
         rows = list(runtimes.values_list("machine__name", "connector__name", "connector_id", "failover"))
         self.runtimes = [(machine, connector) for machine, connector, _, _ in rows]
@@ -524,6 +525,13 @@ def lint(plan: Plan) -> Sequence[str]:
     found += _lane_findings(steps, targets)
     found += _order_findings(steps)
     found += _never_findings(steps)
+    found += [
+        f"Step {step.position}, {step.title}: {refusal}"
+        for step in steps
+        if step.kind == StepKind.RUN_COMMAND
+        and (row := targets.rows.get(step.machine))
+        and (refusal := commands.refused(row, step.command))
+    ]
     alerting = [step.position for step in steps if step.kind == StepKind.ALERTING_OFF]
     first_deploy = min((step.position for step in steps if step.kind in DEPLOYS), default=0)
     if alerting and first_deploy and alerting[0] > first_deploy:

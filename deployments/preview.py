@@ -19,8 +19,8 @@ from portal.errors import NotAllowed
 from portal.models import Environment, Property
 from portal.placeholders import placeholders
 from portal.property_values import Missing, Values
-from runtimes import failover, fleet, protocol
-from runtimes.models import FailoverGroup, Runtime
+from runtimes import commands, failover, fleet, protocol
+from runtimes.models import FailoverGroup, Machine, Runtime
 from runtimes.protocol import Preference, RuntimeState, Status
 
 Outcome = Literal["runs", "skipped", "waits", "fails"]
@@ -79,7 +79,7 @@ class Snapshot:
     groups: Sequence[GroupSight]
     seconds: Mapping[tuple[str, str], float]  # (kind, target) and (kind, "") -> median of how long it took
     pointless: Mapping[int, str] = field(default_factory=dict)  # number of a step -> why the release has nothing for it
-    lacking: Mapping[int, str] = field(default_factory=dict)  # number of a step that is on no runtime -> which values it lacks, counted
+    lacking: Mapping[int, str] = field(default_factory=dict)  # number of a step on no runtime -> what it lacks: values, a command
 
 
 # ----------------------------------------------------------------------------------------------------------- what is foreseen
@@ -526,7 +526,17 @@ def look(
     forced = _forced(release, environment, rows)
     runtimes = {row.key: _runtime(release, row, values, row.key in forced, now) for row in rows}
     pointless = {number: reason for number, step in enumerate(recipe, start=1) if (reason := moves.pointless(release, step))}
-    return Snapshot(runtimes, _groups(release, environment, rows, now), _history(environment), pointless, _lacking(missing, recipe))
+    lacking = _lacking(missing, recipe) | _not_listed(environment, recipe, now)
+    return Snapshot(runtimes, _groups(release, environment, rows, now), _history(environment), pointless, lacking)
+
+
+def _not_listed(environment: Environment, recipe: Sequence[StepFields], now: datetime) -> dict[int, str]:
+    """Steps whose command the machine's own list does not have, as far as the machine tells now."""
+    asked = {number: step for number, step in enumerate(recipe, start=1) if step.kind == StepKind.RUN_COMMAND}
+    rows = Machine.objects.filter(environment=environment, name__in={step.machine for step in asked.values()}) if asked else ()
+    machines = {row.name: row for row in rows if not row.is_silent(now=now)}
+    told = {number: commands.refused(machines[step.machine], step.command) for number, step in asked.items() if step.machine in machines}
+    return {number: refusal for number, refusal in told.items() if refusal}
 
 
 def _lacking(missing: Iterable[Missing], recipe: Sequence[StepFields]) -> dict[int, str]:

@@ -9,6 +9,14 @@ from runtimes.models import LIVE_COMMANDS, CommandRun, Machine
 from runtimes.protocol import CommandStatus
 
 
+def refused(machine: Machine, name: str) -> str:
+    """Why the machine's own list would not let a command run, as it told last; empty when it would, or its agent is too old to tell."""
+    if machine.listed_commands is None or name in machine.listed_commands:
+        return ""
+    has = ", ".join(machine.listed_commands) or "no command"
+    return f"{machine.name} does not run {name}: its own list (commands.toml) has {has}."
+
+
 @transaction.atomic
 def ask(machine: Machine, name: str, *, timeout_seconds: int, actor: str, now: datetime) -> CommandRun:
     """Have the machine's agent run a command of the machine's list."""

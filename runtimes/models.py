@@ -58,6 +58,7 @@ class Machine(models.Model):
     clock_ahead_seconds = models.FloatField(null=True, blank=True)  # its clock minus the portal's, at the last report
     suggested_address = models.CharField(max_length=64, blank=True)
     suggested_port = models.PositiveIntegerField(null=True, blank=True)
+    listed_commands = models.JSONField(null=True, blank=True)  # names on the machine's own list; None: its agent does not tell
     # orders
     orders_version = models.BigIntegerField(default=1)  # grows with every change of what this machine should do (fleet.touch)
     orders_taken = models.BigIntegerField(default=0)  # newest version its agent said it took over

@@ -673,6 +673,7 @@ class Report(Wire, frozen=True):
     reach: list[ReachAnswer] = []
     suggested_address: str = ""
     suggested_port: int | None = None
+    listed_commands: list[str] | None = None  # names on the machine's own list that would be run; None: its agent is too old to tell
 
 
 class ReportAnswer(Wire, frozen=True):

@@ -43,6 +43,7 @@ COMMAND_LINES = 20_000  # of one command's output
 ITEMS_PER_ANSWER = 200
 CONTENT_LIMIT = 256 * 1024  # bytes of a failed item that an agent may send
 
+MOST_COMMANDS = 200  # names of commands that are kept of one machine
 RUNTIME_FACTS = [
     "observed_state",
     "observed_reason",
@@ -139,8 +140,13 @@ def _claim(machine: Machine, report: protocol.Report, clock: Clock) -> bool:
             orders_taken=report.orders_version,
             suggested_address=report.suggested_address[:64],
             suggested_port=report.suggested_port,
+            listed_commands=_names(report.listed_commands),
         )
     )
+
+
+def _names(listed: list[str] | None) -> list[str] | None:
+    return None if listed is None else [name[:80] for name in listed[:MOST_COMMANDS]]
 
 
 def _store_router(machine: Machine, said: protocol.RouterReport | None, peers: list[protocol.PeerReport], clock: Clock) -> bool:

@@ -228,6 +228,10 @@ def deployment_decide(request: UserRequest, slug: str, kind: str, pk: int) -> Ht
     choice = request.POST.get("choice", "")
     if choice not in Choice.values:
         raise Invalid(f"Choose one of {', '.join(Choice.values)}.", field="choice")
+    name = environment.project.slug
+    typed = not environment.is_production or choice not in decisions.TYPED_ON_PRODUCTION or request.POST.get("confirm", "").strip() == name
+    if not typed:
+        raise Invalid(f"Type {name}, the name of the project, to decide that on Production.", field="confirm")
     after = decisions.decide(
         deployment,
         Choice(choice),

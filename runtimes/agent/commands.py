@@ -20,6 +20,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -75,19 +76,41 @@ class Command:
     pattern: re.Pattern[str] | None = None  # of the secrets that its output must not show
 
 
-def listed(path: Path, name: str) -> Listed:
-    """What the machine's list has under a name. Raises: NotListed."""
+def entries(path: Path) -> dict[str, Any]:
+    """The machine's list, as it is written. Raises: NotListed."""
     try:
         facts = path.stat()
         text = path.read_text()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         raise NotListed(f"this machine has no list of commands: its administrator writes it to {path}") from None
     if facts.st_uid not in (0, os.getuid()) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise NotListed(f"{path} may be written by others than its owner, so nothing of it is run: chown it to root and chmod 600 it")
     try:
-        entry = tomllib.loads(text).get(name)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise NotListed(f"{path} cannot be read: {error}") from None
+
+
+def names(path: Path) -> list[str]:
+    """Of the commands that would be run; none where the list itself is refused."""
+    with contextlib.suppress(NotListed):
+        found = entries(path)
+        return sorted(name for name in found if _would_run(path, name, found))
+    return []
+
+
+def _would_run(path: Path, name: str, found: dict[str, Any]) -> bool:
+    with contextlib.suppress(NotListed):
+        return bool(_read(path, name, found.get(name)).run)
+    return False
+
+
+def listed(path: Path, name: str) -> Listed:
+    """What the machine's list has under a name. Raises: NotListed."""
+    return _read(path, name, entries(path).get(name))
+
+
+def _read(path: Path, name: str, entry: Any) -> Listed:
     if not isinstance(entry, dict):
         raise NotListed(f"{name} is not on this machine's list of commands ({path})")
     run, limit = entry.get("run"), entry.get("timeout_seconds")
@@ -114,6 +137,19 @@ class Commands:
                 known.status, known.reason = CommandStatus.FAILED, f"the agent ended while {begun.name} ran: how it ended is not known"
             self.commands[begun.id] = known
         self.ordered: set[str] = set(self.commands)
+        self._names: tuple[tuple[int, ...], list[str]] = ((), [])  # what the list was when it was read last, and what it had
+
+    def names(self) -> list[str]:
+        """Of the commands that the machine's own list would let run; the file is read again only when it changed."""
+        path = self.home.root / LIST
+        try:
+            facts = path.stat()
+            seen: tuple[int, ...] = (facts.st_mtime_ns, facts.st_size, facts.st_ino, facts.st_mode, facts.st_uid)
+        except OSError:
+            seen = ()
+        if seen != self._names[0]:
+            self._names = (seen, names(path) if seen else [])
+        return self._names[1]
 
     def take(self, orders: list[CommandOrder]) -> None:
         """Begin what is new, end what is ordered no more."""

@@ -438,6 +438,7 @@ class Agent:
             reach=list(self.reach.answers),
             suggested_address=self.suggested_address,
             suggested_port=self.suggested_port,
+            listed_commands=self.commands.names(),
         )
 
     async def _report_for_ever(self) -> None:

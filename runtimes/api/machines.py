@@ -40,10 +40,25 @@ class MachineSerializer(serializers.ModelSerializer[Machine]):
     environment = serializers.CharField(source="environment.kind")
     silent = serializers.SerializerMethodField()
     router = serializers.SerializerMethodField()
+    listed_commands = serializers.ListField(
+        child=serializers.CharField(), allow_null=True, help_text="What Run command may name there; null: its agent is too old to tell."
+    )
 
     class Meta:
         model = Machine
-        fields = ("id", "name", "kind", "project", "environment", "joined_at", "last_report_at", "silent", "agent_version", "router")
+        fields = (
+            "id",
+            "name",
+            "kind",
+            "project",
+            "environment",
+            "joined_at",
+            "last_report_at",
+            "silent",
+            "agent_version",
+            "listed_commands",
+            "router",
+        )
 
     def get_silent(self, machine: Machine) -> bool:
         return machine.is_silent(now=timezone.now())

@@ -26,6 +26,7 @@ class Machines:
         self.interrupted_groups: list[str] = []  # ids of the groups that they led
         self.handed_over: list[tuple[str, str]] = []  # runtime key, cause
         self.commands: dict[str, protocol.CommandReport] = {}  # name -> what becomes of it
+        self.listed_commands: list[str] | None = None  # as agents of earlier versions: nothing is told
         self.started: list[str] = []  # runtime keys, each time a process began
         self.together: set[frozenset[str]] = set()  # digests that ran at one instant
         self._epochs: dict[str, int] = {}
@@ -74,6 +75,7 @@ class Machines:
             started_at="2026-01-01T00:00:00+00:00",
             orders_version=orders.version,
             sequence=0,
+            listed_commands=self.listed_commands,
             router=router,
             runtimes=[self._runtime(runtime, now) for runtime in orders.runtimes],
             outcomes=list(self._outcomes.values()),

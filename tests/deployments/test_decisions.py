@@ -138,6 +138,28 @@ def test_a_person_may_override_with_a_reason_that_is_kept(upgrade: Upgrade, stuc
     assert (kept.choice, kept.reason, kept.by) == (Choice.OVERRIDE, "The window ends at six.", upgrade.person)
 
 
+def test_going_on_without_a_standby_comes_to_its_end_and_stays_told(client: Client, upgrade: Upgrade) -> None:
+    engine = upgrade.engine
+    fleet.stop(runtime("external02"))
+    engine.pass_time(1)
+    run = engine.run(upgrade.begin())
+    offer = upgrade.offer(run, Choice.OVERRIDE)
+    assert offer is not None and offer.steps == [3]
+    assert offer.effect == (
+        "external01.erp is touched although it leads and nobody is ready to take over: the data waits until it runs again."
+    )
+    upgrade.decide(run, Choice.OVERRIDE, "The window ends at six.")
+    assert engine.run(run).status == RunStatus.SUCCEEDED
+    assert (engine.machines.interrupted, engine.machines.handed_over) == (["external01.erp"], [])
+    assert run.steps.get(number=4).reason == "external02.erp runs release 2.", "deploying starts it again"
+    (proof,) = run.steps.get(kind=StepKind.BALANCE_FAILOVER).memory["groups"]
+    assert (proof["leader"], {one["release"] for one in proof["members"]}) == ("external01.erp", {2})
+    client.force_login(upgrade.person)
+    html = client.get(run.get_absolute_url()).content.decode()
+    assert "developer took it upon himself: The window ends at six." in html
+    assert "Go on without a standby" in html and "at step 3" in html
+
+
 @pytest.mark.parametrize(("gate", "said"), [("leader", "could not be touched"), ("", "did not report ready")])
 def test_a_step_whose_time_ended_at_its_gate_says_that_it_touched_nothing(gate: str, said: str) -> None:
     memory = {"runtimes": {"external01.erp": {"gate": gate} if gate else {"orders": 4}}}

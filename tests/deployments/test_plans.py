@@ -241,6 +241,20 @@ def test_the_followers_first_plan_upgrades_the_follower_hands_over_and_then_the_
     assert plans.lint(plan) == []
 
 
+def test_a_copied_plan_keeps_lanes_and_conditions_and_says_what_is_not_there(plan: Plan, acceptance: Environment) -> None:
+    plan.steps.all().delete()
+    one = {"machine": "external01", "connector": "erp"}
+    plans.add_step(plan, StepKind.DEPLOY_RUNTIME, **one, stage="All", lane="a", retries=2, timeout_seconds=300)
+    plans.add_step(plan, StepKind.RESTART_RUNTIME, **one, stage="All", lane="b", condition="changed")
+    plans.add_step(plan, StepKind.MANUAL, instruction="Call.", confirm_role="operator")
+    plans.add_step(plan, StepKind.BALANCE_FAILOVER, hand_overs="once")
+    copied = plans.copy_to(plan, acceptance)
+    assert plans.digest(acceptance) == plans.digest(plan.environment)
+    assert [(step.stage, step.lane, step.condition) for step in copied.steps.all()][:2] == [("All", "a", "always"), ("All", "b", "changed")]
+    there = [finding for finding in plans.problems(copied) if "external01 is no machine on Acceptance." in finding]
+    assert [finding.split(",")[0] for finding in there] == ["Step 1", "Step 2"]
+
+
 def test_groups_of_one_name_in_two_connectors_each_have_their_own_leader_and_hand_over(plan: Plan) -> None:
     now, project = timezone.now(), plan.environment.project
     system = System.objects.create(project=project, name="Tills", slug="tills")

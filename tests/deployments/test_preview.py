@@ -490,6 +490,23 @@ def test_two_connectors_two_lanes_a_machine_left_out_a_check_and_a_command(upgra
     assert run.status == RunStatus.SUCCEEDED
 
 
+def test_a_command_that_the_machines_list_does_not_have_is_told_before(upgrade: Upgrade) -> None:
+    engine, plan = upgrade.engine, plans.plan_of(upgrade.environment)
+    release = only_steps(upgrade)
+    plans.add_step(plan, StepKind.RUN_COMMAND, machine="external01", command="nope", timeout_seconds=20)
+    assert plans.lint(plan) and not any("nope:" in finding for finding in plans.lint(plan)), "an older agent does not tell"
+    assert preview.preview(release, upgrade.environment, now=engine.now).stops_at is None
+    engine.machines.listed_commands = ["flush", "hello"]
+    engine.pass_time(1)
+    said = "external01 does not run nope: its own list (commands.toml) has flush, hello."
+    assert f"Step 1, Run command on machine external01 nope: {said}" in plans.lint(plan)
+    stops = preview.preview(release, upgrade.environment, now=engine.now).stops_at
+    assert stops is not None and stops.sentence == said
+    engine.machines.listed_commands = ["nope"]
+    engine.pass_time(1)
+    assert preview.preview(release, upgrade.environment, now=engine.now).stops_at is None
+
+
 def test_without_the_machine_that_leads_a_group_balance_cannot_prove_it_and_that_is_said_before(upgrade: Upgrade) -> None:
     engine, release = upgrade.engine, upgrade.release(1)
     (group,) = engine.machines.leaders

@@ -111,6 +111,23 @@ def test_one_that_stopped_in_two_lanes_names_both_steps_everywhere(client: Clien
     assert "Resume from step 4" in html and "The shop is shut." in html
 
 
+def test_on_production_a_roll_back_from_the_bar_is_confirmed_by_name(
+    client: Client, developer: User, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(deployment, 3, RunStatus.FAILED, "No.")
+    monkeypatch.setattr(Environment, "is_production", property(lambda _: True))
+    former = releases.build(deployment.release.project, name="Former", by=developer)
+    earlier = Deployment.objects.create(environment=deployment.environment, release=former, status=RunStatus.SUCCEEDED)
+    earlier.steps.create(number=1, kind=StepKind.DEPLOY_RUNTIME, machine="external01", connector="erp", status=RunStatus.SUCCEEDED)
+    Deployment.objects.filter(pk=earlier.pk).update(started_at=timezone.now())
+    client.force_login(developer)
+    back = {"follow": True, "headers": {"Referer": f"http://testserver{page(deployment)}"}}
+    for confirm, said in (("", "Type webshop, the name of the project"), ("webshop", "ran since")):
+        html = client.post(f"{page(deployment)}decide/", {"choice": "roll-back", "confirm": confirm}, **back).content.decode()
+        assert said in html
+    assert decide(client, deployment, "abort").url == page(deployment), "what changes nothing is not asked for twice"
+
+
 def test_one_that_was_overtaken_says_so_instead(client: Client, developer: User, deployment: Deployment) -> None:
     stop_at(deployment, 3, RunStatus.FAILED, "No.")
     newer = Deployment.objects.create(environment=deployment.environment, release=deployment.release, status=RunStatus.SUCCEEDED)

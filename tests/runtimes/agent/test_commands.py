@@ -48,6 +48,17 @@ def order(name: str, key: str = "1", seconds: float = 20) -> CommandOrder:
     return CommandOrder(id=key, name=name, timeout_seconds=seconds)
 
 
+def test_the_names_that_would_run_are_told_and_the_file_is_read_again_when_it_changed(home: Home) -> None:
+    commands, path = Commands(home, lambda: None), home.root / "commands.toml"
+    assert commands.names() == ["fails", "hello", "long", "much", "sleeps", "tells"]  # bad has no list of words
+    path.write_text("[one]\nrun = ['/bin/true']\n")
+    assert commands.names() == ["one"]
+    path.chmod(0o666)
+    assert commands.names() == [], "a list that others may write lets nothing run"
+    path.unlink()
+    assert commands.names() == []
+
+
 def test_a_command_that_could_be_run_twice_is_not_begun(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux, "write_atomically", disk_full)
     told, lines = run(home, "hello")
