@@ -23,6 +23,7 @@ from runtimes.agent.router import pick_port
 from runtimes.protocol import (
     LIFELINE_FD_ENV,
     PRESENCE_FD_ENV,
+    PROFILES,
     BundleContent,
     CertificateRequest,
     GroupSpec,
@@ -32,6 +33,8 @@ from runtimes.protocol import (
     ReportAnswer,
     RouterOrder,
     RuntimeOrder,
+    Timing,
+    TimingProfile,
     decode,
     digest_of,
     encode,
@@ -329,12 +332,20 @@ def erp(digest: str | None, release: int = 1, **changes: Any) -> RuntimeOrder:
     return RuntimeOrder(**(fields | changes))
 
 
-def cluster(*names: str) -> dict[str, RouterOrder]:
+def cluster(*names: str, timing: Timing = PROFILES[TimingProfile.LAN]) -> dict[str, RouterOrder]:
     """Router orders of one new cluster on loopback."""
     ports = {name: pick_port("127.0.0.1") for name in names}
     members = {name: f"https://127.0.0.1:{port}" for name, port in ports.items()}
     return {
-        name: RouterOrder(name=name, peer_host="127.0.0.1", peer_port=ports[name], cluster_token="test-1", members=members)
+        name: RouterOrder(
+            name=name,
+            peer_host="127.0.0.1",
+            peer_port=ports[name],
+            cluster_token="test-1",
+            members=members,
+            heartbeat_ms=timing.etcd_heartbeat_ms,
+            election_ms=timing.etcd_election_ms,
+        )
         for name in names
     }
 

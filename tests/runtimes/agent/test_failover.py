@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtimes.protocol import (
+    PROFILES,
     Cause,
     Component,
     ComponentKind,
@@ -23,6 +24,7 @@ from runtimes.protocol import (
     RequestOutcome,
     RequestStatus,
     RuntimeOrder,
+    TimingProfile,
 )
 from tests.runtimes.agent.conftest import Host, LittlePortal, cluster, content, eventually, is_alive
 
@@ -34,12 +36,14 @@ EXTERNAL = NAMES[1:]
 class Landscape:
     """ERP in failover on external01 (preferred) and external02; the witness on core01."""
 
-    def __init__(self, folder: Path, hosts: Callable[[str], Host], portal: LittlePortal) -> None:
-        self.portal = portal
+    def __init__(
+        self, folder: Path, hosts: Callable[[str], Host], portal: LittlePortal, profile: TimingProfile = TimingProfile.LAN
+    ) -> None:
+        self.portal, self.timing = portal, PROFILES[profile]
         self.outbox, self.inbox = folder / "outbox", folder / "inbox"
         self.outbox.mkdir()
         self.inbox.mkdir()
-        self.routers = cluster(*NAMES)
+        self.routers = cluster(*NAMES, timing=self.timing)
         self.machines = {name: hosts(name) for name in NAMES}
         self.bundles = {name: portal.keep(self._bundle(name)) for name in EXTERNAL}
         for name in NAMES:
@@ -56,7 +60,7 @@ class Landscape:
             group="g1",
         )
         group = GroupSpec(id="g1", name="erp-orders", failover=failover, members=[f"{name}.erp" for name in EXTERNAL])
-        return content(machine=machine, flows=[flow], groups=[group])
+        return content(machine=machine, flows=[flow], groups=[group], timing=self.timing)
 
     def order(self, name: str, requests: list[GroupRequest] | None = None, **more: object) -> None:
         preference = {"external01": Preference.LEADER, "external02": Preference.BACKUP}
@@ -64,7 +68,9 @@ class Landscape:
         if name in EXTERNAL:
             order = {"key": f"{name}.erp", "connector": "erp", "running": True, "digest": self.bundles[name], "release": 1}
             mine.append(RuntimeOrder(**order, preferences={"g1": preference[name]}))
-        self.portal.order(name, **{"router": self.routers[name], "runtimes": mine, "requests": requests or [], **more})
+        self.portal.order(
+            name, **{"router": self.routers[name], "runtimes": mine, "requests": requests or [], "timing": self.timing, **more}
+        )
 
     def ask(self, request: GroupRequest) -> None:
         for name in EXTERNAL:

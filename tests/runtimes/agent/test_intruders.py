@@ -21,7 +21,7 @@ from runtimes.agent.peers import probe
 from runtimes.agent.router import LEAVE_SECONDS, Cleared, pick_port
 from runtimes.process.etcd import Etcd, OutcomeUnknown, put, read, unchanged
 from runtimes.process.tls import ClientTls
-from runtimes.protocol import TlsFiles, encode
+from runtimes.protocol import TimingProfile, TlsFiles, encode
 from tests.certified import Authority
 from tests.runtimes.agent.conftest import Host, LittlePortal, cluster, eventually
 from tests.runtimes.agent.test_failover import EXTERNAL, Landscape
@@ -245,7 +245,7 @@ def shown(port: int, tls: TlsFiles) -> int:
 
 def test_a_renewal_moves_no_leadership_and_restarts_nothing(tmp_path: Path, hosts: Callable[[str], Host], portal: LittlePortal) -> None:
     portal.certifies_as_of = datetime.now(UTC) - timedelta(days=300)  # more than two thirds of their life are over
-    land = Landscape(tmp_path, hosts, portal)
+    land = Landscape(tmp_path, hosts, portal, TimingProfile.WAN)  # no load of this computer shall move it either
     leader, follower = eventually(land.settled, within=30)
 
     def facts() -> list[object]:
@@ -277,7 +277,7 @@ def test_a_renewal_moves_no_leadership_and_restarts_nothing(tmp_path: Path, host
 def test_the_authority_is_renewed_without_a_leadership_change_and_the_former_one_retired_with_hand_overs(
     tmp_path: Path, hosts: Callable[[str], Host], portal: LittlePortal
 ) -> None:
-    land = Landscape(tmp_path, hosts, portal)
+    land = Landscape(tmp_path, hosts, portal, TimingProfile.WAN)
     leader, _ = eventually(land.settled, within=30)
 
     def routers() -> dict[str, str]:
