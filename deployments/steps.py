@@ -140,10 +140,9 @@ class DeployRouters(Kind):
 
     def _tell_kept(self, step: StepRun, now: datetime) -> None:
         environment = step.deployment.environment
-        kept = sorted(membership.kept_back(environment, fleet.routers_of(environment)))
-        if kept:
-            names = " and ".join(kept)
-            note(step, f"The routers of {names} stay until nothing there runs in failover any more: a later deployment lets them go.", now)
+        routers = fleet.routers_of(environment)
+        if membership.kept_back(environment, routers):
+            note(step, membership.going(environment, routers), now)
 
     def check(self, step: StepRun, now: datetime) -> Outcome:
         changing = self._change(step, now)

@@ -121,8 +121,8 @@ def _router_changes(drawn: _Drawn, present: _Present) -> list[Change]:
                 sentence = f"{noun.capitalize()} on {name} will be removed once a deployment has taken everything here out of failover."
             elif name in present.needing:
                 sentence = (
-                    f"{noun.capitalize()} on {name} will leave the running cluster with the first deployment (step Deploy routers) "
-                    "that begins when nothing there runs in failover any more: the next one sees to that."
+                    f"{noun.capitalize()} on {name} will stay while something there runs in failover: one deployment ends that, and the "
+                    "one after it lets it leave the running cluster (step Deploy routers)."
                 )
         return Change(act, noun, name, sentence)
 

@@ -89,10 +89,34 @@ def assign(environment: Environment, addresses: Addresses, *, actor: str, now: d
 def kept_back(environment: Environment, routers: Sequence[Router]) -> dict[str, tuple[str, int]]:
     """Addresses of routers that are leaving, and stay all together while something on one of their machines runs in failover."""
     leaving = [router for router in routers if router.leaving and router.desired_running and router.desired_port]
-    needing = {runtime.machine_id for runtime in fleet.needing_routers(environment.pk)} if leaving else set()
-    if not any(router.machine_id in needing for router in leaving):
+    if not _served(environment, leaving):
         return {}
     return {router.machine.name: (router.desired_host, router.desired_port or 0) for router in leaving}
+
+
+def _served(environment: Environment, leaving: Sequence[Router]) -> list[str]:
+    """Keys of the runtimes on their machines that run in failover."""
+    machines = {router.machine_id for router in leaving}
+    return sorted(runtime.key for runtime in fleet.needing_routers(environment.pk) if runtime.machine_id in machines) if leaving else []
+
+
+def going(environment: Environment, routers: Sequence[Router]) -> str:
+    """When those of the environment's routers go that the design has no more, in a sentence; empty where all stay."""
+    leaving = [router for router in routers if router.leaving]
+    if not leaving:
+        return ""
+    served = _served(environment, leaving)
+    run = f"{' and '.join(served)} {'runs' if len(served) == 1 else 'run'}"
+    if len(leaving) == len(routers):
+        return "The routers go by themselves once nothing here runs in failover any more" + (f" ({run})." if served else ".")
+    one = len(leaving) == 1
+    names = f"The router{'' if one else 's'} of {' and '.join(sorted(router.machine.name for router in leaving))}"
+    if not served:
+        return f"{names} {'leaves' if one else 'leave'} the cluster with the next deployment (step Deploy routers)."
+    return (
+        f"{names} {'stays' if one else 'stay'} while {run} in failover there: one deployment ends that, and the one after it lets "
+        f"{'it' if one else 'them'} leave the cluster (step Deploy routers)."
+    )
 
 
 @transaction.atomic

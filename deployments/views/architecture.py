@@ -43,6 +43,7 @@ def landscape_context(request: UserRequest, environment: Environment) -> dict[st
         # The whole page says when the design is ahead; what asks for itself every 2 s only where it lists the changes.
         "pending": architecture_acts.diff(environment) if editing or not boxes or not request.htmx else [],
         "change": membership.unfinished(environment),
+        "going": membership.going(environment, [box.router.router for box in boxes if box.router]),
         "deployment": _standing(environment),
         "differing": sum(1 for box in boxes for runtime in box.runtimes if runtime.differs),
         "unregistered": [box.machine for box in boxes if not box.machine.has_agent],

@@ -96,6 +96,7 @@ def overview_tab(request: UserRequest, box: MachineBox) -> dict[str, Any]:
         "clock": clocks.in_words(box.machine.clock_ahead_seconds),
         "clock_is_off": abs(box.machine.clock_ahead_seconds or 0.0) > clocks.TOLERATED_SECONDS,
         "change": membership.unfinished(box.machine.environment),
+        "going": membership.going(box.machine.environment, list(routers)) if box.router and box.router.router.leaving else "",
         "agent_started_at": boards.moment(box.machine.agent_started_at),
         "orders_pending": box.machine.has_agent and box.machine.orders_taken < box.machine.orders_version,
     }

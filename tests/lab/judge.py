@@ -18,6 +18,8 @@ import os
 import select
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -26,8 +28,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import redis
 
 from tests.lab.clock import boot
 from tests.lab.network import inside
@@ -141,25 +141,16 @@ class Sinks:
         self._entries: list[Emit] = []
         self._contents: dict[str, dict[str, str]] = defaultdict(dict)  # by connector, by file name
         self._receipts: dict[str, tuple[list[dict[str, Any]], int]] = {}  # by connector: lines, and the bytes read
-        self._client = redis.Redis(unix_socket_path=broker_socket, db=QUEUES_DB, socket_timeout=5, retry=None)
-        self._stream = stream
-        self._end = False
+        words = [sys.executable, "-P", str(Path(__file__).with_name("queue_reader.py")), broker_socket, str(QUEUES_DB), stream]
+        self._reader = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._reader.stdout is not None and self._reader.stdout.readline() == "reading\n"
         self._thread = threading.Thread(target=self._read, name="queue reader", daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        last = b"0-0"
-        while not self._end:
-            try:
-                answer: Any = self._client.xread({self._stream: last}, count=500, block=300)
-            except (redis.RedisError, OSError):
-                time.sleep(0.1)
-                continue
-            now = boot()
-            for _, entries in answer or []:
-                for last, fields in entries:  # noqa: B007 - the last one read is where the next read begins
-                    text = {key.decode(): value.decode(errors="replace") for key, value in fields.items()}
-                    self._entries.append(Emit(now, int(text["epoch"]), text["id"], text["machine"]))
+        assert self._reader.stdout is not None
+        for line in self._reader.stdout:
+            self._entries.append(Emit(*json.loads(line)))
 
     def receipts(self, connector: str) -> list[dict[str, Any]]:
         """Lines that the sink wrote, read on from where the last call ended; a torn line (its writer was killed) is left out."""
@@ -205,9 +196,12 @@ class Sinks:
         return emits
 
     def close(self) -> None:
-        self._end = True
+        assert self._reader.stdin is not None and self._reader.stdout is not None
+        self._reader.stdin.close()
         self._thread.join(6)
-        self._client.close()
+        self._reader.kill()
+        self._reader.wait()
+        self._reader.stdout.close()
         self._watch.close()
 
 

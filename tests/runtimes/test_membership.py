@@ -507,7 +507,9 @@ def test_rebuilding_a_router_is_the_operators(
     assert b"are being changed already" in client.post("/projects/webshop/test/machines/external02/rebuild-router/").content
 
 
-def test_a_router_that_leaves_stays_while_something_there_runs_in_failover(cluster: Cluster, erp02: Runtime, group: FailoverGroup) -> None:
+def test_a_router_that_leaves_stays_while_something_there_runs_in_failover(
+    cluster: Cluster, erp02: Runtime, group: FailoverGroup, client: Client, viewer: User
+) -> None:
     """A connector was taken out of failover, another one goes on: its runtimes lose their router after they were deployed, not before."""
     Router.objects.filter(machine__name="external02").update(leaving=True)
     bundle = fleet.store_bundle(group.environment, content_for(erp02, group))
@@ -516,7 +518,18 @@ def test_a_router_that_leaves_stays_while_something_there_runs_in_failover(clust
     wished = {name: THREE[name] for name in ("external01", "core01")}
     change = membership.assign(cluster.environment, wished, actor="deployment 2", now=cluster.now, driven=True)
     assert change is None and not cluster.made
+    stays = (
+        "The router of external02 stays while external02.erp runs in failover there: one deployment ends that, and the one after it lets "
+        "it leave the cluster (step Deploy routers)."
+    )
+    routers = list(Router.objects.select_related("machine"))
+    assert membership.going(cluster.environment, routers) == stays
+    client.force_login(viewer)
+    pages = ("/projects/webshop/test/machines/external02/", "/projects/webshop/test/architecture/")
+    assert all(stays in client.get(page).content.decode() for page in pages), "the pages promise no more"
     Runtime.objects.filter(pk=erp02.pk).update(desired_running=False)
+    leaves = "The router of external02 leaves the cluster with the next deployment (step Deploy routers)."
+    assert all(leaves in client.get(page).content.decode() for page in pages)
     change = membership.assign(cluster.environment, wished, actor="deployment 3", now=cluster.now, driven=True)
     assert change is not None and "external02" not in change.wished, "now it is to leave"
 
