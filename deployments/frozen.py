@@ -24,6 +24,7 @@ from portal import properties, property_uses, property_values
 from portal.errors import NotAllowed
 from portal.models import Environment, Property, scope_name
 from portal.placeholders import placeholders
+from portal.prepared import Prepared
 from runtimes.models import Router, Runtime
 
 Scoped = tuple[str, str, str]  # key, machine, connector
@@ -185,16 +186,18 @@ def freeze(deployment: Deployment, *, by: AbstractBaseUser | None, now: datetime
     )
 
 
+_newest = Prepared(lambda deployment: FrozenValues.objects.filter(deployment=deployment).order_by("-number")[:1])
+
+
 def of(deployment: Deployment) -> FrozenValues | None:
     """The newest; None: it was prepared before values were frozen."""
-    return FrozenValues.objects.filter(deployment=deployment).order_by("-number").first()
+    return _newest.first(deployment.pk)
 
 
-def given(runtime: Runtime, deployment: Deployment) -> None:
-    """A runtime is ordered a bundle of this deployment, or runs the same already: the newest values frozen for it are what it runs with."""
-    newest = FrozenValues.objects.filter(deployment=deployment).order_by("-number").values_list("pk", flat=True).first()
+def given(runtime: Runtime, newest: FrozenValues | None) -> None:
+    """A runtime is ordered a bundle of a deployment, or runs the same already: it runs with the newest values frozen for it (`of`)."""
     if newest is not None:
-        row = RunningValues(runtime=runtime, frozen_id=newest)
+        row = RunningValues(runtime=runtime, frozen=newest)
         RunningValues.objects.bulk_create([row], update_conflicts=True, unique_fields=["runtime"], update_fields=["frozen"])
 
 
@@ -227,12 +230,18 @@ def changed_keys(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[st
 
 def values_of(deployment: Deployment) -> list[Property]:
     """What the deployment's steps resolve placeholders from: the frozen values, never saved. One query, two when some are secret.
+    Raises NotAllowed, as `values_in`."""
+    return values_in(of(deployment), deployment)
+
+
+def values_in(frozen: FrozenValues | None, deployment: Deployment) -> list[Property]:
+    """The same from the newest values of the deployment (`of`). No query, one when some are secret.
 
     Raises:
         NotAllowed: a secret was changed or removed since it was frozen; the remedy is to resume, which freezes the values anew, or to
             deploy when it ended.
     """
-    frozen, over = of(deployment), deployment.completes_id is not None or deployment.status == RunStatus.SUCCEEDED
+    over = deployment.completes_id is not None or deployment.status == RunStatus.SUCCEEDED
     if frozen is None:
         return list(Property.objects.filter(environment=deployment.environment))
     keys = {entry["key"] for entry in frozen.values if entry["secret"]}

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from django.utils.functional import cached_property
 
-from deployments.models import DEPLOYS, Deployment, Exclusion, StepAttempt, StepLog, StepRun
+from deployments import frozen
+from deployments.models import DEPLOYS, Deployment, Exclusion, FrozenValues, StepAttempt, StepLog, StepRun
 from portal.errors import NotAllowed
+from portal.prepared import Prepared
 from runtimes import failover, secrecy
 from runtimes.models import Bundle, FailoverGroup, Machine, Runtime
 from runtimes.protocol import RouterState, RuntimeState
@@ -62,11 +64,17 @@ def together(outcomes: Sequence[Outcome]) -> Outcome:
 # ------------------------------------------------------------------------------------------------------------ what it sees
 
 
+_named = Prepared(
+    lambda environment, machine, connector: Runtime.objects.filter(
+        environment=environment, machine__name=machine, connector__name=connector
+    ).select_related("machine", "connector")
+)
+
+
 def find_runtime(step: StepRun) -> Runtime:
     environment = step.deployment.environment
-    found = Runtime.objects.filter(environment=environment, machine__name=step.machine, connector__name=step.connector)
     try:
-        runtime = found.select_related("machine", "connector").get()
+        runtime = _named.get(environment.pk, step.machine, step.connector)
     except Runtime.DoesNotExist:
         name = f"{step.machine}.{step.connector}"
         raise NotAllowed(f"{name} is no runtime on {environment.name} any more: the architecture was changed.") from None
@@ -78,6 +86,16 @@ def memory_of(step: StepRun, runtime: Runtime) -> Memory:
     """What the step remembers of one runtime."""
     memory: Memory = step.memory.setdefault("runtimes", {}).setdefault(runtime.key, {})
     return memory
+
+
+_groups_of = Prepared(
+    lambda runtime: (
+        FailoverGroup.objects.filter(failover=True, members__runtime=runtime)
+        .select_related("group")
+        .prefetch_related(failover.with_members())
+        .order_by("name")
+    )
+)
 
 
 @dataclass
@@ -94,18 +112,25 @@ class Look:
         return memory_of(self.step, self.runtime)
 
     @cached_property
+    def frozen(self) -> FrozenValues | None:
+        """The values of the deployment. While it is looked at, nobody freezes others."""
+        return frozen.of(self.step.deployment)
+
+    @cached_property
     def views(self) -> list[failover.Verdict]:
         """Its failover groups as they are now."""
-        groups = FailoverGroup.objects.filter(failover=True, members__runtime=self.runtime).select_related("group").order_by("name")
-        return [failover.verdict(group, now=self.now) for group in groups.prefetch_related(failover.with_members())]
+        return [failover.verdict(group, now=self.now) for group in _groups_of.all(self.runtime.pk)]
 
     def tell(self, text: str, *, level: str = "info") -> None:
         tell(self.step, text, self.now, machine=self.runtime.machine.name, level=level)
 
 
+_orders_version = Prepared(lambda machine: Machine.objects.filter(pk=machine).values_list("orders_version", flat=True))
+
+
 def remember_orders(memory: Memory, runtime: Runtime) -> None:
     """Reports that were made before the machine took these orders prove nothing."""
-    memory["orders"] = Machine.objects.values_list("orders_version", flat=True).get(pk=runtime.machine_id)
+    memory["orders"] = _orders_version.get(runtime.machine_id)
 
 
 def changed_before(step: StepRun) -> bool:

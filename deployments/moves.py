@@ -10,6 +10,7 @@ import msgspec
 
 from deployments.models import DEPLOYS, Release, StepFields, StepKind
 from portal.models import Environment
+from portal.prepared import Prepared
 from runtimes import fleet
 from runtimes.models import Bundle, Runtime
 from runtimes.protocol import BundleContent, RuntimeState
@@ -143,15 +144,24 @@ def _disagreements(ran: Bundle, comes: Layout) -> list[str]:
     return [] if same else ["what ran before cannot be read, its property key is missing"]
 
 
+_what_they_run = Prepared(
+    lambda environment, connector: (
+        Runtime.objects.filter(environment=environment, connector=connector)
+        .order_by()
+        .values_list("desired_bundle", "desired_bundle__layout", "observed_digest", "observed_state")
+    )
+)
+
+
 def clashing(runtime: Runtime, bundle: Bundle) -> list[tuple[Runtime, list[str]]]:
     """Runtimes of the same connector there, this one included, that clash with a bundle which it is to run. One query when all have its
     layout and run what they are ordered to run."""
     comes = bundle.read()
     same = (fleet.layout_of(comes), None)  # not the bundle's own column, which is empty in an old one
-    family = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
-    rows = family.order_by().values_list("desired_bundle", "desired_bundle__layout", "observed_digest", "observed_state")
+    rows = _what_they_run.all(runtime.environment_id, runtime.connector_id)
     if all(layout in same and (seen in (digest, "") or state == RuntimeState.STOPPED) for digest, layout, seen, state in rows):
         return []
+    family = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
     return clashes(family.select_related("machine", "connector"), layout_of(comes))
 
 

@@ -16,11 +16,11 @@ import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import DatabaseError, IntegrityError, transaction
-from django.db.models import F, Min, Q
+from django.db.models import F, Min, Q, QuerySet
 
 from deployments import frozen, looks, moves, plans, promotion, releases, stages, steps
 from deployments.looks import Outcome
@@ -45,6 +45,7 @@ from deployments.models import (
 from portal import access
 from portal.errors import Busy, NotAllowed
 from portal.models import Environment, Role
+from portal.prepared import Prepared
 from runtimes import reach
 from runtimes.models import Machine, Runtime
 
@@ -56,12 +57,12 @@ STUMBLES_ALLOWED = 5  # unforeseen errors in a row before a step is given up
 TICKING = (RunStatus.PENDING, RunStatus.RUNNING)  # what a worker has something to do with
 
 
-def _not_sent(step_id: int) -> None:
+def _not_sent(step_id: int, kind: str) -> None:
     """Without a broker (tests of pure parts) nothing is sent; the sweep finds it."""
 
 
 # Set by DeploymentsConfig.ready() to tasks.send_step.
-send: Callable[[int], object] = _not_sent
+send: Callable[[int, str], object] = _not_sent
 
 
 # ----------------------------------------------------------------------------------------------------------------- prepare
@@ -342,11 +343,14 @@ def tick(step_id: int, *, now: datetime, onward: list[int] | None = None) -> str
     return sentence
 
 
+_looked_at = Prepared(lambda step: StepRun.objects.filter(pk=step).select_related("deployment__environment", "deployment__release"))
+
+
 def _tick(step_id: int, now: datetime, onward: list[int] | None) -> str:
     # This UPDATE comes first: until the transaction ends, no other worker gets past it for this deployment, and no cancel.
     if not Deployment.objects.filter(steps=step_id, status__in=TICKING).update(status=RunStatus.RUNNING):
         return f"Step {step_id} has nothing to do: its deployment is not running."
-    step = StepRun.objects.select_related("deployment__environment", "deployment__release").get(pk=step_id)
+    step = _looked_at.get(step_id)
     deployment = step.deployment
     begins = step.status == RunStatus.PENDING
     if step.status not in TICKING or (begins and step.pk not in {one.pk for one in due(deployment)}):
@@ -438,12 +442,18 @@ class Due(NamedTuple):
     woken_at: datetime | None
 
 
-def due(deployment: Deployment) -> list[Due]:
-    """The steps to look at: of the stage that is under way, in each lane the first that is not done. Nothing begins after a failure."""
+def _firsts(deployment: int) -> "QuerySet[StepRun, tuple[Any, ...]]":
     ahead = StepRun.objects.filter(deployment=deployment, status__in=NOT_DONE).order_by()
     firsts = ahead.values("stage_number", "lane").annotate(first=Min("number")).values("first")
-    rows = StepRun.objects.filter(deployment=deployment, number__in=firsts).order_by("number").values_list(*Due._fields)
-    found = list(map(Due._make, rows))
+    return StepRun.objects.filter(deployment=deployment, number__in=firsts).order_by("number").values_list(*Due._fields)
+
+
+_first_of_each_lane = Prepared(_firsts)
+
+
+def due(deployment: Deployment) -> list[Due]:
+    """The steps to look at: of the stage that is under way, in each lane the first that is not done. Nothing begins after a failure."""
+    found = list(map(Due._make, _first_of_each_lane.all(deployment.pk)))
     found = [step for step in found if step.stage_number == found[0].stage_number]
     if any(step.status in BROKEN for step in found):
         return [step for step in found if step.status != RunStatus.PENDING]
@@ -467,11 +477,11 @@ def settle(deployment: Deployment, now: datetime, onward: list[int] | None = Non
     elif broken is None:
         for step in current:
             if step.status == RunStatus.PENDING and step.woken_at is None:
-                StepRun.objects.filter(pk=step.pk).update(woken_at=now)
                 if onward is not None and not onward and step.kind != StepKind.BALANCE_FAILOVER:
-                    onward.append(step.pk)
+                    onward.append(step.pk)  # until it is looked at, it stands there as one that nobody was sent to
                 else:
-                    send(step.pk)
+                    StepRun.objects.filter(pk=step.pk).update(woken_at=now)
+                    send(step.pk, step.kind)
 
 
 def _end(deployment: Deployment, status: RunStatus, now: datetime) -> None:
@@ -526,40 +536,52 @@ def next_step(deployment: Deployment) -> StepRun | None:
 # ----------------------------------------------------------------------------------------------------------------- wake-ups
 
 
+_under_way = Prepared(
+    lambda environment: (
+        StepRun.objects.filter(deployment__environment=environment, deployment__status__in=TICKING, status__in=TICKING)
+        .filter(Q(status=RunStatus.RUNNING) | Q(woken_at__isnull=False))
+        .order_by("number")
+        .values_list("pk", "kind", "machine", "connector")
+    )
+)
+_waited_for = Prepared(
+    lambda environment: (
+        Runtime.objects.filter(environment=environment)
+        .filter(Q(failover=True) | ~Q(held=""))
+        .order_by()
+        .values_list("machine__name", "connector__name")
+    )
+)
+
+
 def wake(environment_id: int, machine: str = "") -> None:
     """News came from one of the environment's machines (empty: from any): look at the steps of its live deployment that it may concern.
 
     One query when there is none. A step concerns its own machine, those with a runtime of the same connector that it may have to wait for
     (they take over from each other, or are held until it is done), and without a machine every one.
     """
-    under_way = list(
-        StepRun.objects.filter(deployment__environment_id=environment_id, deployment__status__in=TICKING, status__in=TICKING)
-        .filter(Q(status=RunStatus.RUNNING) | Q(woken_at__isnull=False))
-        .order_by("number")
-        .values_list("pk", "machine", "connector")
-    )
-    if machine and any(name not in ("", machine) for _, name, _ in under_way):
+    under_way = _under_way.all(environment_id)
+    if machine and any(name not in ("", machine) for _, _, name, _ in under_way):
         runs: dict[str, set[str]] = {}
-        waited_for = Runtime.objects.filter(environment_id=environment_id).filter(Q(failover=True) | ~Q(held=""))
-        for name, connector in waited_for.values_list("machine__name", "connector__name"):
+        for name, connector in _waited_for.all(environment_id):
             runs.setdefault(name, set()).add(connector)
         here = runs.get(machine, set())
         under_way = [
-            (pk, name, connector)
-            for pk, name, connector in under_way
+            (pk, kind, name, connector)
+            for pk, kind, name, connector in under_way
             if name in ("", machine) or here.intersection({connector} if connector else runs.get(name, set()))
         ]
-    for pk, _, _ in under_way:
-        send(pk)
+    for pk, kind, _, _ in under_way:
+        send(pk, kind)
 
 
-def stalled(now: datetime) -> list[int]:
-    """Ids of steps that are due, or under way, and that nobody has looked at for 2 s."""
+def stalled(now: datetime) -> list[tuple[int, str]]:
+    """Steps (id and kind) that are due, or under way, and that nobody has looked at for 2 s."""
     unseen = Q(woken_at=None) | Q(woken_at__lte=now - STALLED_AFTER)
-    found: list[int] = []
+    found: list[tuple[int, str]] = []
     for deployment in Deployment.objects.filter(status__in=TICKING):
         ids = [step.pk for step in due(deployment)]
-        found += StepRun.objects.filter(unseen, pk__in=ids, status__in=TICKING).values_list("pk", flat=True)
+        found += StepRun.objects.filter(unseen, pk__in=ids, status__in=TICKING).values_list("pk", "kind")
     return found
 
 
@@ -719,4 +741,4 @@ def record_answer(step_id: int, attempt: int, *, status: int | None, reason: str
         step = StepRun.objects.get(pk=step_id)
         memory = {**step.memory, "answer": {"status": status, "reason": reason, "at": now.isoformat()}}
         if StepRun.objects.filter(pk=step_id, status=RunStatus.RUNNING, attempt=attempt).update(memory=memory):
-            send(step_id)
+            send(step_id, step.kind)

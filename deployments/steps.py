@@ -34,6 +34,7 @@ from deployments.looks import (
 from deployments.models import DONE, Deployment, HandOvers, StepKind, StepRun
 from portal import property_uses, property_values, router_addresses
 from portal.errors import Busy, NotAllowed, NotReady, Stale
+from portal.prepared import Prepared
 from runtimes import balancing, commands, failover, fleet, membership, profiles, protocol
 from runtimes.models import (
     LIVE_COMMANDS,
@@ -237,6 +238,9 @@ def _same_address(router: Router, other: Router) -> str:
 # -------------------------------------------------------------------------------------------------- runtimes: what they share
 
 
+_members_of = Prepared(lambda runtime: GroupMember.objects.filter(runtime=runtime).select_related("group__group").order_by("group__name"))
+
+
 def proof(runtime: Runtime, digest: str, memory: Memory, now: datetime, *, gone: Collection[str] = ()) -> Outcome | None:
     """Does the runtime run the bundle, ready and settled in its groups but those that are `gone` (ids), by a fresh report? None: yes."""
     machine, key = runtime.machine, runtime.key
@@ -253,8 +257,9 @@ def proof(runtime: Runtime, digest: str, memory: Memory, now: datetime, *, gone:
     if state != RuntimeState.READY or runtime.observed_digest != digest or runtime.observed_restarts < runtime.desired_restarts:
         still = " and still runs what it ran before" if state == RuntimeState.READY else ""
         return running(f"{key} is {state.value}{still}{tail}")
-    members = GroupMember.objects.filter(runtime=runtime).select_related("group").order_by("group__name")
-    for member in members.exclude(group__group__key__in=gone):
+    for member in _members_of.all(runtime.pk):
+        if member.group.group.key in gone:
+            continue
         if member.observed_status not in SETTLED:
             return running(f"{key} is {Status(member.observed_status).value} in group {member.group}{because(member.observed_reason)}")
         if member.observed_status == Status.FOLLOWER and not member.observed_ready:
@@ -428,13 +433,13 @@ class DeployRuntime(OnRuntime):
 
     def needs_order(self, look: Look) -> bool:
         deployment, runtime, memory = look.step.deployment, look.runtime, look.memory
-        content = releases.bundle_for(deployment.release, runtime, property_values.Values(frozen.values_of(deployment)))
+        content = releases.bundle_for(deployment.release, runtime, property_values.Values(frozen.values_in(look.frozen, deployment)))
         look.bundle = ordered_already(runtime, content) or fleet.store_bundle(runtime.environment, content)
         memory["digest"] = look.bundle.digest
         memory["unchanged"] = runtime.desired_bundle_id == look.bundle.digest and runs_as_ordered(runtime, look.now)
         if memory["unchanged"]:  # disturbs nothing; its memberships may still be those that a sibling's newer bundle gave it
             fleet.assign(runtime, look.bundle, release=deployment.release.number)
-            frozen.given(runtime, deployment)
+            frozen.given(runtime, look.frozen)
         return not memory["unchanged"]
 
     def clear_the_way(self, look: Look) -> Outcome | None:
@@ -449,7 +454,7 @@ class DeployRuntime(OnRuntime):
         runtime, release = look.runtime, look.step.deployment.release.number
         again = runtime.desired_bundle_id == look.bundle.digest and runtime.desired_running and not runtime.held
         fleet.assign(runtime, look.bundle, release=release)
-        frozen.given(runtime, look.step.deployment)
+        frozen.given(runtime, look.frozen)
         look.tell(f"{runtime.key} is ordered to run release {release}, bundle {look.bundle}.")
         if not runtime.desired_running:
             fleet.start(runtime)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from typing import Any
 
 import httpx
 from celery import shared_task
@@ -29,7 +30,7 @@ def run_step(step_id: int) -> str:
     while onward:
         sentences.append(rollout.tick(onward.pop(), now=timezone.now(), onward=onward))
         if onward and time.monotonic() - began > GO_ON_FOR_SECONDS:
-            send_step(onward.pop())
+            _send(run_step, onward.pop())  # which is never Balance failover
     return " ".join(sentences)
 
 
@@ -39,17 +40,18 @@ def balance_failover(step_id: int) -> str:
     return rollout.tick(step_id, now=timezone.now())
 
 
-def send_step(step_id: int) -> None:
-    """Have a worker look at a step once the transaction is committed. A broker that is away loses nothing: the sweep sends again."""
+def send_step(step_id: int, kind: str) -> None:
+    """Have a worker look at a step of this kind once the transaction is committed."""
+    task = balance_failover if kind == StepKind.BALANCE_FAILOVER else run_step
+    transaction.on_commit(lambda: _send(task, step_id))
 
-    def deliver() -> None:
-        task = balance_failover if StepRun.objects.filter(pk=step_id, kind=StepKind.BALANCE_FAILOVER).exists() else run_step
-        try:
-            task.delay(step_id)
-        except OperationalError as error:
-            logger.warning("Step %s waits for the sweep: the broker does not answer (%s).", step_id, error)
 
-    transaction.on_commit(deliver)
+def _send(task: Any, step_id: int) -> None:
+    """A broker that is away loses nothing: the sweep sends again."""
+    try:
+        task.delay(step_id)
+    except OperationalError as error:
+        logger.warning("Step %s waits for the sweep: the broker does not answer (%s).", step_id, error)
 
 
 PROBE_TIMEOUT_SECONDS = 3.0
@@ -132,8 +134,8 @@ def nudge_stalled_deployments() -> str:
     """By beat: wake-ups that were lost with a worker or the broker are sent again; waits for people and for machines end."""
     ended = rollout.end_waits(timezone.now())
     stalled = rollout.stalled(timezone.now())
-    for step_id in stalled:
-        send_step(step_id)
+    for step_id, kind in stalled:
+        send_step(step_id, kind)
     now = timezone.now()
     told = [returning.catch_up(exclusion, now=now) for exclusion in returning.open_exclusions()]
     return " ".join([f"Sent again: {len(stalled)}." if stalled else "Nothing stands still.", *ended, *told])

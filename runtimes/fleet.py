@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, Group, MachineKind
+from portal.prepared import Prepared
 from runtimes import authority, protocol, reach_orders, reports, votes, wakeup
 from runtimes.models import Bundle, FailoverGroup, GroupMember, Machine, Router, Runtime
 
@@ -163,25 +164,36 @@ def assign(runtime: Runtime, bundle: Bundle, *, release: int | None = None) -> N
     siblings = Runtime.objects.filter(environment_id=runtime.environment_id, connector_id=runtime.connector_id)
     take_rows(siblings.values_list("machine_id", flat=True) if content.groups else [runtime.machine_id])
     touched = _refresh_groups(runtime, content)
-    row = Runtime.objects.select_for_update(of=("self",)).select_related("desired_bundle").get(pk=runtime.pk)
+    columns = ("desired_bundle", "held", "desired_stopped_flows")
+    before, held, stopped = Runtime.objects.select_for_update().values_list(*columns).get(pk=runtime.pk)
     number = bundle.release_number if release is None else release
     changes: dict[str, Any] = {"desired_release": number}
-    if row.desired_bundle_id != bundle.pk or row.held:
-        runtime.desired_stopped_flows = _stopped_flows(row, content)
+    if before != bundle.pk or held:
+        runtime.desired_stopped_flows = _stopped_flows(before, stopped, content)
         changes |= {"desired_bundle": bundle, "desired_stopped_flows": runtime.desired_stopped_flows, "held": ""}
         touched.add(runtime.machine)
-    Runtime.objects.filter(pk=row.pk).update(**changes)
+    Runtime.objects.filter(pk=runtime.pk).update(**changes)
     runtime.desired_bundle, runtime.desired_release, runtime.held = bundle, number, ""
     touch(*touched)
 
 
-def _stopped_flows(row: Runtime, content: protocol.BundleContent) -> list[str]:
-    """What a person stopped stays so; a flow that does not start by itself is stopped when it comes, until a person starts it."""
-    former = row.desired_bundle.read().flows if row.desired_bundle and not row.desired_bundle.is_lost else []
-    known = {flow.id for flow in former if flow.group is None}
+def _stopped_flows(before: str | None, stopped: Iterable[str], content: protocol.BundleContent) -> list[str]:
+    """What a person stopped stays so; a flow that does not start by itself is stopped when it comes, until a person starts it. `before` is
+    the digest of the bundle that was ordered until now, `stopped` what was stopped then."""
     free = {flow.id: flow for flow in content.flows if flow.group is None}
-    waiting = {key for key, flow in free.items() if not flow.auto_start and key not in known}
-    return sorted(waiting | (set(row.desired_stopped_flows) & free.keys()))
+    waiting = {key for key, flow in free.items() if not flow.auto_start}
+    if waiting and before is not None:
+        bundle = Bundle.objects.get(pk=before)
+        former = [] if bundle.is_lost else bundle.read().flows
+        waiting -= {flow.id for flow in former if flow.group is None}
+    return sorted(waiting | (set(stopped) & free.keys()))
+
+
+_groups_of = Prepared(
+    lambda runtime, connector: (
+        GroupMember.objects.filter(runtime=runtime, group__group__connector=connector).order_by().values_list("group_id", flat=True)
+    )
+)
 
 
 def _refresh_groups(runtime: Runtime, content: protocol.BundleContent) -> set[Machine]:
@@ -206,8 +218,7 @@ def _refresh_groups(runtime: Runtime, content: protocol.BundleContent) -> set[Ma
             if sibling.pk not in present:
                 GroupMember.objects.get_or_create(group=group, runtime=sibling)
                 touched.add(sibling.machine)
-    mine = GroupMember.objects.filter(runtime=runtime, group__group__connector_id=runtime.connector_id).order_by()
-    gone = set(mine.values_list("group_id", flat=True)) - {group.pk for group in kept}
+    gone = set(_groups_of.all(runtime.pk, runtime.connector_id)) - {group.pk for group in kept}
     if gone:
         GroupMember.objects.filter(runtime=runtime, group__in=gone).delete()
         touched.add(runtime.machine)

@@ -11,7 +11,8 @@ from django.db import transaction
 from django.utils import timezone
 
 from portal.errors import Invalid
-from runtimes import authority, fleet, protocol, wakeup
+from portal.prepared import Prepared
+from runtimes import authority, fleet, ordering, protocol, wakeup
 from runtimes.models import JoinToken, Machine
 
 
@@ -92,10 +93,20 @@ def _asks_again(token: JoinToken, request: protocol.JoinRequest) -> bool:
     return same and token.used_at is not None and token.used_at == token.machine.joined_at
 
 
+_holding = Prepared(
+    lambda digest: (
+        Machine.objects.filter(credential_digest=digest)
+        .select_related("environment__project", "router")
+        .defer(*ordering.FACTS_OF_ROUTER)
+        .order_by("pk")[:1]
+    )
+)
+
+
 def machine_of(credential: str) -> Machine | None:
-    """The machine whose agent holds this credential."""
+    """The machine whose agent holds this credential, with its router."""
     digest = _digest(credential)
-    machine = Machine.objects.filter(credential_digest=digest).select_related("environment__project").first()
+    machine = _holding.first(digest)
     return machine if machine is not None and hmac.compare_digest(machine.credential_digest, digest) else None
 
 

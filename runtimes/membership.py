@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import DesignedMachine, Environment
+from portal.prepared import Prepared
 from runtimes import authority, failover, fleet, protocol, reports, votes
 from runtimes.models import FailoverGroup, GroupRequest, Machine, MembershipChange, MembershipStatus, Router, Runtime
 from runtimes.votes import Act, Condition, Next, Voter
@@ -370,10 +371,21 @@ def rebuild(survivor: Machine, *, confirm: str, actor: str, now: datetime) -> No
 # ----------------------------------------------------------------------------------------------------------------------- steps
 
 
+_under_way = Prepared(
+    lambda environment: MembershipChange.objects.filter(environment=environment, status=MembershipStatus.RUNNING).order_by("pk")[:1]
+)
+_leaving = Prepared(lambda environment: Router.objects.filter(machine__environment=environment).values_list("leaving", flat=True))
+_peers_of = Prepared(
+    lambda environment, machine: Router.objects.filter(machine__environment=environment, machine__name=machine).values_list(
+        "observed_peers", flat=True
+    )
+)
+
+
 def wake(environment_id: int, machine: str) -> None:
     """A report of one of its machines came: take the next step of a change under way; stop one whose deployment looks at it no more."""
     now = timezone.now()
-    change = MembershipChange.objects.filter(environment_id=environment_id, status=MembershipStatus.RUNNING).first()
+    change = _under_way.first(environment_id)
     if change is not None and change.driven_at is not None and now - change.driven_at > DRIVEN_WITHIN:
         halt(change, f"{change.actor} ended before it was done", now=now)
     elif change is not None:
@@ -385,7 +397,7 @@ def wake(environment_id: int, machine: str) -> None:
 
 def _end_cluster(environment_id: int, now: datetime) -> None:
     """Where all routers are leaving, they go together as soon as nothing runs in failover any more (`architecture.apply`)."""
-    leaving = set(Router.objects.filter(machine__environment=environment_id).values_list("leaving", flat=True))
+    leaving = set(_leaving.all(environment_id))
     if leaving == {True}:  # asked at every report, so without a transaction: SQLite's would lock all others out
         _end_together(environment_id, now)
 
@@ -409,7 +421,7 @@ def shut_out(environment_id: int, reporter: str, *, now: datetime) -> None:
 
     etcd looks at the list of revoked certificates where it is called, and not where it calls: a member whose certificate was taken back
     goes on reading and voting through the others' calls. So it is removed, and added again once another answers there."""
-    said = Router.objects.filter(machine__environment_id=environment_id, machine__name=reporter).values_list("observed_peers", flat=True)
+    said = _peers_of.all(environment_id, reporter)
     if any(peer.get("revoked") for peers in said for peer in peers):  # asked at every report, so without a transaction
         _shut_out(environment_id, now)
 

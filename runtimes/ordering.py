@@ -6,6 +6,7 @@ import msgspec
 from django.db.models import Exists, OuterRef, QuerySet
 
 from portal.models import Environment, MachineKind
+from portal.prepared import Prepared
 from runtimes import authority, protocol, reach_orders, reports
 from runtimes.models import (
     LIVE_COMMANDS,
@@ -23,41 +24,64 @@ from runtimes.models import (
 FACTS_OF_ROUTER = [f"router__{field.name}" for field in Router._meta.fields if field.name.startswith("observed_")]
 
 
-def newest_orders(machine: Machine) -> int | None:
-    """The version of a machine's orders: the cheap question of a waiting agent. None: the machine is gone, or its credential another."""
-    still = Machine.objects.filter(pk=machine.pk, credential_digest=machine.credential_digest)
-    return still.values_list("orders_version", flat=True).first()
+def _requests(now: datetime) -> QuerySet[GroupRequest]:
+    return GroupRequest.objects.filter(status__in=LIVE_REQUESTS, expires_at__gt=now)
 
 
-def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
-    """The whole wish for one machine, in a fixed number of queries: three, and one more for each kind of thing that is seldom asked."""
-    # The version is read first: a change in between is delivered again, never missed.
-    requests = GroupRequest.objects.filter(status__in=LIVE_REQUESTS, expires_at__gt=now)
-    inquiries = ItemInquiry.objects.filter(answered_at=None, expires_at__gt=now)
-    commands = CommandRun.objects.filter(status__in=LIVE_COMMANDS)
-    found = (
-        Machine.objects.select_related("environment__certificate_authority", "router")
+def _open_inquiries(now: datetime) -> QuerySet[ItemInquiry]:
+    return ItemInquiry.objects.filter(answered_at=None, expires_at__gt=now)
+
+
+def _commands() -> QuerySet[CommandRun]:
+    return CommandRun.objects.filter(status__in=LIVE_COMMANDS)
+
+
+_with_what_is_open = Prepared(
+    lambda machine, now: (
+        Machine.objects.filter(pk=machine)
+        .select_related("environment__certificate_authority", "router")
         .defer(*FACTS_OF_ROUTER)
         .annotate(
             tests=reach_orders.open_beside(now),
-            asked=Exists(requests.filter(group__members__runtime__machine=OuterRef("pk"))),
-            inquired=Exists(inquiries.filter(runtime__machine=OuterRef("pk"))),
-            commanded=Exists(commands.filter(machine=OuterRef("pk"))),
+            asked=Exists(_requests(now).filter(group__members__runtime__machine=OuterRef("pk"))),
+            inquired=Exists(_open_inquiries(now).filter(runtime__machine=OuterRef("pk"))),
+            commanded=Exists(_commands().filter(machine=OuterRef("pk"))),
         )
     )
-    machine = found.get(pk=machine.pk)
-    environment = machine.environment
-    runtimes = list(
+)
+_runtimes_of = Prepared(
+    lambda machine: (
         Runtime.objects.filter(machine=machine)
         .select_related("connector", "desired_bundle")
         .defer("desired_bundle__content", *reports.RUNTIME_FACTS)
         .order_by("connector__name")
     )
+)
+_groups_of = Prepared(
+    lambda machine: (
+        GroupMember.objects.filter(runtime__machine=machine).order_by("group__name").values_list("runtime_id", "group__group__key")
+    )
+)
+_version = Prepared(
+    lambda machine, credential: Machine.objects.filter(pk=machine, credential_digest=credential).values_list("orders_version", flat=True)
+)
+
+
+def newest_orders(machine: Machine) -> int | None:
+    """The version of a machine's orders: the cheap question of a waiting agent. None: the machine is gone, or its credential another."""
+    return _version.first(machine.pk, machine.credential_digest)
+
+
+def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
+    """The whole wish for one machine, in a fixed number of queries: three, and one more for each kind of thing that is seldom asked."""
+    # The version is read first: a change in between is delivered again, never missed.
+    machine = _with_what_is_open.get(machine.pk, now)
+    environment = machine.environment
+    runtimes = _runtimes_of.all(machine.pk)
     groups: dict[int, list[str]] = {runtime.pk: [] for runtime in runtimes}
     for runtime in runtimes:
         runtime.machine = machine
-    members = GroupMember.objects.filter(runtime__machine=machine).order_by("group__name")
-    for runtime_id, group in members.values_list("runtime_id", "group__group__key"):
+    for runtime_id, group in _groups_of.all(machine.pk):
         groups[runtime_id].append(group)
     timing = protocol.PROFILES[protocol.TimingProfile(environment.timing_profile)]
     return protocol.Orders(
@@ -69,9 +93,9 @@ def orders_for(machine: Machine, *, now: datetime) -> protocol.Orders:
         router=_router_order(machine),
         member_change=_member_change(machine),
         runtimes=[_runtime_order(runtime, groups[runtime.pk]) for runtime in runtimes],
-        requests=_request_orders(requests, machine, now) if getattr(machine, "asked", False) else [],
-        inquiries=_inquiries(inquiries, machine) if getattr(machine, "inquired", False) else [],
-        commands=_command_orders(commands, machine) if getattr(machine, "commanded", False) else [],
+        requests=_request_orders(_requests(now), machine, now) if getattr(machine, "asked", False) else [],
+        inquiries=_inquiries(_open_inquiries(now), machine) if getattr(machine, "inquired", False) else [],
+        commands=_command_orders(_commands(), machine) if getattr(machine, "commanded", False) else [],
         reach=reach_orders.orders(machine, now=now) if getattr(machine, "tests", False) else [],
     )
 

@@ -14,6 +14,7 @@ from django.db import connection
 from django.db.models import Model, Q
 
 from portal.models import Environment
+from portal.prepared import Prepared
 from runtimes import history, protocol, secrecy, solitude
 from runtimes.clocks import Clock
 from runtimes.models import (
@@ -78,6 +79,17 @@ class News:
     command_ended: bool = False
 
 
+_runtimes_of = Prepared(
+    lambda machine: (
+        Runtime.objects.filter(machine=machine)
+        .select_related("machine", "connector")
+        .only("machine__name", "machine__environment_id", "connector__name", "desired_bundle_id", "desired_release", *RUNTIME_FACTS)
+        .order_by("pk")
+    )
+)
+_members_on = Prepared(lambda machine: GroupMember.objects.filter(runtime__machine=machine).select_related("group__group").order_by("pk"))
+
+
 def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News | None:
     """Write a report down, inside the caller's transaction. None: it is older than one already stored."""
     clock = Clock.of(report, now)
@@ -86,13 +98,7 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
     if not _claim(machine, report, clock):
         return None
     known = _store_router(machine, report.router, report.peers, clock)
-    runtimes = {
-        runtime.key: runtime
-        for runtime in Runtime.objects.filter(machine=machine)
-        .select_related("machine", "connector")
-        .only("machine__name", "machine__environment_id", "connector__name", "desired_bundle_id", "desired_release", *RUNTIME_FACTS)
-        .order_by("pk")
-    }
+    runtimes = {runtime.key: runtime for runtime in _runtimes_of.all(machine.pk)}
     heard = [said for said in report.runtimes if _knows(machine, said.key, runtimes)]
     restarted = {said.key for said in heard if runtimes[said.key].observed_started_at != said.started_at}
     _store_runtimes(runtimes, heard, clock)
@@ -151,6 +157,8 @@ def _names(listed: list[str] | None) -> list[str] | None:
 
 def _store_router(machine: Machine, said: protocol.RouterReport | None, peers: list[protocol.PeerReport], clock: Clock) -> bool:
     """True when its cluster became known by this report."""
+    if said is None and not peers and getattr(machine, "router", None) is None:
+        return False
     said = said or protocol.RouterReport(state=protocol.RouterState.ABSENT)
     routers = Router.objects.filter(machine=machine)
     routers.update(
@@ -248,7 +256,7 @@ def _store_members(
     """A runtime that was reported without one of its groups does not run it: Unknown and Off, never the last thing heard. `moments` of the
     machine's own clock that a reason may name."""
     by_runtime = {runtimes[said.key].pk: said for said in heard}
-    rows = list(GroupMember.objects.filter(runtime__in=by_runtime).select_related("group__group").order_by("pk"))
+    rows = [row for row in _members_on.all(machine.pk) if row.runtime_id in by_runtime]
     spoken: set[tuple[int, str]] = set()
     epochs: dict[FailoverGroup, int] = {}
     disabled: dict[uuid.UUID, Sequence[str]] = {}  # by group, as control/<group> says

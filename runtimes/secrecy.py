@@ -11,6 +11,7 @@ from django.db.models import Count, Max
 
 from portal import vault
 from portal.models import Property
+from portal.prepared import Prepared
 from runtimes.spellings import MASK, SHORT, pattern_of
 
 KEPT = 50  # environments whose pattern is remembered
@@ -21,17 +22,25 @@ class _Known(NamedTuple):
     pattern: re.Pattern[str] | None
 
 
+# How many secrets, when the last one was changed, and the last one; no row where there is none.
+_state = Prepared(
+    lambda environment: (
+        Property.objects.filter(environment_id=environment, secret=True)
+        .order_by()
+        .values_list("environment_id")
+        .annotate(count=Count("pk"), latest=Max("updated_at"), last=Max("pk"))
+    )
+)
 _known: dict[int, _Known] = {}
 
 
 def pattern(environment_id: int) -> re.Pattern[str] | None:
     """What is to be masked there; None: nothing. One query, two when a secret has changed since it was last asked for in this process."""
-    rows = Property.objects.filter(environment_id=environment_id, secret=True)
-    state = tuple(rows.aggregate(count=Count("pk"), latest=Max("updated_at"), last=Max("pk")).values())
+    state = _state.first(environment_id)
     known = _known.get(environment_id)
     if known is None or known.state != state:
         found = set()
-        for row in rows:
+        for row in Property.objects.filter(environment_id=environment_id, secret=True):
             try:
                 found.add(row.reveal())
             except vault.Unreadable:  # nobody can have put into a text what nobody can read

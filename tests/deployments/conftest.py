@@ -102,7 +102,7 @@ def engine(filled: Environment, group: FailoverGroup, monkeypatch: pytest.Monkey
     group.members.all().delete()  # they come with the first deployment
     group.delete()
     made = Engine(filled)
-    monkeypatch.setattr(rollout, "send", made.sent.append)
+    monkeypatch.setattr(rollout, "send", lambda step, kind: made.sent.append(step))
     made.machines.report(made.now)
     return made
 

@@ -332,7 +332,7 @@ def test_a_worker_that_dies_in_the_middle_leaves_nothing_and_the_sweep_repeats(r
     step = run.steps.get(number=1)
     assert (step.status, step.started_at, log(run)) == (RunStatus.PENDING, None, [])
     assert rollout.stalled(engine.now + timedelta(seconds=1)) == []
-    assert rollout.stalled(engine.now + timedelta(seconds=2)) == [step.pk]
+    assert rollout.stalled(engine.now + timedelta(seconds=2)) == [(step.pk, step.kind)]
     counting.error = None
     counting.outcome = looks.done("Done.")
     engine.tick(run)
