@@ -93,7 +93,7 @@ def given(deployment: Deployment, *runtimes: str) -> Deployment:
     frozen.freeze(deployment, by=None, now=timezone.now())
     for runtime in Runtime.objects.filter(environment=deployment.environment):
         if not runtimes or runtime.key in runtimes:
-            frozen.given(runtime, deployment)
+            frozen.given(runtime, frozen.of(deployment))
     return deployment
 
 
