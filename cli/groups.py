@@ -124,7 +124,9 @@ def prefer(group: GroupArgument, machine: MachineArgument, environment: Environm
     ask, slug, kind = given.portal(), given.project(project), given.environment(environment)
     found = given.group(ask, slug, kind, group)
     ask.ask("PUT", f"groups/{found['id']}/preference/", json={"machine": machine, "preference": "leader"})
-    show.note(f"{found['name']} prefers {machine}. Leadership stays where it is until the next Balance failover.")
+    show.note(
+        f"{found['name']} prefers {machine}. Leadership moves with the next Balance failover, or as the group's failback policy says."
+    )
 
 
 @app.command()

@@ -36,7 +36,7 @@ def list_flows(
         {"runtime": runtime["runtime"], "last_report_at": runtime["last_report_at"], **flow}
         for runtime in given.rows("runtimes/", slug, kind)
         for flow in runtime["flows"]
-        if flow["kept"] or not failed
+        if flow["kept"] != 0 or not failed
     ]
     show.listed(
         sorted(rows, key=lambda row: (row["name"], row["runtime"])),
@@ -44,14 +44,34 @@ def list_flows(
         {
             "flow": lambda row: row["name"],
             "runtime": lambda row: row["runtime"],
+            "state": _state,
             "waiting #": lambda row: row["waiting"],
             "in flight #": lambda row: row["pending"],
-            "failed #": lambda row: row["kept"],
+            "failed #": _kept,
             "to be tried again #": lambda row: row["again"],
-            "heard": lambda row: show.age(row["last_report_at"]),
+            "machine heard": lambda row: show.age(row["last_report_at"]),
+            "why": _why,
         },
         empty="No flow has failed items." if failed else f"No flow runs on {slug} › {kind} yet: deploy a release.",
     )
+
+
+def _state(row: dict[str, Any]) -> str:
+    if not row["on"]:
+        return "Off"
+    return "On, silent" if row.get("silent_since") else "On, not delivering" if row.get("undelivered_since") else "On"
+
+
+def _why(row: dict[str, Any]) -> str:
+    since = row.get("silent_since")
+    told = f"its source has not answered since {show.moment(since)}" if since else ""
+    return "; ".join(part for part in (row["reason"], told) if part)
+
+
+def _kept(row: dict[str, Any]) -> str:
+    if row["kept"] is None:
+        return "unknown"
+    return f"{row['kept']} (counted {show.age(row['kept_at'])})" if row.get("kept_at") else str(row["kept"])
 
 
 @app.command("failed")
@@ -101,9 +121,35 @@ def _act(act: str, runtime: str, flow: str, keys: list[str], every: bool, enviro
     if bool(keys) == every:
         raise Usage(f"Which items? Name them, or say --all: `baton items failed {runtime} {flow}` shows them.")
     found = _ask(act, runtime, flow, keys, environment, project)
-    what = "All failed items" if every else "1 item" if len(keys) == 1 else f"{len(keys)} items"
-    done = f"{'is' if len(keys) == 1 else 'are'} {'to be tried again' if act == 'retry' else 'discarded'}"
-    show.answer(found, json, lambda told: show.note(f"{what} of {flow} on {runtime}: {done}; {told['total']} are left."))
+    word = "to be tried again" if act == "retry" else "discarded"
+
+    def told(answer: dict[str, Any]) -> str:
+        count = answer["acted"] if answer["acted"] is not None else None if every else len(keys)  # an older agent does not say
+        what = "All failed items" if count is None else "1 item" if count == 1 else f"{count} items"
+        named = ", ".join(item["name"] or item["item"] for item in answer["done"][:5] if item["name"] or item["item"])
+        which = f" ({named}{', …' if len(answer['done']) > 5 else ''})" if named else ""
+        return f"{what} of {flow} on {runtime}{which}: {word}. {answer['total']} left."
+
+    show.answer(found, json, lambda answer: show.note(told(answer)))
+
+
+@app.command("history")
+def history(runtime: RuntimeArgument, environment: EnvironmentOption = "", project: ProjectOption = "", json: JsonOption = False) -> None:
+    """Who tried failed items of a runtime again or discarded them, and which."""
+    row = _runtime(runtime, environment, project)
+    show.listed(
+        given.portal().get(f"runtimes/{row['id']}/item-acts/"),
+        json,
+        {
+            "when": lambda act: show.moment(act["created_at"]),
+            "who": lambda act: act["actor"],
+            "flow": lambda act: act["flow_name"] or act["flow"],
+            "act": lambda act: "tried again" if act["act"] == "retry" else "discarded",
+            "items #": lambda act: "unknown" if act["acted"] is None else act["acted"],
+            "which": lambda act: ", ".join(item["name"] or item["item"] or item["key"] for item in act["done"]) or act["problem"],
+        },
+        empty=f"Nobody did anything to failed items of {runtime} yet.",
+    )
 
 
 def _table(items: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from deployments.landscape import MachineBox, Part, RuntimeBox
 from portal import router_addresses
 from portal.models import Property
-from runtimes import boards, protocol
+from runtimes import boards, items, protocol
 from runtimes.models import Machine, Router, Runtime
 
 
@@ -63,7 +63,13 @@ class FlowLine:
     def state(self) -> str:
         if self.unknown:
             return "unknown"
-        return "on" if self.flow.on else "off"
+        if self.flow.on:
+            return "stopping" if self.stopped and not self.flow.group else "on"
+        return "off"
+
+    @property
+    def kept_at(self) -> datetime | None:
+        return items.kept_at(self.flow, self.runtime, silent=self.unknown)
 
     @property
     def last_activity(self) -> datetime | None:

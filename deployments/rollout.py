@@ -118,6 +118,14 @@ def running_on(environments: Collection[int]) -> dict[int, str]:
     return {environment: f"Deployment {number} is under way." for environment, number in live}
 
 
+def bringing(runtime: Runtime) -> str:
+    """ "deployment 12, under way," while one has yet to deploy this runtime. One query."""
+    steps = StepRun.objects.filter(deployment__environment__runtimes=runtime, deployment__status__in=LIVE, kind__in=DEPLOYS)
+    steps = steps.filter(machine=runtime.machine.name, connector__in=("", runtime.connector.name), status__in=NOT_DONE)
+    number = steps.values_list("deployment", flat=True).first()
+    return "" if number is None else f"deployment {number}, under way,"
+
+
 def touched(environment: Environment) -> list[Machine]:
     """Machines with an agent that a deployment has to do with. Two queries."""
     named = {step.machine for step in plans.plan_of(environment).steps.all()}

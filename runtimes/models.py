@@ -513,12 +513,13 @@ class GroupRequest(models.Model):
 
 
 class ItemInquiry(models.Model):
-    """A question about the failed items of a flow in a runtime, or an act on them, and the agent's answer. Forgotten after a while: the
-    items themselves stay where they are."""
+    """A question about the failed items of a flow in a runtime, or an act on them, and the agent's answer. A question is forgotten after a
+    while: the items themselves stay where they are. Of an act (try again, discard) who did it to which items is kept."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     runtime = models.ForeignKey(Runtime, on_delete=models.CASCADE, related_name="inquiries")
     flow = models.CharField(max_length=16)  # key
+    flow_name = models.CharField(max_length=80, blank=True, default="")  # when it was asked
     act = models.CharField(max_length=8, choices=choices(protocol.ItemAct))
     keys = models.JSONField(default=list, blank=True)
     actor = models.CharField(max_length=150)
@@ -530,6 +531,8 @@ class ItemInquiry(models.Model):
     items = models.JSONField(default=list, blank=True)  # protocol.FailedItem as dicts
     content = SealedBytes(blank=True, default=b"")  # act view: the first bytes, as the machine masked them
     size = models.PositiveBigIntegerField(default=0)
+    acted = models.PositiveIntegerField(null=True, blank=True)  # on how many items; None: not an act, not answered, or an older agent
+    done = models.JSONField(default=list, blank=True)  # those items (of many the first): [{key, item, name}]
 
     class Meta:
         ordering: ClassVar = ["-created_at"]

@@ -440,6 +440,8 @@ class InquiryAnswer(Wire, frozen=True):
     items: list["FailedItem"] = []  # the newest
     content: str = ""  # view: base64 of the first bytes, secrets masked
     size: int = 0  # view: bytes of the whole item
+    acted: int | None = None  # retry and discard: on how many items; None: an older agent does not say
+    done: list["FailedItem"] = []  # retry and discard: those items, of many the first
 
 
 class CommandOrder(Wire, frozen=True):
@@ -550,9 +552,10 @@ class FlowReport(Wire, frozen=True):
     last_poll: str = ""  # when its source last answered, to 5 s
     waiting: int | None = None  # items in its source that nobody took yet; None: not known here
     pending: int | None = None  # taken, not yet delivered
-    kept: int | None = None  # failed items that are kept
+    kept: int | None = None  # failed items that are kept; None: not known here
     again: int | None = None  # those that shall be tried again, and wait until this flow runs here
     silent_since: str = ""  # On, and its source has not answered since then: longer than it should; empty otherwise
+    kept_at: str = ""  # when `kept` and `again` were counted, where the process does not run; empty: they are of this report
     undelivered_since: str = ""  # On, and its target took nothing of what was offered since then: longer than it should; empty otherwise
 
 

@@ -4,9 +4,10 @@ import base64
 import logging
 import re
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 from django.conf import settings
@@ -32,6 +33,9 @@ from runtimes.models import (
 )
 
 logger = logging.getLogger(__name__)
+
+# What is about to bring a runtime what it lacks ("deployment 2, under way,"); empty: nothing (docs/architecture.md, layer rule 5).
+bringing: list[Callable[[Runtime], str]] = []
 
 # How long a wish may stand (docs/failover.md, Hand-over): until an agent carried it, and from then on the drain limit and what it takes.
 REQUEST_PENDING_SECONDS = 15.0
@@ -108,7 +112,7 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
     if rebooted and heard_before is not None:
         history.note_reboot(machine, since=heard_before)
     _store_outcomes(machine, report.outcomes, now)
-    _store_answers(machine, report.answers, now)
+    _store_answers(machine, runtimes, report.answers, now)
     ended = _store_commands(machine, report.commands, now)
     _store_logs(machine, runtimes, report.logs, clock)
     return News(cluster_became_known=known, command_ended=ended)
@@ -219,7 +223,11 @@ def _store_runtimes(runtimes: dict[str, Runtime], heard: list[protocol.RuntimeRe
         # A release that changed nothing here restarts nothing: what runs is what the newest release gives it.
         as_ordered = bool(said.digest) and said.digest == row.desired_bundle_id and row.desired_release is not None
         row.observed_release = row.desired_release if as_ordered else said.release
-        row.observed_flows = msgspec.to_builtins([_shown(_timely(flow, clock), hidden) for flow in said.flows])
+        former = {flow["flow"]: flow for flow in row.observed_flows}
+        counted_at = row.observed_at.isoformat() if row.observed_at else ""
+        row.observed_flows = [
+            _counted(msgspec.to_builtins(_shown(_timely(flow, clock), hidden)), former.get(flow.flow), counted_at) for flow in said.flows
+        ]
         row.observed_at = clock.now
     _write([runtimes[said.key] for said in heard], RUNTIME_FACTS)
 
@@ -227,6 +235,13 @@ def _store_runtimes(runtimes: dict[str, Runtime], heard: list[protocol.RuntimeRe
 def _shown(flow: protocol.FlowReport, hidden: re.Pattern[str] | None) -> protocol.FlowReport:
     """Without any secret of the environment, also one that its own runtime does not know."""
     return msgspec.structs.replace(flow, reason=secrecy.masked(flow.reason, hidden)) if flow.reason and hidden is not None else flow
+
+
+def _counted(flow: dict[str, Any], former: dict[str, Any] | None, at: str) -> dict[str, Any]:
+    """Failed items lie where they are when nobody counts them: the last count stands, with its age."""
+    if flow["kept"] is not None or former is None or former.get("kept") is None:
+        return flow
+    return flow | {"kept": former["kept"], "again": former.get("again"), "kept_at": former.get("kept_at") or at}
 
 
 def _timely(flow: protocol.FlowReport, clock: Clock) -> protocol.FlowReport:
@@ -237,11 +252,12 @@ def _timely(flow: protocol.FlowReport, clock: Clock) -> protocol.FlowReport:
     return msgspec.structs.replace(flow, **moments)
 
 
-def _why_without(runtime: protocol.RuntimeReport) -> str:
+def _why_without(runtime: protocol.RuntimeReport, row: Runtime) -> str:
     """Why a runtime says nothing of one of its groups."""
     if runtime.state == protocol.RuntimeState.READY:
         what = f"release {runtime.release}" if runtime.release else "a bundle"
-        return f"{runtime.key} runs {what}, which does not have this group: a deployment brings it"
+        under_way = next((told for bring in bringing if (told := bring(row))), "")
+        return f"{runtime.key} runs {what}, which does not have this group: {under_way or 'a deployment'} brings it"
     return f"{runtime.key} is {runtime.state}{': ' + runtime.reason if runtime.reason else ''}"
 
 
@@ -268,7 +284,7 @@ def _store_members(
         if said is None:
             row.ready_since = None
             row.observed_status, row.observed_state, row.observed_ready = protocol.Status.UNKNOWN, protocol.State.OFF, False
-            row.observed_reason = _why_without(runtime)
+            row.observed_reason = _why_without(runtime, runtimes[runtime.key])
             row.observed_ttl = None
             continue
         spoken.add((row.runtime_id, said.group))
@@ -357,22 +373,37 @@ def _store_wish(request: GroupRequest) -> None:
         members.update(observed_disabled=request.kind == protocol.RequestKind.DISABLE)
 
 
-def _store_answers(machine: Machine, answers: list[protocol.InquiryAnswer], now: datetime) -> None:
-    """An inquiry is answered once."""
+def _store_answers(machine: Machine, runtimes: dict[str, Runtime], answers: list[protocol.InquiryAnswer], now: datetime) -> None:
+    """An inquiry is answered once. It counts the flow's failed items too, for one whose process does not."""
+    by_id = {runtime.pk: runtime for runtime in runtimes.values()}
     for answer in answers:
         try:
             key, content = uuid.UUID(answer.id), base64.b64decode(answer.content, validate=True)
         except ValueError:
             logger.info("%s answers %r, which is no inquiry, or not in base64: ignored.", machine, answer.id)
             continue
-        ItemInquiry.objects.filter(pk=key, runtime__machine=machine, answered_at=None).update(
+        asked = ItemInquiry.objects.filter(pk=key, runtime__machine=machine, answered_at=None)
+        of = asked.values_list("runtime_id", "flow").first()
+        asked.update(
             answered_at=now,
             problem=answer.problem[:2000],
             total=max(answer.total, 0),
             items=msgspec.to_builtins(answer.items[:ITEMS_PER_ANSWER]),
             content=content[:CONTENT_LIMIT],
             size=max(answer.size, 0),
+            acted=None if answer.acted is None else max(answer.acted, 0),
+            done=[{"key": item.key, "item": item.item, "name": item.name} for item in answer.done[:ITEMS_PER_ANSWER]],
         )
+        if of and of[0] in by_id and (answer.acted is not None or not answer.problem):
+            _count(by_id[of[0]], of[1], answer.total, now)
+
+
+def _count(runtime: Runtime, flow: str, total: int, now: datetime) -> None:
+    """So many failed items lie there, as the agent saw them: news of a flow whose process does not count."""
+    for row in runtime.observed_flows:
+        if row["flow"] == flow and (row["kept"] is None or row.get("kept_at")):
+            row |= {"kept": max(total, 0), "kept_at": now.isoformat()}
+            _write([runtime], ["observed_flows"])
 
 
 def _store_commands(machine: Machine, reports: Sequence[protocol.CommandReport], now: datetime) -> bool:

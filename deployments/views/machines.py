@@ -21,7 +21,7 @@ from portal.access import get_environment, may
 from portal.errors import Invalid, NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Property, Role
-from runtimes import boards, clocks, failover, fleet, joining, membership, protocol, reach, secrecy
+from runtimes import boards, clocks, failover, fleet, items, joining, membership, protocol, reach, secrecy
 from runtimes.forms import ConfirmForm, PreferenceForm
 from runtimes.models import LeadershipChange, Machine, Router, Runtime, RuntimeLog
 
@@ -164,12 +164,16 @@ def log_tab(request: UserRequest, box: MachineBox) -> dict[str, Any]:
 
 
 def history_tab(request: UserRequest, box: MachineBox) -> dict[str, Any]:
-    """Changes of leadership that this machine won or lost."""
+    """Changes of leadership that this machine won or lost, and what people did to its failed items."""
     prefix = box.machine.name + "."
     changes = LeadershipChange.objects.filter(
         Q(runtime__startswith=prefix) | Q(previous__startswith=prefix), group__environment=box.machine.environment
     ).select_related("group")
-    return {"changes": [boards.in_words(change) for change in changes.order_by("-at")[:CHANGES_SHOWN]]}
+    done = items.acts(runtime.runtime for runtime in box.runtimes)
+    return {
+        "changes": [boards.in_words(change) for change in changes.order_by("-at")[:CHANGES_SHOWN]],
+        "acts": [(each, items.sentence(each)) for each in done[:CHANGES_SHOWN]],
+    }
 
 
 TAB_CONTEXTS = {

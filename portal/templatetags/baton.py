@@ -55,6 +55,7 @@ STATUSES = {
     # runtimes
     "stopped": Look("Stopped", "player-stop", "gray"),
     "starting": Look("Starting", "loader", "blue"),
+    "stopping": Look("Stopping", "loader", "blue"),
     "ready": Look("Ready", "circle-check", "green"),
     "hanging": Look("Not answering", "hourglass", "red"),
     "backoff": Look("Restarting later", "clock-pause", "orange"),

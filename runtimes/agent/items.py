@@ -7,18 +7,19 @@ import asyncio
 import base64
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
-from runtimes.protocol import UPGRADE, BundleContent, FlowSpec, Inquiry, InquiryAnswer, ItemAct
+from runtimes.protocol import UPGRADE, BundleContent, FailedItem, FlowSpec, Inquiry, InquiryAnswer, ItemAct
 
 log = structlog.get_logger()
 SHOWN_BYTES = 64 * 1024  # of one item
 HELD_BACK = 16 * 1024  # bytes beyond, in which a secret may end that begins before
+TOLD_OF = 200  # items that an act was done on
 ACT_SECONDS = 10.0
 
 Where = tuple[BundleContent, Path]  # what the runtime runs or last ran, and its data folder
@@ -123,14 +124,15 @@ def answered(inquiry: Inquiry, where: Where | None) -> InquiryAnswer:
     def masked(text: str) -> str:
         return (pattern.sub(MASK, text) if pattern is not None else text).replace("\0", "\N{REPLACEMENT CHARACTER}")
 
-    problem, shown, size = "", b"", 0
+    problem, shown, size, acted = "", b"", 0, None
+    done: list[FailedItem] = []
     setting = Setting(flow.id, flow.name, flow.inbound, "inbound", inquiry.runtime, content.machine, data, log)
     try:
         failures = INBOUNDS[flow.inbound.kind](setting).failures
         if inquiry.act is ItemAct.VIEW and inquiry.keys:
             shown, size = failures.content(inquiry.keys[0], SHOWN_BYTES + HELD_BACK)
         elif inquiry.act in (ItemAct.RETRY, ItemAct.DISCARD):
-            problem = _act(failures, inquiry)
+            problem, acted, done = _act(failures, inquiry)
         total, items = failures.listed()
     except KeyError:
         return InquiryAnswer(id=inquiry.id, problem="This item is gone: it was tried again, discarded, or removed by retention.")
@@ -140,28 +142,37 @@ def answered(inquiry: Inquiry, where: Where | None) -> InquiryAnswer:
     if len(shown) > SHOWN_BYTES:  # cut where no half of a secret is left
         text = text[: where_to_cut(text, len(shown[:SHOWN_BYTES].decode("utf-8", "surrogateescape")), pattern)]
     shown = (pattern.sub(MASK, text) if pattern is not None else text).encode("utf-8", "surrogateescape")
-    items = [msgspec.structs.replace(item, name=masked(item.name), reason=masked(item.reason)) for item in items]
-    return InquiryAnswer(id=inquiry.id, problem=problem, total=total, items=items, content=base64.b64encode(shown).decode(), size=size)
+    items, done = (
+        [msgspec.structs.replace(item, name=masked(item.name), reason=masked(item.reason)) for item in some] for some in (items, done)
+    )
+    content = base64.b64encode(shown).decode()
+    return InquiryAnswer(
+        id=inquiry.id, problem=problem, total=total, items=items, content=content, size=size, acted=acted, done=done[:TOLD_OF]
+    )
 
 
-def _act(failures: Any, inquiry: Inquiry) -> str:
-    """Retry or discard; a sentence about those that are gone."""
+def _act(failures: Any, inquiry: Inquiry) -> tuple[str, int, list[FailedItem]]:
+    """Retry or discard; a sentence about those that are gone, on how many it was done, and on which."""
     act = failures.retry if inquiry.act is ItemAct.RETRY else failures.discard
-    keys, gone, done = inquiry.keys or _every(failures), 0, 0
-    for key in keys:
-        done += 1
+    known: dict[str, FailedItem] = {item.key: item for item in failures.listed()[1]} if inquiry.keys else {}
+    wanted: Iterable[tuple[str, FailedItem | None]] = ((key, known.get(key)) for key in inquiry.keys) if inquiry.keys else _every(failures)
+    asked, done = 0, []
+    for key, item in wanted:
+        asked += 1
         try:
             act(key)
         except KeyError:
-            gone += 1
-    return f"{gone} of {done} were gone already." if gone else ""
+            continue
+        done.append(item or FailedItem(key=key, item="", name="", size=0, reason="", tries=0, at=""))
+    gone = asked - len(done)
+    return (f"{gone} of {asked} {'was' if gone == 1 else 'were'} gone already." if gone else ""), len(done), done
 
 
-def _every(failures: Any) -> Iterator[str]:
-    """The keys of all that are there now, though a list names the newest only; each is expected to have gone before the next list."""
+def _every(failures: Any) -> Iterator[tuple[str, FailedItem]]:
+    """All that are there now, though a list names the newest only; each is expected to have gone before the next list."""
     left, named = failures.count(), set()
-    while left > 0 and (page := [item.key for item in failures.listed()[1] if item.key not in named]):
-        for key in page[:left]:
-            named.add(key)
-            yield key
+    while left > 0 and (page := [item for item in failures.listed()[1] if item.key not in named]):
+        for item in page[:left]:
+            named.add(item.key)
+            yield item.key, item
         left -= len(page)

@@ -13,7 +13,7 @@ from rest_framework.response import Response
 from portal import access
 from portal.api.fields import ExactInput, Gated, signed_in
 from portal.models import Role
-from runtimes.items import ask, content_of
+from runtimes.items import acts, ask, content_of
 from runtimes.models import ItemInquiry, Runtime
 from runtimes.protocol import ItemAct
 
@@ -30,17 +30,28 @@ class FailedItemSerializer(serializers.Serializer[Any]):
     machine = serializers.CharField()
 
 
+class ActedOnSerializer(serializers.Serializer[Any]):
+    key = serializers.CharField()
+    item = serializers.CharField(help_text="Message id")
+    name = serializers.CharField()
+
+
 class InquirySerializer(serializers.ModelSerializer[ItemInquiry]):
-    """`status` is pending until the agent answered, then answered; expired when it did not in time. `content`: for who may look at it."""
+    """`status` is pending until the agent answered, then answered; expired when it did not in time. `content`: for who may look at it.
+    `acted`, `done`: on how many items an act was done, and on which (of many the first)."""
 
     inquiry = serializers.UUIDField(source="id")
     status = serializers.SerializerMethodField()
     items = FailedItemSerializer(many=True)
+    done = ActedOnSerializer(many=True)
     content = serializers.SerializerMethodField()
 
     class Meta:
         model = ItemInquiry
-        fields = ("inquiry", "status", "flow", "act", "problem", "total", "items", "content", "size", "created_at", "answered_at")
+        fields = (
+            "inquiry", "status", "flow", "act", "problem", "total", "items", "content", "size", "acted", "done",
+            "created_at", "answered_at",
+        )  # fmt: skip
 
     def get_status(self, inquiry: ItemInquiry) -> str:
         if inquiry.answered_at is not None:
@@ -49,6 +60,16 @@ class InquirySerializer(serializers.ModelSerializer[ItemInquiry]):
 
     def get_content(self, inquiry: ItemInquiry) -> str:
         return content_of(inquiry) if inquiry.act == ItemAct.VIEW and self.context.get("may_look") else ""
+
+
+class ItemActSerializer(serializers.ModelSerializer[ItemInquiry]):
+    """What a person did to failed items; `acted` is null where the machine did not answer, or its agent is older."""
+
+    done = ActedOnSerializer(many=True)
+
+    class Meta:
+        model = ItemInquiry
+        fields = ("flow", "flow_name", "act", "actor", "created_at", "answered_at", "acted", "done", "problem")
 
 
 class InquiryInput(ExactInput):
@@ -71,6 +92,12 @@ class FailedItems(Gated[Runtime]):
         actor = signed_in(request).get_username()
         inquiry = ask(runtime, body.validated_data["flow"], act, keys=body.validated_data["keys"], actor=actor, now=timezone.now())
         return Response(InquirySerializer(inquiry).data, status=status.HTTP_202_ACCEPTED)
+
+    @extend_schema(responses=ItemActSerializer(many=True))
+    @action(detail=True, url_path="item-acts")
+    def item_acts(self, request: Request, pk: str) -> Response:
+        """Who tried failed items again or discarded them, and which; the latest 200, newest first."""
+        return Response(ItemActSerializer(acts([self.row_for(request, Role.VIEWER)])[:200], many=True).data)
 
     @extend_schema(responses=InquirySerializer)
     @action(detail=True, url_path="failed-items/(?P<inquiry>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")

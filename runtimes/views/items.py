@@ -9,6 +9,7 @@ from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.http import urlencode
 from django.views.decorators.http import require_GET, require_POST
 
 from portal import exports
@@ -17,11 +18,13 @@ from portal.errors import NotAllowed
 from portal.htmx import UserRequest, redirect, render
 from portal.models import Environment
 from runtimes import protocol
-from runtimes.items import FlowItems, ask, by_flow, content_of, flow_of
+from runtimes.items import ACTS as ACTS_KEPT
+from runtimes.items import FlowItems, acts, ask, by_flow, content_of, flow_of, sentence
 from runtimes.models import ItemInquiry, Runtime
 
 ACTS = {"view": protocol.ItemAct.VIEW, "retry": protocol.ItemAct.RETRY, "discard": protocol.ItemAct.DISCARD}
-DONE = {"retry": "Offered again", "discard": "Discarded"}
+ACTS_SHOWN = 20
+TICKS_KEPT = 100  # while one looks at an item: they travel in the address
 
 
 @require_GET
@@ -31,12 +34,13 @@ def items(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     lines = by_flow(environment, now=timezone.now())
     only_failed = request.GET.get("show") == "failed"
     if exports.wanted(request.GET):
-        return _as_csv(environment, [line for line in lines if line.flow.kept or not only_failed])
+        return _as_csv(environment, [line for line in lines if line.may_have_failed or not only_failed])
     context = {
         "environment": environment,
-        "lines": [line for line in lines if line.flow.kept] if only_failed else lines,
+        "lines": [line for line in lines if line.may_have_failed] if only_failed else lines,
         "number": len(lines),
         "number_failed": sum(bool(line.flow.kept) for line in lines),
+        "number_unknown": sum(line.flow.kept is None for line in lines),
         "only_failed": only_failed,
         "here": request.get_full_path(),
     }
@@ -44,7 +48,8 @@ def items(request: UserRequest, slug: str, kind: str) -> HttpResponse:
 
 
 def _as_csv(environment: Environment, lines: Sequence[FlowItems]) -> HttpResponse:
-    columns = ["flow", "runtime", "on", "waiting", "in_flight", "taken", "delivered", "failed", "kept", "last_item", "reported", "silent"]
+    columns = ["flow", "runtime", "on", "waiting", "in_flight", "taken", "delivered", "failed", "kept", "counted"]
+    columns += ["last_item", "reported", "silent"]
     rows = [
         (
             line.flow.name,
@@ -56,6 +61,7 @@ def _as_csv(environment: Environment, lines: Sequence[FlowItems]) -> HttpRespons
             line.flow.delivered,
             line.flow.failed,
             line.flow.kept,
+            line.kept_at or line.runtime.observed_at,
             line.flow.last_activity,
             line.runtime.observed_at,
             line.silent,
@@ -78,6 +84,7 @@ def failed(request: UserRequest, slug: str, kind: str, machine: str, connector: 
         except NotAllowed as refused:
             refusal = refused
     may_act = may(request.user, environment.project.team_id, role_to_deploy(environment))
+    ticks = request.GET.getlist("tick")
     context: dict[str, Any] = {
         "environment": environment,
         "runtime": runtime,
@@ -85,7 +92,11 @@ def failed(request: UserRequest, slug: str, kind: str, machine: str, connector: 
         "inquiry": inquiry,
         "refusal": refusal,
         "waiting": inquiry is not None and inquiry.answered_at is None and inquiry.expires_at > timezone.now(),
-        "done": DONE.get(inquiry.act, "") if inquiry is not None else "",
+        "done": sentence(inquiry) if inquiry is not None and inquiry.act in ACTS_KEPT and inquiry.answered_at else "",
+        "acts": [(each, sentence(each)) for each in acts([runtime], flow)[:ACTS_SHOWN] if each != inquiry or each.answered_at],
+        "ticks": ticks,
+        "query": urlencode([("inquiry", inquiry.pk), *(("tick", key) for key in ticks)]) if inquiry is not None else "",
+        "shown": _shown(inquiry),
         "may_act": may_act,
         "role": role_to_deploy(environment).label.lower(),
         "content": content_of(inquiry) if inquiry is not None and inquiry.act == protocol.ItemAct.VIEW and may_act else "",
@@ -103,12 +114,46 @@ def act(request: UserRequest, slug: str, kind: str, machine: str, connector: str
     wanted, _, key = request.POST.get("act", "").partition(":")
     if wanted not in ACTS:
         raise Http404("There is no such act.")
-    keys = [key] if key else request.POST.getlist("keys")
+    keys = [key] if key else [] if "every" in request.POST and "confirmed" not in request.POST else request.POST.getlist("keys")
     if not keys and "every" not in request.POST:
         messages.warning(request, "Tick at least one item.")
         return redirect(request, here)
+    if wanted == "discard" and "confirmed" not in request.POST:
+        return _confirm(request, environment, runtime, flow, keys)
     inquiry = ask(runtime, flow, ACTS[wanted], keys=keys, actor=request.user.get_username(), now=timezone.now())
-    return redirect(request, f"{here}?inquiry={inquiry.pk}")
+    ticks = request.POST.getlist("keys")[:TICKS_KEPT] if wanted == "view" else []
+    return redirect(request, f"{here}?{urlencode([('inquiry', inquiry.pk), *(('tick', tick) for tick in ticks)])}")
+
+
+def _confirm(request: UserRequest, environment: Environment, runtime: Runtime, flow: str, keys: list[str]) -> HttpResponse:
+    """Discarding destroys: which items, and how many, is said before. All means all that were listed, where all of them were."""
+    try:
+        listed = _inquiry(runtime, flow, request.POST.get("inquiry", ""))
+    except Http404:  # forgotten by now
+        listed = None
+    known = {item["key"]: item for item in listed.items} if listed is not None else {}
+    every = "every" in request.POST
+    if every and listed is not None and listed.total == len(known):
+        keys, every = list(known), False
+    context = {
+        "environment": environment,
+        "runtime": runtime,
+        "flow": flow_of(runtime, flow),
+        "keys": [] if every else keys,
+        "number": (listed.total if listed is not None else None) if every else len(keys),
+        "every": every,
+        "named": list(known.values()) if every else [known.get(key, {"key": key}) for key in keys],
+        "here": _address(environment, runtime, flow),
+        "back": f"{_address(environment, runtime, flow)}{f'?inquiry={listed.pk}' if listed is not None else ''}",
+    }
+    return render(request, "runtimes/items_discard.html", context)
+
+
+def _shown(inquiry: ItemInquiry | None) -> dict[str, Any] | None:
+    """The item that was looked at, as the list names it."""
+    if inquiry is None or inquiry.act != protocol.ItemAct.VIEW or not inquiry.keys:
+        return None
+    return next((item for item in inquiry.items if item["key"] == inquiry.keys[0]), {"key": inquiry.keys[0]})
 
 
 def _runtime(environment: Environment, machine: str, connector: str) -> Runtime:

@@ -1,5 +1,7 @@
 """Failed items, and the history and types of properties, from a terminal."""
 
+from typing import Any
+
 import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone
@@ -22,6 +24,7 @@ class Agent:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime, self.sequence, self.kept = runtime, 0, [ITEM]
         self.asked: list[protocol.Inquiry] = []
+        self.done: list[protocol.FailedItem] = []
         self.problem = ""
         self.report()
 
@@ -31,10 +34,17 @@ class Agent:
         self.asked += asked
         for inquiry in asked:
             if inquiry.act in (protocol.ItemAct.RETRY, protocol.ItemAct.DISCARD):
-                self.kept = [item for item in self.kept if inquiry.keys and item.key not in inquiry.keys]
+                self.done = [item for item in self.kept if not inquiry.keys or item.key in inquiry.keys]
+                self.kept = [item for item in self.kept if item not in self.done]
         answers = [
             protocol.InquiryAnswer(
-                id=inquiry.id, total=len(self.kept), items=self.kept, problem=self.problem, content="PGE+" if inquiry.act == "view" else ""
+                id=inquiry.id,
+                total=len(self.kept),
+                items=self.kept,
+                problem=self.problem,
+                content="PGE+" if inquiry.act == "view" else "",
+                acted=len(self.done) if inquiry.act in ("retry", "discard") else None,
+                done=self.done if inquiry.act in ("retry", "discard") else [],
             )
             for inquiry in asked
         ]
@@ -58,7 +68,9 @@ def test_a_developer_sees_what_waits_looks_at_a_failed_item_and_has_it_tried_aga
     assert "k1" in failed.out and "order.xml" in failed.out and "the target refused it" in failed.out
     assert baton("items", "view", "external01.erp", "erp-orders", "k1").out == "<a>\n"
     retried = baton("items", "retry", "external01.erp", "erp-orders", "k1")
-    assert retried.out == "1 item of erp-orders on external01.erp: is to be tried again; 0 are left.\n"
+    assert retried.out == "1 item of erp-orders on external01.erp (order.xml): to be tried again. 0 left.\n"
+    acts = baton("items", "history", "external01.erp").out
+    assert all(word in acts for word in ("developer", "erp-orders", "tried again", "order.xml"))
     assert [(asked.act, list(asked.keys)) for asked in agent.asked[2:]] == [("retry", ["k1"])]
     assert baton("items", "list", "--failed").out == "No flow has failed items.\n"
     assert baton("items", "failed", "external01.erp", "f1", "--json").document["items"] == []
@@ -68,8 +80,24 @@ def test_all_failed_items_are_discarded_only_when_that_is_said(baton: Baton, age
     said = baton("items", "discard", "external01.erp", "erp-orders")
     assert said.status == 2 and "say --all" in said.err and agent.asked == []
     assert baton("items", "discard", "external01.erp", "erp-orders", "k1", "--all").status == 2
-    assert "All failed items of erp-orders" in baton("items", "discard", "external01.erp", "erp-orders", "--all").out
+    assert baton("items", "discard", "external01.erp", "erp-orders", "--all").out.startswith(
+        "1 item of erp-orders on external01.erp (order.xml): discarded."
+    )
     assert agent.kept == []
+
+
+def test_a_flow_that_is_off_or_whose_source_is_silent_says_why(baton: Baton, agent: Agent) -> None:
+    def told(**more: Any) -> str:
+        flow = {"flow": "f1", "name": "erp-orders", "on": True, "reason": "", "waiting": None, "pending": None, "kept": 0, "again": 0}
+        Runtime.objects.filter(pk=agent.runtime.pk).update(observed_flows=[flow | more])
+        return " ".join(baton("items", "list").out.split())
+
+    silent = told(reason="answered no JSON but text/html", silent_since="2026-11-23T05:40:00+00:00")
+    assert "On, silent" in silent and "answered no JSON" in silent and "has not answered since" in silent
+    assert " Off " in told(on=False, reason="the process is down", kept=2, kept_at=timezone.now().isoformat())
+    assert "2 (counted 0 s ago)" in told(on=False, kept=2, kept_at=timezone.now().isoformat())
+    assert " unknown " in told(on=False, kept=None)
+    assert "No flow has failed items" not in baton("items", "list", "--failed").out, "nobody knows"
 
 
 def test_what_is_not_there_is_named_with_what_is(baton: Baton, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

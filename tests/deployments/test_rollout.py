@@ -577,3 +577,12 @@ def test_after_a_property_key_is_lost_secrets_set_anew_and_a_deployment_mend_eve
     assert run.status == RunStatus.SUCCEEDED, [step.reason for step in run.steps.all()]
     assert not engine.machines.handed_over, "the bundles are the same to the byte: nothing is touched"
     assert not any(bundle.is_lost for bundle in Bundle.objects.all())
+
+
+def test_a_runtime_that_lacks_a_group_tells_which_deployment_brings_it(engine: Engine, active: Release, developer: User) -> None:
+    runtimes = {row.key: row for row in Runtime.objects.select_related("machine", "connector")}
+    assert [rollout.bringing(row) for row in runtimes.values()] == ["", ""]
+    run = rollout.prepare(active, on=engine.machines.environment, by=developer, now=engine.now)
+    assert {rollout.bringing(row) for row in runtimes.values()} == {f"deployment {run.pk}, under way,"}
+    run.steps.filter(machine="external01").update(status=RunStatus.SUCCEEDED)
+    assert [rollout.bringing(runtimes[key]) for key in ("external01.erp", "external02.erp")] == ["", f"deployment {run.pk}, under way,"]

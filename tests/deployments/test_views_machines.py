@@ -385,7 +385,12 @@ def test_an_ungrouped_flow_is_stopped_and_started(client: Client, operator: User
     client.post(base + "stop/")
     runtime = Runtime.objects.get(machine__name="external01")
     assert runtime.desired_stopped_flows == ["f-free"]
-    assert "Stopped by a person." in text_of(client, f"{TEST}machines/external01/?tab=start-stop")
+    address = f"{TEST}machines/external01/?tab=start-stop"
+    text = text_of(client, address)
+    assert 'data-status="stopping"' in text and "A person stopped it: it finishes what it took" in text, "it still runs"
+    Runtime.objects.filter(pk=runtime.pk).update(observed_flows=[flow | {"on": False} for flow in runtime.observed_flows])
+    text = text_of(client, address)
+    assert "Stopped by a person." in text and 'data-status="stopping"' not in text
     client.post(base + "start/")
     runtime.refresh_from_db()
     assert runtime.desired_stopped_flows == []

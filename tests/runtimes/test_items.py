@@ -1,10 +1,12 @@
 """Operate › Items and its API, as people with each role see and use them."""
 
 import base64
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
@@ -77,26 +79,95 @@ def test_opening_asks_the_machine_and_the_part_stops_asking_once_it_answered(cli
 
 
 @pytest.mark.parametrize(
-    ("act", "says"), [pytest.param("retry", "Offered again", id="try again"), pytest.param("discard", "Discarded", id="discard")]
+    ("act", "says"),
+    [
+        pytest.param("retry", "1 item to be tried again: order.xml.", id="try again"),
+        pytest.param("discard", "1 item discarded: order.xml.", id="discard"),
+    ],
 )
 def test_who_may_deploy_tries_again_or_discards_ticked_items(
     client: Client, developer: User, runtime: Runtime, act: str, says: str
 ) -> None:
     client.force_login(developer)
-    gone = client.post(f"{page()}act/", {"act": act, "keys": ["k1", "k2"]})
-    (asked,) = answer(runtime, found=[])
+    gone = client.post(f"{page()}act/", {"act": act, "keys": ["k1", "k2"], "confirmed": "yes"})
+    done = [msgspec.structs.replace(ITEM, name="order.xml")]
+    (asked,) = answer(runtime, found=[], acted=1, done=done, problem="1 of 2 was gone already.")
     assert (asked.act, asked.keys, asked.actor) == (act, ["k1", "k2"], "developer")
     text = client.get(gone["Location"]).content.decode()
-    assert says in text and "No failed items" in text
+    assert says in text and "1 of 2 was gone already." in text
+
+
+def test_discarding_is_confirmed_with_how_many_and_which(client: Client, developer: User, runtime: Runtime) -> None:
+    client.force_login(developer)
+    client.get(page())
+    other = msgspec.structs.replace(ITEM, key="k2", item="m2", name="two.xml")
+    answer(runtime, found=[ITEM, other])
+    listed = ItemInquiry.objects.get()
+    text = client.post(f"{page()}act/", {"act": "discard", "keys": ["k2"], "inquiry": listed.pk}).content.decode()
+    assert "<strong>1</strong> failed item of" in text and "two.xml" in text and "m2" in text and "m1" not in text
+    text = client.post(f"{page()}act/", {"act": "discard", "keys": ["k2"], "every": "on", "inquiry": listed.pk}).content.decode()
+    assert "<strong>2</strong> failed items" in text and "Discard 2 items" in text
+    assert 'value="k1"' in text and 'value="k2"' in text, "those that were listed, not what fails meanwhile"
+    ItemInquiry.objects.update(total=231)
+    text = client.post(f"{page()}act/", {"act": "discard", "every": "on", "inquiry": listed.pk}).content.decode()
+    assert "All <strong>231</strong> failed items" in text and "Discard all 231" in text and 'name="keys"' not in text
+    assert ItemInquiry.objects.count() == 1, "nothing was asked of the machine yet"
+
+
+def test_who_discarded_what_is_kept_when_questions_are_forgotten(client: Client, developer: User, viewer: User, runtime: Runtime) -> None:
+    client.force_login(developer)
+    client.post(f"{page()}act/", {"act": "discard", "every": "on", "confirmed": "yes"})
+    answer(runtime, found=[], acted=1, done=[ITEM])
+    items.forget(now=timezone.now() + timedelta(days=1))
+    client.force_login(viewer)
+    client.get(page())
+    answer(runtime, 3, found=[])
+    asked = ItemInquiry.objects.get(act="list")
+    for address in (f"{page()}?inquiry={asked.pk}", "/projects/webshop/test/machines/external01/?tab=history"):
+        text = client.get(address).content.decode()
+        assert "<strong>developer</strong>" in text and "1 item discarded: &lt;b&gt;order&lt;/b&gt;.xml" in text and "m1" in text
+    (told,) = client.get(f"/api/v1/runtimes/{runtime.pk}/item-acts/").json()
+    assert (told["actor"], told["act"], told["acted"], told["done"][0]["item"]) == ("developer", "discard", 1, "m1")
+
+
+def test_of_a_runtime_that_is_down_the_last_count_stands_with_its_age(client: Client, viewer: User, runtime: Runtime) -> None:
+    client.force_login(viewer)
+
+    def report(sequence: int, **more: Any) -> str:
+        flow = protocol.FlowReport(flow="f1", name="erp-orders", on=False, reason="it is down", **more)
+        assert fleet.record_report(runtime.machine, said(sequence, runtimes=[said_of(runtime, flows=[flow])]), now=timezone.now())
+        return client.get("/projects/webshop/test/items/?show=failed").content.decode()
+
+    for sequence in (2, 3):
+        text = report(sequence)
+        assert "<span>1</span>" in text and "counted" in text and "With failed items <b>1</b>" in text
+    client.get(page())
+    answer_down = [protocol.InquiryAnswer(id=str(ItemInquiry.objects.get().pk), total=2, items=[ITEM])]
+    flow = protocol.FlowReport(flow="f1", name="erp-orders", on=False)
+    fleet.record_report(runtime.machine, said(4, runtimes=[said_of(runtime, flows=[flow])], answers=answer_down), now=timezone.now())
+    assert "<span>2</span>" in report(5), "who asked the machine counted them"
+    assert "<span>2</span>" not in report(6, kept=0) and "With failed items <b>0</b>" in report(7, kept=0)
+
+
+def test_what_nobody_counted_is_unknown_not_none(client: Client, viewer: User, runtime: Runtime) -> None:
+    Runtime.objects.update(observed_flows=[])
+    flow = protocol.FlowReport(flow="f1", name="erp-orders", on=False)
+    fleet.record_report(runtime.machine, said(2, runtimes=[said_of(runtime, flows=[flow])]), now=timezone.now())
+    client.force_login(viewer)
+    text = client.get("/projects/webshop/test/items/?show=failed").content.decode()
+    assert ">unknown</a>" in text and page() in text and "and 1 unknown" in text and "No flow has failed items" not in text
 
 
 def test_contents_are_shown_as_text_escaped_to_who_may_and_not_to_a_viewer(
     client: Client, developer: User, viewer: User, runtime: Runtime
 ) -> None:
     client.force_login(developer)
-    seen = client.post(f"{page()}act/", {"act": "view:k1"})["Location"]
+    seen = client.post(f"{page()}act/", {"act": "view:k1", "keys": ["k1"]})["Location"]
     answer(runtime, content=base64.b64encode(b"<script>alert(1)</script>").decode(), size=25)
-    assert "&lt;script&gt;alert(1)" in client.get(seen).content.decode()
+    text = client.get(seen).content.decode()
+    assert "&lt;script&gt;alert(1)" in text
+    assert '&lt;b&gt;order&lt;/b&gt;.xml <small class="text-secondary mono">m1</small></h2>' in text, "which item it is"
+    assert 'aria-current="true"' in text and re.search(r'value="k1" checked', text), "its row is marked, the tick stays"
     client.force_login(viewer)
     assert "alert(1)" not in client.get(seen).content.decode()
     assert client.post(f"{page()}act/", {"act": "view:k1"}).status_code == 403
@@ -107,7 +178,7 @@ def test_nothing_ticked_asks_nothing_and_every_means_every(client: Client, devel
     client.force_login(developer)
     client.post(f"{page()}act/", {"act": "discard"})
     assert not ItemInquiry.objects.exists()
-    client.post(f"{page()}act/", {"act": "discard", "every": "on"})
+    client.post(f"{page()}act/", {"act": "retry", "every": "on", "keys": ["k1"]})
     assert ItemInquiry.objects.get().keys == []
     assert client.post(f"{page()}act/", {"act": "burn", "every": "on"}).status_code == 404
     assert client.get(f"{page()}?inquiry=nonsense").status_code == 404

@@ -409,3 +409,13 @@ def test_a_machine_that_tells_of_an_epoch_that_cannot_be_does_not_spoil_the_grou
     fleet.record_report(external01, said(1, runtimes=[said_of(erp01, group, Status.LEADER, epoch=true)]), now=NOW)
     group.refresh_from_db()
     assert group.epoch == true and not group.changes.exists()
+
+
+def test_a_runtime_without_its_group_tells_what_brings_it(erp01: Runtime, group: FailoverGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way = ["", "deployment 2, under way,"]
+    monkeypatch.setattr(reports, "bringing", [lambda row: under_way[0] if row == erp01 else ""])
+    for sequence, says in ((1, "a deployment brings it"), (2, "deployment 2, under way, brings it")):
+        assert fleet.record_report(erp01.machine, said(sequence, runtimes=[said_of(erp01, None)]), now=timezone.now())
+        member = GroupMember.objects.get(runtime=erp01)
+        assert member.observed_reason == f"external01.erp runs release 1, which does not have this group: {says}"
+        under_way.pop(0)

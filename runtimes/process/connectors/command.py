@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from fnmatch import fnmatch
 
 from runtimes.process.connectors.aside import Again, ErrorFolder
 from runtimes.process.connectors.base import Inbound, Item, ItemError, NotReady, Origin, Setting, Unavailable, inbound, make_folder
 from runtimes.process.connectors.file import FileInbound
 from runtimes.process.connectors.program import END_SECONDS, LINE_LIMIT, MARK, START_SECONDS, Failed, Hung, Lines, Program
+from runtimes.process.masking import masked
 from runtimes.process.permits import Duty
 from runtimes.protocol import Component, ComponentKind
 
@@ -35,6 +37,7 @@ LONGEST_STOP = 4.5  # seconds: a hand-over, and the end of its runtime, wait for
 LAST_LINES_SECONDS = 0.3  # beyond LONGEST_STOP, for what it said last
 SOUND_SECONDS = 5.0  # so long a program that failed has to run before its inbound is On again: one that fails at every start never is
 DAEMON_SECONDS = 5.0  # a program that ends so soon, and leaves processes behind, wants to run in the background
+LONGEST_WORDS = 200  # characters of what a program said last, in a reason
 WAITING_LIMIT = 100  # lines in this process's hands
 NONE, LINES, FOLDER = "none", "lines", "folder"
 
@@ -84,6 +87,8 @@ class CommandInbound(Inbound):
         self._next_start = 0.0  # time.monotonic()
         self._what, self._sentence, self._failed = "", "", False
         self._sound_since = 0.0  # time.monotonic(): of the last start that came off
+        self._did_well = False  # its last end was a good one: between two such runs nothing is wrong
+        self._last_words = ""  # the last line of its standard error (of output too, where that is no items), masked
         self._answered = 0.0  # wall clock
         self._kill_at = 0.0  # time.monotonic(), once it stops
         self._stops_by = 0.0  # likewise: with its last lines
@@ -103,7 +108,7 @@ class CommandInbound(Inbound):
 
     def begin(self, duty: Duty) -> None:
         self._stopping = False
-        self._next_start, self._backoff, self._sentence, self._failed = 0.0, BACKOFF_SECONDS, "", False
+        self._next_start, self._backoff, self._sentence, self._failed, self._did_well = 0.0, BACKOFF_SECONDS, "", False, False
         if self._files is not None:
             self._files.begin(duty)
         duty.check_take()
@@ -149,13 +154,16 @@ class CommandInbound(Inbound):
             self._program.kill()
 
     def answered_at(self) -> float:
-        if not self.ailing():
+        """A start is no answer yet: that it runs for a while is, and an item, and a good end until the next start."""
+        if self._is_sound() or (self._did_well and not self._failed):
             self._answered = time.time()
         return self._answered
 
     def ailing(self) -> str:
-        sound = self._program is not None and time.monotonic() - self._sound_since >= SOUND_SECONDS
-        return self._sentence if self._failed and not sound else ""
+        return self._sentence if self._failed and not self._is_sound() else ""
+
+    def _is_sound(self) -> bool:
+        return self._program is not None and time.monotonic() - self._sound_since >= SOUND_SECONDS
 
     def depth(self) -> tuple[int | None, int | None]:
         return self._files.depth() if self._files is not None else (None, None)
@@ -243,7 +251,7 @@ class CommandInbound(Inbound):
     def _start(self, duty: Duty) -> None:
         """Raises Unavailable."""
         self._instance = f"{self._setting.flow_id}-{duty.epoch}-{uuid.uuid4().hex[:8]}"
-        self._lines, self._number = Lines(), 0
+        self._lines, self._number, self._last_words = Lines(), 0, ""
         try:
             if self._hung is not None:
                 if self._hung.ended() is None:
@@ -310,9 +318,11 @@ class CommandInbound(Inbound):
         wait = self._backoff if failed else self._again
         self._backoff = min(self._backoff * 2, BACKOFF_LIMIT) if failed else BACKOFF_SECONDS
         self._next_start = time.monotonic() + wait
-        self._what, self._failed = what, failed
-        self._sentence = f"{what}; it starts again after {wait:g} s"
-        (self._setting.log.warning if failed else self._setting.log.info)(self._sentence)
+        if failed and self._last_words:
+            what += f" (it said last: “{self._last_words}”)"
+        self._what, self._failed, self._did_well = what, failed, not failed
+        self._sentence = f"{what}; next start at {datetime.fromtimestamp(time.time() + wait, UTC):%H:%M:%S} UTC"
+        (self._setting.log.warning if failed else self._setting.log.info)(f"{what}; it starts again after {wait:g} s")
 
     def _age_of_health(self) -> float:
         """Seconds since its file was seen to change: a step of the clock, which its time would tell, is no sign of illness."""
@@ -328,6 +338,8 @@ class CommandInbound(Inbound):
         text = line.decode("utf-8", "replace").rstrip()
         if text:
             self._setting.log.info(text)
+            words = masked(text)  # before it is cut: never within a secret
+            self._last_words = words if len(words) <= LONGEST_WORDS else f"{words[: LONGEST_WORDS - 1]}…"
 
     # ------------------------------------------------------------------------------------------------------------------ its lines
 
@@ -335,6 +347,7 @@ class CommandInbound(Inbound):
         while len(self._waiting) < WAITING_LIMIT and (line := self._lines.take()) is not None:
             self._number += 1
             if line[0]:
+                self._answered = time.time()
                 self._waiting.append(self._item(line[0], line[1], duty))
 
     def _item(self, text: bytes, cut: bool, duty: Duty) -> Item:

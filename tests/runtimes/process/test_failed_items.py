@@ -86,8 +86,10 @@ def test_it_is_discarded_and_asking_twice_says_so(machine: Machine, tmp_path: Pa
     inbound = FileInbound(machine.setting)
     fail(inbound, tmp_path / "outbox" / os.fsdecode(b"\xff-order"), b"x")
     (item,) = machine.ask(ItemAct.LIST).items
-    assert machine.ask(ItemAct.DISCARD, item.key).problem == ""
-    assert machine.ask(ItemAct.DISCARD, item.key).problem == "1 of 1 were gone already."
+    done = machine.ask(ItemAct.DISCARD, item.key)
+    assert (done.problem, done.acted, done.done) == ("", 1, [item])
+    again = machine.ask(ItemAct.DISCARD, item.key)
+    assert (again.problem, again.acted, again.done) == ("1 of 1 was gone already.", 0, [])
     assert "is gone" in machine.ask(ItemAct.VIEW, item.key).problem
     assert not any(path.is_file() for path in (machine.data / "errors" / "f").rglob("*"))
 
