@@ -145,9 +145,9 @@ def answered(inquiry: Inquiry, where: Where | None) -> InquiryAnswer:
     items, done = (
         [msgspec.structs.replace(item, name=masked(item.name), reason=masked(item.reason)) for item in some] for some in (items, done)
     )
-    content = base64.b64encode(shown).decode()
+    told = base64.b64encode(shown).decode()
     return InquiryAnswer(
-        id=inquiry.id, problem=problem, total=total, items=items, content=content, size=size, acted=acted, done=done[:TOLD_OF]
+        id=inquiry.id, problem=problem, total=total, items=items, content=told, size=size, acted=acted, done=done[:TOLD_OF]
     )
 
 

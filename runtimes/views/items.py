@@ -95,7 +95,7 @@ def failed(request: UserRequest, slug: str, kind: str, machine: str, connector: 
         "done": sentence(inquiry) if inquiry is not None and inquiry.act in ACTS_KEPT and inquiry.answered_at else "",
         "acts": [(each, sentence(each)) for each in acts([runtime], flow)[:ACTS_SHOWN] if each != inquiry or each.answered_at],
         "ticks": ticks,
-        "query": urlencode([("inquiry", inquiry.pk), *(("tick", key) for key in ticks)]) if inquiry is not None else "",
+        "query": urlencode([("inquiry", str(inquiry.pk)), *(("tick", key) for key in ticks)]) if inquiry is not None else "",
         "shown": _shown(inquiry),
         "may_act": may_act,
         "role": role_to_deploy(environment).label.lower(),
@@ -122,7 +122,7 @@ def act(request: UserRequest, slug: str, kind: str, machine: str, connector: str
         return _confirm(request, environment, runtime, flow, keys)
     inquiry = ask(runtime, flow, ACTS[wanted], keys=keys, actor=request.user.get_username(), now=timezone.now())
     ticks = request.POST.getlist("keys")[:TICKS_KEPT] if wanted == "view" else []
-    return redirect(request, f"{here}?{urlencode([('inquiry', inquiry.pk), *(('tick', tick) for tick in ticks)])}")
+    return redirect(request, f"{here}?{urlencode([('inquiry', str(inquiry.pk)), *(('tick', tick) for tick in ticks)])}")
 
 
 def _confirm(request: UserRequest, environment: Environment, runtime: Runtime, flow: str, keys: list[str]) -> HttpResponse:
