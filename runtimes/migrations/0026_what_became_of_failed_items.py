@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('runtimes', '0024_timed_switches_by_name'),
+        ('runtimes', '0025_machines_tell_their_commands'),
     ]
 
     operations = [
