@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from runtimes import protocol
 
 TOLERATED_SECONDS = 2.0  # a clock off by less is believed: a report is under way for a while too
+CREEP_SECONDS = 0.5  # by which each report may show a later start of the same kernel: the portal's own clock may have been set forward
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,24 @@ class Clock:
     ahead_seconds: float | None  # the machine's clock minus the portal's; None: the report does not tell
     boot_id: str = ""
     at_boot: float | None = None  # boot-time clock when the report was made
+    late_seconds: float = 0.0  # for how long it was under way, when that is longer than usual: the portal hung, or the way did
 
     @classmethod
-    def of(cls, report: protocol.Report, now: datetime) -> "Clock":
-        made = _read(report.at)
-        return cls(now, round((made - now).total_seconds(), 3) if made else None, report.boot_id, report.at_boot)
+    def of(cls, report: protocol.Report, now: datetime, *, boot_id: str = "", booted_at: datetime | None = None) -> "Clock":
+        """`boot_id` and `booted_at`: which kernel the machine ran and when that had started, by its reports until now. No way is shorter
+        than none, so a report by which the same kernel would have started later was under way for as much longer."""
+        late = 0.0
+        if booted_at is not None and report.at_boot is not None and report.boot_id == boot_id:
+            longer = (now - timedelta(seconds=report.at_boot) - booted_at).total_seconds()
+            late = longer if longer > TOLERATED_SECONDS else 0.0
+        at = _read(report.at)
+        ahead = (at - now).total_seconds() + late if at else None
+        return cls(now, None if ahead is None else round(ahead, 3), report.boot_id, report.at_boot, late)
+
+    @property
+    def made_at(self) -> datetime:
+        """When the report was made, in the portal's time."""
+        return self.now - timedelta(seconds=self.late_seconds)
 
     @property
     def is_off(self) -> bool:
@@ -60,14 +74,16 @@ class Clock:
     @property
     def booted_at(self) -> datetime | None:
         """When the machine's kernel started; None: the report does not tell."""
-        return self.now - timedelta(seconds=self.at_boot) if self.at_boot is not None else None
+        if self.at_boot is None:
+            return None
+        return self.made_at - timedelta(seconds=self.at_boot) + timedelta(seconds=min(self.late_seconds, CREEP_SECONDS))
 
     def instant(self, text: str, at_boot: float | None, boot_id: str) -> datetime:
         """An instant that was also noted on the boot-time clock: exact as long as the machine has not booted since, whatever was done
         to its clock meanwhile."""
         if at_boot is None or self.at_boot is None or not boot_id or boot_id != self.boot_id or at_boot > self.at_boot:
             return self.moment(text)
-        return self.now - timedelta(seconds=self.at_boot - at_boot)
+        return self.made_at - timedelta(seconds=self.at_boot - at_boot)
 
 
 def in_words(ahead_seconds: float | None) -> str:

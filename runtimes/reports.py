@@ -96,7 +96,7 @@ _members_on = Prepared(lambda machine: GroupMember.objects.filter(runtime__machi
 
 def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News | None:
     """Write a report down, inside the caller's transaction. None: it is older than one already stored."""
-    clock = Clock.of(report, now)
+    clock = Clock.of(report, now, boot_id=machine.boot_id, booted_at=machine.booted_at)
     rebooted = bool(machine.boot_id) and machine.boot_id != report.boot_id
     heard_before = machine.last_report_at
     if not _claim(machine, report, clock):

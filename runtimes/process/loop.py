@@ -494,7 +494,9 @@ class Runtime:
             others = [other.duty.until for other in self._seats if other.duty is not None and other.duty.valid()]
             self._page.on(min([until, *others]))
         seat.lead(view.epoch, until)
-        if seat.state == State.ON:
+        if (
+            seat.state == State.ON and seat.announced == view.epoch
+        ):  # until the event is told, what counts is when the former leadership was On
             seat.on_at = self._clock()
 
     async def _take(self, seat: Seat, view: GroupView, decision: Decision, coordinator: Coordinator) -> None:
@@ -675,8 +677,10 @@ class Runtime:
         coordinator = self._coordinator
         assert coordinator is not None
         leader, revision = coordinator.leader(seat.spec.id)
-        if seat.announced == duty.epoch or leader is None or epoch_of(self._config.generation, revision) != duty.epoch:
+        if seat.announced == duty.epoch:
             seat.on_at = now
+            return
+        if leader is None or epoch_of(self._config.generation, revision) != duty.epoch:
             return
         runtime, last_on = coordinator.last_on.get(seat.spec.id, (None, NEVER))
         if leader.previous == self._config.key:

@@ -300,6 +300,42 @@ def test_an_instant_in_the_portals_time(at_boot: float | None, boot_id: str, exp
     assert clock.instant(text(NOW + DAY - timedelta(minutes=7)), at_boot, boot_id) == expected
 
 
+def test_what_a_report_tells_that_was_long_under_way_is_told_at_its_true_time(
+    external01: Machine, erp01: Runtime, group: FailoverGroup
+) -> None:
+    """The portal hung for two minutes and a half with a report in its hands: neither the machine's clock nor its events are off by them."""
+    late, happened = timedelta(seconds=150), NOW + timedelta(seconds=7)
+    fleet.record_report(external01, said(1, at=text(NOW), at_boot=1000.0), now=NOW)
+    event = told(group, 41, ONE, None, Cause.FIRST, at=text(happened), at_boot=1007.0, boot_id="boot-1")
+    for number, (later, under_way) in enumerate([(timedelta(seconds=10), late), (timedelta(seconds=20), late - timedelta(seconds=9))], 2):
+        external01.refresh_from_db()
+        part = protocol.GroupReport(
+            group=group.group.key, status=protocol.Status.LEADER, state=protocol.State.ON, reason="leads", since=text(happened)
+        )
+        events = [event] if number == 2 else [told(group, 42, ONE, ONE, Cause.FIRST, at=text(NOW), at_boot=1018.0, boot_id="boot-1")]
+        report = said(
+            number, at=text(NOW + later), at_boot=1000.0 + later.total_seconds(), runtimes=[said_of(erp01, groups=[part])], events=events
+        )
+        fleet.record_report(external01, report, now=NOW + later + under_way)
+    external01.refresh_from_db()
+    assert abs(external01.clock_ahead_seconds or 0.0) < clocks.TOLERATED_SECONDS
+    at = dict(LeadershipChange.objects.values_list("epoch", "at"))
+    slack = timedelta(seconds=clocks.TOLERATED_SECONDS)
+    assert abs(at[41] - happened) < slack and abs(at[42] - NOW - timedelta(seconds=18)) < slack
+    assert datetime.fromisoformat(GroupMember.objects.get(runtime=erp01).observed_since) == happened
+
+
+def test_a_portals_clock_that_was_set_forward_is_followed_by_and_by() -> None:
+    """It looks like reports that are all late: each of them shows a little less of it."""
+    start, off = NOW - timedelta(seconds=1000), timedelta(seconds=30)
+    known: datetime | None = start
+    for number in range(80):
+        report = said(number, at_boot=1000.0 + 3 * number, at=text(NOW + timedelta(seconds=3 * number)))
+        clock = clocks.Clock.of(report, NOW + off + timedelta(seconds=3 * number), boot_id="boot-1", booted_at=known)
+        known = clock.booted_at
+    assert clock.late_seconds == 0.0 and known == start + off
+
+
 @pytest.mark.parametrize("nonsense", ["", "yesterday", "2026-11-22T12:00:00"])
 def test_an_unreadable_moment_is_when_it_was_heard(nonsense: str) -> None:
     assert clocks.Clock(NOW, None).moment(nonsense) == NOW

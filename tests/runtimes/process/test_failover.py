@@ -169,6 +169,25 @@ def test_a_disabled_leader_hands_over_and_leads_again_only_after_enable(landscap
     until(first.leads, 3, "the enabled one leads")
 
 
+def test_one_that_leads_again_tells_for_how_long_nobody_did(landscape: Landscape) -> None:
+    """The very same process: it was On before, and nobody else in between."""
+    first, second = landscape.pair()
+    assert ask(landscape, RequestKind.DISABLE, "external02").status == RequestStatus.SUCCEEDED
+    until(lambda: len(first.events) == 1, what="its first leadership is told")
+    for number in range(1, 4):
+        assert ask(landscape, RequestKind.DISABLE, "external01", request_id=f"off-{number}").status == RequestStatus.SUCCEEDED
+        until(lambda: first.groups["g"].state == State.OFF, 5, "nobody leads")
+        off_at = time.monotonic()
+        time.sleep(0.5)
+        off = time.monotonic() - off_at
+        assert ask(landscape, RequestKind.ENABLE, "external01", request_id=f"on-{number}").status == RequestStatus.SUCCEEDED
+        until(lambda: len(first.events) == 1 + number, 8, "it leads again, and tells so")  # noqa: B023
+        again = first.events[-1]
+        assert (again.previous, again.runtime) == ("external01.erp", "external01.erp")
+        assert again.gap_seconds is not None and again.gap_seconds >= off
+    assert not second.events
+
+
 def test_a_leader_paused_for_three_seconds_emits_nothing_with_its_old_epoch(landscape: Landscape) -> None:
     first, second = landscape.pair()
     old = first.groups["g"].epoch
