@@ -65,6 +65,7 @@ class InquirySerializer(serializers.ModelSerializer[ItemInquiry]):
 class ItemActSerializer(serializers.ModelSerializer[ItemInquiry]):
     """What a person did to failed items; `acted` is null where the machine did not answer, or its agent is older."""
 
+    act = serializers.CharField(help_text="retry or discard")
     done = ActedOnSerializer(many=True)
 
     class Meta:
