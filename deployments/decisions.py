@@ -97,14 +97,14 @@ def offers(deployment: Deployment, *, by: access.Person, now: datetime) -> list[
     gone = rollout.superseded(deployment)
     again = gone or " ".join(finding.sentence for finding in rules if finding.rule == "approvals" and deployment.completes_id is None)
     numbers = [one.number for one in broken]
-    attempts = " and ".join(dict.fromkeys(str(one.attempt + 1) for one in broken))
+    next_ones = list(dict.fromkeys(str(one.attempt + 1) for one in broken))
+    attempts = f"attempt{'s' if len(next_ones) > 1 else ''} {' and '.join(next_ones)}"
     left = StepRun.objects.filter(deployment=deployment, status=RunStatus.PENDING).count()
     then = "" if not left else ", then the one that is left" if left == 1 else f", then the {left} that are left"
     found = [
         Offer(
             Choice.RETRY,
-            f"Runs {numbered(numbers)} again (attempt {attempts}){then}. What is done stays done, and leadership moves only as the "
-            "steps say.",
+            f"Runs {numbered(numbers)} again ({attempts}){then}. What is done stays done, and leadership moves only as the steps say.",
             again,
             steps=numbers,
             forbidden=closed,

@@ -100,7 +100,7 @@ def test_one_that_stopped_in_two_lanes_names_both_steps_everywhere(client: Clien
     html = client.get(page(deployment)).content.decode()
     bar = html[html.index('class="decision"') : html.index("deployment-steps")]
     assert "The shop answered 503." in bar and "erp-orders: nobody leads." in bar
-    assert "Resume from steps 3 and 4" in bar and "Runs steps 3 and 4 again (attempt 2 and 3), then the one that is left" in bar
+    assert "Resume from steps 3 and 4" in bar and "Runs steps 3 and 4 again (attempts 2 and 3), then the one that is left" in bar
     assert "Skip step 3" in bar and "Step 4 still waits for a decision." in bar and 'name="step" value="3"' in bar
     assert "Wait until healthy external02.erp is not skipped: what comes next relies on its proof." in bar
     refused = decide(client, deployment, "skip", reason="The shop is shut.", step="5")
