@@ -419,7 +419,7 @@ def checked(side: Side, kind: str, given: Mapping[str, str]) -> dict[str, str]:
     """
     fields = {setting.name: setting for setting in settings_of(side, kind)}
     faults = {
-        f"{side}_{name}": f"A {kind} {side} has no setting {name}; it has {', '.join(fields) or 'none'}."
+        f"{side}_{name}": f"The {side} of kind {kind} has no setting {name}; it has {', '.join(fields) or 'none'}."
         for name in given
         if name not in fields
     }
@@ -483,6 +483,8 @@ def _check(value: str, setting: Setting, side: Side, where: str) -> None:
         name, found, _ = row.partition(setting.sign)
         if row.strip() and not placeholders(row) and not (name.strip() and found):
             raise Invalid(f'{setting.label}: "{row.strip()}" is no name{setting.sign}value. Write one per line.', field=where)
+        if setting.sign == ":" and not row.isascii():
+            raise Invalid(f'{setting.label}: "{row.strip()}" is not all ASCII, and no header carries more: encode it.', field=where)
     if placeholders(value):
         return
     if setting.choices and value not in dict(setting.choices):

@@ -245,6 +245,23 @@ def test_a_developer_changes_properties_in_test_only(developer: User, operator: 
     assert client_of(operator).post("/api/v1/properties/", body, format="json").status_code == 201
 
 
+@pytest.mark.parametrize(
+    "path", ["groups", "machines", "runtimes", "properties", "property-changes", "releases", "deployments", "activations"]
+)
+def test_a_misspelt_filter_and_a_project_that_is_not_there_are_refused_by_name(viewer: User, group: FailoverGroup, path: str) -> None:
+    client = client_of(viewer)
+    answer = client.get(f"/api/v1/{path}/", {"enviroment": "production"})
+    assert (answer.status_code, "project" in answer.data["errors"]["enviroment"][0]) == (400, True), "it names those that are"
+    answer = client.get(f"/api/v1/{path}/", {"project": "webshp"})
+    assert (answer.status_code, answer.data["errors"]["project"]) == (400, ["There is no project webshp, or you are not in its team."])
+    assert client.get(f"/api/v1/{path}/", {"project": "webshop", "limit": "1", "offset": "0"}).status_code == 200
+
+
+def test_a_misspelt_filter_of_a_groups_changes_is_refused(viewer: User, group: FailoverGroup) -> None:
+    answer = client_of(viewer).get(f"/api/v1/groups/{group.pk}/changes/", {"couse": "crash"})
+    assert (answer.status_code, "cause" in answer.data["errors"]["couse"][0]) == (400, True)
+
+
 def test_every_body_of_the_api_refuses_unknown_fields() -> None:
     """Structural: a body that derives from anything else would take a misspelt field for one that was left out."""
     import_module(settings.ROOT_URLCONF)  # and with it the module of every endpoint

@@ -14,6 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from portal.api.fields import EnvironmentFilter, ExactInput, Gated
+from portal.api.filtering import refuse_unknown
 from portal.errors import Invalid
 from portal.models import Role
 from portal.time_zones import zone_of
@@ -406,6 +407,7 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
     @action(detail=True, filterset_class=ChangeFilter)
     def changes(self, request: Request, pk: str) -> Response:
         """Every change of leadership, newest first, with its cause, who asked, detection time and gap."""
+        refuse_unknown(request, ChangeFilter.base_filters)
         asked = ChangeFilter(request.query_params, queryset=self.row_for_reading().changes.all())
         if not asked.is_valid():
             raise serializers.ValidationError(asked.errors)

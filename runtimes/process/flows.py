@@ -88,6 +88,7 @@ class Flow:
         self._again: int | None = None
         self._answered = 0.0  # when the source last answered, or an item was done with (time.monotonic())
         self._delivering = False
+        self._broken = False  # it ended by an error that nobody foresaw, and went through no round since
         self._silent_since = ""
         self._owing_at = 0.0  # since when the target took nothing of what was offered (time.monotonic()) …
         self._owing_since = ""  # … and the same as a moment
@@ -203,6 +204,7 @@ class Flow:
                 self._work(duty)
             except Exception as error:
                 self._log.exception("the flow failed and starts again")
+                self._broken = True
                 self._say(f"failed: {error!r}; it starts again", bad=True)
                 self._pause(duty, 1.0)
             finally:
@@ -309,14 +311,16 @@ class Flow:
         self._changed()
 
     def _set_on(self, duty: Duty) -> None:
+        """One that fails in every round would be On between two of its failures: it is so once it went through one."""
         self._answered = self._offered_at = time.monotonic()
         with self._wake:
             if self._duty is duty:
-                self.on = True
+                self.on = not self._broken
         self._changed()
 
     def _see_whether_on(self, duty: Duty) -> str:
         """On is what really runs: a program that fails at every start was begun, and does not. Returns: why it does not."""
+        self._broken = False
         ails = self._inbound.ailing()
         if self.on == bool(ails):
             with self._wake:

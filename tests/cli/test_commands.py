@@ -25,7 +25,7 @@ from tests.deployments.conftest import Engine
 
 
 def test_a_developer_logs_in_and_only_the_owner_can_read_the_token(
-    baton: Baton, live_server: Any, developer: User, monkeypatch: pytest.MonkeyPatch
+    baton: Baton, live_server: Any, webshop: Project, developer: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept.file().unlink()
     developer.set_password("correct horse")
@@ -106,7 +106,9 @@ def test_the_portals_refusal_comes_with_its_reasons(baton: Baton, release: Relea
 
 def test_another_teams_project_is_not_there(baton: Baton, release: Release, stranger: User) -> None:
     kept.save(kept.Settings(kept.read().url, Token.objects.create(user=stranger).key, "webshop", "test"))
-    assert baton("releases", "list", "--json").document == []
+    for words in (("releases", "list"), ("deployments", "list"), ("properties", "list"), ("groups", "list")):
+        said = baton(*words)
+        assert (said.status, said.err.strip()) == (3, "baton: project: There is no project webshop, or you are not in its team.")
     assert baton("releases", "create", "Mine").status == 3
 
 

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import ssl
 import threading
@@ -51,6 +52,25 @@ LATER = (408, 425, 429)
 NOT_THE_ITEM = (401, 403, 404, 405, 407)  # the address or the password is wrong
 
 
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110
+HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+
+
+def _headers(setting: Setting) -> dict[str, str]:
+    """What every request bears. Raises ConfigError, which never shows a value: it may be a secret."""
+    found = setting.pairs("headers", ":")
+    for name, value in found.items():
+        if not HEADER_NAME.fullmatch(name):
+            raise setting.error("headers", f"has a name that is none: {name!r}", "write letters, digits and dashes, then the colon")
+        if not HEADER_VALUE.fullmatch(value):
+            raise setting.error(
+                "headers",
+                f"gives {name} a character that no header carries",
+                "only ASCII goes there: write it percent-encoded or in base64, as that server reads it",
+            )
+    return found
+
+
 class Caller:
     """One client of one server, whose sockets can be cut from another thread."""
 
@@ -64,7 +84,7 @@ class Caller:
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise setting.error("url", "is not usable", "write it as https://host/path")
         self.where = f"{parsed.scheme}://{parsed.netloc.decode().rpartition('@')[2]}{parsed.path}"
-        self.headers = setting.pairs("headers", ":")
+        self.headers = _headers(setting)
         seconds = setting.number("timeout_seconds", 10.0, 0.1, 300.0)
         ca_file = setting.text("ca_file", "\n").strip()
         try:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -514,3 +514,27 @@ def test_what_is_under_an_unmounted_share_is_not_taken_for_it(tmp_path: Path) ->
     with pytest.raises(Unavailable, match="not mounted any more"):
         target.deliver(Item("1", b"x", 0, None, None), duty())  # type: ignore[arg-type]
     assert list((share / "inbox").iterdir()) == []
+
+
+def test_a_flow_that_fails_in_every_round_is_not_on_until_it_went_through_one(
+    flows: Callable[..., Flow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, told, asked = threading.Event(), list[Flow](), list[bool]()
+    broken.set()
+    poll = FileInbound.poll
+
+    def polled(inbound: FileInbound, held: Duty) -> Sequence[Item]:
+        asked.extend(flow.on for flow in told)
+        if broken.is_set():
+            raise UnicodeEncodeError("ascii", "ö", 0, 1, "what nobody foresaw")
+        return poll(inbound, held)
+
+    monkeypatch.setattr(FileInbound, "poll", polled)
+    (tmp_path / "outbox").mkdir()
+    flow = flows(folder(tmp_path / "outbox"), folder(tmp_path / "inbox"), duty())
+    until(lambda: "what nobody foresaw" in flow.reason, 10, "it says why")
+    told.append(flow)
+    until(lambda: len(asked) > 2, 20, "it started again")
+    assert not any(asked) and not flow.on
+    broken.clear()
+    until(lambda: flow.on and not flow.reason, 10, "it went through a round")

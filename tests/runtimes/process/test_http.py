@@ -420,6 +420,10 @@ def test_a_strange_answer_is_said_and_asked_again_later(
         pytest.param({"url": "ftp://x"}, "setting url .* is not usable", id="another protocol"),
         pytest.param({"url": "http://x/{cursor}"}, "setting cursor_path .* is missing", id="a cursor from nowhere"),
         pytest.param({"url": "http://x", "headers": "Accept"}, "a line without ':'", id="no header"),
+        pytest.param(
+            {"url": "http://x", "headers": "Authorization: Bearer Tök3n"}, "gives Authorization a character .* in base64", id="not ASCII"
+        ),
+        pytest.param({"url": "http://x", "headers": "X y: z"}, "a name that is none: 'X y'", id="no name of a header"),
         pytest.param({"url": "https://x", "ca_file": "/no/such.pem"}, "setting ca_file .* cannot be read", id="no authority"),
     ],
 )
