@@ -485,10 +485,11 @@ def settle(deployment: Deployment, now: datetime, onward: list[int] | None = Non
     elif broken is None:
         for step in current:
             if step.status == RunStatus.PENDING and step.woken_at is None:
+                # Also of one that goes onward: should its worker be killed, the next report sends another one, not only the sweep.
+                StepRun.objects.filter(pk=step.pk).update(woken_at=now)
                 if onward is not None and not onward and step.kind != StepKind.BALANCE_FAILOVER:
-                    onward.append(step.pk)  # until it is looked at, it stands there as one that nobody was sent to
+                    onward.append(step.pk)
                 else:
-                    StepRun.objects.filter(pk=step.pk).update(woken_at=now)
                     send(step.pk, step.kind)
 
 

@@ -71,6 +71,17 @@ def test_a_task_goes_on_with_the_next_step_without_the_broker(
     assert second.status == RunStatus.RUNNING and delivered == []
 
 
+def test_a_step_whose_worker_was_killed_as_it_went_on_is_sent_by_the_next_report(
+    first: StepRun, engine: Engine, filled: Environment
+) -> None:
+    """Not by the sweep alone, whose own tasks may be late."""
+    onward: list[int] = []
+    rollout.tick(first.pk, now=engine.now, onward=onward)
+    engine.sent.clear()
+    rollout.wake(filled.pk, "external01")
+    assert engine.sent == onward
+
+
 def test_a_task_does_not_go_on_for_ever(first: StepRun, monkeypatch: pytest.MonkeyPatch, delivered: list[tuple[str, int]]) -> None:
     monkeypatch.setattr(tasks, "GO_ON_FOR_SECONDS", 0.0)
     second = StepRun.objects.get(deployment=first.deployment, number=2)
