@@ -343,6 +343,8 @@ def refusal_of(act: str, said: failover.MemberVerdict, verdict: failover.Verdict
     if act == "play":
         return f"{name} leads already." if leads else failover.obstacle(verdict, said)
     if act == "stop":
+        if said.status == protocol.Status.SINGLE_NODE and failover.meant_to_fail_over(verdict.group):
+            return failover.stopping_alone(said)
         if not leads:
             return f"{name} {'does not lead: nothing to stop here' if said.fresh else 'is not heard from: it cannot be stopped from here'}."
         others = [other for other in verdict.members if other is not said]

@@ -204,7 +204,10 @@ def _asked_for(found: failover.Verdict, coming: Return, now: datetime) -> Return
     """Due, unless it was asked for a moment ago, or something else is under way."""
     group: Any = found.group
     asked = group.return_asked_at
-    if asked is not None and now - asked < ASK_AGAIN_AFTER:
+    recently = asked is not None and now - asked < ASK_AGAIN_AFTER
+    if recently and group.is_busy:
+        return Return(f"{coming.sentence} It was asked for and is under way.", coming.to, coming.cause, coming.actor)
+    if asked is not None and recently:
         return Return(coming.sentence, coming.to, coming.cause, coming.actor, at=asked + ASK_AGAIN_AFTER)
     if group.is_busy:
         return Return(f"{coming.sentence} Another request is under way.", coming.to, coming.cause, coming.actor)

@@ -433,6 +433,9 @@ def switch(
 
 def _refuse_without_follower(found: Verdict) -> None:
     """Stop needs somebody who takes over."""
+    alone = [said for said in found.members if said.status == Status.SINGLE_NODE] if meant_to_fail_over(found.group) else []
+    if alone:
+        raise NotReady(" ".join(stopping_alone(said) for said in alone))
     if found.leader is None:
         raise NotReady(f"Nobody is known to lead {found.group.name}, so there is nothing to stop.")
     reasons = {said.machine: obstacle(found, said) for said in found.members if said is not found.leader}
@@ -533,7 +536,17 @@ def _play(found: Verdict, said: MemberVerdict) -> str:
     return f"{found.leader.machine} stops first, then {said.machine} takes over.{_gap(found)}"
 
 
+def stopping_alone(said: MemberVerdict) -> str:
+    """What ends the consuming of a member that runs alone: it hears no wish that goes through the routers."""
+    return (
+        f"{said.machine} runs alone, without a majority that could give its leadership to another member. "
+        f"To stop it, stop its runtime {said.member.runtime.key} on the page of {said.machine}, tab Runtimes."
+    )
+
+
 def _stop(found: Verdict, said: MemberVerdict) -> str:
+    if said.status == Status.SINGLE_NODE and meant_to_fail_over(found.group):
+        return f"Not now: {stopping_alone(said)}"
     if said is not found.leader:
         return f"{said.machine} does not lead, so there is nothing to stop."
     heir = _follower(found, said)

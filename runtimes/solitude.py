@@ -1,13 +1,16 @@
 """Members that ran alone, as their machines tell it, perhaps long after: kept as alarms, for then items may have come twice."""
 
 from collections.abc import Iterable
-from datetime import timedelta
 
+from portal.ages import in_words
 from runtimes.clocks import Clock
 from runtimes.models import Alarm, AlarmKind, FailoverGroup, Machine
 from runtimes.protocol import ALONE_BECAUSE, RanAlone
 
-REMEDY = "Mend what the reason names: it joins the others by itself when a majority of the routers answers. Look for items delivered twice."
+REMEDY = (
+    "Mend what the reason names: it joins the others by itself when a majority of the routers answers. To stop one of several that "
+    "consume, stop its runtime on its machine's page. Look for items delivered twice."
+)
 
 
 def sentence(machine: str, group: str, reason: str) -> str:
@@ -35,5 +38,5 @@ def _keep(machine: Machine, group: FailoverGroup, ran: RanAlone, clock: Clock) -
     row.since, row.raised_at = min(since, row.since), min(since, row.raised_at or since)
     if until is not None:
         row.cleared_at = until
-        row.cleared_because = f"By its machine's own word it ran alone for {timedelta(seconds=round((until - row.since).total_seconds()))}."
+        row.cleared_because = f"By its machine's own word it ran alone for {in_words((until - row.since).total_seconds())}."
     row.save()

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from runtimes.boards import in_words
-from runtimes.models import LeadershipChange
+from runtimes.models import Alarm, LeadershipChange
 
 
 @dataclass(frozen=True)
 class Stretch:
     """A piece of a lane; left and width in percent of the window."""
 
-    kind: str  # "lead", "gap", "overlap" or "unknown"
+    kind: str  # "lead", "gap", "overlap", "alone" or "unknown"
     left: float
     width: float
     title: str
@@ -52,9 +52,11 @@ class Window:
         return [self.start + (self.end - self.start) * step / (number - 1) for step in range(number)]
 
 
-def lanes(machines: Sequence[str], changes: Sequence[LeadershipChange], window: Window, *, known_until: datetime) -> list[Lane]:
+def lanes(
+    machines: Sequence[str], changes: Sequence[LeadershipChange], window: Window, *, known_until: datetime, alone: Sequence[Alarm] = ()
+) -> list[Lane]:
     """One lane per machine of a group. `changes` in any order, the last one before the window included; `known_until`: the last
-    report of the present leader's machine, after which nothing is claimed."""
+    report of the present leader's machine, after which nothing is claimed; `alone`: when members ran alone, over all the rest."""
     ordered = sorted(changes, key=lambda change: change.epoch)
     drawn: dict[str, list[Stretch | None]] = {machine: [] for machine in machines}
     for number, change in enumerate(ordered):
@@ -67,6 +69,10 @@ def lanes(machines: Sequence[str], changes: Sequence[LeadershipChange], window: 
         lane.append(window.stretch("lead", change.at, end, f"{told.machine} led, epoch {told.epoch}: {told.words}"))
         if following is None:
             lane.append(window.stretch("unknown", end, window.end, "not known: no report since"))
+    for spell in alone:
+        machine, until = spell.runtime.partition(".")[0], spell.cleared_at or window.end
+        title = f"{machine} ran alone, without a majority: others may have consumed at once"
+        drawn.setdefault(machine, []).append(window.stretch("alone", spell.since, until, title))
     return [Lane(machine, [piece for piece in pieces if piece]) for machine, pieces in drawn.items()]
 
 

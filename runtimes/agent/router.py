@@ -496,7 +496,7 @@ class RouterSupervisor:
 
     async def _look(self, launched: RouterLaunch | None, order: RouterOrder) -> None:
         """Ask the member how it is, and whom the cluster lists."""
-        was = self.health.state
+        was, answered_itself = self.health.state, False
         port = launched.client_port if launched is not None else self._port()
         self.asked = f"https://127.0.0.1:{port}"
         try:
@@ -505,6 +505,7 @@ class RouterSupervisor:
                 self.health = await self._look_through()
                 return
             status = await self._post("/v3/maintenance/status", {})
+            answered_itself = True  # what follows needs a majority, and waits for one
             health = (await self.client.get(f"{self.asked}/health")).status_code == 200
             alarms = [] if health else await self._alarms()
             self.health, self.size = judge(status, health, alarms, ""), upkeep.Size.of(status, alarms)
@@ -516,7 +517,8 @@ class RouterSupervisor:
         except (httpx.HTTPError, OSError, ValueError, members.NotMade) as error:
             answered = f"etcd does not answer yet: {error if 'certificate' in str(error) else type(error).__name__}"
             late = was in (RouterState.RUNNING, RouterState.NO_MAJORITY)
-            self.health = Health(RouterState.NO_MAJORITY, "etcd does not answer") if late else Health(RouterState.STARTING, answered)
+            said = "etcd answers, but it sees no majority of the members" if answered_itself else "etcd does not answer"
+            self.health = Health(RouterState.NO_MAJORITY, said) if late else Health(RouterState.STARTING, answered)
             return
         assert self.member is not None
         if self.health.state is RouterState.RUNNING and not (launched is not None and launched.rebuilding):

@@ -17,7 +17,7 @@ from portal.access import get_environment
 from portal.htmx import UserRequest, render
 from portal.models import Environment
 from runtimes import boards, history, protocol
-from runtimes.models import FailoverGroup, LeadershipChange, Machine
+from runtimes.models import Alarm, AlarmKind, FailoverGroup, LeadershipChange, Machine
 from runtimes.timeline import Lane, Window, lanes
 
 WINDOWS = {
@@ -84,18 +84,24 @@ def drawn(environment: Environment, window: Window) -> dict[str, Any]:
     by_group: dict[Any, list[LeadershipChange]] = {}
     for change in LeadershipChange.objects.filter(wanted, group__in=found):
         by_group.setdefault(change.group_id, []).append(change)
+    alone: dict[Any, list[Alarm]] = {}
+    in_window = Q(cleared_at=None) | Q(cleared_at__gte=window.start)
+    for spell in Alarm.objects.filter(in_window, group__in=found, kind=AlarmKind.ALONE, raised_at__isnull=False):
+        alone.setdefault(spell.group_id, []).append(spell)
     return {
         "window_start": window.start,
         "window_end": window.end,
         "ticks": window.ticks(),
-        "groups": [{"group": group, "lanes": group_lanes(group, by_group.get(group.pk, []), window)} for group in found],
+        "groups": [
+            {"group": group, "lanes": group_lanes(group, by_group.get(group.pk, []), alone.get(group.pk, []), window)} for group in found
+        ],
     }
 
 
-def group_lanes(group: FailoverGroup, changes: list[LeadershipChange], window: Window) -> list[Lane]:
+def group_lanes(group: FailoverGroup, changes: list[LeadershipChange], alone: list[Alarm], window: Window) -> list[Lane]:
     machines = {member.runtime.machine.name: member.runtime.machine for member in group.members.all()}
     leader = machines.get(boards.in_words(max(changes, key=lambda change: change.epoch)).machine) if changes else None
-    return lanes(sorted(machines), changes, window, known_until=heard_until(leader, window))
+    return lanes(sorted(machines), changes, window, known_until=heard_until(leader, window), alone=alone)
 
 
 def heard_until(leader: Any, window: Window) -> datetime:

@@ -315,6 +315,9 @@ def test_a_switch_for_two_hours_returns_at_its_end(at_home: FailoverGroup) -> No
     tasks.return_leaderships()
     tasks.return_leaderships()
     assert asked(at_home)[1:] == [("external01", "expiry", "olga")]
+    found = coming(at_home)
+    assert found is not None and not found.due
+    assert (found.at, "is under way" in found.sentence) == (None, True), "no countdown to the next try while this one goes on"
     moved(at_home, "external01", 43, Cause.EXPIRY)
     tasks.return_leaderships()
     assert endings() == ["returned"]

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from portal.errors import Busy, Invalid, NotReady, Stale
 from portal.models import Connector, Environment
-from runtimes import balancing, failover, fleet, ordering, protocol, tasks
+from runtimes import balancing, boards, failover, fleet, ordering, protocol, tasks
 from runtimes.models import FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Router, Runtime, RuntimeLog
 from tests import factories
 
@@ -375,6 +375,21 @@ def test_a_button_says_what_it_would_do(settled: FailoverGroup, machine: str, ac
     group = FailoverGroup.objects.prefetch_related(failover.with_members()).get(pk=settled.pk)
     member = next(member for member in group.members.all() if member.runtime.machine.name == machine)
     assert failover.consequence(group, member, action, now=timezone.now()) == sentence
+
+
+def test_stop_of_one_that_runs_alone_says_what_stops_it(settled: FailoverGroup) -> None:
+    """It consumes, though it leads nothing: neither Stop nor Disable reaches it through routers without a majority."""
+    for machine in ("external01", "external02"):
+        factories.heard(settled, machine, S)
+    group = FailoverGroup.objects.prefetch_related(failover.with_members()).get(pk=settled.pk)
+    found = failover.verdict(group, now=timezone.now())
+    for said_of_it in found.members:
+        refused = boards.refusal_of("stop", said_of_it, found)
+        assert refused.startswith(f"{said_of_it.machine} runs alone") and "nothing to stop" not in refused
+        assert f"stop its runtime {said_of_it.machine}.erp on the page of {said_of_it.machine}" in refused
+        assert failover.consequence(group, said_of_it.member, "stop", now=timezone.now()) == f"Not now: {refused}"
+    with pytest.raises(NotReady, match=r"stop its runtime external01\.erp"):
+        failover.switch(group, candidate=None, expected_leader=None, actor="olga", now=timezone.now())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from portal.models import Connector, Environment, Group
 from runtimes import boards, fleet, protocol, timeline
-from runtimes.models import Bundle, FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Runtime
+from runtimes.models import Alarm, AlarmKind, Bundle, FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Runtime
 from tests import factories
 from tests.runtimes.conftest import said, said_of
 
@@ -365,6 +365,29 @@ def drawn(*changes: LeadershipChange, known_until: datetime = NOON) -> dict[str,
 )
 def test_lanes(changes: list[LeadershipChange], known_until: datetime, expected: dict[str, Any]) -> None:
     assert drawn(*changes, known_until=known_until) == expected
+
+
+def test_a_lane_shows_who_ran_alone_over_who_led() -> None:
+    """Both consumed for six minutes, though one of them still held the leadership."""
+    spells = [
+        Alarm(runtime=f"{name}.erp", kind=AlarmKind.ALONE, since=NOON - timedelta(minutes=30), cleared_at=NOON - timedelta(minutes=24))
+        for name in "ab"
+    ]
+    lanes = timeline.lanes(["a", "b"], [change(1, "a", 90)], HOUR, known_until=NOON, alone=spells)
+    shown = {lane.machine: [(piece.kind, piece.left, piece.width) for piece in lane.stretches] for lane in lanes}
+    assert shown == {"a": [("lead", 0.0, 100.0), ("alone", 50.0, 10.0)], "b": [("alone", 50.0, 10.0)]}
+
+
+def test_the_timeline_shows_spells_that_ended_and_those_that_go_on(client: Client, viewer: User, two_changes: FailoverGroup) -> None:
+    now = timezone.now()
+    for machine, minutes, cleared in (("external01", 9, now - timedelta(minutes=8)), ("external02", 5, None)):
+        since = now - timedelta(minutes=minutes)
+        alarm = {"group": two_changes, "runtime": f"{machine}.erp", "kind": AlarmKind.ALONE, "sentence": "-", "remedy": "-"}
+        Alarm.objects.create(**alarm, since=since, raised_at=since, cleared_at=cleared)
+    client.force_login(viewer)
+    text = client.get("/projects/webshop/test/timeline/?window=15m").content.decode()
+    assert text.count('class="stretch is-alone"') == 2
+    assert "external02 ran alone, without a majority" in text
 
 
 @pytest.fixture

@@ -10,16 +10,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from runtimes.agent import linux, logbook
 from runtimes.agent.decide import Keeping
+from runtimes.agent.etcd_member import Health
 from runtimes.agent.home import Home, TamperedBundle
 from runtimes.agent.keeper import Keeper, KeeperSpec, permit_overrun, silence
 from runtimes.agent.logbook import LOG_FILE_BYTES, LOG_LINES, LogBook, read_log_line
 from runtimes.agent.peers import addresses, why_cut_off
 from runtimes.agent.program import Program
+from runtimes.agent.router import RouterSupervisor
 from runtimes.agent.spool import LOG_LINES as SENT_LINES
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.agent.supervisor import BundleUnavailable, RuntimeSupervisor, Surroundings
@@ -516,3 +520,31 @@ def test_a_process_whose_first_thread_is_dead_is_not_proven_gone_while_another_w
         assert linux.processes_marked(marker.encode()) == [process.pid]
         assert linux.end_marked(marker.encode(), patience=10) == []
         assert linux.is_over(process.pid)
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        pytest.param(True, "etcd answers, but it sees no majority of the members", id="what needs a majority waits for one"),
+        pytest.param(False, "etcd does not answer", id="the process stands still"),
+    ],
+)
+def test_a_router_without_a_majority_is_not_said_to_be_silent(answers: bool, said: str) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if answers and request.url.path == "/v3/maintenance/status":
+            return httpx.Response(200, json={"header": {"member_id": "1"}, "leader": "0"})
+        raise httpx.ReadTimeout("nothing came", request=request)
+
+    async def work() -> Health:
+        order = RouterOrder(name="external01", peer_host="127.0.0.1", peer_port=2380, cluster_token="t", members={"external01": ""})
+        client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+        router = SimpleNamespace(
+            health=Health(RouterState.RUNNING, ""), client=client, tls=SimpleNamespace(refresh=lambda: None), asked="", _port=lambda: 2379
+        )
+        router._post = lambda path, body: RouterSupervisor._post(router, path, body)  # type: ignore[arg-type]
+        await RouterSupervisor._look(router, None, order)  # type: ignore[arg-type]
+        await client.aclose()
+        return router.health
+
+    health = asyncio.run(work())
+    assert (health.state, health.reason) == (RouterState.NO_MAJORITY, said)
