@@ -509,6 +509,10 @@ class _Import:
             raise wrong(given.lines["policies"], "policies is a mapping.")
         _known(policies, set(_policy_fields()))
         if policies:
+            for name, value in policies.items():
+                choices = [str(known) for known, _ in getattr(Environment._meta.get_field(name), "choices", None) or []]
+                if choices and value not in choices:
+                    raise wrong(policies.lines[name], f"{name} is one of {', '.join(choices)}.")
             with _at(policies.line):
                 _save(environment, **dict(policies))
 
@@ -600,11 +604,15 @@ class _Import:
         """Preferences and policies of groups stand on what is applied: where it is not yet, a note says so."""
         runtimes = {row.key: row for row in Runtime.objects.filter(environment=environment).select_related("machine", "connector")}
         preferences = given.get("preferences", None)
+        placements = Placement.objects.filter(connector__project=self.project).values_list("machine__name", "connector__name")
+        placed = {f"{machine}.{connector}" for machine, connector in placements}
         if isinstance(preferences, Map):
             for key in preferences:
                 wish = _text(preferences, key)
                 if wish not in list(Preference):
                     raise wrong(preferences.lines[key], f"{wish} is no preference: say {', '.join(Preference)}.")
+                if key not in runtimes and key not in placed:
+                    raise wrong(preferences.lines[key], f"{key} is no placement of this file: say machine.connector.")
                 if key not in runtimes:
                     self.notes.append(
                         f"{key} is not applied on {environment.name} yet: its preference is left out. Apply, then import again."
@@ -685,7 +693,7 @@ def _at(line: int) -> Iterator[None]:
         with transaction.atomic():
             yield
     except NotAllowed as refusal:
-        raise refusal if refusal.sentence.startswith("Line ") else wrong(line, " ".join([refusal.sentence, *refusal.reasons])) from None
+        raise refusal if refusal.sentence.startswith("Line ") else wrong(line, _whole_sentence(refusal)) from None
     except ValidationError as error:
         raise wrong(line, " ".join(error.messages)) from None
     except ProtectedError as error:
@@ -693,6 +701,10 @@ def _at(line: int) -> Iterator[None]:
         raise wrong(line, f"what the file leaves out was applied to an environment ({holders}): apply its removal there first.") from None
     except IntegrityError as error:
         raise wrong(line, f"it cannot be kept: {error}") from None
+
+
+def _whole_sentence(refusal: NotAllowed) -> str:
+    return " ".join([refusal.sentence, *(reason for reason in refusal.reasons if reason not in refusal.sentence)])
 
 
 def _save(row: models.Model, **facts: Any) -> None:

@@ -76,7 +76,7 @@ def save_versions(flow: Flow, items: Items, read: Any, *, by: AbstractBaseUser) 
         wished.add(number)
         told: dict[str, Any] = {
             "version": number,
-            "description": str(item.get("description") or ""),
+            "description": str(item.get("description") or "")[:200],
             "name": str(item.get("name") or flow.name),
             "group": item.get("group"),
             "auto_start": item.get("auto_start", True),
@@ -86,10 +86,11 @@ def save_versions(flow: Flow, items: Items, read: Any, *, by: AbstractBaseUser) 
             raise wrong(item.lines["auto_start"], "auto_start is true or false.")
         if number in present:
             former = _version(present[number])
-            if any(former[name] != told[name] for name in told if name != "description"):
+            if other := [name for name in told if former[name] != told[name]]:
+                what = "description" if other == ["description"] else "content"
+                at = item.lines.get("description", line) if what == "description" else line
                 raise wrong(
-                    line,
-                    f"version {number} of {flow.name} is saved here with another content, and versions never change: use a new number.",
+                    at, f"version {number} of {flow.name} is saved here with another {what}, and versions never change: use a new number."
                 )
             continue
         for side in ("inbound", "outbound"):
@@ -103,7 +104,7 @@ def save_versions(flow: Flow, items: Items, read: Any, *, by: AbstractBaseUser) 
             major=int(found[1]),
             minor=int(found[2]),
             patch=int(found[3]),
-            description=told["description"][:200],
+            description=told["description"],
             definition={
                 "name": told["name"],
                 "inbound": told["inbound"],
@@ -155,14 +156,15 @@ def carry_out_rules(environment: Environment, given: Map, *, by: AbstractBaseUse
         windows = None
         if "windows" in given:
             windows = [
-                promotion.WindowInput(str(item.get("days", "")), _time(item, "opens"), _time(item, "closes"))
-                for item in _mappings(given, "windows")
+                promotion.WindowInput(_days(item), _time(item, "opens"), _time(item, "closes"))
+                for item in _mappings(given, "windows", ("days", "opens", "closes"))
             ]
         promotion.set_rules(environment, by=by, now=now, windows_=windows, **{name: given[name] for name in RULES if name in given})
     if "freezes" in given and given["freezes"] != told["freezes"]:
         _require(environment.project, by, promotion.MAY_FREEZE, given.line, f"the freezes of {environment.name}")
         wished = [
-            (_instant(item, "from"), _instant(item, "until"), str(item.get("reason") or "").strip()) for item in _mappings(given, "freezes")
+            (_instant(item, "from"), _instant(item, "until"), str(item.get("reason") or "").strip())
+            for item in _mappings(given, "freezes", ("from", "until", "reason"))
         ]
         for row in DeploymentFreeze.objects.filter(environment=environment):
             if (row.starts_at, row.ends_at, row.reason) in wished:
@@ -235,6 +237,8 @@ def carry_out_groups(environment: Environment, given: Map, *, by: AbstractBaseUs
     """
     notes: list[str] = []
     rows = {_name(row): row for row in _groups(environment)}
+    of_project = Group.objects.filter(connector__project=environment.project).values_list("connector__name", "name")
+    there = {f"{connector}/{name}" for connector, name in of_project}
     for part in ("isolation", "failback"):
         wishes = given.get(part)
         if wishes is None:
@@ -242,6 +246,8 @@ def carry_out_groups(environment: Environment, given: Map, *, by: AbstractBaseUs
         if not isinstance(wishes, Map):
             raise wrong(given.lines[part], f"{part} is a mapping of connector/group.")
         for name in wishes:
+            if name not in there:
+                raise wrong(wishes.lines[name], f"{name} is no group of this file: say connector/group, as {_example(there)}.")
             if name not in rows:
                 notes.append(
                     f"Group {name} does not run on {environment.name} yet: its {part} policy is left out; deploy, then import again."
@@ -269,6 +275,8 @@ def _carry_out_group(row: FailoverGroup, part: str, wish: Any, line: int, by: Ab
         raise wrong(line, f"failback is a mapping with its policy: {', '.join(FailbackPolicy.values)}.")
     if dict(told) == _failback(row):
         return
+    if isinstance(told, Map):
+        _known(told, ("policy", "stable_seconds", "from", "until", "zone"))
     _require(row.environment.project, by, Role.OPERATOR, line, "failback policies")
     seconds = told.get("stable_seconds", _MANUAL["stable_seconds"])
     if not isinstance(seconds, int):
@@ -285,11 +293,31 @@ def _require(project: Project, by: AbstractBaseUser, role: Role, line: int, what
         raise wrong(line, f"changing {what} needs the role {role.label.lower()}, and this file changes it.")
 
 
-def _mappings(given: Map, name: str) -> Items:
+def _example(of: Iterable[str]) -> str:
+    return min(of, default="erp/erp-orders")
+
+
+def _mappings(given: Map, name: str, fields: tuple[str, ...]) -> Items:
     items = given[name]
     if not isinstance(items, Items) or not all(isinstance(item, Map) for item in items):
         raise wrong(given.lines[name], f"{name} is a list of mappings.")
+    for item in items:
+        _known(item, fields)
     return items
+
+
+def _known(item: Map, fields: tuple[str, ...]) -> None:
+    for name in item:
+        if name not in fields:
+            raise wrong(item.lines[name], f"there is no field {name}; known are {', '.join(fields)}.")
+
+
+def _days(item: Map) -> str:
+    days = item.get("days")
+    if not isinstance(days, str) or not days or set(days) - set("0123456"):
+        at = item.lines.get("days", item.line)
+        raise wrong(at, """days is a text of digits, 0 Monday to 6 Sunday, in quotes: '01234' is Monday to Friday.""")
+    return days
 
 
 def _time(item: Mapping[str, Any], name: str) -> time:
@@ -297,7 +325,8 @@ def _time(item: Mapping[str, Any], name: str) -> time:
     with contextlib.suppress(ValueError):
         read = time.fromisoformat(str(item.get(name, "")))
     if read is None or read.tzinfo is not None:
-        raise wrong(getattr(item, "line", 1), f'"{item.get(name, "")}" is no time of day: write it as "08:00"; its zone stands beside it.')
+        at = item.lines.get(name, item.line) if isinstance(item, Map) else 1
+        raise wrong(at, f'{name}: "{item.get(name, "")}" is no time of day: write it as "08:00"; its zone stands beside it.')
     return read
 
 
@@ -306,5 +335,5 @@ def _instant(item: Map, name: str) -> datetime:
     with contextlib.suppress(ValueError):
         moment = datetime.fromisoformat(str(item.get(name, "")))
     if moment is None or moment.tzinfo is None:
-        raise wrong(item.lines.get(name, item.line), f'"{item.get(name, "")}" is no moment: write it as "2027-01-04T08:00:00Z".')
+        raise wrong(item.lines.get(name, item.line), f'{name}: "{item.get(name, "")}" is no moment: write it as "2027-01-04T08:00:00Z".')
     return moment

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
-from jinja2 import Environment, TemplateSyntaxError
+from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 
 from portal import property_types
 from portal.errors import Invalid
@@ -463,6 +463,23 @@ def label(side: Side, kind: str, name: str) -> str:
     return next((setting.label for setting in REGISTRY[side].get(kind, []) if setting.name == name), name)
 
 
+# what runtimes/process/transformer.py gives a template, and what macros find by themselves
+_GIVEN_TO_TEMPLATES = {"text", "data", "item", "range", "dict", "namespace", "caller", "varargs", "kwargs", "self"}
+
+
+def _unknown_word(template: str) -> str:
+    """What a template names that is not there, which would fail with every item on the machine; empty: nothing. It is only read here, never
+    rendered. Raises TemplateSyntaxError."""
+    environment = Environment(autoescape=True)
+    read = environment.parse(template)
+    for kind, known, what in ((nodes.Filter, environment.filters, "filter"), (nodes.Test, environment.tests, "test")):
+        for node in read.find_all(kind):
+            if node.name not in known:
+                return f", line {node.lineno}: there is no {what} {node.name}."
+    strange = meta.find_undeclared_variables(read) - _GIVEN_TO_TEMPLATES
+    return f": {min(strange)} is nothing that a template finds: there are text, data and item." if strange else ""
+
+
 def _check(value: str, setting: Setting, side: Side, where: str) -> None:
     """Raises Invalid. What a placeholder will stand for is judged on the machine."""
     if not value:
@@ -472,9 +489,11 @@ def _check(value: str, setting: Setting, side: Side, where: str) -> None:
     check_placeholders(value, field=where)
     if setting.name == "transform":
         try:
-            Environment(autoescape=True).parse(value)  # only read, never rendered here: its mistakes are found before a machine has it
+            unknown = _unknown_word(value)
         except TemplateSyntaxError as error:
             raise Invalid(f"Transform, line {error.lineno}: {error.message}", field=where) from None
+        if unknown:
+            raise Invalid(f"Transform{unknown}", field=where)
     if setting.kind == PropertyKind.SECRET and without_placeholders(value).strip():
         raise Invalid(f"{setting.label} is a secret: write a placeholder, and keep its value as a secret property.", field=where)
     if not setting.lines and "\n" in value:

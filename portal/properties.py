@@ -59,6 +59,9 @@ class Expectation:
 TEXT = Expectation(PropertyKind.TEXT, "", may_be_empty=True)
 
 
+SEALED_FOR_GOOD = "made secret"  # cause of a change that nothing takes back: what was readable is told nowhere any more
+
+
 def failover_expectation(key: str) -> Expectation | None:
     if key.endswith(router_addresses.PORT_SUFFIX):
         return Expectation(PropertyKind.PORT, "Failover port")
@@ -146,7 +149,7 @@ def declare_type(project: Project, key: str, kind: str, *, by: Any) -> PropertyT
             _apply(
                 [Edit(row.environment, key, row.value, row.machine, row.connector, secret=True) for row in plain],
                 by=by,
-                cause="made secret",
+                cause=SEALED_FOR_GOOD,
             )
         if kind == PropertyKind.SECRET:  # also where its value was deleted while it was readable
             _tell_no_longer(project.environments.values_list("pk", flat=True), [key])
@@ -520,6 +523,8 @@ def undo_last(environment: Environment, *, by: Any, act: uuid.UUID | None = None
         if newest is None or (act is not None and newest.act != act):
             raise NotAllowed("There is nothing to undo." if not newest else "Something else has changed since: look at the history again.")
         changes = list(PropertyChange.objects.filter(act=newest.act).select_related("environment"))
+        if newest.cause == SEALED_FOR_GOOD:
+            raise NotAllowed(f"{newest.key} was made a secret, and what became one stays one: set a readable value of it anew instead.")
         others = PropertyChange.objects.filter(
             environment__in={change.environment_id for change in changes}, pk__gt=max(c.pk for c in changes)
         )

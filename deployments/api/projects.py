@@ -37,7 +37,9 @@ class TextYAMLParser(YAMLParser):
 
 
 class ImportInput(ExactInput):
-    text = serializers.CharField(trim_whitespace=False, help_text="The YAML; or send it as the body with Content-Type application/yaml.")
+    text = serializers.CharField(
+        trim_whitespace=False, allow_blank=True, help_text="The YAML; or send it as the body with Content-Type application/yaml."
+    )
     seen = serializers.CharField(required=False, default="", allow_blank=True, help_text="`before` of the plan that was agreed to.")
 
 

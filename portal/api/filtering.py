@@ -24,12 +24,14 @@ class ExactFilterBackend(DjangoFilterBackend):  # type: ignore[misc]  # django-f
     """Rows that the query asks for. A list (not the rows below one address, whose query is its own) knows its filters and its project."""
 
     def filter_queryset(self, request: Request, queryset: QuerySet[Any], view: Any) -> QuerySet[Any]:
-        if getattr(view, "action", "") == "list":
-            kind = self.get_filterset_class(view, queryset)
-            known = kind.base_filters if kind else {}
-            refuse_unknown(request, known)
-            _refuse_foreign(request, known)
-        rows: QuerySet[Any] = super().filter_queryset(request, queryset, view)
+        if getattr(view, "action", "") != "list":
+            found: QuerySet[Any] = super().filter_queryset(request, queryset, view)
+            return found
+        kind = self.get_filterset_class(view, queryset)
+        known = kind.base_filters if kind else {}
+        refuse_unknown(request, known)
+        rows: QuerySet[Any] = super().filter_queryset(request, queryset, view)  # refuses what no database takes, first
+        _refuse_foreign(request, known)
         return rows
 
 

@@ -174,6 +174,52 @@ def test_a_wrong_file_is_refused_with_its_line_and_changes_nothing(
 
 
 @pytest.mark.parametrize(
+    ("part", "told", "says"),
+    [
+        pytest.param("rules", {"windows": [{"days": ["mon"], "opens": "08:00", "closes": "17:00"}]}, "days is a text of digits", id="days"),
+        pytest.param(
+            "rules", {"windows": [{"days": "0", "from": "08:00", "closes": "17:00"}]}, "no field from; known are days", id="window"
+        ),
+        pytest.param(
+            "rules", {"windows": [{"days": "0", "opens": "8:00", "closes": "17:00"}]}, 'opens: "8:00" is no time of day', id="time"
+        ),
+        pytest.param("rules", {"freezes": [{"starts_at": "2027-01-04T08:00:00Z"}]}, "no field starts_at; known are from", id="freeze"),
+        pytest.param("rules", {"freezes": [{"from": "tomorrow"}]}, 'from: "tomorrow" is no moment', id="moment"),
+        pytest.param(
+            "failback", {"erp/erp-order": {"policy": "automatic"}}, "erp/erp-order is no group of this file: .*erp/erp-orders", id="group"
+        ),
+        pytest.param("isolation", {"erp.erp-orders": "run-alone"}, "erp.erp-orders is no group of this file", id="its name"),
+        pytest.param("preferences", {"external09.erp": "leader"}, "external09.erp is no placement of this file", id="placement"),
+        pytest.param("policies", {"timing_profile": "fast"}, "timing_profile is one of .*lan", id="profile"),
+    ],
+)
+def test_a_misspelt_rule_or_policy_is_refused_with_its_own_line(
+    project: Project, admin: User, part: str, told: dict[str, Any], says: str
+) -> None:
+    document = project_file.describe(project)
+    document["environments"]["test"][part] = told
+    text = project_file.yaml_lines.dump(document)
+    with pytest.raises(Invalid, match=says) as refusal:
+        imported(project, text, admin)
+    word = next(iter(told)) if part in ("failback", "isolation", "preferences", "policies") else says.split()[0].rstrip(":")
+    if "no field" not in says:
+        assert f"Line {line_of(text, '- days' if word == 'days' else word)}:" in refusal.value.sentence
+
+
+def test_a_description_of_a_saved_version_is_no_silent_change_and_a_wrong_value_is_told_once(project: Project, developer: User) -> None:
+    document = project_file.describe(project)
+    version = next(flow for flow in document["flows"] if flow["versions"])["versions"][0]
+    version["description"] = "Told otherwise."
+    with pytest.raises(Invalid, match="saved here with another description"):
+        imported(project, project_file.yaml_lines.dump(document), developer)
+    text = project_file.export(project)
+    assert "queues.url: url" in text
+    with pytest.raises(Invalid) as refusal:
+        imported(project, text.replace("queues.url: url", "queues.url: cron", 1), developer)
+    assert refusal.value.sentence.count("Test, global:") == 1
+
+
+@pytest.mark.parametrize(
     ("step", "says"),
     [
         pytest.param({"kind": "manual", "instruction": "Call.", "confirm_role": "boss"}, "boss is no role", id="a role"),

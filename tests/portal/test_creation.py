@@ -43,6 +43,21 @@ def settled(project: Project) -> Connector:
         pytest.param(
             {"outbound_kind": "log", "outbound_settings": {"transform": "{% if %}"}}, "outbound_transform", id="a template that is none"
         ),
+        pytest.param(
+            {"outbound_kind": "log", "outbound_settings": {"transform": "{% if text %}{{ text | uper }}{% endif %}"}},
+            "outbound_transform",
+            id="a template with a filter that is none",
+        ),
+        pytest.param(
+            {"outbound_kind": "log", "outbound_settings": {"transform": "{{ dat.number }}"}},
+            "outbound_transform",
+            id="a template with a name that nobody gives",
+        ),
+        pytest.param(
+            {"outbound_kind": "http", "outbound_settings": {"url": "http://x", "headers": "Authorization: Bearer Tök3n"}},
+            "outbound_headers",
+            id="a header that is not ASCII",
+        ),
         pytest.param({"inbound_settings": {"folder": "/x\n/y"}}, "inbound_folder", id="two lines where one is meant"),
         pytest.param({"inbound_kind": "command", "inbound_settings": {}}, "inbound_program", id="a command without a program"),
         pytest.param(

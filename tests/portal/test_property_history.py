@@ -110,3 +110,10 @@ def test_many_values_need_as_many_queries_as_few(
         properties.set_values([Edit(test_environment, f"key.{number}", "x") for number in range(5000)], by=developer)
     with django_assert_max_num_queries(8):
         assert len(properties.plan([Edit(test_environment, f"key.{number}", "y") for number in range(5000)])) == 5000
+
+
+def test_what_became_a_secret_is_not_said_to_be_undone(test_environment: Environment, operator: User) -> None:
+    properties.set_value(test_environment, "erp.url", "http://erp", by=operator)
+    properties.declare_type(test_environment.project, "erp.url", "secret", by=operator)
+    with pytest.raises(NotAllowed, match=r"erp\.url was made a secret, and what became one stays one"):
+        properties.undo_last(test_environment, by=operator)

@@ -22,7 +22,7 @@ class Command(BaseCommand):
             if options["make"]:
                 self.stdout.write(vault.new_key())
             elif options["forget_former"]:
-                self.stdout.write(f"{rotation.forget_former()} former keys are gone. Backups from before can no longer be read.")
+                self.stdout.write(f"Former keys that are gone: {rotation.forget_former()}. Backups from before can no longer be read.")
             else:
                 self.stdout.write(rotation.begin())
                 done = rotation.rotate(self.stdout.write)
