@@ -146,7 +146,7 @@ def test_a_developer_may_not_override(release: Release, filled: Environment, dev
 
 
 def test_an_override_of_an_act_that_fails_otherwise_is_not_kept(release: Release, acceptance: Environment, operator: User) -> None:
-    with pytest.raises(NotAllowed, match="missing"):
+    with pytest.raises(NotAllowed, match="9 keys lack a value for release 1 on Acceptance"):
         releases.activate(release, acceptance, by=operator, now=NOW, override="Now.")
     assert not RuleOverride.objects.exists()
 
