@@ -18,6 +18,7 @@ PROBE_SECONDS = 2.0  # between two rounds
 CONNECT_SECONDS = 1.0
 TAKEN_BACK = "it bears a certificate that was taken back"
 NOT_ACCEPTED = "it does not accept this machine's certificate"
+SILENT = "etcd does not answer"  # of a router whose process runs and says nothing
 
 
 def addresses(order: RouterOrder | None, *, own: bool = False) -> dict[str, tuple[str, int]]:
@@ -93,7 +94,8 @@ async def _cluster_of(reader: asyncio.StreamReader) -> str:
 
 
 def why_cut_off(router: RouterReport | None, peers: list[PeerReport], now: str) -> str:
-    """What keeps this machine from the majority: its own router, else the siblings that it cannot reach; empty when neither is known.
+    """What keeps this machine from the majority: its own router (first, where it stands still), else the siblings that it cannot
+    reach; empty when neither is known.
 
     "external02 cannot be reached on 10.0.0.12:2380 since 12:03:41 UTC (no answer within 1 s)"
     """
@@ -102,6 +104,8 @@ def why_cut_off(router: RouterReport | None, peers: list[PeerReport], now: str) 
     if router.state in (RouterState.FAILED, RouterState.ABSENT):
         return f"this machine's router does not run: {router.reason or router.state}"
     said = [seen_so(peer, now) for peer in peers if not peer.reachable]
+    if router.reason == SILENT:  # nobody is led from here before it answers, whoever else comes back
+        return ", ".join(["this machine's own router does not answer", *said])
     return ", ".join(said) or f"this machine's router cannot help: {router.reason}"
 
 

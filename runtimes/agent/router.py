@@ -37,7 +37,7 @@ from runtimes.agent.etcd_member import (
 )
 from runtimes.agent.home import Home
 from runtimes.agent.keeper import MARKER_ENV
-from runtimes.agent.peers import addresses
+from runtimes.agent.peers import SILENT, addresses
 from runtimes.agent.program import CannotStart, Program, new_launch
 from runtimes.agent.spool import LogBuffer, Spool
 from runtimes.process.tls import ClientTls
@@ -517,7 +517,7 @@ class RouterSupervisor:
         except (httpx.HTTPError, OSError, ValueError, members.NotMade) as error:
             answered = f"etcd does not answer yet: {error if 'certificate' in str(error) else type(error).__name__}"
             late = was in (RouterState.RUNNING, RouterState.NO_MAJORITY)
-            said = "etcd answers, but it sees no majority of the members" if answered_itself else "etcd does not answer"
+            said = "it sees no majority of the cluster's members" if answered_itself else SILENT
             self.health = Health(RouterState.NO_MAJORITY, said) if late else Health(RouterState.STARTING, answered)
             return
         assert self.member is not None

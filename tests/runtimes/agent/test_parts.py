@@ -463,6 +463,13 @@ def test_a_runtime_whose_bundle_is_on_its_way_is_starting_and_failed_only_once_i
             id="the own router comes first",
         ),
         pytest.param(
+            RouterReport(state=RouterState.NO_MAJORITY, reason="etcd does not answer"),
+            [CUT_OFF, NEAR],
+            "this machine's own router does not answer, "
+            "external02 cannot be reached on 10.0.0.12:2380 since 12:03:41 UTC (no answer within 1 s)",
+            id="the own router stands still, and a sibling's too",
+        ),
+        pytest.param(
             RouterReport(state=RouterState.NO_MAJORITY, reason="it sees no majority of the cluster's members"),
             [NEAR],
             "this machine's router cannot help: it sees no majority of the cluster's members",
@@ -525,7 +532,7 @@ def test_a_process_whose_first_thread_is_dead_is_not_proven_gone_while_another_w
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        pytest.param(True, "etcd answers, but it sees no majority of the members", id="what needs a majority waits for one"),
+        pytest.param(True, "it sees no majority of the cluster's members", id="what needs a majority waits for one"),
         pytest.param(False, "etcd does not answer", id="the process stands still"),
     ],
 )
