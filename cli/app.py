@@ -12,7 +12,22 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import deployments, fleet, given, groups, items, plans, projects, properties, releases, rules, schedules, settings, show
+from cli import (
+    architecture,
+    deployments,
+    fleet,
+    given,
+    groups,
+    items,
+    plans,
+    projects,
+    properties,
+    releases,
+    rules,
+    schedules,
+    settings,
+    show,
+)
 from cli.portal import Failed, Refused
 
 app = typer.Typer(
@@ -38,6 +53,7 @@ app.add_typer(rules.app, name="rules")
 app.add_typer(rules.approvals, name="approvals")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(projects.app, name="project")
+app.add_typer(architecture.app, name="architecture")
 app.add_typer(fleet.machines, name="machines")
 app.add_typer(fleet.runtimes, name="runtimes")
 for command in (

@@ -1,4 +1,4 @@
-"""`baton project …`: a project as one YAML file, to live in git: export, plan, apply."""
+"""`baton project …`: projects, and a project as one YAML file, to live in git: export, plan, apply."""
 
 import sys
 from pathlib import Path
@@ -10,9 +10,38 @@ from cli import given, show
 from cli.given import JsonOption, ProjectOption
 from cli.portal import Usage
 
-app = typer.Typer(help="A project as a file.", no_args_is_help=True)
+app = typer.Typer(help="Projects, and a project as a file.", no_args_is_help=True)
 
 FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="The YAML; - is standard input")]
+
+
+@app.command("list")
+def list_projects(json: JsonOption = False) -> None:
+    """The projects of your teams."""
+    show.listed(
+        list(given.portal().every("projects/")),
+        json,
+        {
+            "project": lambda row: row["slug"],
+            "name": lambda row: row["name"],
+            "team": lambda row: row["team"],
+        },
+        empty="There is no project yet: `baton project create`.",
+    )
+
+
+@app.command()
+def create(
+    slug: Annotated[str, typer.Argument(help="Its name in addresses, such as webshop")],
+    team: Annotated[str, typer.Option("--team", "-t", help="The slug of a team that you administer")],
+    name: Annotated[str, typer.Option("--name", "-n", help="Its name for people; default: the slug")] = "",
+    description: Annotated[str, typer.Option("--description", help="What it connects")] = "",
+    json: JsonOption = False,
+) -> None:
+    """A new project with Test, Acceptance and Production, empty until it is drawn or `baton project apply` fills it."""
+    body = {"team": team, "slug": slug, "name": name or slug, "description": description}
+    made = given.portal().post("projects/", body)
+    show.answer(made, json, lambda row: show.note(f"{row['slug']} was made, with {', '.join(row['environments'])}."))
 
 
 @app.command()

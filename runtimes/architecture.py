@@ -1,7 +1,9 @@
 """Design -> machines, runtimes and routers of one environment: what Apply would change, and Apply."""
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from django.contrib.auth.models import AbstractBaseUser
@@ -179,7 +181,20 @@ def _runtime_changes(drawn: _Drawn, present: _Present) -> list[Change]:
     return changes
 
 
+def digest_of(changes: list[Change]) -> str:
+    """Names one difference (hex SHA-256), so that nobody confirms another one than he read."""
+    return hashlib.sha256(json.dumps([asdict(change) for change in changes], sort_keys=True).encode()).hexdigest()
+
+
 # -------------------------------------------------------------------------------------------------------------------- apply
+
+
+def apply_agreed(environment: Environment, seen: str, *, by: AbstractBaseUser) -> list[Change]:
+    """`apply` of the difference that a person was shown, by its digest. Raises as `apply` does."""
+    changes = diff(environment)
+    if seen != digest_of(changes):
+        raise Stale("The design changed since you looked: this is the difference now. Read it and apply again.")
+    return apply(environment, seen=changes, by=by)
 
 
 def apply(environment: Environment, *, seen: list[Change] | None, by: AbstractBaseUser) -> list[Change]:

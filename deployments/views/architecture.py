@@ -1,8 +1,5 @@
 """Deploy › Architecture: the environment's machines, what runs on them, and Apply to environment."""
 
-import hashlib
-import json
-from dataclasses import asdict
 from typing import Any
 
 from django.contrib import messages
@@ -14,7 +11,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 from deployments import landscape, rollout
 from deployments.models import BROKEN, LIVE, Deployment
 from portal.access import get_environment, may, role_to_deploy
-from portal.errors import NotAllowed, Stale
+from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
 from portal.models import Environment, Role
 from runtimes import architecture as architecture_acts
@@ -73,7 +70,7 @@ def apply_architecture(request: UserRequest, slug: str, kind: str) -> HttpRespon
     refusal: NotAllowed | None = None
     if request.method == "POST":
         try:
-            apply_seen(request, environment, changes)
+            architecture_acts.apply_agreed(environment, request.POST.get("seen", ""), by=request.user)
             messages.success(request, f"{environment.name} is as designed now: {number_of(changes)} made.")
             return redirect(request, "architecture", slug, kind)
         except NotAllowed as said:
@@ -83,17 +80,10 @@ def apply_architecture(request: UserRequest, slug: str, kind: str) -> HttpRespon
         "changes": changes,
         "new_routers": [change for change in changes if is_new_router(change)],
         "other_changes": [change for change in changes if not is_new_router(change)],
-        "digest": digest_of(changes),
+        "digest": architecture_acts.digest_of(changes),
         "refusal": refusal,
     }
     return dialog(request, "deployments/apply.html", context, back=reverse("architecture", args=[slug, kind]) + "?edit=1")
-
-
-def apply_seen(request: UserRequest, environment: Environment, changes: list[Change]) -> None:
-    """Apply what the person saw, which the posted digest names."""
-    if request.POST.get("seen") != digest_of(changes):
-        raise Stale("The design changed since you looked: this is the difference now. Read it and apply again.")
-    architecture_acts.apply(environment, seen=changes, by=request.user)
 
 
 def is_new_router(change: Change) -> bool:
@@ -102,8 +92,3 @@ def is_new_router(change: Change) -> bool:
 
 def number_of(changes: list[Change]) -> str:
     return f"{len(changes)} change{'' if len(changes) == 1 else 's'}"
-
-
-def digest_of(changes: list[Change]) -> str:
-    """Names one difference, so that nobody confirms another one than he read."""
-    return hashlib.sha256(json.dumps([asdict(change) for change in changes], sort_keys=True).encode()).hexdigest()

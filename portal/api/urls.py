@@ -3,11 +3,13 @@
 from django.urls import path
 from rest_framework.routers import SimpleRouter
 
+from portal.api.projects import ProjectViewSet
 from portal.api.properties import PropertyViewSet
 from portal.api.property_acts import OneHost, PropertyChangeViewSet, PropertyEdits, PropertyUndo
 from portal.api.property_types import PropertyTypes
 
 router = SimpleRouter()
+router.register("projects", ProjectViewSet, basename="api-project")
 router.register("properties", PropertyViewSet, basename="api-property")
 router.register("property-changes", PropertyChangeViewSet, basename="api-property-change")
 urlpatterns = [

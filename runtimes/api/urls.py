@@ -4,6 +4,7 @@ from django.urls import path
 from rest_framework.routers import SimpleRouter
 
 from runtimes.api.alarms import AlarmViewSet
+from runtimes.api.architecture import ArchitectureView
 from runtimes.api.groups import GroupViewSet
 from runtimes.api.machines import MachineViewSet, RuntimeViewSet
 from runtimes.api.profiles import TimingProfileView
@@ -16,4 +17,5 @@ router.register("alarms", AlarmViewSet, basename="api-alarm")
 urlpatterns = [
     *router.urls,
     path("environments/<slug:project>/<slug:environment>/timing-profile/", TimingProfileView.as_view(), name="api-timing-profile"),
+    path("projects/<slug:slug>/environments/<slug:kind>/architecture/", ArchitectureView.as_view(), name="api-architecture"),
 ]

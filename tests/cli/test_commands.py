@@ -317,6 +317,35 @@ def test_a_project_goes_through_a_file(baton: Baton, filled: Environment, releas
     assert baton("project", "apply", str(tmp_path / "none.yaml")).status == 2
 
 
+def test_a_project_in_git_comes_to_a_portal_that_knows_nothing_of_it(
+    baton: Baton, filled: Environment, release: Release, admin: User, stranger: User, tmp_path: Path
+) -> None:
+    """Made, filled from its file and applied to Test without a page."""
+    file = tmp_path / "webshop.yaml"
+    assert baton("project", "export", str(file)).status == 0
+    file.write_text(file.read_text().replace("slug: webshop", "slug: shop"))
+    refused = baton("project", "create", "shop", "--team", "demo")
+    assert (refused.status, "administrator" in refused.err) == (3, True), "for administrators of the team"
+    kept.save(kept.Settings(kept.read().url, Token.objects.create(user=admin).key, "shop", "test"))
+    made = baton("project", "create", "shop", "--team", "demo", "--name", "Shop")
+    assert made.out == "shop was made, with test, acceptance, production.\n"
+    assert "is taken by another project" in baton("project", "create", "webshop", "--team", "demo").err
+    assert baton("project", "create", "Shop 1", "--team", "demo").status == 3
+    assert baton("project", "create", "other", "--team", "others").status == 3, "another team's"
+    assert [row["slug"] for row in baton("project", "list", "--json").document] == ["shop", "webshop"]
+
+    said = baton("project", "apply", str(file))
+    assert said.status == 0, said.err
+    wished = baton("architecture", "diff", "--exit-code")
+    assert (wished.status, "Runtime external01.erp will be created, in failover." in wished.out) == (1, True)
+    digest = baton("architecture", "diff", "--json").document["digest"]
+    assert baton("architecture", "apply", "--seen", "another").status == 3
+    done = baton("architecture", "apply", "--seen", digest)
+    assert (done.status, "create  runtime external01.erp" in done.out) == (0, True), done.err
+    assert "The environment is as designed" in baton("architecture", "diff", "--exit-code").out
+    assert Project.objects.get(slug="shop").environments.get(kind="test").machines.count() == 3
+
+
 def test_preview_retention_rollback_and_reach_say_what_the_portal_says(
     baton: Baton, active: Any, filled: Environment, release: Release, admin: User, rank: Any
 ) -> None:
