@@ -48,6 +48,7 @@ class Begin(StrEnum):
     REBUILD = "rebuild"  # the data become those of a new cluster with this one member
     REFUSE = "refuse"
     OUTSIDE = "outside"  # refused, for it is no member of the ordered cluster any more
+    FOREIGN = "foreign"  # refused, for its data are of a cluster of another name: it is cut off as by a wrong port, nobody put it out
 
 
 def may_start(order: RouterOrder, member: Member | None, *, data: bool) -> tuple[Begin, str]:
@@ -76,10 +77,11 @@ def may_start(order: RouterOrder, member: Member | None, *, data: bool) -> tuple
     if former:
         if anew:
             return Begin.DISCARD, "it never was part of a cluster"
-        return Begin.OUTSIDE, (
-            f"this router's data belongs to the cluster {member.cluster_token}, but {order.cluster_token} is ordered, which was built anew "
-            "without it: a deployment's step Deploy routers takes it in again, with the new cluster's data"
-        )
+        whose = f"this router's data belongs to the cluster {member.cluster_token}, but {order.cluster_token} is ordered"
+        again = "a deployment's step Deploy routers takes it in again, with the new cluster's data"
+        if cluster_of(member.cluster_token)[0] != cluster_of(order.cluster_token)[0]:
+            return Begin.FOREIGN, f"{whose}: bring its own data back; or Rebuild router"
+        return Begin.OUTSIDE, f"{whose}, which was built anew without it: {again}"
     if member.removed:
         return Begin.OUTSIDE, "the others have removed this router from the cluster: a deployment's step Deploy routers takes it in again"
     if anew and member.members != order.members:

@@ -267,8 +267,8 @@ class RouterSupervisor:
         begin, because = may_start(order, self.member, data=self._has_data())
         if self.certificates.awaited(order.peer_host):
             return RETRY_SECONDS
-        if begin is Begin.OUTSIDE:
-            self._refuse(because, outside=True)
+        if begin in (Begin.OUTSIDE, Begin.FOREIGN):
+            self._refuse(because, outside=begin is Begin.OUTSIDE)
             self.program.stop("it is no member of the ordered cluster", STOP_SECONDS)
             return None
         if begin is Begin.REFUSE or self.certificates.trouble():
@@ -364,7 +364,7 @@ class RouterSupervisor:
         self.health = Health(RouterState.STARTING, "starting")
         known = self.member if self.member is not None and self.member.cluster_token else None
         begin, because = may_start(order, known, data=self._has_data())
-        if begin in (Begin.REFUSE, Begin.OUTSIDE):
+        if begin in (Begin.REFUSE, Begin.OUTSIDE, Begin.FOREIGN):
             self._refuse(because, outside=begin is Begin.OUTSIDE)
             return
         uncertified = self.certificates.trouble()

@@ -80,8 +80,9 @@ def run(page: mmap.mmap, report: int, parent: int, argv: list[str]) -> int:
     if pid == 0:
         try:
             signal.set_wakeup_fd(-1)
-            for number in (*ours, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the last two, and the program would inherit that
-                signal.signal(number, signal.SIG_DFL)
+            for number in signal.valid_signals():  # what Python ignores, or whoever started it (nohup, a shell's &), would be inherited
+                if number in ours or signal.getsignal(number) == signal.SIG_IGN:
+                    signal.signal(number, signal.SIG_DFL)
             os.setsid()
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != me:
