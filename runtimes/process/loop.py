@@ -494,9 +494,8 @@ class Runtime:
             others = [other.duty.until for other in self._seats if other.duty is not None and other.duty.valid()]
             self._page.on(min([until, *others]))
         seat.lead(view.epoch, until)
-        if (
-            seat.state == State.ON and seat.announced == view.epoch
-        ):  # until the event is told, what counts is when the former leadership was On
+        # Until its event is told, what counts is when the former leadership was On.
+        if seat.state == State.ON and seat.announced == view.epoch:
             seat.on_at = self._clock()
 
     async def _take(self, seat: Seat, view: GroupView, decision: Decision, coordinator: Coordinator) -> None:
