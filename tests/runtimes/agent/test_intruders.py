@@ -320,4 +320,5 @@ def test_the_authority_is_renewed_without_a_leadership_change_and_the_former_one
     new = TlsFiles(authority=str(land.machines[leader].home / "tls" / "authority.pem"), machine=str(tmp_path / "former.pem"))
     (tmp_path / "former.pem").write_bytes(former["core01"])
     for name in land.machines:
-        assert "does not accept" in asyncio.run(probe("127.0.0.1", land.routers[name].peer_port, ClientTls(new))), name
+        port = land.routers[name].peer_port  # it may be starting yet
+        eventually(lambda port=port: "does not accept" in asyncio.run(probe("127.0.0.1", port, ClientTls(new))), within=20)
