@@ -257,6 +257,6 @@ def python_command(module: str) -> list[str]:
 
 def python_environment() -> dict[str, str]:
     """Environment entries that make `python_command` find the package."""
-    rest = os.environ.get("PYTHONPATH", "")
+    rest = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     root = package_root()
-    return {"PYTHONPATH": root if not rest or root in rest.split(os.pathsep) else os.pathsep.join([root, rest])}
+    return {"PYTHONPATH": os.pathsep.join(rest if root in rest else [root, *rest])}

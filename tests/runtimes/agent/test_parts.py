@@ -555,3 +555,17 @@ def test_a_router_without_a_majority_is_not_said_to_be_silent(answers: bool, sai
 
     health = asyncio.run(work())
     assert (health.state, health.reason) == (RouterState.NO_MAJORITY, said)
+
+
+@pytest.mark.parametrize(
+    ("inherited", "given"),
+    [
+        pytest.param("", "{root}", id="nothing"),
+        pytest.param("/opt/more", "{root}:/opt/more", id="another folder stays"),
+        pytest.param("/opt/more:{root}", "/opt/more:{root}", id="the package among others"),
+    ],
+)
+def test_what_a_keeper_is_started_with_keeps_what_the_agent_was(monkeypatch: pytest.MonkeyPatch, inherited: str, given: str) -> None:
+    root = linux.package_root()
+    monkeypatch.setenv("PYTHONPATH", inherited.format(root=root))
+    assert linux.python_environment() == {"PYTHONPATH": given.format(root=root)}
