@@ -5,6 +5,7 @@ What is taken out is taken out of the started programs by the tests (tests/lab/p
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from tests.lab.lab import ADDRESSES, CONNECTORS, CORE, EXTERNAL, ROOT, Lab, unti
 from tests.lab.network import Network, NoLab
 
 A, B = EXTERNAL
-DAWDLE = "0.05"
+DAWDLE = "0.2"
 TRIALS = 6
 
 pytestmark = pytest.mark.lab
@@ -48,17 +49,24 @@ def dawdling() -> Iterator[Lab]:
         yield lab
 
 
+def emits_anew(lab: Lab, leader: str) -> None:
+    """Until the leader has emitted in both groups: one that was just made it first waits for files to settle."""
+    first = {connector: len(lab.sinks.emits(connector)) for connector in CONNECTORS}
+    until(lambda: all(len(lab.sinks.emits(each)) > first[each] for each in CONNECTORS), 20, f"{leader} emits", lab.facts)
+
+
 def resumed_after_the_take_over(lab: Lab, *, keeper: bool) -> None:
-    """A leads and stands still; B takes over; A goes on. Without `keeper` A's keepers stand still all the time."""
+    """A leads, emits, and stands still; B takes over; A goes on. Without `keeper` A's keepers stand still all the time."""
     lab.begin(raft=None)
+    emits_anew(lab, A)
+    time.sleep(random.uniform(0, float(DAWDLE)))
     began = boot()
     if not keeper:
         lab.hosts[A].stop(*(f"keeper:{connector}" for connector in CONNECTORS))
     lab.hosts[A].stop(*(f"process:{connector}" for connector in CONNECTORS))
     for connector in CONNECTORS:
         until(lambda connector=connector: lab.pages.next_on(connector, began, B), 20, f"{B} leads {connector}", lab.facts)
-    first = {connector: len(lab.sinks.emits(connector)) for connector in CONNECTORS}
-    until(lambda: all(len(lab.sinks.emits(each)) > first[each] for each in CONNECTORS), 20, f"{B} has emitted under its epoch", lab.facts)
+    emits_anew(lab, B)
     lab.hosts[A].cont(*(f"process:{connector}" for connector in CONNECTORS))
     time.sleep(1)
     lab.heal()

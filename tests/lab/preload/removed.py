@@ -1,6 +1,6 @@
 """Takes a guard out of the product for the lab's negative controls, in the started programs only. The product has no switch for this.
 
-LAB_DAWDLE=0.05   so many seconds pass between a permit's check and the commit, so that a pause falls between them nearly always
+LAB_DAWDLE=0.2    so many seconds pass between a permit's check and the commit, so that a pause often falls between them
 LAB_REMOVE=fence  the queue no longer refuses a lower epoch
 """
 
@@ -18,7 +18,8 @@ def _dawdle(permits: ModuleType) -> None:
 
     def slow(duty: object) -> None:
         check(duty)
-        time.sleep(seconds)
+        if sys._getframe(1).f_code.co_name != "check_take":
+            time.sleep(seconds)
 
     permits.Duty.check = slow  # type: ignore[attr-defined]
 
