@@ -150,6 +150,10 @@ class Board:
         return wish_of(self.request) if self.request else ""
 
     @property
+    def whose(self) -> str:
+        return on_whose_behalf(self.request) if self.request else ""
+
+    @property
     def outcome(self) -> str:
         """How the request ended in the machines' words; of a Disable that is carried out, what is so since."""
         if self.request is None:
@@ -205,6 +209,12 @@ def wish_of(request: GroupRequest) -> str:
     if request.kind == protocol.RequestKind.POLICY:
         return f"Isolation policy: {failover.POLICY_WORDS[protocol.IsolationPolicy(request.policy)].lower()}"
     return f"{'Disable' if request.kind == protocol.RequestKind.DISABLE else 'Enable'} {request.machine}"
+
+
+def on_whose_behalf(request: GroupRequest) -> str:
+    """Who asked for it: a person, a policy, or nobody now: somebody's switch for a time ends."""
+    ends = request.cause == protocol.Cause.EXPIRY
+    return f"as the switch for a time by {request.actor} is over" if ends else f"asked by {request.actor}"
 
 
 def moment(text: str) -> datetime | None:
@@ -316,7 +326,7 @@ def member_wish(said: failover.MemberVerdict, request: GroupRequest | None) -> s
     runtime = said.member.runtime
     if request and request.status in LIVE_REQUESTS and request.machine == runtime.machine.name:
         verb = {protocol.RequestKind.SWITCH: "lead", protocol.RequestKind.DISABLE: "be disabled", protocol.RequestKind.ENABLE: "be enabled"}
-        return f"to {verb[protocol.RequestKind(request.kind)]}, asked by {request.actor}"
+        return f"to {verb[protocol.RequestKind(request.kind)]}, {on_whose_behalf(request)}"
     if not runtime.desired_running:
         return "runtime stopped"
     if runtime.held:

@@ -24,7 +24,7 @@ def groups_have_leaders(now: datetime) -> str:
             continue
         leader = failover.verdict(group, now=now).leader
         if leader is None or leader.member.observed_at is None or leader.member.observed_at < started_at:
-            sentences.append(f"Group {group.name} has no leader yet.")
+            sentences.append(f"Group {group.name} has no leader.")
     if sentences:
         failed = Router.objects.filter(observed_state=RouterState.FAILED, machine__last_report_at__gte=started_at)
         sentences += [f"The {router}: {router.observed_reason}." for router in failed.select_related("machine").order_by("machine__name")]

@@ -555,7 +555,9 @@ async def _look_or_refuse(machine: Machine, group: GroupHere) -> Picture:
             raise Refused("this machine has no router, so it cannot reach the other members: deploy the routers")
         try:
             return await machine.picture(client, group)
-        except (OutcomeUnknown, RefusedError) as error:
+        except OutcomeUnknown as error:
+            raise Refused(_without_majority(str(error))) from error
+        except RefusedError as error:
             raise Refused(str(error)) from error
 
 
@@ -571,6 +573,16 @@ async def _session_moves(machine: Machine, picture: Picture, key: str) -> bool:
 
 
 def _sentence(outcome: RequestOutcome) -> str:
+    if outcome.code == "no-majority":
+        raise Refused(_without_majority(outcome.reason))
     if outcome.status != RequestStatus.SUCCEEDED:
         raise Refused(outcome.reason or outcome.code or str(outcome.status))
     return outcome.reason
+
+
+def _without_majority(trouble: str) -> str:
+    """Of a wish that could not be written or followed: what it lacks, and what stops a member all the same."""
+    return (
+        f"{trouble}. Without a majority of the routers no wish reaches a group; "
+        "a member that runs alone is stopped with its runtime, in the portal on the page of its machine, tab Runtimes"
+    )

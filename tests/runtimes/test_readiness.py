@@ -26,8 +26,8 @@ def test_a_group_without_leader_is_told_with_what_keeps_a_router_from_running(
         machine=machine, defaults={"observed_state": RouterState.FAILED, "observed_reason": "/bin/true does not tell an etcd version"}
     )
     said = groups_have_leaders(now)
-    assert said.startswith("Group erp-orders has no leader yet.")
+    assert said.startswith("Group erp-orders has no leader.")
     assert "router on external01: /bin/true does not tell an etcd version." in said
 
     Machine.objects.filter(pk=machine.pk).update(last_report_at=now - timedelta(minutes=2))  # of an earlier start: may be true no more
-    assert groups_have_leaders(now) == "Group erp-orders has no leader yet."
+    assert groups_have_leaders(now) == "Group erp-orders has no leader."

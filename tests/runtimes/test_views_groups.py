@@ -174,6 +174,16 @@ def test_play_asks_for_the_hand_over_and_the_page_shows_how_it_goes(
     assert "Hand-over to external02" in text and 'data-status="pending"' in text and "to lead, asked by operator" in text
 
 
+def test_a_return_at_the_end_of_a_switch_is_not_said_to_be_asked_for_now(
+    client: Client, operator: User, groups_page: str, group: FailoverGroup
+) -> None:
+    client.force_login(operator)
+    client.post(act_url(group, "external02", "play"), {"expected_leader": "external01"})
+    GroupRequest.objects.update(cause="expiry")
+    text = client.get(groups_page).content.decode()
+    assert "as the switch for a time by operator is over" in text and "asked by operator" not in text
+
+
 def test_stop_on_the_leader_lets_any_ready_follower_take_over(
     client: Client, operator: User, groups_page: str, group: FailoverGroup
 ) -> None:

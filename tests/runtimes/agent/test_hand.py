@@ -345,6 +345,8 @@ def test_doctor_tells_what_is_wrong_and_a_wish_without_a_majority_is_refused(lan
     assert not told[follower]["reachable"]
     if not seen[follower]["reachable"]:
         assert told[follower]["since"] == seen[follower]["since"], "since when the agent has seen it so, not since now"
-    refused = on(landscape, leader, "switch", "erp-orders")
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert "router" in refused.stderr
+    for act in ("switch", "disable"):
+        refused = on(landscape, leader, act, "erp-orders")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "router" in refused.stderr
+        assert "Without a majority of the routers no wish reaches a group" in refused.stderr, refused.stderr
