@@ -121,8 +121,9 @@ def offers(deployment: Deployment, *, by: access.Person, now: datetime) -> list[
         found.append(Offer(Choice.OVERRIDE, effect, again, steps=[one.number for one in gated], forbidden=closed))
     for one in broken:
         others = [number for number in numbers if number != one.number]
-        effect = _effect_of_skipping(one) + (f" {numbered(others).capitalize()} still waits for a decision." if len(others) == 1 else "")
-        effect += f" {numbered(others).capitalize()} still wait for a decision." if len(others) > 1 else ""
+        effect = _effect_of_skipping(one)
+        if others:
+            effect += f" {numbered(others).capitalize()} still {'waits' if len(others) == 1 else 'wait'} for a decision."
         found.append(Offer(Choice.SKIP, effect, gone or unskippable(one, by), steps=[one.number], forbidden=closed))
     for name in _offline(deployment, broken, now):
         effect = (

@@ -10,8 +10,8 @@ from django.utils import timezone
 
 from deployments import newer, sheet
 from deployments.newer import Newer, Scope
-from deployments.sheet import Need, candidates
-from portal import properties, router_addresses
+from deployments.sheet import Need
+from portal import properties, property_values, router_addresses
 from portal.models import DesignedMachine, Environment, Placement, Property, scope_name
 from portal.properties import Expectation
 from runtimes import reach
@@ -133,7 +133,7 @@ def _rows(
         values[value.environment_id, value.key][value.machine, value.connector] = value
     known = properties.expectations(environment.project_id, only=set(keys), mentions=used.mentions)
     tested = reach.tested(environments.values(), now=timezone.now()) if any(map(router_addresses.is_failover_key, keys)) else {}
-    sought = [(column, candidates(*column.scope)) for column in columns]
+    sought = [(column, property_values.candidates(*column.scope)) for column in columns]
     return [
         Row(
             key=key,

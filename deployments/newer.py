@@ -18,9 +18,8 @@ from deployments.models import Deployment
 from portal import properties, property_values, vault
 from portal.models import Environment, Property, PropertyChange
 
-Scope = tuple[
-    str, str
-]  # machine, connector; both empty: global. Of who gets a value: a runtime, a router (no connector), the plan (neither)
+# machine, connector; both empty: global. Of who gets a value: a runtime, a router (no connector), the plan (neither)
+Scope = tuple[str, str]
 Newer = Mapping[str, Mapping[Scope, "Given"]]  # key -> who would get another value now, and what he runs with
 
 GLOBAL: list[Scope] = [("", "")]
@@ -107,7 +106,7 @@ def find(
     }
     givens = {place: runs.given(place) for wanted in getting.values() for place in wanted}
     kept = frozen.kept({given.frozen for given in givens.values() if given and given.frozen}, getting)
-    sought = {place: list(reversed(property_values.scopes(*place))) for place in givens}
+    sought = {place: property_values.candidates(*place) for place in givens}
     nothing: dict[Scoped, frozen.Entry] = {}
     narrower = {
         key for table in (present.keys(), *map(dict.keys, kept.values())) for key, machine, connector in table if machine or connector

@@ -34,7 +34,7 @@ from portal.models import (
     PropertyType,
     System,
 )
-from portal.yaml_lines import Items, Map, wrong
+from portal.yaml_lines import Items, Map, refuse_unknown, wrong
 from runtimes import failover
 from runtimes.models import Runtime
 from runtimes.protocol import Preference
@@ -216,7 +216,9 @@ def _whole(document: Any) -> Map:
         raise wrong(1, "this is no project: it begins with “baton: 1”.")
     if document.get("baton") != FORMAT:
         raise wrong(document.lines.get("baton", 1), f"the format is {document.get('baton')}; this portal reads “baton: {FORMAT}”.")
-    _known(document, {"baton", "project", "retention", "systems", "machines", "placements", "groups", "flows", "types", "environments"})
+    refuse_unknown(
+        document, {"baton", "project", "retention", "systems", "machines", "placements", "groups", "flows", "types", "environments"}
+    )
     return document
 
 
@@ -279,7 +281,7 @@ class _Import:
                 raise wrong(line, f"{kind} is no environment: say {', '.join(EnvironmentKind.values)}.")
             if not isinstance(item, Map):
                 raise wrong(line, f"{kind} is a mapping.")
-            _known(item, {"policies", "rules", "isolation", "failback", "preferences", "properties", "plan"})
+            refuse_unknown(item, {"policies", "rules", "isolation", "failback", "preferences", "properties", "plan"})
             yield line, rows[kind], item
 
     # -------------------------------------------------------------------------------------------------------------- design
@@ -290,7 +292,7 @@ class _Import:
             return
         if not isinstance(given, Map):
             raise wrong(self.document.lines["project"], "project is a mapping of name and description.")
-        _known(given, {"name", "description"})
+        refuse_unknown(given, {"name", "description"})
         name, description = _text(given, "name"), _text(given, "description", "")
         with _at(given.line):
             _save(self.project, name=name, description=description)
@@ -299,7 +301,7 @@ class _Import:
         present = {row.slug: row for row in System.objects.filter(project=self.project)}
         wished: set[str] = set()
         for line, item in items.each():
-            _known(item, {"slug", "name", "description", "runtimes", "multiple", "failover", "failover_applied", "connectors"})
+            refuse_unknown(item, {"slug", "name", "description", "runtimes", "multiple", "failover", "failover_applied", "connectors"})
             slug = _name(item, "slug")
             _once(wished, slug, line, "system")
             runtimes, multiple, failover = (
@@ -336,7 +338,7 @@ class _Import:
             for at, connector in given.each():
                 if not isinstance(connector, Map):
                     raise wrong(at, "a connector is a mapping with its name.")
-                _known(connector, {"name", "failover"})
+                refuse_unknown(connector, {"name", "failover"})
                 name = _name(connector, "name")
                 _once(wished, name, at, "connector")
                 with _at(at):
@@ -351,7 +353,7 @@ class _Import:
         present = {row.name: row for row in DesignedMachine.objects.filter(project=self.project)}
         wished: set[str] = set()
         for line, item in items.each():
-            _known(item, {"name", "kind", "router"})
+            refuse_unknown(item, {"name", "kind", "router"})
             name, kind = _name(item, "name"), _text(item, "kind", str(MachineKind.EXTERNAL))
             _once(wished, name, line, "machine")
             if kind not in MachineKind.values:
@@ -409,7 +411,7 @@ class _Import:
     def _groups(self, items: Items) -> None:
         connectors = self._connectors_by_name()
         for line, item in items.each():
-            _known(item, {"connector", "name"})
+            refuse_unknown(item, {"connector", "name"})
             with _at(line):
                 connector = _among(connectors, item, "connector")
                 Group.objects.get_or_create(connector=connector, name=_name(item, "name"))
@@ -420,7 +422,7 @@ class _Import:
         groups = {(row.connector_id, row.name): row for row in Group.objects.filter(connector__project=self.project)}
         wished: set[str] = set()
         for line, item in items.each():
-            _known(item, {"connector", "name", "group", "auto_start", "inbound", "outbound", "versions"})
+            refuse_unknown(item, {"connector", "name", "group", "auto_start", "inbound", "outbound", "versions"})
             connector, name = _among(connectors, item, "connector"), _name(item, "name")
             _once(wished, f"{connector.name}.{name}", line, "flow")
             row = present.get((connector.pk, name)) or Flow(connector=connector)
@@ -450,7 +452,7 @@ class _Import:
         given = item.get(side)
         if not isinstance(given, Map):
             raise wrong(item.lines.get(side, item.line), f"{side} is a mapping of kind and settings.")
-        _known(given, {"kind", "settings"})
+        refuse_unknown(given, {"kind", "settings"})
         settings = given.get("settings") or Map()
         if not isinstance(settings, Map):
             raise wrong(given.lines["settings"], "settings is a mapping of texts.")
@@ -507,7 +509,7 @@ class _Import:
         policies = given.get("policies") or Map()
         if not isinstance(policies, Map):
             raise wrong(given.lines["policies"], "policies is a mapping.")
-        _known(policies, set(_policy_fields()))
+        refuse_unknown(policies, set(_policy_fields()))
         if policies:
             for name, value in policies.items():
                 choices = [str(known) for known, _ in getattr(Environment._meta.get_field(name), "choices", None) or []]
@@ -544,7 +546,7 @@ class _Import:
         for line, item in items.each():
             if not isinstance(item, Map):
                 raise wrong(line, "a property is a mapping of key and value.")
-            _known(item, {"key", "scope", "value", "secret"})
+            refuse_unknown(item, {"key", "scope", "value", "secret"})
             key, scope = _text(item, "key"), property_sheets.scope_of(_text(item, "scope", "global"))
             if scope is None:
                 raise wrong(item.lines["scope"], f"{item['scope']} is no scope: say global, a machine, a runtime or “connector erp”.")
@@ -584,7 +586,7 @@ class _Import:
         for line, item in zip(lines, items, strict=True):
             if not isinstance(item, Map):
                 raise wrong(line, "a step is a mapping with its kind.")
-            _known(item, set(STEP_FIELDS))
+            refuse_unknown(item, set(STEP_FIELDS))
             if item.get("kind") not in StepKind.values:
                 raise wrong(item.lines.get("kind", line), f"{item.get('kind')} is no kind of step: say {', '.join(StepKind.values)}.")
             plain = {name: item[name] if name in _STEP_NUMBERS else _text(item, name, "") for name in item}
@@ -629,12 +631,6 @@ class _Import:
 
 
 # ----------------------------------------------------------------------------------------------------------- small readers
-
-
-def _known(item: Map, names: set[str]) -> None:
-    for name in item:
-        if name not in names:
-            raise wrong(item.lines[name], f"there is no field {name}; known are {', '.join(sorted(names))}.")
 
 
 def _text(item: Map, name: str, default: str | None = None) -> str:

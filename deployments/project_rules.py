@@ -17,7 +17,7 @@ from deployments.models import DeploymentFreeze, DeploymentWindow
 from portal import access, components
 from portal.errors import NotAllowed
 from portal.models import Environment, Flow, FlowVersion, Group, Project, Role, new_group_key
-from portal.yaml_lines import Items, Map, wrong
+from portal.yaml_lines import Items, Map, refuse_unknown, wrong
 from runtimes import failback, failover
 from runtimes.models import FailbackPolicy, FailoverGroup
 from runtimes.protocol import IsolationPolicy
@@ -276,7 +276,7 @@ def _carry_out_group(row: FailoverGroup, part: str, wish: Any, line: int, by: Ab
     if dict(told) == _failback(row):
         return
     if isinstance(told, Map):
-        _known(told, ("policy", "stable_seconds", "from", "until", "zone"))
+        refuse_unknown(told, ("policy", "stable_seconds", "from", "until", "zone"))
     _require(row.environment.project, by, Role.OPERATOR, line, "failback policies")
     seconds = told.get("stable_seconds", _MANUAL["stable_seconds"])
     if not isinstance(seconds, int):
@@ -302,14 +302,8 @@ def _mappings(given: Map, name: str, fields: tuple[str, ...]) -> Items:
     if not isinstance(items, Items) or not all(isinstance(item, Map) for item in items):
         raise wrong(given.lines[name], f"{name} is a list of mappings.")
     for item in items:
-        _known(item, fields)
+        refuse_unknown(item, fields)
     return items
-
-
-def _known(item: Map, fields: tuple[str, ...]) -> None:
-    for name in item:
-        if name not in fields:
-            raise wrong(item.lines[name], f"there is no field {name}; known are {', '.join(fields)}.")
 
 
 def _days(item: Map) -> str:

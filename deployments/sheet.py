@@ -32,12 +32,6 @@ FILTERS = {
 }
 
 
-def candidates(machine: str, connector: str) -> list[Scope]:
-    """The scopes that can give a runtime its value, the most specific first (portal.properties.resolve)."""
-    wanted = [(machine, connector), (machine, ""), ("", connector), ("", "")]
-    return list(dict.fromkeys(wanted))
-
-
 @dataclass(frozen=True)
 class Place:
     """Somebody who needs a key: a runtime ("external01.erp"), a router ("router on external01")."""
@@ -49,7 +43,7 @@ class Place:
     def source(self, scopes: Iterable[Scope]) -> Scope | None:
         """Which of the filled-in scopes gives this place its value; None: the value is missing here."""
         present = set(scopes)
-        return next((scope for scope in candidates(self.machine, self.connector) if scope in present), None)
+        return next((scope for scope in property_values.candidates(self.machine, self.connector) if scope in present), None)
 
     @property
     def scope(self) -> Scope:

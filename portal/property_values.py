@@ -51,6 +51,11 @@ def scopes(machine: str, connector: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys((("", ""), ("", connector), (machine, ""), (machine, connector))))
 
 
+def candidates(machine: str, connector: str) -> list[tuple[str, str]]:
+    """The same, the narrowest first: the first of them that is filled in gives the value."""
+    return scopes(machine, connector)[::-1]
+
+
 class Values:
     """The values of an environment, read once by the caller and asked for many runtimes.
 
@@ -111,7 +116,7 @@ class Filled:
     def source(self, key: str, machine: str, connector: str) -> tuple[str, str] | None:
         """The scope that gives it its value, as Values chooses; None: it is missing."""
         if present := self.narrower.get(key):
-            for scope in reversed(scopes(machine, connector)):
+            for scope in candidates(machine, connector):
                 if scope in present:
                     return scope
         return ("", "") if key in self.everywhere else None

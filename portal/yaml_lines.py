@@ -4,7 +4,7 @@ Built on PyYAML's composer (safe: it makes nodes, never objects).
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import yaml
@@ -61,6 +61,13 @@ def load(text: str) -> Any:
 
 def wrong(line: int, what: str) -> Invalid:
     return Invalid(f"Line {line}: {what}", field="text")
+
+
+def refuse_unknown(item: Map, names: Collection[str]) -> None:
+    """Raises: Invalid, naming the line of a field that is none of `names`."""
+    for name in item:
+        if name not in names:
+            raise wrong(item.lines[name], f"there is no field {name}; known are {', '.join(sorted(names))}.")
 
 
 def dump(value: Any) -> str:

@@ -18,7 +18,7 @@ from deployments import approvals, looks, plans, preview, promotion, releases, r
 from deployments.forms import DeployForm, ReleaseForm, show_refusal
 from deployments.models import LIVE, Activation, ActivationStatus, ApprovalRequest, Deployment, Release, StepKind
 from deployments.rule_forms import ActivateForm
-from portal import components, exports
+from portal import components, exports, property_values
 from portal.access import get_environment, get_project, may, role_to_deploy
 from portal.errors import NotAllowed
 from portal.htmx import UserRequest, dialog, redirect, render
@@ -456,7 +456,7 @@ def resolved(release: Release, environment: Environment) -> list[tuple[str, list
     values = {(value.key, value.machine, value.connector): value for value in Property.objects.filter(environment=environment)}
     found: dict[str, list[Resolved]] = defaultdict(list)
     for place, key, used_by in _placeholders(release):
-        scopes = [scope for scope in sheet.candidates(place.machine, place.connector) if (key, *scope) in values]
+        scopes = [scope for scope in property_values.candidates(place.machine, place.connector) if (key, *scope) in values]
         value = values[(key, *scopes[0])] if scopes else None
         found[place.name].append(Resolved(place, key, used_by, value, scope_name(*scopes[0]) if scopes else ""))
     return sorted(found.items())

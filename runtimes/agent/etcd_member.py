@@ -77,11 +77,16 @@ def may_start(order: RouterOrder, member: Member | None, *, data: bool) -> tuple
     if former:
         if anew:
             return Begin.DISCARD, "it never was part of a cluster"
-        whose = f"this router's data belongs to the cluster {member.cluster_token}, but {order.cluster_token} is ordered"
-        again = "a deployment's step Deploy routers takes it in again, with the new cluster's data"
-        if cluster_of(member.cluster_token)[0] != cluster_of(order.cluster_token)[0]:
-            return Begin.FOREIGN, f"{whose}: bring its own data back; or Rebuild router"
-        return Begin.OUTSIDE, f"{whose}, which was built anew without it: {again}"
+        (name, generation), (ordered, newer) = cluster_of(member.cluster_token), cluster_of(order.cluster_token)
+        if name != ordered:
+            return Begin.FOREIGN, (
+                f"this router's data belongs to the cluster {member.cluster_token}, but {order.cluster_token} is ordered: "
+                "bring its own data back; or Rebuild router"
+            )
+        return Begin.OUTSIDE, (
+            f"this router's data is of generation {generation} of its cluster, but generation {newer} is ordered, which was built anew "
+            "without it: a deployment's step Deploy routers takes it in again, with the new cluster's data"
+        )
     if member.removed:
         return Begin.OUTSIDE, "the others have removed this router from the cluster: a deployment's step Deploy routers takes it in again"
     if anew and member.members != order.members:

@@ -143,12 +143,11 @@ def answered(inquiry: Inquiry, where: Where | None) -> InquiryAnswer:
         text = text[: where_to_cut(text, len(shown[:SHOWN_BYTES].decode("utf-8", "surrogateescape")), pattern)]
     shown = (pattern.sub(MASK, text) if pattern is not None else text).encode("utf-8", "surrogateescape")
     items, done = (
-        [msgspec.structs.replace(item, name=masked(item.name), reason=masked(item.reason)) for item in some] for some in (items, done)
+        [msgspec.structs.replace(item, name=masked(item.name), reason=masked(item.reason)) for item in some]
+        for some in (items, done[:TOLD_OF])
     )
     told = base64.b64encode(shown).decode()
-    return InquiryAnswer(
-        id=inquiry.id, problem=problem, total=total, items=items, content=told, size=size, acted=acted, done=done[:TOLD_OF]
-    )
+    return InquiryAnswer(id=inquiry.id, problem=problem, total=total, items=items, content=told, size=size, acted=acted, done=done)
 
 
 def _act(failures: Any, inquiry: Inquiry) -> tuple[str, int, list[FailedItem]]:

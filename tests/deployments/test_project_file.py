@@ -178,7 +178,7 @@ def test_a_wrong_file_is_refused_with_its_line_and_changes_nothing(
     [
         pytest.param("rules", {"windows": [{"days": ["mon"], "opens": "08:00", "closes": "17:00"}]}, "days is a text of digits", id="days"),
         pytest.param(
-            "rules", {"windows": [{"days": "0", "from": "08:00", "closes": "17:00"}]}, "no field from; known are days", id="window"
+            "rules", {"windows": [{"days": "0", "from": "08:00", "closes": "17:00"}]}, "no field from; known are closes, days", id="window"
         ),
         pytest.param(
             "rules", {"windows": [{"days": "0", "opens": "8:00", "closes": "17:00"}]}, 'opens: "8:00" is no time of day', id="time"

@@ -155,7 +155,7 @@ MOVED = {"a": "https://10.0.0.9:7000", "b": "https://10.0.0.2:7000"}
             msgspec.structs.replace(MEMBER, cluster_token="shop-1"),
             True,
             Begin.OUTSIDE,
-            "built anew without it",
+            "is of generation 1 of its cluster, but generation 2 is ordered, which was built anew without it",
             id="the cluster was built anew from another machine",
         ),
         pytest.param({"members": {"a": "https://10.0.0.1:7000"}}, MEMBER, True, Begin.GO, "", id="others left: etcd knows"),
