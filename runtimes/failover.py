@@ -182,7 +182,7 @@ def cause(group: FailoverGroup, member: GroupMember) -> str:
     runtime = member.runtime
     off = [flow for flow in runtime.observed_flows if flow.get("group") == group.group.key and not flow["on"]]
     reasons = [f"{flow['name']} is off: {flow['reason']}" for flow in off if flow.get("reason")]
-    if reasons:
+    if reasons and not _BEHIND.match(member.observed_reason.strip()):  # of a follower that says so itself, they tell of when it led
         return f"{'; '.join(reasons).rstrip('.')}."
     if member.observed_reason and not _ONLY_WHO_LEADS.fullmatch(member.observed_reason.strip().rstrip(".")):
         return f"{_BEHIND.sub('', _reason(member), count=1).rstrip('.')}."

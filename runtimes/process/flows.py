@@ -308,6 +308,8 @@ class Flow:
             self._working = None
             if self._duty is duty and not duty.valid():
                 self._duty = None
+            if self._duty is not duty and self.reason == self._said:  # what it failed at is over: it does not try any more
+                self.reason = self._said = ""
         self._changed()
 
     def _set_on(self, duty: Duty) -> None:

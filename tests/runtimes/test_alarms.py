@@ -310,3 +310,14 @@ def test_a_member_that_runs_alone_before_the_portals_eyes_is_one_alarm(group: Fa
 def test_a_machine_tells_nothing_of_another_ones_members(group: FailoverGroup, external02: Machine, erp02: Runtime) -> None:
     fleet.record_report(external02, said(1, runtimes=[said_of(erp02, group, F)], alone=[ran_alone(group)]), now=NOW)
     assert not Alarm.objects.exists()
+
+
+def test_a_follower_is_not_ready_for_what_it_says_now_and_not_for_what_it_failed_at_while_it_led(group: FailoverGroup) -> None:
+    factories.heard(group, "external01", L)
+    gone = "follows external01.erp, which holds epoch 1·7; it is not ready to take over: flow erp-orders: the folder /data/in is gone"
+    factories.heard(group, "external02", F, observed_ready=False, observed_reason=gone)
+    runs("external02", flow(group, on=False, reason="http://shop.example/in answered 503; items wait in the source"))
+    rows = FailoverGroup.objects.prefetch_related(failover.with_members()).select_related("group")
+    verdict = failover.verdict(rows.get(pk=group.pk), now=timezone.now())
+    (follower,) = [said for said in verdict.members if said.machine == "external02"]
+    assert failover.obstacle(verdict, follower) == "external02 is not ready: flow erp-orders: the folder /data/in is gone."

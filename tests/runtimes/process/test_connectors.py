@@ -445,6 +445,22 @@ def test_an_inbound_whose_target_takes_nothing_says_since_when(
     until(lambda: not flow.report().undelivered_since and flow.report().delivered == 1, 5, "it delivers")
 
 
+def test_a_flow_that_does_not_lead_any_more_does_not_tell_what_it_failed_at(
+    flows: Callable[..., Flow], broker: Broker, tmp_path: Path
+) -> None:
+    (tmp_path / "outbox").mkdir()
+    flow = flows(folder(tmp_path / "outbox"), queue(broker), duty())
+    until(lambda: flow.report().on, 5)
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        (tmp_path / "outbox" / "order").write_bytes(b"x")
+        until(lambda: "items wait in the source" in flow.report().reason, 10, "it says what it fails at")
+        flow.stop()
+        until(lambda: not flow.busy and not flow.report().reason, 10, "that is over with its leadership")
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+
+
 def test_a_folder_that_was_not_there_is_made_and_told(tmp_path: Path) -> None:
     """A mistyped name would else look like a source in which nothing ever comes."""
     (tmp_path / "there").mkdir()
