@@ -1,6 +1,6 @@
 """Nothing that a person types is lost or saved as something else: the grid of properties, and the form of a flow.
 
-And nothing is called so that nobody knows, when the portal hangs."""
+And nothing is called so that nobody knows, when the portal hangs; nor is the keyboard's place lost when a page renews itself."""
 
 from collections.abc import Callable
 
@@ -100,3 +100,55 @@ def test_a_portal_that_hangs_is_told_and_nothing_stays_green(sits_down: Callable
     expect(page.locator("#well")).to_have_css("color", page.evaluate(as_grey))
     page.unroute("**/groups/")
     expect(page.locator("#stale")).to_be_hidden()
+
+
+def renewed(page: Page, part: str) -> None:
+    """Waits until the part was put in anew by its own asking."""
+    page.evaluate(f"document.querySelector('{part}').dataset.former = ''")
+    expect(page.locator(f"{part}[data-former]")).to_have_count(0)
+
+
+def test_the_keyboards_place_outlives_renewals_dialogs_and_deeds(sits_down: Callable[[str], Page]) -> None:
+    page = sits_down("operator")
+    page.goto(f"{TEST}groups/")
+    profile = page.locator("#timing-profile a")
+    profile.focus()
+    renewed(page, "#groups")
+    expect(profile).to_be_focused()
+
+    disable = page.locator("a[id^='disable-']").first
+    name = disable.get_attribute("id") or ""
+    disable.focus()
+    page.keyboard.press("Space")
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("link", name="Cancel")).to_be_focused()
+    renewed(page, "#groups")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(page.locator(f"#{name}")).to_be_focused()
+
+    enable = page.locator(f"a#{name.replace('disable-', 'enable-')}")
+    page.keyboard.press("Enter")
+    expect(dialog.get_by_role("link", name="Cancel")).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#messages")).to_contain_text("was asked for")
+    expect(enable).to_be_focused()
+
+
+def test_a_dialog_from_a_menu_gives_the_focus_back_to_the_menus_button(sits_down: Callable[[str], Page]) -> None:
+    page = sits_down("operator")
+    page.goto(f"{TEST}architecture/")
+    button = page.locator("#architecture details.menu summary").first
+    button.focus()
+    page.keyboard.press("Enter")
+    item = page.locator("#architecture details.menu[open] [hx-target='#dialog']").first
+    item.focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_be_visible()
+    renewed(page, "#architecture")
+    page.keyboard.press("Escape")
+    expect(button).to_be_focused()
+    renewed(page, "#architecture")
+    expect(button).to_be_focused()

@@ -121,14 +121,68 @@
     else box.replaceChildren(alert);
   };
 
+  // ------------------------------------------------------------------------------------------------- the keyboard's place
+  // Parts that ask for themselves are put in anew every few seconds, and a deed loads its page again: neither takes the focus away.
+  // A place is an id, or, of what has none, what it is and which of its like it was below the nearest id. Where it is not there any more
+  // (Disable has become Enable), it is what stands there now in the same row.
+  const FOCUSABLE = "a[href], button, summary, select, textarea, input:not([type=hidden])";
+  const kind = (element) => [element.localName, element.getAttribute("href"), element.name, element.textContent.trim()].join(" ");
+  const alike = (root, wanted) => [...root.querySelectorAll(FOCUSABLE)].filter((element) => kind(element) === wanted).reverse();
+  const placeOf = (element) => {
+    const root = element.parentElement?.closest("[id]") ?? document.body;
+    const row = [...(element.closest("tr, li, section")?.querySelectorAll(FOCUSABLE) ?? [])];
+    return {
+      id: element.id, root: root.id, kind: kind(element), nth: alike(root, kind(element)).indexOf(element), // counted from the end: what is new comes first
+      first: row[0]?.id, at: row.indexOf(element), seen: element.matches(":focus-visible"),
+    };
+  };
+  const at = (place) => {
+    if (place.id && document.getElementById(place.id)) return document.getElementById(place.id);
+    if (!place.id) return alike(document.getElementById(place.root) ?? document.body, place.kind)[place.nth];
+    return place.first ? document.getElementById(place.first)?.closest("tr, li, section")?.querySelectorAll(FOCUSABLE)[place.at] : null;
+  };
+  const isNowhere = () => [null, document.body].includes(document.activeElement) || Boolean(document.activeElement.closest("dialog:not([open])"));
+
+  let swapped = null; // where the focus was in the part that is put in anew
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const focused = document.activeElement;
+    const byItself = event.detail.requestConfig?.triggeringEvent === undefined; // what a person asked for says itself where the focus goes
+    swapped = byItself && focused !== event.detail.target && event.detail.target.contains?.(focused) ? placeOf(focused) : null;
+  });
+  document.addEventListener("htmx:afterSwap", () => { if (swapped && isNowhere()) at(swapped)?.focus({ preventScroll: true }); });
+
+  // Space presses a button, also one that is a link.
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== " " || !event.target.matches?.("a[role=button]")) return;
+    event.preventDefault();
+    event.target.click();
+  });
+
   // ------------------------------------------------------------------------------------------------------------ dialogs
   const dialog = () => document.getElementById("dialog");
+  const DONE = "baton-done-from"; // where the deed began whose page is loading
+
+  let opener = null;
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (event.detail.target.id !== "dialog" || dialog().open) return;
+    opener = placeOf(event.detail.elt.closest("details.menu")?.querySelector("summary") ?? event.detail.elt);
+  });
+  document.addEventListener("htmx:beforeOnLoad", (event) => {
+    if (!event.detail.xhr.getResponseHeader("HX-Redirect") || !dialog()?.open || !opener?.seen) return;
+    sessionStorage.setItem(DONE, JSON.stringify({ path: location.pathname, place: opener }));
+  });
+  const goOn = () => {
+    const done = JSON.parse(sessionStorage.getItem(DONE) ?? "null");
+    sessionStorage.removeItem(DONE);
+    if (done?.path === location.pathname) at(done.place)?.focus({ focusVisible: true });
+  };
+  dialog()?.addEventListener("close", () => { if (opener && isNowhere()) at(opener)?.focus(); });
 
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.detail.target.id !== "dialog") return;
     if (!dialog().open) dialog().showModal();
-    const first = dialog().querySelector("[autofocus], .is-invalid, input:not([type=hidden]), select, textarea");
-    if (first) first.focus();
+    const field = dialog().querySelector("[autofocus], .is-invalid, input:not([type=hidden]), select, textarea");
+    (field ?? dialog().querySelector(".dialog-footer a, .dialog-footer button"))?.focus(); // without a field: Cancel, and the deed is the next
     prepare(dialog());
   });
   document.addEventListener("click", (event) => {
@@ -285,6 +339,7 @@
   });
 
   prepare(document);
+  goOn();
   markTheme();
   tick();
   setInterval(tick, 1000);
