@@ -111,7 +111,8 @@ class Election(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if not self.broken:
-                self.world.calm()
+                self.steps.append(("calm",))
+                self.world.do("calm")
         finally:
             self.world.close()
 
