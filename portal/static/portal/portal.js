@@ -126,21 +126,25 @@
   // A place is an id, or, of what has none, what it is and which of its like it was below the nearest id. Where it is not there any more
   // (Disable has become Enable), it is what stands there now in the same row.
   const FOCUSABLE = "a[href], button, summary, select, textarea, input:not([type=hidden])";
+  const ROW = ".btn-list, tr, li, section";
   const kind = (element) => [element.localName, element.getAttribute("href"), element.name, element.textContent.trim()].join(" ");
   const alike = (root, wanted) => [...root.querySelectorAll(FOCUSABLE)].filter((element) => kind(element) === wanted).reverse();
   const placeOf = (element) => {
     const root = element.parentElement?.closest("[id]") ?? document.body;
-    const row = [...(element.closest("tr, li, section")?.querySelectorAll(FOCUSABLE) ?? [])];
+    const row = [...(element.closest(ROW)?.querySelectorAll(FOCUSABLE) ?? [])];
     return {
       id: element.id, root: root.id, kind: kind(element), nth: alike(root, kind(element)).indexOf(element), // counted from the end: what is new comes first
-      first: row[0]?.id, at: row.indexOf(element), seen: element.matches(":focus-visible"),
+      first: row[0]?.id, at: row.indexOf(element),
     };
   };
   const at = (place) => {
     if (place.id && document.getElementById(place.id)) return document.getElementById(place.id);
     if (!place.id) return alike(document.getElementById(place.root) ?? document.body, place.kind)[place.nth];
-    return place.first ? document.getElementById(place.first)?.closest("tr, li, section")?.querySelectorAll(FOCUSABLE)[place.at] : null;
+    return place.first ? document.getElementById(place.first)?.closest(ROW)?.querySelectorAll(FOCUSABLE)[place.at] : null;
   };
+  let byKeyboard = false; // what the person used last
+  document.addEventListener("keydown", () => { byKeyboard = true; }, true);
+  document.addEventListener("pointerdown", () => { byKeyboard = false; }, true);
   const isNowhere = () => [null, document.body].includes(document.activeElement) || Boolean(document.activeElement.closest("dialog:not([open])"));
 
   let swapped = null; // where the focus was in the part that is put in anew
@@ -167,16 +171,18 @@
     if (event.detail.target.id !== "dialog" || dialog().open) return;
     opener = placeOf(event.detail.elt.closest("details.menu")?.querySelector("summary") ?? event.detail.elt);
   });
-  document.addEventListener("htmx:beforeOnLoad", (event) => {
-    if (!event.detail.xhr.getResponseHeader("HX-Redirect") || !dialog()?.open || !opener?.seen) return;
-    sessionStorage.setItem(DONE, JSON.stringify({ path: location.pathname, place: opener }));
+  document.addEventListener("submit", () => {
+    if (dialog()?.open && opener && byKeyboard) sessionStorage.setItem(DONE, JSON.stringify({ path: location.pathname, place: opener }));
   });
   const goOn = () => {
     const done = JSON.parse(sessionStorage.getItem(DONE) ?? "null");
     sessionStorage.removeItem(DONE);
-    if (done?.path === location.pathname) at(done.place)?.focus({ focusVisible: true });
+    if (done?.path === location.pathname) at(done.place)?.focus();
   };
-  dialog()?.addEventListener("close", () => { if (opener && isNowhere()) at(opener)?.focus(); });
+  dialog()?.addEventListener("close", () => {
+    sessionStorage.removeItem(DONE);
+    if (opener && isNowhere()) at(opener)?.focus();
+  });
 
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.detail.target.id !== "dialog") return;
