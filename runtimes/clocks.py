@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from runtimes import protocol
 
 TOLERATED_SECONDS = 2.0  # a clock off by less is believed: a report is under way for a while too
-CREEP_SECONDS = 0.5  # by which each report may show a later start of the same kernel: the portal's own clock may have been set forward
 
 
 @dataclass(frozen=True)
@@ -22,13 +21,17 @@ class Clock:
     late_seconds: float = 0.0  # for how long it was under way, when that is longer than usual: the portal hung, or the way did
 
     @classmethod
-    def of(cls, report: protocol.Report, now: datetime, *, boot_id: str = "", booted_at: datetime | None = None) -> "Clock":
-        """`boot_id` and `booted_at`: which kernel the machine ran and when that had started, by its reports until now. No way is shorter
-        than none, so a report by which the same kernel would have started later was under way for as much longer."""
+    def of(
+        cls, report: protocol.Report, now: datetime, *, boot_id: str = "", booted_at: datetime | None = None, late_before: float = 0.0
+    ) -> "Clock":
+        """`boot_id` and `booted_at`: which kernel the machine ran and when that had started, by its reports until now; `late_before`: for
+        how long the last of them was under way. No way is shorter than none, so a report by which the same kernel would have started later
+        was under way for as much longer. Only the second that is just as late was not: a machine makes its next report seconds after the
+        one that is stuck, so it is the portal's clock that was set forward, or the machine's that stood still (a paused virtual one)."""
         late = 0.0
         if booted_at is not None and report.at_boot is not None and report.boot_id == boot_id:
             longer = (now - timedelta(seconds=report.at_boot) - booted_at).total_seconds()
-            late = longer if longer > TOLERATED_SECONDS else 0.0
+            late = longer if longer > TOLERATED_SECONDS and abs(longer - late_before) > TOLERATED_SECONDS else 0.0
         at = _read(report.at)
         ahead = (at - now).total_seconds() + late if at else None
         return cls(now, None if ahead is None else round(ahead, 3), report.boot_id, report.at_boot, late)
@@ -74,9 +77,7 @@ class Clock:
     @property
     def booted_at(self) -> datetime | None:
         """When the machine's kernel started; None: the report does not tell."""
-        if self.at_boot is None:
-            return None
-        return self.made_at - timedelta(seconds=self.at_boot) + timedelta(seconds=min(self.late_seconds, CREEP_SECONDS))
+        return self.made_at - timedelta(seconds=self.at_boot) if self.at_boot is not None else None
 
     def instant(self, text: str, at_boot: float | None, boot_id: str) -> datetime:
         """An instant that was also noted on the boot-time clock: exact as long as the machine has not booted since, whatever was done

@@ -4,7 +4,7 @@ former leader's machine tells, at once or days later, how its leadership ended. 
 
 import logging
 from collections.abc import Container
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db.models import OuterRef, QuerySet, Subquery
 
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # What a new leader can see of another's end; which of the causes below it was, only that one's machine knows.
 SEEN_FROM_OUTSIDE = (Cause.CRASH, Cause.SILENCE)
 TOLD_AFTERWARDS = (Cause.CRASH, Cause.HANG, Cause.LOST_MAJORITY)
+SEEN_ON_WITHIN = 5.0  # seconds before its end in which a leader was last seen On: a renewal, and what two machines' instants may differ by
 ENDS = (*TOLD_AFTERWARDS, Cause.RELEASE, Cause.DISABLE)  # the last two by who left the group to nobody: since when nobody led
 
 CAUSES: dict[Cause, str] = {
@@ -142,12 +143,21 @@ def _complete(group: FailoverGroup, epoch: int) -> None:
     former = LeadershipChange.objects.filter(group=group, epoch__lt=epoch).order_by("-epoch").first()
     ends = LeadershipEnd.objects.filter(group=group, runtime=change.previous, epoch__lt=epoch)
     end = ends.filter(epoch__gte=former.epoch).first() if former is not None else ends.first()
-    if end is None:
+    if end is None or _led_on_after(end, change):
         return
     if change.cause in SEEN_FROM_OUTSIDE and end.cause in TOLD_AFTERWARDS:
         LeadershipChange.objects.filter(pk=change.pk).update(cause=end.cause, detail=end.reason)
     if change.gap_seconds is None and end.at <= change.at:
         LeadershipChange.objects.filter(pk=change.pk).update(gap_seconds=(change.at - end.at).total_seconds())
+
+
+def _led_on_after(end: LeadershipEnd, change: LeadershipChange) -> bool:
+    """Was it seen On after it had told this end: its permit had run out for a moment, nobody took over, it led on under the same epoch,
+    and what ended that in the end is another matter."""
+    if change.gap_seconds is None:
+        return False
+    seen_on_at = change.at - timedelta(seconds=change.gap_seconds)
+    return end.at < seen_on_at - timedelta(seconds=SEEN_ON_WITHIN)
 
 
 def _by_power_off(group: FailoverGroup, epoch: int) -> None:

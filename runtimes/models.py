@@ -55,6 +55,7 @@ class Machine(models.Model):
     agent_version = models.CharField(max_length=40, blank=True)
     boot_id = models.CharField(max_length=64, blank=True)
     booted_at = models.DateTimeField(null=True, blank=True)  # by the boot-time clock of its last report
+    late_seconds = models.FloatField(default=0.0)  # for how long its last report was under way, when that is longer than usual
     clock_ahead_seconds = models.FloatField(null=True, blank=True)  # its clock minus the portal's, at the last report
     suggested_address = models.CharField(max_length=64, blank=True)
     suggested_port = models.PositiveIntegerField(null=True, blank=True)

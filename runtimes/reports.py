@@ -96,7 +96,7 @@ _members_on = Prepared(lambda machine: GroupMember.objects.filter(runtime__machi
 
 def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News | None:
     """Write a report down, inside the caller's transaction. None: it is older than one already stored."""
-    clock = Clock.of(report, now, boot_id=machine.boot_id, booted_at=machine.booted_at)
+    clock = Clock.of(report, now, boot_id=machine.boot_id, booted_at=machine.booted_at, late_before=machine.late_seconds)
     rebooted = bool(machine.boot_id) and machine.boot_id != report.boot_id
     heard_before = machine.last_report_at
     if not _claim(machine, report, clock):
@@ -146,6 +146,7 @@ def _claim(machine: Machine, report: protocol.Report, clock: Clock) -> bool:
             agent_version=report.agent_version[:40],
             boot_id=report.boot_id[:64],
             booted_at=clock.booted_at,
+            late_seconds=clock.late_seconds,
             clock_ahead_seconds=clock.ahead_seconds,
             orders_taken=report.orders_version,
             suggested_address=report.suggested_address[:64],

@@ -276,7 +276,8 @@ class Agent:
         elif self.router.is_member or (self.orders is not None and self.orders.router is None):
             self._note_outside(router="")
         if self.orders is not None:
-            self._hand_out()
+            with contextlib.suppress(OSError):  # a new runtime's folder: its order is tried again
+                self._hand_out()
         self.changed.set()
 
     def _note_outside(self, **why: str) -> None:

@@ -334,9 +334,11 @@ class Runtime:
             await asyncio.sleep(max(min(soon - now, self._config.timing.renewal), 0.001))
 
     def _cut(self, seat: Seat) -> None:
-        """Off because the permit ends or is gone, not given up: tell how this leadership ended, in case that another takes over."""
+        """Off because the permit ends or is gone, not given up: tell how this leadership ended, in case that another takes over. One that
+        ran alone may be Off because its session begins."""
         duty, now = seat.duty, self._clock()
         seat.off()
+        self._ran_alone(seat)
         disabled = seat.decision is not None and seat.decision.status == Status.DISABLED
         if duty is None or duty.epoch == 0 or seat.cut == duty.epoch or disabled:
             return

@@ -111,3 +111,21 @@ def test_a_sibling_that_refuses_the_certificate_puts_the_machine_outside_and_one
         assert machine.looks() == "external02 does not accept this machine's certificate"
 
     in_a_loop(scenario)
+
+
+def test_a_disk_that_is_full_keeps_neither_router_nor_siblings_from_being_looked_after(home: Home) -> None:
+    """The folder of a new runtime cannot be made: its order is tried again, and the others are told."""
+
+    def scenario() -> None:
+        machine = Machine(home)
+
+        def full(order: object, around: Any) -> None:
+            machine.take(order, around)
+            raise OSError(28, "No space left on device")
+
+        machine.agent.runtimes = {"external01.erp": SimpleNamespace(take=full)}  # type: ignore[dict-item]
+        machine.peers = [REFUSED]
+        assert machine.looks() == "external02 does not accept this machine's certificate"
+        assert machine.agent.changed.is_set()
+
+    in_a_loop(scenario)

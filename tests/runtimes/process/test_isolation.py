@@ -160,12 +160,17 @@ def test_without_a_majority_one_group_runs_alone_the_other_stops_and_then_one_le
         again = two.start(2)
         until(lambda: two.is_now(2, "alone", Status.SINGLE_NODE, State.ON), 15, "a process that starts without contact remembers")
         assert two.is_now(2, "stops", Status.ISOLATED, State.OFF)
-        assert again.ready
+        assert again.ready and again.alone[-1].until == ""
 
         cluster.restart(1, 2)
         until(lambda: two.settled("alone") and two.settled("stops"), 15, "one leads again, one follows")
         assert max(two.said(number, "alone").epoch for number in (1, 2)) >= epoch
         assert [two.said(number, "alone").status for number in (1, 2)].count(Status.SINGLE_NODE) == 0
+        for process in (first, again):
+            until(
+                lambda p=process: p.alone[-1].until > p.alone[-1].since,
+                what="it tells when it ended",
+            )
         leader = next(number for number in (1, 2) if two.is_now(number, "alone", Status.LEADER, State.ON))
         two.delivers(leader, "alone", "afterwards")
         log = first.log.read_text()
