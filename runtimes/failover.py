@@ -421,7 +421,7 @@ def switch(
     _refuse_stale(found, expected_leader)
     wish = {"kind": RequestKind.SWITCH, "machine": candidate or "", "expected_epoch": group.epoch or None, "cause": cause, "actor": actor}
     if chosen is not None and chosen is found.leader:
-        done = {"status": RequestStatus.SUCCEEDED, "reason": f"{candidate} already leads {group.name}.", "ended_at": now}
+        done = {"status": RequestStatus.SUCCEEDED, "reason": f"{candidate} already leads {group.name}.", "created_at": now, "ended_at": now}
         return GroupRequest.objects.create(group=group, expires_at=now, **wish, **done)
     if chosen is not None:
         if reason := obstacle(found, chosen):

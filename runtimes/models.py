@@ -499,7 +499,7 @@ class GroupRequest(models.Model):
     status = models.CharField(max_length=12, choices=choices(protocol.RequestStatus), default=protocol.RequestStatus.PENDING)
     code = models.CharField(max_length=40, blank=True)
     reason = models.TextField(blank=True)
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
     expires_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True, blank=True)
 

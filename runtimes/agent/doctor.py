@@ -244,4 +244,7 @@ async def _runtime_check(machine: Machine, order: RuntimeOrder) -> Check:
         return bad("runtime", f"{news.hangs[0].upper()}{news.hangs[1:]}.")
     if not news.ready:
         return bad("runtime", f"{order.key} runs (process {news.pid}) but is not ready: {news.reason or 'it is starting'}.")
+    if unready := [group.reason for group in news.groups if not group.ready]:
+        where = f"{len(unready)} of its {len(news.groups)} groups" if len(news.groups) > 1 else "its group"
+        return bad("runtime", f"{order.key} runs (process {news.pid}) but is not ready in {where}: {'; '.join(dict.fromkeys(unready))}.")
     return well("runtime", f"{order.key} runs and is ready (process {news.pid}).")

@@ -194,7 +194,9 @@ def act_context(request: UserRequest, group: FailoverGroup, member: GroupMember,
     if act not in boards.ACTS:
         raise Http404("There is no such act.")
     now = timezone.now()
-    leader = failover.verdict(group, now=now).leader
+    found = failover.verdict(group, now=now)
+    said = next(one for one in found.members if one.member.pk == member.pk)
+    leader = found.leader
     led_by = leader.member.runtime.machine.name if leader else ""
     back = way_back(request, group.environment)
     initial = {"expected_leader": led_by, "next": back}
@@ -206,6 +208,7 @@ def act_context(request: UserRequest, group: FailoverGroup, member: GroupMember,
         "act": act,
         "label": boards.ACTS[act],
         "consequence": failover.consequence(group, member, act, now=now),
+        "no_use": boards.refusal_of(act, said, found),
         "form": GroupActForm(
             request.POST if request.method == "POST" and not anew else None,
             environment=group.environment,

@@ -204,7 +204,9 @@ def test_a_leader_that_moved_meanwhile_is_refused_in_the_dialog(
 ) -> None:
     client.force_login(operator)
     answer = client.post(act_url(group, "external01", "play"), {"expected_leader": "external02"}, headers=HTMX)
-    assert answer.status_code == 200 and "external02 does not lead" in answer.content.decode()
+    said = answer.content.decode()
+    assert answer.status_code == 200 and "external02 does not lead" in said
+    assert "external01 leads already." in said and 'type="submit"' not in said, "there is nothing left to ask for"
     assert GroupRequest.objects.count() == 0
 
 

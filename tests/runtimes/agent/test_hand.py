@@ -1,5 +1,6 @@
 """What a machine's administrator does on the machine itself: real agents, routers and processes, with the portal away."""
 
+import asyncio
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +29,7 @@ from runtimes.protocol import (
     Orders,
     Preference,
     RouterState,
+    RuntimeOrder,
     State,
     Status,
     digest_of,
@@ -185,6 +188,29 @@ def test_a_bundle_changed_on_disk_is_told_and_left_for_the_agent(joined: Home) -
     check = doctor.bundle_checks(machine)[0]
     assert check.level == "bad" and "changed on disk" in check.sentence
     assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("ready", "level", "says"),
+    [
+        ([True, True], "well", "external01.erp runs and is ready (process 2)."),
+        ([True, False], "bad", "external01.erp runs (process 2) but is not ready in 1 of its 2 groups: the folder to poll is gone."),
+        ([False, False], "bad", "external01.erp runs (process 2) but is not ready in 2 of its 2 groups: the folder to poll is gone."),
+        ([False], "bad", "external01.erp runs (process 2) but is not ready in its group: the folder to poll is gone."),
+    ],
+)
+def test_doctor_calls_a_process_ready_only_when_its_groups_are(ready: list[bool], level: str, says: str) -> None:
+    said = [
+        GroupReport(group=str(number), status=Status.FOLLOWER, state=State.OFF, reason="the folder to poll is gone", ready=one)
+        for number, one in enumerate(ready)
+    ]
+
+    async def news(key: str) -> KeeperNews:
+        return KeeperNews(launch="l", keeper_pid=1, pid=2, started_at="", ready=True, groups=said)
+
+    order = RuntimeOrder(key="external01.erp", connector="erp", running=True, digest="d", release=1)
+    check = asyncio.run(doctor._runtime_check(SimpleNamespace(news=news), order))  # type: ignore[arg-type]
+    assert (check.level, check.sentence) == (level, says)
 
 
 def test_a_full_disk_is_told(joined: Home, monkeypatch: pytest.MonkeyPatch) -> None:
