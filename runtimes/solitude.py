@@ -14,7 +14,7 @@ REMEDY = (
 
 
 def sentence(machine: str, group: str, reason: str) -> str:
-    why = reason.removeprefix(ALONE_BECAUSE).rstrip(".")
+    why = (reason[:1].lower() + reason[1:]).removeprefix(ALONE_BECAUSE).rstrip(".")  # a member's reason begins as a sentence
     return f"{machine} runs {group} alone{': ' + why if why else ''}. Other members may consume too, and items come twice."
 
 

@@ -11,7 +11,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from runtimes import alarms, failover, fleet, tasks
+from runtimes import alarms, failover, fleet, solitude, tasks
 from runtimes.models import Alarm, AlarmKind, FailoverGroup, GroupMember, Machine, Runtime
 from runtimes.protocol import ALONE_BECAUSE, FlowReport, RanAlone, State, Status
 from tests import factories
@@ -284,6 +284,14 @@ def ran_alone(group: FailoverGroup, until: str = "") -> RanAlone:
         group=group.group.key, runtime="external01.erp", reason=f"{ALONE_BECAUSE}external02 cannot be reached",
         since="2026-11-22T11:50:00Z", until=until,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "reason", [f"{ALONE_BECAUSE}external02 cannot be reached", f"{ALONE_BECAUSE.capitalize()}external02 cannot be reached."]
+)
+def test_why_it_runs_alone_is_said_once(reason: str) -> None:
+    said_so = solitude.sentence("external01", "erp-orders", reason)
+    assert said_so == "external01 runs erp-orders alone: external02 cannot be reached. Other members may consume too, and items come twice."
 
 
 def test_a_member_that_ran_alone_unheard_is_told_afterwards(group: FailoverGroup, external01: Machine, erp01: Runtime) -> None:
