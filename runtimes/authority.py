@@ -9,13 +9,14 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Max, Q
 
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import Environment
@@ -24,6 +25,8 @@ from runtimes.models import CertificateAuthority, Machine, MachineCertificate, R
 
 DUE_BEFORE_END = timedelta(days=2 * 365)  # so long before its end its renewal is due: machines then hold certificates for a year yet
 JUST_REVOKED = timedelta(days=1)
+# Agents ask for another certificate after two thirds of its life: one that ends within this time should have been replaced days ago.
+OVERDUE = (certificates.MACHINE_LIFE + certificates.EARLIER) / 3 - timedelta(days=3)
 
 
 def trust(machine: Machine) -> protocol.Trust | None:
@@ -31,9 +34,17 @@ def trust(machine: Machine) -> protocol.Trust | None:
     known: CertificateAuthority | None = getattr(machine.environment, "certificate_authority", None)
     if known is None:
         return None
+    return protocol.Trust(authority=_trusted(known), revoked=known.revoked, names=_names(machine), taken_back=known.taken_back)
+
+
+def _names(machine: Machine) -> list[str]:
+    """That its certificate shall bear. A router whose address changed runs on at the former one until it can listen at the new one, and
+    the others look where a call comes from."""
     router: Router | None = getattr(machine, "router", None)
-    names = certificates.certified_names(machine.name, router.desired_host if router is not None else "")
-    return protocol.Trust(authority=_trusted(known), revoked=known.revoked, names=names, taken_back=known.taken_back)
+    if router is None:
+        return certificates.certified_names(machine.name)
+    wished, at = router.desired_host, urlsplit(router.observed_address).hostname or ""
+    return certificates.certified_names(machine.name, wished, *([at] if at != wished.lower() else []))
 
 
 @transaction.atomic
@@ -41,8 +52,7 @@ def issue(machine: Machine, request: str, *, now: datetime) -> protocol.Certific
     """Sign a machine's request and note the certificate. Raises Invalid for a request that cannot be signed, NotAllowed without the key."""
     authority = _authority(machine.environment, now)
     key = _key(authority)
-    router: Router | None = getattr(machine, "router", None)
-    names = certificates.certified_names(machine.name, router.desired_host if router is not None else "")
+    names = _names(machine)
     try:
         made = certificates.issue(authority.certificate, key, request, machine=machine.name, names=names, now=now)
     except certificates.NotARequest as error:
@@ -67,6 +77,7 @@ def revoke(machine: Machine, *, because: str, now: datetime) -> bool:
     """Take back every certificate of a machine, and have the routers end its connections.
 
     Returns: had it any; then the orders of its environment's machines have changed."""
+    lock(machine)
     valid = MachineCertificate.objects.filter(machine=machine, revoked_at=None, expires_at__gt=now)
     if not valid.update(revoked_at=now, revoked_because=because):
         return False
@@ -77,6 +88,12 @@ def revoke(machine: Machine, *, because: str, now: datetime) -> bool:
         revoked=_list_of_revoked(authority, _key(authority), now), taken_back=_just_revoked(authority, now)
     )
     return True
+
+
+def lock(machine: Machine) -> str | None:
+    """Inside a transaction: from here on nobody else gives this machine a certificate, or takes one back. (SQLite's lock is the
+    transaction.) Returns: the digest of its credential as it is now; None: it was removed."""
+    return Machine.objects.select_for_update().filter(pk=machine.pk).values_list("credential_digest", flat=True).first()
 
 
 def _list_of_revoked(authority: CertificateAuthority, key: bytes, now: datetime) -> str:
@@ -115,32 +132,57 @@ def standing(environment: Environment, *, now: datetime) -> Standing | None:
     if authority is None:
         return None
     with_former = _with_former(authority, now)
+    overdue = _overdue([environment], now).get(environment.pk, "")
     return Standing(
         authority,
         certificates.end_of(authority.certificate),
         bool(authority.former),
         with_former,
         _reads_former(authority),
-        _due(authority, with_former, now),
+        _due(authority, with_former, overdue, now),
     )
 
 
 def standings_due(environments: Iterable[Environment], *, now: datetime) -> dict[int, str]:
-    """What is due, by environment id: one query, and some more for each that is being renewed."""
-    found = CertificateAuthority.objects.filter(environment__in=environments)
+    """What is due, by environment id: two queries, and some more for each that is being renewed."""
+    environments = list(environments)
+    found = list(CertificateAuthority.objects.filter(environment__in=environments).select_related("environment"))
+    overdue = _overdue(environments, now) if found else {}
     sentences = {
-        authority.environment_id: _due(authority, _with_former(authority, now) if authority.former else [], now) for authority in found
+        authority.environment_id: _due(
+            authority, _with_former(authority, now) if authority.former else [], overdue.get(authority.environment_id, ""), now
+        )
+        for authority in found
     }
     return {pk: sentence for pk, sentence in sentences.items() if sentence}
 
 
-def _due(authority: CertificateAuthority, with_former: list[str], now: datetime) -> str:
-    ends = certificates.end_of(authority.certificate)
+def _overdue(environments: Iterable[Environment], now: datetime) -> dict[int, str]:
+    """Machines with a router whose certificate ends because their agents do not get another one, by environment id, in a sentence."""
+    good = Q(certificates__revoked_at=None)
+    routers = Machine.objects.filter(environment__in=environments, joined_at__lt=now - JUST_REVOKED, router__desired_running=True)
+    ending = routers.annotate(ends=Max("certificates__expires_at", filter=good)).filter(Q(ends=None) | Q(ends__lt=now + OVERDUE))
+    told: dict[int, list[str]] = {}
+    for pk, name, ends in ending.order_by("name").values_list("environment_id", "name", "ends"):
+        when = "it has none" if ends is None else f"{'ends' if ends > now else 'ended'} on {ends:%Y-%m-%d}"
+        told.setdefault(pk, []).append(f"{name} ({when})")
+    remedy = "see the log of its agent, and let it run and reach the portal. Without a certificate the other routers refuse it."
+    return {pk: f"The certificate of {' and of '.join(names)} is not renewed: {remedy}" for pk, names in told.items()}
+
+
+def _due(authority: CertificateAuthority, with_former: list[str], overdue: str, now: datetime) -> str:
+    ends, said = certificates.end_of(authority.certificate), []
+    try:
+        _key(authority)
+    except NotAllowed as refusal:
+        said.append(f"{refusal.sentence} Until then no certificate is renewed.")
+    if ends - now > OVERDUE:  # no certificate outlives its authority
+        said.append(overdue)
     if authority.former and not with_former:
-        return "Every machine has a certificate of the new authority: retire the former one."
+        said.append("Every machine has a certificate of the new authority: retire the former one.")
     if not authority.former and now > ends - DUE_BEFORE_END:
-        return f"The certificate authority ends on {ends:%Y-%m-%d}, and every certificate with it: renew it."
-    return ""
+        said.append(f"The certificate authority ends on {ends:%Y-%m-%d}, and every certificate with it: renew it.")
+    return " ".join(filter(None, said))
 
 
 def words(found: Standing | None) -> str:
@@ -199,7 +241,10 @@ def renew(environment: Environment, *, now: datetime) -> CertificateAuthority:
     if not renewed:
         raise Busy(f"Somebody else just renewed the authority of {environment.name}.")
     authority.refresh_from_db()
-    CertificateAuthority.objects.filter(pk=authority.pk).update(revoked=_list_of_revoked(authority, key, now))
+    # Whoever was taken back long ago is no news with this list: routers would restart for connections that have ended since.
+    CertificateAuthority.objects.filter(pk=authority.pk).update(
+        revoked=_list_of_revoked(authority, key, now), taken_back=_just_revoked(authority, now)
+    )
     return authority
 
 

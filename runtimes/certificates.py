@@ -105,9 +105,9 @@ def revocations(authority: str, key: bytes, revoked: Mapping[int, datetime], *, 
     return builder.sign(_private(key), hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
-def certified_names(machine: str, host: str) -> list[str]:
-    """What a machine's certificate names: itself, loopback, and its Internal IP (or host name) once it is known."""
-    return sorted({machine, *LOOPBACK, *([host] if host else [])})
+def certified_names(machine: str, *hosts: str) -> list[str]:
+    """What a machine's certificate names: itself, loopback, and its Internal IP (or host name) once it is known; while it moves, both."""
+    return sorted({machine, *LOOPBACK, *filter(None, hosts)})
 
 
 def _builder(

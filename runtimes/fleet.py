@@ -59,7 +59,10 @@ def _learn(machine: Machine, report: protocol.Report, now: datetime) -> None:
         return
     if generation > known and not _most_are_in(environment, said.cluster_token, now):
         return
-    Environment.objects.filter(pk=environment.pk, generation__lt=generation).update(generation=generation)
+    if Environment.objects.filter(pk=environment.pk, generation__lt=generation).update(generation=generation):
+        # Nobody founds that generation once more beside those who run in it.
+        voting = [router.pk for router in routers_of(environment) if router.machine.name in router.desired_members]
+        Router.objects.filter(pk__in=voting).update(cluster_known=True)
     address = urlsplit(said.address)
     as_it_runs: dict[str, Any] = {"desired_running": True, "cluster_known": True, "survivor": False, "desired_change": None}
     if said.members:

@@ -10,7 +10,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
 from django.utils import timezone
 
-from portal.errors import Invalid
+from portal.errors import Invalid, NotAllowed
 from portal.prepared import Prepared
 from runtimes import authority, fleet, ordering, protocol, wakeup
 from runtimes.models import JoinToken, Machine
@@ -110,11 +110,15 @@ def machine_of(credential: str) -> Machine | None:
     return machine if machine is not None and hmac.compare_digest(machine.credential_digest, digest) else None
 
 
+@transaction.atomic
 def certify(machine: Machine, request: protocol.CertificateRequest, *, now: datetime) -> protocol.CertificateAnswer:
     """A certificate for the machine's router and runtimes; the former one stays valid until it expires, for connections in the making.
 
     Raises:
         Invalid: `request` is no certificate signing request that can be signed.
-        NotAllowed: the authority's key cannot be read with this portal's secret key.
+        NotAllowed: the authority's key cannot be read with this portal's secret key; or the machine was registered anew while this call
+            was under way, or removed: whoever holds the former credential gets no certificate any more.
     """
+    if authority.lock(machine) != machine.credential_digest:
+        raise NotAllowed(f"The agent of {machine.name} was registered anew, or the machine removed: this one gets no certificate any more.")
     return authority.issue(machine, request.request, now=now)

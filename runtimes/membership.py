@@ -290,8 +290,9 @@ def why_not_rebuild(survivor: Machine, *, now: datetime) -> str:
         return f"{survivor.name} is silent: what it has cannot be known. Start its agent first."
     if router.observed_outside:
         return f"The router on {survivor.name} has no data of this cluster any more: {router.observed_reason}"
-    if router.survivor:
-        return f"The cluster is being built anew from {survivor.name} already."
+    building = next((other.machine for other in routers.values() if other.survivor), None)
+    if building is not None and (building == survivor or not building.is_silent(now=now)):
+        return f"The cluster is being built anew from {building.name} already."
     running = [
         other.machine.name
         for other in routers.values()

@@ -20,8 +20,10 @@ from runtimes.models import (
     Runtime,
 )
 
-# What orders are not made of.
-FACTS_OF_ROUTER = [f"router__{field.name}" for field in Router._meta.fields if field.name.startswith("observed_")]
+# What orders are not made of, but for where a router runs (authority.trust).
+FACTS_OF_ROUTER = [
+    f"router__{field.name}" for field in Router._meta.fields if field.name.startswith("observed_") and field.name != "observed_address"
+]
 
 
 def _requests(now: datetime) -> QuerySet[GroupRequest]:

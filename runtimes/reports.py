@@ -188,6 +188,8 @@ def _store_router(machine: Machine, said: protocol.RouterReport | None, peers: l
     )
     if said.state != protocol.RouterState.RUNNING or not said.cluster_id:
         return False
+    if said.cluster_token not in ("", cluster_token(machine.environment)):
+        return False  # it still runs in a cluster that has ended: of the one that is ordered it tells nothing
     # A member that was added is known when it runs under the id it was added with: what its predecessor said last proves nothing.
     unknown = routers.filter(cluster_known=False, desired_running=True, desired_member_id__in=("", said.member_id))
     known = bool(unknown.update(cluster_known=True))

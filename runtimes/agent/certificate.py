@@ -8,6 +8,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -45,6 +46,11 @@ class Held:
     not_after: datetime
     authority: str  # PEM of the authority that gave it, and after it of a former one that is trusted too
 
+    @property
+    def renewed_from(self) -> datetime:
+        """From when on another one is asked for."""
+        return self.not_before + (self.not_after - self.not_before) * RENEW_AFTER
+
 
 def taken_back(home: Home) -> frozenset[int]:
     """Serial numbers of the certificates that were taken back, as far as this machine was told."""
@@ -54,11 +60,19 @@ def taken_back(home: Home) -> frozenset[int]:
         return frozenset()
 
 
+def one_spelling(name: str) -> str:
+    """As certificates bear it: FD00:0::2 is fd00::2 there."""
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name
+
+
 def why_not_yet(held: Held | None, names: set[str]) -> str:
     """Why a router that must bear these names waits for a certificate; empty when this one will do."""
     if held is None:
         return "this machine has no certificate yet: its agent asks the portal for one"
-    if missing := names - held.names:
+    if missing := set(map(one_spelling, names)) - held.names:
         return f"this machine's certificate does not name {', '.join(sorted(missing))} yet: its agent asks the portal for another"
     return ""
 
@@ -85,9 +99,9 @@ def why_renew(held: Held | None, trust: Trust | None, revoked: frozenset[int], n
         return "its environment has another authority"
     if held.serial in revoked:
         return "the former one was taken back"
-    if held.names != frozenset(trust.names):
+    if held.names != frozenset(map(one_spelling, trust.names)):
         return f"it shall name {', '.join(sorted(trust.names))}"
-    if now >= held.not_before + (held.not_after - held.not_before) * RENEW_AFTER:
+    if now >= held.renewed_from:
         return f"the former one ends on {held.not_after:%Y-%m-%d}"
     return ""
 

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -23,6 +23,7 @@ CLOCK_SECONDS = 0.5  # over which the clocks' rates are compared
 CLOCK_RATES_APART = 0.05  # half of what the guard allows between two machines (docs/failover.md)
 WALL_CLOCK_SECONDS = 30.0  # apart from the portal's
 LEAST_FREE_BYTES = 512 * 1024 * 1024  # the router's quota, its snapshot, and logs
+LATE_BY = timedelta(days=3)  # after which a certificate that is due was not renewed for a reason
 NEWEST = 2**62  # orders are never that new: the portal says only whether it knows this machine
 
 
@@ -185,7 +186,11 @@ def certificate_check(machine: Machine) -> Check:
     wrong = why_not_yet(held, names) or why_not_valid(held, datetime.now(UTC))
     if wrong:
         return bad("certificate", f"{wrong[0].upper()}{wrong[1:]}.")
-    return well("certificate", f"This machine's certificate is valid until {held.not_after:%Y-%m-%d}.")
+    until = f"This machine's certificate is valid until {held.not_after:%Y-%m-%d}"
+    if datetime.now(UTC) > held.renewed_from + LATE_BY:
+        said = f"{until}, and should have been renewed since {held.renewed_from:%Y-%m-%d}: the agent's log says why it was not."
+        return Check(name="certificate", level=Level.WARNING, sentence=said)
+    return well("certificate", f"{until}.")
 
 
 async def peer_checks(machine: Machine) -> list[Check]:

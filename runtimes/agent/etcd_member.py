@@ -58,6 +58,8 @@ def may_start(order: RouterOrder, member: Member | None, *, data: bool) -> tuple
             "this cluster was made before routers' traffic was encrypted: "
             "begin anew with an empty portal and an empty agent's home (under make run: another BATON_HOME)"
         )
+    if passes_on(order) and order.may_start_empty:
+        return Begin.GO, "it passes traffic on, for which it needs no data"
     former = member is not None and member.cluster_token != order.cluster_token
     if order.survivor and data and former:
         return Begin.REBUILD, "the cluster is built anew from this machine's data"
@@ -81,8 +83,10 @@ def may_start(order: RouterOrder, member: Member | None, *, data: bool) -> tuple
         if name != ordered:
             return Begin.FOREIGN, (
                 f"this router's data belongs to the cluster {member.cluster_token}, but {order.cluster_token} is ordered: "
-                "bring its own data back; or Rebuild router"
+                "bring its own data back; or, when nobody needs these, delete the folder router/data in the agent's home"
             )
+        if order.may_start_empty and newer > generation:  # where it was built anew from a survivor, nobody else may
+            return Begin.DISCARD, f"they are of generation {generation} of its cluster, which has ended: generation {newer} is founded"
         return Begin.OUTSIDE, (
             f"this router's data is of generation {generation} of its cluster, but generation {newer} is ordered, which was built anew "
             "without it: a deployment's step Deploy routers takes it in again, with the new cluster's data"

@@ -391,8 +391,11 @@ class Agent:
         return [group for report in reports for group in report.groups if group.status is Status.LEADER]
 
     def _heirs(self, group: str) -> list[str] | None:
-        """Machines that leadership may go to, where not any may: never to one whose certificate was taken back of late."""
+        """Machines that leadership may go to, where not any may: never to one whose certificate was taken back of late, until no connection
+        of such a one stands here and its router shows another certificate."""
         revoked = self.certificates.just_revoked
+        if self.router.cleared == self.certificates.revoked_list:
+            revoked -= {peer.machine for peer in self.peers.report() if peer.reachable and not peer.revoked}
         contents = [content for runtime in self.runtimes.values() if (content := runtime.content()) is not None]
         members = {key.split(".")[0] for content in contents for spec in content.groups if spec.id == group for key in spec.members}
         others = members - {self.identity.machine}

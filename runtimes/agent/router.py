@@ -123,7 +123,7 @@ class RouterSupervisor:
         self.outside = False  # refused for it is no member of the ordered cluster
         self.namespace = ""
         self.change: MemberChange | None = None  # still to be made
-        self.change_until = 0.0  # monotonic
+        self.change_until = 0.0  # on the boot-time clock
         self.changed_last: tuple[str, str] = ("", "")  # id of the last change that was tried, and why it was not made
         self.listed: list[ClusterMember] = []
         self.listed_at = 0  # raft index
@@ -139,9 +139,11 @@ class RouterSupervisor:
 
     def take(self, order: RouterOrder | None, change: MemberChange | None = None, namespace: str = "") -> None:
         self.namespace = namespace
+        if self.change is not None and (change is None or change.id != self.change.id):
+            self.change = None  # withdrawn: the cluster may have a majority again long after nobody wants it any more
         if change is not None and change.id != self.changed_last[0]:
             self.change, self.changed_last = change, (change.id, "")
-            self.change_until = time.monotonic() + change.valid_seconds
+            self.change_until = linux.boot_seconds() + change.valid_seconds
             self.wake.set()
         if order == self.order:
             return
@@ -611,6 +613,9 @@ class RouterSupervisor:
     async def _make_change(self) -> None:
         """The one change of the cluster's members that the portal has ordered through this router, while it is valid."""
         change = self.change
+        if change is not None and linux.boot_seconds() > self.change_until:
+            self.change, self.changed_last = None, (change.id, self.changed_last[1] or "it could not be made in time")
+            return
         if change is None or self.health.state is not RouterState.RUNNING:
             return
         trouble, again = members.why_stale(change, self.listed), False
@@ -621,7 +626,7 @@ class RouterSupervisor:
                 await self._look(self.program.what(RouterLaunch), self.order) if self.order is not None else None
             except (httpx.HTTPError, ValueError, members.NotMade) as error:
                 trouble = str(error) or type(error).__name__
-                again = any(words in trouble for words in members.PASSING) and time.monotonic() < self.change_until
+                again = any(words in trouble for words in members.PASSING) and linux.boot_seconds() < self.change_until
         self.changed_last = (change.id, trouble)
         if not again:
             self.change = None
@@ -694,7 +699,7 @@ class RouterSupervisor:
             state=state,
             reason=reason,
             member_id=(self.health.member_id if alive else "") or (self.member.member_id if self.member is not None else ""),
-            cluster_id=self.member.cluster_id if self.member is not None else "",
+            cluster_id=self.member.cluster_id if self.member is not None and not self._passes_on() else "",
             etcd_version=launched.version if launched is not None and alive else "",
             client_port=self.member.client_port if self.member is not None and self.order is not None else None,
             warning=self._warning(launched) if launched is not None and alive else "",
@@ -710,6 +715,9 @@ class RouterSupervisor:
             change=self.changed_last[0],
             change_error=self.changed_last[1],
         )
+
+    def _passes_on(self) -> bool:
+        return self.order is not None and passes_on(self.order)
 
     def _warning(self, launched: RouterLaunch) -> str:
         full = upkeep.warning(self.size, quota=upkeep.QUOTA_BYTES) if self.size is not None else ""

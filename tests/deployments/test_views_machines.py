@@ -15,6 +15,7 @@ from deployments.models import Activation, Approval, ApprovalRequest, Deployment
 from portal import ages, design, properties, router_addresses
 from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement, Project, Property
 from runtimes import fleet, joining, protocol
+from runtimes.agent.console import DEFAULT_HOME
 from runtimes.models import Bundle, FailoverGroup, GroupMember, JoinToken, LeadershipChange, Machine, Router, Runtime, RuntimeLog
 from tests import factories
 from tests.runtimes.conftest import said, said_of
@@ -486,11 +487,15 @@ def test_only_administrators_make_tokens(client: Client, operator: User, group: 
 def test_the_command_holds_a_token_that_works_and_is_shown_once(client: Client, admin: User, group: FailoverGroup) -> None:
     client.force_login(admin)
     address = f"{TEST}machines/external01/register/"
-    assert "--token" not in text_of(client, address) and JoinToken.objects.count() == 0
+    before = text_of(client, address)
+    assert "--token" not in before and JoinToken.objects.count() == 0
+    assert "credential and certificates of the present one end. Its router then restarts once" in before
     answer = client.post(address)
     text = answer.content.decode()
     token = re.search(r"--token (\S+?)</pre>", text)
     assert token and "--portal http://testserver" in text and "no-store" in answer.headers["Cache-Control"]
+    assert f"--home {DEFAULT_HOME} --portal" in text, "where baton-agent status and doctor look"
+    assert "stop that one first, and give its own <code>--home</code>" in text
     assert "--token" not in text_of(client, address)
     joined = joining.join(protocol.JoinRequest(token=token[1], agent_version="0.1.0"), now=timezone.now())
     assert joined.machine == "external01"

@@ -63,6 +63,19 @@ def test_an_assigned_router_puts_its_address_on_the_certificate(external01: Mach
     assert Machine.objects.get(pk=external01.pk).orders_version == fleet_version
 
 
+def test_a_router_that_is_to_move_is_certified_at_both_addresses_until_it_has(external01: Machine, routers_addressed: None) -> None:
+    """It runs on where it was while it cannot listen at the new address, and the others look where its calls come from."""
+    certified(external01)
+    Router.objects.filter(machine=external01).update(observed_address="https://10.0.0.1:7400", desired_host="10.0.0.9")
+    assert {"10.0.0.1", "10.0.0.9"} < set(trust_of(external01).names)
+    certified(external01)
+    assert MachineCertificate.objects.latest("pk").names == trust_of(external01).names
+    Router.objects.filter(machine=external01).update(observed_address="https://10.0.0.9:7400")
+    assert trust_of(external01).names == ["10.0.0.9", "127.0.0.1", "external01", "localhost"]
+    Router.objects.filter(machine=external01).update(observed_address="https://[fd00::2]:7400", desired_host="FD00::2")
+    assert trust_of(external01).names == ["127.0.0.1", "FD00::2", "external01", "localhost"]
+
+
 def test_each_environment_has_its_own_authority(external01: Machine, test_environment: Environment) -> None:
     other = Environment.objects.exclude(pk=test_environment.pk).get(project=test_environment.project, kind=EnvironmentKind.PRODUCTION)
     stranger = Machine.objects.create(environment=other, name="external01", kind="external")
@@ -96,6 +109,36 @@ def test_registering_again_takes_the_former_certificates_back_and_all_machines_a
     assert serial(certified(external01)) not in revoked(external02), "the new agent's is good"
 
 
+def test_who_holds_the_former_credential_gets_no_certificate_though_the_call_was_let_in_before(external01: Machine, admin: User) -> None:
+    """A stolen machine asks again and again while another one is registered in its place."""
+    joined(external01, admin)
+    stolen = Machine.objects.get(pk=external01.pk)
+    certified(external01)
+    joined(external01, admin)
+    _, request = make_request("external01")
+    with pytest.raises(NotAllowed, match="was registered anew, or the machine removed: this one gets no certificate any more"):
+        joining.certify(stolen, protocol.CertificateRequest(request=request), now=NOW)
+    assert not MachineCertificate.objects.filter(revoked_at=None).exists()
+    certified(external01)
+    assert MachineCertificate.objects.filter(revoked_at=None).count() == 1
+
+
+def test_a_renewed_authority_makes_no_news_of_what_was_taken_back_long_ago(external01: Machine, external02: Machine, admin: User) -> None:
+    """Routers restart for connections of certificates that were taken back of late; renewing the authority restarts none."""
+    joined(external01, admin)
+    certified(external01)
+    assert authority.revoke(external01, because="its agent was registered anew", now=NOW)
+    assert trust_of(external02).taken_back == ["external01"]
+    fleet.renew_authority(external01.environment, now=NOW + timedelta(hours=3))
+    assert trust_of(external02).taken_back == ["external01"], "not all may have heard of it yet"
+    for machine in Machine.objects.exclude(joined_at=None):
+        certified(machine)
+    fleet.retire_authority(external01.environment, now=NOW + timedelta(hours=4))
+    fleet.renew_authority(external01.environment, now=NOW + timedelta(days=60))
+    assert trust_of(external02).taken_back == []
+    assert len(revoked(external02)) == 1, "it stays taken back"
+
+
 def test_a_removed_machines_certificate_is_taken_back(group: FailoverGroup, external02: Machine, core01: Machine, developer: User) -> None:
     gone, stays = serial(certified(core01)), serial(certified(external02))
     project = group.environment.project
@@ -115,6 +158,7 @@ def test_an_expired_certificate_leaves_list_and_database(external01: Machine, ad
     assert len(revoked(external01)) == 1
     later = NOW + timedelta(days=368)
     _, request = make_request("external01")
+    external01.refresh_from_db()
     joining.certify(external01, protocol.CertificateRequest(request=request), now=later)
     assert MachineCertificate.objects.count() == 1
     authority.revoke(external01, because="a test", now=later)
@@ -260,6 +304,34 @@ def test_a_renewal_is_told_two_years_before_the_authority_ends(external01: Machi
     assert authority.standings_due([environment], now=NOW + timedelta(days=17 * 365)) == {}
     late = authority.standings_due([environment], now=NOW + timedelta(days=18 * 365 + 30))
     assert "renew it" in late[environment.pk]
+
+
+def test_certificates_that_are_not_renewed_are_told_months_before_they_end(external01: Machine, routers_addressed: None) -> None:
+    """Its agent is stopped, or the portal refuses: etcd would run on until the last day, and then all routers would part at once."""
+    environment = external01.environment
+    Machine.objects.filter(environment=environment).update(joined_at=NOW)
+    for machine in Machine.objects.filter(environment=environment):
+        certified(machine)
+    due = NOW + timedelta(days=243)
+    assert authority.standings_due([environment], now=due) == {}, "it is asked for these days"
+    for machine in Machine.objects.filter(environment=environment).exclude(pk=external01.pk):
+        _, request = make_request(machine.name)
+        joining.certify(machine, protocol.CertificateRequest(request=request), now=due)
+    told = authority.standings_due([environment], now=due + timedelta(days=7))[environment.pk]
+    assert told.startswith(f"The certificate of external01 (ends on {NOW + timedelta(days=365):%Y-%m-%d}) is not renewed: see the log of")
+    found = authority.standing(environment, now=due + timedelta(days=7))
+    assert found is not None and found.due == told
+    assert "external01 (ended on" in authority.standings_due([environment], now=NOW + timedelta(days=366))[environment.pk]
+
+
+def test_an_authority_that_cannot_sign_is_told_at_once(external01: Machine, settings: Any) -> None:
+    certified(external01)
+    environment = external01.environment
+    assert authority.standings_due([environment], now=NOW) == {}
+    settings.SECRET_KEY = "another secret key of a portal that was set up anew"
+    told = authority.standings_due([environment], now=NOW)[environment.pk]
+    assert "cannot sign: its key was encrypted under another BATON_SECRET_KEY" in told
+    assert told.endswith("Until then no certificate is renewed.")
 
 
 def test_no_certificate_outlives_its_authority(external01: Machine) -> None:

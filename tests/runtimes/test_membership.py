@@ -394,6 +394,21 @@ def survivor(cluster: Cluster) -> Machine:
     return Machine.objects.select_related("environment").get(environment=cluster.environment, name="external01")
 
 
+def test_of_two_people_who_build_anew_from_two_machines_the_second_is_refused(cluster: Cluster) -> None:
+    """Before the second machine has heard of it: what the first one leads by now would be thrown away."""
+    cluster.without_majority = True
+    cluster.round()
+    first, second = (Machine.objects.select_related("environment").get(name=name) for name in ("external01", "external02"))
+    membership.rebuild(first, confirm="Test", actor="admin", now=cluster.now)
+    second = Machine.objects.select_related("environment").get(pk=second.pk)
+    with pytest.raises(NotAllowed, match="The cluster is being built anew from external01 already"):
+        membership.rebuild(second, confirm="Test", actor="another admin", now=cluster.now)
+    cluster.environment.refresh_from_db()
+    assert cluster.environment.generation == 2
+    Machine.objects.filter(pk=first.pk).update(last_report_at=cluster.now - timedelta(minutes=5))
+    assert membership.why_not_rebuild(second, now=cluster.now) == "", "it died over it"
+
+
 def test_a_survivor_gets_a_new_generation_and_what_must_stay_disabled(cluster: Cluster, survivor: Machine, erp02: Runtime) -> None:
     membership.rebuild(survivor, confirm=" Test ", actor="admin", now=cluster.now)
     order = ordering.orders_for(survivor, now=cluster.now)
@@ -552,6 +567,7 @@ def test_a_portal_that_was_restored_takes_over_what_runs(cluster: Cluster, exter
     environment.refresh_from_db()
     assert environment.generation == 1, "one machine of three says so"
     Machine.objects.exclude(pk=external02.pk).update(last_report_at=cluster.now - timedelta(hours=1))  # as after a backup
+    Router.objects.exclude(machine=external02).update(cluster_known=False)  # from before the cluster was founded
     runs(1002, 41)
     environment.refresh_from_db()
     external02.refresh_from_db()
@@ -560,10 +576,27 @@ def test_a_portal_that_was_restored_takes_over_what_runs(cluster: Cluster, exter
     assert order is not None and (order.cluster_token, order.member_id) == (token, joined)
     assert (order.peer_host, order.peer_port, order.members) == ("10.0.0.9", 7401, backup)
     assert not order.may_start_empty and not order.join_existing
+    assert all(router.cluster_known for router in fleet.routers_of(environment)), "nobody founds that generation beside it"
     version = external02.orders_version
     runs(1003, version)
     external02.refresh_from_db()
     assert external02.orders_version == version, "and then nothing is new"
+
+
+def test_a_router_of_a_cluster_that_has_ended_proves_nothing_of_the_one_to_be_founded(external01: Machine, routers_addressed: None) -> None:
+    """Failover was taken off and comes again; this machine's agent was away meanwhile, its router was not."""
+    environment, router = external01.environment, Router.objects.get(machine=external01)
+    Environment.objects.filter(pk=environment.pk).update(generation=2)
+
+    def runs(sequence: int, generation: int) -> bool:
+        token = f"baton-{environment.cluster.hex}-{generation}"
+        report = RouterReport(state=RouterState.RUNNING, cluster_id="c1", member_id="b1", cluster_token=token)
+        fleet.record_report(Machine.objects.get(pk=external01.pk), said(sequence, router=report), now=NOW)
+        router.refresh_from_db()
+        return router.cluster_known
+
+    assert not runs(1, 1), "else it would be refused as one that lost its data"
+    assert runs(2, 2)
 
 
 def test_a_token_of_another_cluster_raises_no_generation(cluster: Cluster, external02: Machine) -> None:

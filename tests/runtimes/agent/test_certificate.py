@@ -73,6 +73,16 @@ def test_a_router_waits_for_a_certificate_that_bears_its_address() -> None:
     assert why_not_yet(HELD, {"external01", "10.0.0.1"}) == ""
 
 
+@pytest.mark.parametrize("host", ["fd00::2", "FD00::2", "fd00:0:0::2", "external01.example.com"])
+def test_an_address_may_be_spelt_in_any_way(host: str, tmp_path: Path) -> None:
+    private, request = make_request("external01")
+    authority = Authority(tmp_path)
+    answer = authority.answer(request, "external01", host, NOW)
+    held = read_certificate(private + answer.certificate.encode(), answer.authority)
+    assert why_not_yet(held, {"external01", host}) == ""
+    assert why_renew(held, authority.trust("external01", host), frozenset(), NOW) == "", "else it would ask for ever"
+
+
 # ------------------------------------------------------------------------------------------------------------------ certificates
 
 

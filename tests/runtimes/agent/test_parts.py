@@ -31,10 +31,13 @@ from runtimes.protocol import (
     PERMIT,
     PROFILES,
     Cause,
+    ClusterMember,
     LeadershipEnd,
     LeadershipEvent,
     LogLevel,
     LogLine,
+    MemberAct,
+    MemberChange,
     Orders,
     PeerReport,
     ProcessNews,
@@ -555,6 +558,48 @@ def test_a_router_without_a_majority_is_not_said_to_be_silent(answers: bool, sai
 
     health = asyncio.run(work())
     assert (health.state, health.reason) == (RouterState.NO_MAJORITY, said)
+
+
+@pytest.mark.parametrize(
+    ("withdrawn", "late", "made"),
+    [
+        pytest.param(False, False, True, id="it stands and is in time"),
+        pytest.param(True, False, False, id="the portal took it back"),
+        pytest.param(False, True, False, id="its time is over"),
+    ],
+)
+def test_a_change_of_the_members_waits_for_a_majority_only_while_it_is_wished(withdrawn: bool, late: bool, made: bool) -> None:
+    """Its deployment was cancelled while the router saw no majority: minutes later nobody is to be removed."""
+    asked: list[str] = []
+
+    async def post(path: str, body: object) -> dict[str, object]:
+        asked.append(path)
+        return {}
+
+    async def look(launched: object, order: object) -> None: ...
+
+    member = ClusterMember(id="f1", name="external02", url="https://10.0.0.2:7400")
+    change = MemberChange(id="c1", act=MemberAct.REMOVE, listed=[member], member="f1", valid_seconds=-1.0 if late else 10.0)
+    order = RouterOrder(name="external01", peer_host="10.0.0.1", peer_port=7400, cluster_token="t", members={})
+    router = SimpleNamespace(
+        health=Health(RouterState.NO_MAJORITY, ""),
+        order=order,
+        change=None,
+        changed_last=("", ""),
+        listed=[member],
+        wake=asyncio.Event(),
+        program=SimpleNamespace(what=lambda kind: None),
+        _post=post,
+        _look=look,
+    )
+    RouterSupervisor.take(router, order, change)  # type: ignore[arg-type]
+    asyncio.run(RouterSupervisor._make_change(router))  # type: ignore[arg-type]
+    assert asked == []
+    RouterSupervisor.take(router, order, None if withdrawn else change)  # type: ignore[arg-type]
+    router.health = Health(RouterState.RUNNING, "")
+    asyncio.run(RouterSupervisor._make_change(router))  # type: ignore[arg-type]
+    assert asked == (["/v3/cluster/member/remove"] if made else [])
+    assert router.changed_last == ("c1", "it could not be made in time" if late else ""), "the portal asks another one"
 
 
 @pytest.mark.parametrize(

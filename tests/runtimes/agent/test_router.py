@@ -151,12 +151,45 @@ MOVED = {"a": "https://10.0.0.9:7000", "b": "https://10.0.0.2:7000"}
         pytest.param({"may_start_empty": False}, MEMBER, True, Begin.GO, "", id="a restart"),
         pytest.param({"cluster_token": "t2"}, MEMBER, True, Begin.FOREIGN, "belongs to the cluster t1", id="another cluster's data"),
         pytest.param(
-            {"cluster_token": "shop-2"},
+            {"cluster_token": "shop-2", "may_start_empty": False},
             msgspec.structs.replace(MEMBER, cluster_token="shop-1"),
             True,
             Begin.OUTSIDE,
             "is of generation 1 of its cluster, but generation 2 is ordered, which was built anew without it",
             id="the cluster was built anew from another machine",
+        ),
+        pytest.param(
+            {"cluster_token": "shop-2"},
+            msgspec.structs.replace(MEMBER, cluster_token="shop-1"),
+            True,
+            Begin.DISCARD,
+            "generation 2 is founded",
+            id="failover was taken off and on again",
+        ),
+        pytest.param(
+            {"cluster_token": "shop-1"},
+            msgspec.structs.replace(MEMBER, cluster_token="shop-2"),
+            True,
+            Begin.OUTSIDE,
+            "generation 2",
+            id="a portal from before that",
+        ),
+        pytest.param(
+            {"name": "z"},
+            msgspec.structs.replace(MEMBER, removed=True),
+            True,
+            Begin.GO,
+            "passes traffic on",
+            id="a voter that has lost its vote passes traffic on",
+        ),
+        pytest.param({"name": "z"}, MEMBER, False, Begin.GO, "passes traffic on", id="without a vote it needs no data"),
+        pytest.param(
+            {"name": "z", "cluster_token": "shop-2", "may_start_empty": False},
+            msgspec.structs.replace(MEMBER, cluster_token="shop-1"),
+            True,
+            Begin.OUTSIDE,
+            "built anew without it",
+            id="nor does it pass traffic on to a cluster that was built anew without it",
         ),
         pytest.param({"members": {"a": "https://10.0.0.1:7000"}}, MEMBER, True, Begin.GO, "", id="others left: etcd knows"),
         pytest.param(JOIN, MEMBER, True, Begin.DISCARD, "removed", id="added anew: the data of the former member go"),
@@ -315,6 +348,25 @@ def test_a_killed_etcd_comes_back_on_the_same_port_with_its_data(host: Host, por
     refused = eventually(lambda: router if (router := portal.last("external01").router).state == "failed" else None)
     assert "is empty although its cluster is known" in refused.reason, "it has run, whatever the portal has heard of that"
     assert order.may_start_empty
+
+
+@pytest.mark.journey
+def test_a_router_is_founded_anew_where_failover_was_taken_off_and_comes_again(host: Host, portal: LittlePortal) -> None:
+    """The data of the cluster that has ended lie there still, and belong to nobody any more."""
+    order = cluster("external01")["external01"]
+
+    def runs(token: str) -> bool:
+        report = portal.last("external01")
+        router = report.router if report is not None else None
+        return router is not None and (router.state, router.cluster_token) == ("running", token)
+
+    portal.order("external01", router=order)
+    host.start()
+    eventually(lambda: runs("test-1"))
+    portal.order("external01", router=None)
+    eventually(lambda: portal.last("external01").router is None)
+    portal.order("external01", router=msgspec.structs.replace(order, cluster_token="test-2"), generation=2)
+    eventually(lambda: runs("test-2"))
 
 
 @pytest.mark.journey

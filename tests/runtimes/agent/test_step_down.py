@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from runtimes.agent.carrier import NotPlaced
@@ -18,6 +19,7 @@ from runtimes.protocol import (
     GroupRequest,
     GroupSpec,
     Orders,
+    PeerReport,
     RequestOutcome,
     RequestStatus,
     RouterOrder,
@@ -41,9 +43,12 @@ class Machine:
         ends: tuple[str, ...] = (),
         learner: str = "",
         revoked: tuple[str, ...] = (),
+        seen: tuple[PeerReport, ...] = (),
+        cleared: str = "list 1",
         outcome: Any = None,
     ) -> None:
-        """`away`: routers that do not answer; `ends`: those that do not any more, once what is led here was handed over."""
+        """`away`: routers that do not answer; `ends`: those that do not any more, once what is led here was handed over; `revoked`: whose
+        certificates were taken back, by a list of which no connection stands here any more if `cleared` is its digest; `seen`: siblings."""
         self.away, self.ends = away, ends
         self.asked: list[GroupRequest] = []
         self.leads = True
@@ -60,11 +65,12 @@ class Machine:
             router=SimpleNamespace(
                 order=order,
                 listed=listed,
+                cleared=cleared,
                 member=Member(name="external01", cluster_token="t", members=urls, client_port=20000, cluster_id="c1"),
             ),
             orders=Orders(version=1, namespace="/baton/1/"),
-            peers=SimpleNamespace(ask=self.ask),
-            certificates=SimpleNamespace(just_revoked=frozenset(revoked)),
+            peers=SimpleNamespace(ask=self.ask, report=lambda: list(seen)),
+            certificates=SimpleNamespace(just_revoked=frozenset(revoked), revoked_list="list 1"),
             identity=Identity(
                 credential="c", machine="external01", environment="test", project="webshop", portal="http://x", token_digest=""
             ),
@@ -127,6 +133,26 @@ def test_else_it_waits_and_says_why(machine: dict[str, Any], says: str) -> None:
 def test_of_five_routers_one_may_be_away() -> None:
     assert Machine(members=5, away=("core01",)).says() == ""
     assert "majority would be lost" in Machine(members=5, away=("core01", "external03")).says()
+
+
+ANOTHER = PeerReport(machine="external02", address="10.0.0.2:7400", reachable=True, since="2026-11-01T00:00:00+00:00")
+
+
+@pytest.mark.parametrize(
+    ("machine", "goes"),
+    [
+        pytest.param({"seen": (ANOTHER,)}, True, id="it was registered anew long ago"),
+        pytest.param({"seen": (ANOTHER,), "cleared": "list 0"}, False, id="connections of the former certificate may stand here"),
+        pytest.param(
+            {"seen": (msgspec.structs.replace(ANOTHER, reachable=False, revoked=True),)}, False, id="somebody still shows the former one"
+        ),
+        pytest.param({"seen": ()}, False, id="it was not seen"),
+    ],
+)
+def test_a_machine_that_was_registered_anew_takes_over_again_with_its_new_certificate(machine: dict[str, Any], goes: bool) -> None:
+    made = Machine(revoked=("external02",), **machine)
+    assert made.says() == ("" if goes else "nobody could take over but machines whose certificates were taken back")
+    assert made.leads is not goes
 
 
 def test_leadership_never_goes_to_a_machine_whose_certificate_was_just_taken_back() -> None:
