@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,9 +55,16 @@ def test_the_authority_is_renewed_without_a_leadership_change_and_the_former_ret
         lambda: "read only the former" not in manage(lab, "renew_authority", "webshop", "test", "--show"), 60, "none trusts the former one"
     )
     until(lambda: all(lab.settled(connector) for connector in CONNECTORS), 60, "each group has a leader and a follower", lab.facts)
-    changes = lab.api("GET", f"groups/{lab.group(CONNECTORS[0])['id']}/changes/").json()["results"]
-    moved = [change for change in changes if change["epoch"] % 10**12 > epochs[CONNECTORS[0]]]
-    assert moved and {change["cause"] for change in moved} == {"deploy"}, moved
+    epoch = lab.epoch(CONNECTORS[0])
+    moved: list[dict[str, Any]] = []
+
+    def told() -> bool:
+        changes = lab.api("GET", f"groups/{lab.group(CONNECTORS[0])['id']}/changes/").json()["results"]
+        moved[:] = [change for change in changes if change["epoch"] % 10**12 > epochs[CONNECTORS[0]]]
+        return bool(moved) and moved[0]["epoch"] % 10**12 == epoch
+
+    until(told, 60, "the history tells of the last hand-over", lab.facts)
+    assert {change["cause"] for change in moved} == {"deploy"}, moved
     assert all(change["gap_seconds"] is None or change["gap_seconds"] < 1.0 for change in moved), moved
     print("gaps of the hand-overs:", [change["gap_seconds"] for change in moved])
 
