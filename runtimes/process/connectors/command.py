@@ -1,4 +1,4 @@
-"""Inbound `command`: any program, started with leadership and stopped with it. Its contract is in docs/create.md, "Inbound command".
+"""Inbound `command`: any program, started with leadership and stopped with it. Its contract is in docs/commands.md.
 
 Its items are, as the setting `items` says: none (it emits by itself, with the fencing helpers), the lines of its standard output, or the
 files that it puts into a folder.
@@ -23,8 +23,8 @@ from fnmatch import fnmatch
 
 from runtimes.process.connectors.aside import Again, ErrorFolder
 from runtimes.process.connectors.base import Inbound, Item, ItemError, NotReady, Origin, Setting, Unavailable, inbound, make_folder
-from runtimes.process.connectors.file import FileInbound
-from runtimes.process.connectors.program import END_SECONDS, LINE_LIMIT, MARK, START_SECONDS, Failed, Hung, Lines, Program
+from runtimes.process.connectors.file import SETTLE_SECONDS, FileInbound
+from runtimes.process.connectors.program import END_SECONDS, LINE_LIMIT, MARK, START_SECONDS, Failed, Hung, Line, Lines, Program
 from runtimes.process.masking import masked
 from runtimes.process.permits import Duty
 from runtimes.protocol import Component, ComponentKind
@@ -87,6 +87,7 @@ class CommandInbound(Inbound):
         self._next_start = 0.0  # time.monotonic()
         self._what, self._sentence, self._failed = "", "", False
         self._sound_since = 0.0  # time.monotonic(): of the last start that came off
+        self._was_killed = False  # its last end: what it was about to write it may have written in part
         self._did_well = False  # its last end was a good one: between two such runs nothing is wrong
         self._last_words = ""  # the last line of its standard error (of output too, where that is no items), masked
         self._answered = 0.0  # wall clock
@@ -184,17 +185,23 @@ class CommandInbound(Inbound):
                 self._setting.log.warning(f"the command did not stop within {self._stop_seconds:g} s of SIGTERM: it is killed")
                 self._program.kill()
                 self._kill_at = time.monotonic() + START_SECONDS
-            if self._program.ended() is None:
+            if (status := self._program.ended()) is None:
                 return False
-            self._lines.release()
-            self._program.close()
-            self._program = None
-            self._kill_at = min(time.monotonic() + self._stop_seconds, self._stops_by)
+            self._close(self._program, status)
+            takes = self._stop_seconds if self._files is None else max(self._stop_seconds, 2 * SETTLE_SECONDS)
+            self._kill_at = min(time.monotonic() + takes, self._stops_by)
             self._setting.log.info("the command has stopped")
-        if self._duty is not None and self._duty.valid() and time.monotonic() < self._kill_at and (self._waiting or len(self._lines)):
+        if self._duty is not None and self._duty.valid() and time.monotonic() < self._kill_at and self._has_left():
             return False
         self._give_up_lines()
         return True
+
+    def _has_left(self) -> bool:
+        """Is there anything of it that nobody has taken yet. Files are looked at too: another machine would never take them."""
+        if self._files is not None:
+            with suppress(Unavailable):
+                return bool(self._files.depth()[0])
+        return bool(self._waiting or len(self._lines))
 
     # ---------------------------------------------------------------------------------------------------------------- the program
 
@@ -291,28 +298,31 @@ class CommandInbound(Inbound):
         if status is None:
             if self._health and (age := self._age_of_health()) > self._health:
                 program.kill()
-                if program.wait(END_SECONDS) is None:
+                if (status := program.wait(END_SECONDS)) is None:
                     self._sound_since, self._failed = time.monotonic(), True
                     self._sentence = (
                         f"the command gave no sign of health for {age:.0f} s and does not end: its file system may not answer; "
                         "nothing is started beside it"
                     )
                     raise Unavailable(self._sentence)
-                self._end(program, f"the command gave no sign of health for {age:.0f} s", failed=True)
+                self._end(program, status, f"the command gave no sign of health for {age:.0f} s", failed=True)
             return
         what, daemon = f"the command ended: {exit_words(status)}", False
         if program.left:
             what += f", and left processes behind ({program.left}), which were killed: let it stay in the foreground"
             daemon = time.monotonic() - program.started < DAEMON_SECONDS
-        self._end(program, what, failed=status != 0 or daemon)
+        self._end(program, status, what, failed=status != 0 or daemon)
 
-    def _end(self, program: Program, what: str, *, failed: bool) -> None:
+    def _end(self, program: Program, status: int, what: str, *, failed: bool) -> None:
         if time.monotonic() - program.started >= STEADY_SECONDS:
             self._backoff = BACKOFF_SECONDS
+        self._close(program, status)
+        self._again_later(what, failed=failed)
+
+    def _close(self, program: Program, status: int) -> None:
         self._lines.release()
         program.close()
-        self._program = None
-        self._again_later(what, failed=failed)
+        self._program, self._was_killed = None, os.WIFSIGNALED(status)
 
     def _again_later(self, what: str, *, failed: bool) -> None:
         wait = self._backoff if failed else self._again
@@ -325,12 +335,13 @@ class CommandInbound(Inbound):
         (self._setting.log.warning if failed else self._setting.log.info)(f"{what}; it starts again after {wait:g} s")
 
     def _age_of_health(self) -> float:
-        """Seconds since its file was seen to change: a step of the clock, which its time would tell, is no sign of illness."""
+        """Seconds since its file was seen to change: a step of the clock, which its time would tell, is no sign of illness. Nor is it one
+        that it waits until its lines are taken."""
         try:
             touched = self._health_file.stat().st_mtime_ns
         except FileNotFoundError:
             return float("inf")
-        if touched != self._health_seen:
+        if self._lines.held_back() or touched != self._health_seen:
             self._health_seen, self._health_at = touched, time.monotonic()
         return time.monotonic() - self._health_at
 
@@ -344,14 +355,24 @@ class CommandInbound(Inbound):
     # ------------------------------------------------------------------------------------------------------------------ its lines
 
     def _collect(self, duty: Duty) -> None:
-        while len(self._waiting) < WAITING_LIMIT and (line := self._lines.take()) is not None:
-            self._number += 1
-            if line[0]:
+        over = self._program is None  # only then it is known whether a line without its end was its last
+        while len(self._waiting) < WAITING_LIMIT and (line := self._lines.take(broken_off=over)) is not None:
+            if (item := self._counted(line, duty)) is not None:
                 self._answered = time.time()
-                self._waiting.append(self._item(line[0], line[1], duty))
+                self._waiting.append(item)
 
-    def _item(self, text: bytes, cut: bool, duty: Duty) -> Item:
+    def _counted(self, line: Line, duty: Duty) -> Item | None:
+        """The item of its next line; None: it is none, or half of one, which is kept."""
+        self._number += 1
+        item = self._item(line, duty) if line.text else None
+        if item is not None and line.broken_off and self._was_killed:
+            self._keep(item, "the command was killed before it had written this line to its end")
+            return None
+        return item
+
+    def _item(self, line: Line, duty: Duty) -> Item:
         """A line that is a JSON object with an `id` is known by it for ever; any other by its number since the start."""
+        text, cut = line.text, line.cut
         facts: object = None
         if text.startswith(b"{") and not cut:
             with suppress(ValueError, RecursionError):
@@ -381,32 +402,36 @@ class CommandInbound(Inbound):
         """Nothing is lost silently: lines that were taken from a program that does not wait for acknowledgements are kept."""
         left = list(self._waiting)
         self._waiting.clear()
-        while (line := self._lines.take()) is not None:
-            self._number += 1
-            if line[0]:
-                left.append(self._item(line[0], line[1], Duty(None, "", 0, 0.0)))
-        if self._answers or not left:
-            return
+        while (line := self._lines.take(broken_off=True)) is not None:
+            if (item := self._counted(line, Duty(None, "", 0, 0.0))) is not None:
+                left.append(item)
         alone, together = left[:WAITING_LIMIT], left[WAITING_LIMIT:]
-        for item in [*alone, *([self._joined(together)] if together else [])]:
-            reason = "the flow stopped before the target took it"
-            if item not in alone:
-                reason = f"the flow stopped before the target took these {len(together)} lines: tried again they go out as one item"
-            try:
-                self.failures.put(item, reason, 0)
-            except Unavailable as error:
-                self._setting.log.error(f"item {item.id} is lost: {reason}, and {error}", item=item.id)
+        for item in alone:
+            self._keep(item, "the flow stopped before the target took it")
+        if together:
+            what = f"these {len(together)} lines: tried again they go out as one item"
+            self._keep(self._joined(together), f"the flow stopped before the target took {what}")
+
+    def _keep(self, item: Item, reason: str) -> None:
+        """Among the failed items; a program that waits for acknowledgements says it again."""
+        if self._answers:
+            return
+        try:
+            self.failures.put(item, reason, 0)
+        except Unavailable as error:
+            self._setting.log.error(f"item {item.id} is lost: {reason}, and {error}", item=item.id)
 
     def _joined(self, lines: list[Item]) -> Item:
-        """One item of many lines."""
+        """One item of many lines, with an id of its own: under that of one of them a target that had this one would drop them all."""
         first, last = lines[0], lines[-1]
+        known = hashlib.sha256("\0".join(line.id for line in lines).encode()).hexdigest()[:32]
 
         @contextmanager
         def opened() -> Iterator[Iterator[bytes]]:
             yield (text for line in lines for text in _texts(line))
 
         name = b"%s-%d-%d.txt" % (self._setting.flow.encode(), first.handle.number, last.handle.number)
-        return replace(first, name=name, size=sum(line.size + 1 for line in lines), open=opened, handle=None)
+        return replace(first, id=known, name=name, size=sum(line.size + 1 for line in lines), open=opened, handle=None)
 
 
 def exit_words(status: int) -> str:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from runtimes.process.connectors.guard import PAGE, kill_below
 from runtimes.process.permits import NEVER
@@ -30,7 +30,13 @@ LINES_BYTES = 16 * 1024 * 1024  # and their bytes
 UNREAD_SECONDS = 1.0
 SAID_LINES, SAID_SECONDS = 50, 0.1  # for the log: whoever writes faster than this has to wait
 
-Line = tuple[bytes, bool]  # the text without its line break; was it cut
+
+class Line(NamedTuple):
+    """A line of a program's output, without its line break."""
+
+    text: bytes
+    cut: bool = False  # it is longer than LINE_LIMIT: this is its beginning
+    broken_off: bool = False  # the output ended without a line break: whether that was its end, its program's end tells
 
 
 class Failed(Exception):  # noqa: N818 - says what happened
@@ -250,21 +256,30 @@ class Lines:
         self._bytes = 0
         self._room = threading.Condition()
         self._most: float = LINES_LIMIT
+        self._held_back = False  # somebody had to wait since it was asked last
 
     def put(self, line: Line) -> None:
         with self._room:
+            self._held_back = self._held_back or not self._has_room()
             self._room.wait_for(self._has_room)
             self._lines.append(line)
-            self._bytes += len(line[0])
+            self._bytes += len(line.text)
 
-    def take(self) -> Line | None:
+    def take(self, *, broken_off: bool) -> Line | None:
+        """The next one; one that was broken off only where that is wanted."""
         with self._room:
-            if not self._lines:
+            if not self._lines or (self._lines[0].broken_off and not broken_off):
                 return None
             line = self._lines.popleft()
-            self._bytes -= len(line[0])
+            self._bytes -= len(line.text)
             self._room.notify_all()
             return line
+
+    def held_back(self) -> bool:
+        """Does the program have to wait, or had it to since this was asked last: it may stand in the middle of a write."""
+        with self._room:
+            held, self._held_back = self._held_back or not self._has_room(), False
+            return held
 
     def widen(self) -> None:
         """It stops: what it still has to say shall not hold it up, unless it says far too much."""
@@ -310,20 +325,20 @@ def _read(pipe: IO[bytes], said: Callable[[bytes], None], lines: Lines | None = 
         kept, cut = b"", False
         while data := os.read(pipe.fileno(), PIPE_BYTES):
             *whole, kept = (kept + data).split(b"\n")
-            for line in whole:
+            for text in whole:
                 if not cut:
-                    _pass_on(line, False, said, lines)
+                    _pass_on(Line(text), said, lines)
                 cut = False  # its beginning was passed on, its end is dropped here
             if len(kept) > LINE_LIMIT:
                 if not cut:
-                    _pass_on(kept[:LINE_LIMIT], True, said, lines)
+                    _pass_on(Line(kept[:LINE_LIMIT], cut=True), said, lines)
                 kept, cut = b"", True
         if kept and not cut:
-            _pass_on(kept, False, said, lines)
+            _pass_on(Line(kept, broken_off=True), said, lines)
 
 
-def _pass_on(line: bytes, cut: bool, said: Callable[[bytes], None], lines: Lines | None) -> None:
+def _pass_on(line: Line, said: Callable[[bytes], None], lines: Lines | None) -> None:
     if lines is None:
-        said(line)
+        said(line.text)
     else:
-        lines.put((line.removesuffix(b"\r"), cut))
+        lines.put(line._replace(text=line.text.removesuffix(b"\r")))

@@ -215,6 +215,45 @@ def test_files_it_puts_into_its_folder_are_items(tmp_path: Path, run: Callable[.
     until(lambda: [path.name for path in (tmp_path / "data" / "outbox" / "f1").iterdir()] == [".half"], 2)
 
 
+def test_half_a_line_of_a_killed_program_is_no_item_and_is_kept(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    """What is written in more than one piece is cut by a kill."""
+    script = """
+        import os, signal, sys, time
+        print('{"id": "A-1"}')
+        sys.stdout.write('{"id": "A-2", "tot'); sys.stdout.flush()
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    flow, _ = run(command(script, items="lines", again_seconds="60"))
+    until(lambda: "killed by signal 9" in flow.reason, 5)
+    failures = flow._inbound.failures
+    until(lambda: failures.listed()[1], 5, "what came of it is kept, with the reason")
+    kept = failures.listed()[1][0]
+    assert kept.reason == "the command was killed before it had written this line to its end"
+    assert failures.content(kept.key, 100)[0] == b'{"id": "A-2", "tot'
+    until(lambda: flow.report().delivered >= 2, 5, "the next start says the first line again")
+    assert set(arrived(tmp_path).values()) == {b'{"id": "A-1"}'}
+
+
+def test_files_that_a_program_writes_when_it_is_told_to_stop_are_delivered(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    """They would wait here until this machine leads again."""
+    script = """
+        import os, pathlib, signal, sys, time
+        def end(*_):
+            (pathlib.Path(os.environ["BATON_OUTBOX"]) / "last").write_text("<last/>")
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, end)
+        (pathlib.Path(os.environ["BATON_OUTBOX"]) / "first").write_text("<first/>")
+        time.sleep(60)
+    """
+    flow, duty = run(command(script, items="folder", stop_seconds="0.4"))
+    until(lambda: arrived(tmp_path), 5)
+    duty.stop_taking()
+    flow.stop()
+    until(lambda: not flow.busy, Timing().drain, "within the drain limit")
+    assert sorted(arrived(tmp_path).values()) == [b"<first/>", b"<last/>"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------- stopping
 
 TREE = """
@@ -586,6 +625,48 @@ def test_a_program_that_writes_on_while_it_stops_is_held_back_and_what_it_wrote_
     (together,) = [item for item in kept if "lines: tried again they go out as one item" in item.reason]
     lines = [int(line) for line in inbound.failures.content(together.key, 10**6)[0].split()]
     assert lines == list(range(101, lines[-1] + 1)) and lines[-1] >= 600, "every line that was read"
+
+
+def test_lines_that_are_kept_together_bear_the_id_of_none_of_them(tmp_path: Path) -> None:
+    """A target that had one of them already would take them all for it."""
+    script = """
+        import time
+        for number in range(150): print('{"id": "%d"}' % number)
+        time.sleep(60)
+    """
+    inbound = CommandInbound(setting(command(script, items="lines", stop_seconds="0.3"), tmp_path))
+    inbound.prepare()
+    duty = Duty("g", "orders", EPOCH, float("inf"))
+    inbound.begin(duty)
+    until(lambda: len(inbound.poll(duty)) == 100 and len(inbound._lines) == 50, 5)
+    alone = {item.id for item in inbound.poll(duty)}
+    of_the_others = {inbound._item(program.Line(b'{"id": "%d"}' % number), duty).id for number in range(100, 150)}
+    inbound.stop(duty)
+    until(inbound.stopped, 3)
+    (together,) = [item for item in inbound.failures.listed()[1] if "these 50 lines" in item.reason]
+    assert together.item not in alone | of_the_others
+
+
+def test_a_program_that_waits_until_its_lines_are_taken_is_not_taken_for_ill(tmp_path: Path, run: Callable[..., tuple[Flow, Duty]]) -> None:
+    """With a target that is away it stands in the middle of a write, and can give no sign of health."""
+    script = """
+        import itertools, os, pathlib
+        for number in itertools.count(1):
+            pathlib.Path(os.environ["BATON_HEALTH_FILE"]).touch()
+            print("%d %s" % (number, "x" * 1000))
+    """
+    flow, _ = run(command(script, items="lines", health_seconds="1.5"))
+    until(lambda: flow.report().delivered > 5, 5)
+    (tmp_path / "inbox").rename(tmp_path / "away")
+    inbound: Any = flow._inbound
+    until(lambda: len(inbound._lines) >= program.LINES_LIMIT, 5)
+    first = inbound._program
+    time.sleep(2.5)
+    assert inbound._program is first and first.ended() is None and "health" not in flow.reason
+    (tmp_path / "away").rename(tmp_path / "inbox")
+    before = flow.report().delivered
+    until(lambda: flow.report().delivered > before + 200, 5, "and goes on by itself")
+    assert inbound._program is first
 
 
 @pytest.fixture
