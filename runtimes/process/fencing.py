@@ -29,6 +29,7 @@ TABLES = (
     "seen_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (group_id, message_id))",
     "CREATE INDEX IF NOT EXISTS baton_messages_seen_at ON baton_messages (seen_at)",
 )
+STAND = ("SELECT 1 FROM baton_epochs WHERE 1 = 0", "SELECT 1 FROM baton_messages WHERE 1 = 0")
 # One statement, so that two writers of a group cannot both compare before either writes: the second waits for the first's row.
 RAISE_MARK = """
 INSERT INTO baton_epochs (group_id, epoch) VALUES ({0}, {0})
@@ -48,6 +49,13 @@ class StaleEpoch(Exception):  # noqa: N818 - says what happened
     def __init__(self, group: str, epoch: int, mark: int) -> None:
         super().__init__(f"epoch {epoch} of group {group} is refused: epoch {mark} was seen")
         self.mark = mark
+
+
+class NotCommitted(Exception):  # noqa: N818 - says what happened
+    """The database had ended the transaction by an error that the block kept to itself: nothing of it stands, the id neither."""
+
+    def __init__(self) -> None:
+        super().__init__("a statement of the transaction failed, so nothing of it was committed: let its error out of the block")
 
 
 class EpochMarks:
@@ -78,10 +86,21 @@ class SqlFence:
             connection.autocommit = True
 
     def prepare(self) -> None:
-        """Make the tables where they are missing."""
+        """Make the tables where they are missing. Where they stand nothing is made, so that a user needs no right to."""
+        if self._stand():
+            return
         with self._transaction() as cursor:
             for table in TABLES:
                 cursor.execute(table)
+
+    def _stand(self) -> bool:
+        try:
+            with self._transaction() as cursor:
+                for look in STAND:
+                    cursor.execute(look)
+        except Exception:  # whatever else is wrong, making them says so
+            return False
+        return True
 
     def fence(self, group: str, epoch: int) -> None:
         """Raise the group's mark before anything is sent: from then on the former leader is refused. Raises StaleEpoch."""
@@ -94,7 +113,7 @@ class SqlFence:
         committed at the end of the block and rolled back by any exception.
 
         Raises:
-            StaleEpoch: nothing was changed.
+            StaleEpoch: nothing was changed. NotCommitted: neither.
         """
         with self._transaction() as cursor:
             self._compare(cursor, group, epoch)
@@ -123,6 +142,8 @@ class SqlFence:
         try:
             yield cursor
             cursor.execute("COMMIT")
+            if not self._sqlite and cursor.statusmessage == "ROLLBACK":  # PostgreSQL's answer in a transaction that has failed
+                raise NotCommitted
         except BaseException:
             # SQLite goes on with a transaction whose COMMIT failed (a reader was there too long), and has ended others by itself (a full
             # disk): what is told is why, not how the end of it went.

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import structlog
 from runtimes.process.connectors import sql
 from runtimes.process.connectors.base import ConfigError, Fenced, Item, ItemError, Origin, Setting, Unavailable
 from runtimes.process.connectors.sql import SqlOutbound
-from runtimes.process.fencing import EpochMarks, SqlFence, StaleEpoch
+from runtimes.process.fencing import EpochMarks, NotCommitted, SqlFence, StaleEpoch
 from runtimes.process.permits import Duty, PermitEnded
 from runtimes.protocol import Component, ComponentKind
 from tests.runtimes.process.lab import ROOT, free_port, until
@@ -140,6 +140,41 @@ def test_an_id_is_seen_once_and_what_failed_leaves_nothing(database: str) -> Non
         assert (fence.forget("g", tomorrow), fence.forget("g", tomorrow)) == (1, 0)
         with fence.admit("another group", 5, "a") as cursor:
             assert cursor is None, "the others' are kept"
+
+
+def test_a_user_who_may_only_write_needs_no_right_to_make_tables(postgres: str) -> None:
+    with opened(postgres) as owner:
+        owner.execute("DROP TABLE IF EXISTS baton_epochs, baton_messages")
+        owner.execute("DROP ROLE IF EXISTS writer")
+        owner.execute("CREATE ROLE writer LOGIN")
+        owner.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        SqlFence(owner).prepare()
+        owner.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON baton_epochs, baton_messages TO writer")
+        with opened(postgres.replace("baton@", "writer@")) as connection:
+            fence = SqlFence(connection)
+            fence.prepare()
+            with fence.admit("g", 5, "a") as cursor:
+                assert cursor is not None
+        owner.execute("DROP OWNED BY writer")
+        owner.execute("DROP ROLE writer")
+
+
+def test_an_error_that_is_swallowed_within_the_block_is_no_success(database: str) -> None:
+    """PostgreSQL answers COMMIT in a transaction that has failed, and undoes it."""
+    with opened(database) as connection:
+        fence = SqlFence(connection)
+        fence.prepare()
+        written = True
+        try:
+            with fence.admit("g", 5, "a") as cursor:
+                cursor.execute("INSERT INTO orders VALUES ('1', 'x', 5)")
+                with suppress(Exception):
+                    cursor.execute("INSERT INTO orders VALUES ('2', 'bad', 5)")
+        except NotCommitted:
+            written = False
+        assert rows(database) == ([("1", "x", 5)] if written else []), "what is told is what stands"
+        with fence.admit("g", 5, "a") as cursor:
+            assert (cursor is None) is written
 
 
 def test_a_commit_that_fails_leaves_nothing_open_and_says_why(tmp_path: Path) -> None:
