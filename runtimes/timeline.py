@@ -23,6 +23,15 @@ class Stretch:
 
 
 @dataclass(frozen=True)
+class Known:
+    """The newest leadership: until when it is known to stand, and what is so since."""
+
+    until: datetime
+    kind: str = "unknown"  # or "gap"
+    title: str = "not known: no report since"
+
+
+@dataclass(frozen=True)
 class Lane:
     machine: str
     stretches: list[Stretch]
@@ -53,10 +62,10 @@ class Window:
 
 
 def lanes(
-    machines: Sequence[str], changes: Sequence[LeadershipChange], window: Window, *, known_until: datetime, alone: Sequence[Alarm] = ()
+    machines: Sequence[str], changes: Sequence[LeadershipChange], window: Window, *, known: Known, alone: Sequence[Alarm] = ()
 ) -> list[Lane]:
-    """One lane per machine of a group. `changes` in any order, the last one before the window included; `known_until`: the last
-    report of the present leader's machine, after which nothing is claimed; `alone`: when members ran alone, over all the rest."""
+    """One lane per machine of a group. `changes` in any order, the last one before the window included; `known`: how far the newest of
+    them goes; `alone`: when members ran alone, over all the rest."""
     ordered = sorted(changes, key=lambda change: change.epoch)
     drawn: dict[str, list[Stretch | None]] = {machine: [] for machine in machines}
     for number, change in enumerate(ordered):
@@ -65,10 +74,10 @@ def lanes(
         if change.gap_seconds and change.previous:
             lane.append(gap(change, window))
         following = ordered[number + 1] if number + 1 < len(ordered) else None
-        end = ended_at(following) if following else min(max(known_until, change.at), window.end)
+        end = ended_at(following) if following else min(max(known.until, change.at), window.end)
         lane.append(window.stretch("lead", change.at, end, f"{told.machine} led, epoch {told.epoch}: {told.words}"))
         if following is None:
-            lane.append(window.stretch("unknown", end, window.end, "not known: no report since"))
+            lane.append(window.stretch(known.kind, end, window.end, known.title))
     for spell in alone:
         machine, until = spell.runtime.partition(".")[0], spell.cleared_at or window.end
         title = f"{machine} ran alone, without a majority: others may have consumed at once"

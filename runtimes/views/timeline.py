@@ -1,7 +1,7 @@
 """Operate › Timeline: who led when, why it changed, and how long nobody led."""
 
 import re
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -16,9 +16,10 @@ from portal import exports
 from portal.access import get_environment
 from portal.htmx import UserRequest, render
 from portal.models import Environment
-from runtimes import boards, history, protocol
-from runtimes.models import Alarm, AlarmKind, FailoverGroup, LeadershipChange, Machine
-from runtimes.timeline import Lane, Window, lanes
+from runtimes import boards, failover, history, protocol
+from runtimes.models import Alarm, AlarmKind, FailoverGroup, LeadershipChange, LeadershipEnd, Machine
+from runtimes.protocol import Status
+from runtimes.timeline import Known, Lane, Window, lanes
 
 WINDOWS = {
     "15m": timedelta(minutes=15),
@@ -74,9 +75,13 @@ def chosen(environment: Environment, *, group: str, machine: str, cause: str) ->
 def drawn(environment: Environment, window: Window) -> dict[str, Any]:
     """Lanes of every group, and how often and how long nobody led in the last 30 days. A fixed number of queries."""
     month = Q(changes__at__gte=window.end - MONTH)
+    ends = LeadershipEnd.objects.filter(group=OuterRef("pk")).order_by("-epoch")
     groups = boards.with_members(FailoverGroup.objects.filter(environment=environment)).annotate(
         month_changes=Count("changes", filter=month),
         month_gap=Sum("changes__gap_seconds", filter=month & Q(changes__gap_seconds__gt=0)),
+        end_runtime=Subquery(ends.values("runtime")[:1]),
+        end_epoch=Subquery(ends.values("epoch")[:1]),
+        end_at=Subquery(ends.values("at")[:1]),
         before=Subquery(LeadershipChange.objects.filter(group=OuterRef("pk"), at__lt=window.start).order_by("-epoch").values("pk")[:1]),
     )
     found = list(groups)
@@ -98,17 +103,30 @@ def drawn(environment: Environment, window: Window) -> dict[str, Any]:
     }
 
 
-def group_lanes(group: FailoverGroup, changes: list[LeadershipChange], alone: list[Alarm], window: Window) -> list[Lane]:
-    machines = {member.runtime.machine.name: member.runtime.machine for member in group.members.all()}
-    leader = machines.get(boards.in_words(max(changes, key=lambda change: change.epoch)).machine) if changes else None
-    return lanes(sorted(machines), changes, window, known_until=heard_until(leader, window), alone=alone)
+def group_lanes(group: Any, changes: list[LeadershipChange], alone: list[Alarm], window: Window) -> list[Lane]:
+    """Needs the annotations of `drawn`."""
+    newest = max(changes, key=lambda change: change.epoch, default=None)
+    machines = sorted({member.runtime.machine.name for member in group.members.all()})
+    return lanes(machines, changes, window, known=known_of(group, newest, window), alone=alone)
 
 
-def heard_until(leader: Any, window: Window) -> datetime:
-    """Until when the present leader is known to lead: now while its machine reports, else its last report."""
-    if leader is None:
-        return window.start
-    return window.end if not leader.is_silent(now=window.end) else leader.last_report_at or window.start
+def known_of(group: Any, newest: LeadershipChange | None, window: Window) -> Known:
+    """How far the newest leadership is known to go: on, while its member says that it leads; to where it ended, when that was told or when
+    it says something else since; or to its machine's last report."""
+    member = next((one for one in group.members.all() if newest is not None and one.runtime.key == newest.runtime), None)
+    if newest is None or member is None:
+        return Known(window.start)
+    machine = member.runtime.machine
+    if machine.is_silent(now=window.end):
+        return Known(machine.last_report_at or window.start)
+    if member.observed_status == Status.LEADER or not failover.meant_to_fail_over(group):
+        return Known(window.end)
+    told = group.end_at if group.end_runtime == newest.runtime and group.end_epoch >= newest.epoch else None
+    until = told or (boards.moment(member.observed_since) if member.observed_status != Status.UNKNOWN else None)
+    leader = failover.verdict(group, now=window.end).leader
+    if leader is not None and leader.status == Status.LEADER:
+        return Known(until or newest.at, title=f"{leader.machine} leads, and has not told since when")
+    return Known(until, "gap", "nobody leads") if until is not None else Known(newest.at, title="not known: it does not say")
 
 
 def as_csv(environment: Environment, changes: "QuerySet[LeadershipChange]") -> HttpResponse:

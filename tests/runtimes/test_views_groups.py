@@ -13,7 +13,18 @@ from django.utils import timezone
 
 from portal.models import Connector, Environment, Group
 from runtimes import boards, fleet, protocol, timeline
-from runtimes.models import Alarm, AlarmKind, Bundle, FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Runtime
+from runtimes.models import (
+    Alarm,
+    AlarmKind,
+    Bundle,
+    FailoverGroup,
+    GroupMember,
+    GroupRequest,
+    LeadershipChange,
+    LeadershipEnd,
+    Machine,
+    Runtime,
+)
 from tests import factories
 from tests.runtimes.conftest import said, said_of
 
@@ -343,7 +354,7 @@ def test_a_switch_says_whether_a_person_or_a_step_asked_for_it(actor: str, words
 
 
 def drawn(*changes: LeadershipChange, known_until: datetime = NOON) -> dict[str, list[tuple[str, float, float]]]:
-    lanes = timeline.lanes(["a", "b"], changes, HOUR, known_until=known_until)
+    lanes = timeline.lanes(["a", "b"], changes, HOUR, known=timeline.Known(known_until))
     return {lane.machine: [(piece.kind, round(piece.left, 1), round(piece.width, 1)) for piece in lane.stretches] for lane in lanes}
 
 
@@ -385,7 +396,7 @@ def test_a_lane_shows_who_ran_alone_over_who_led() -> None:
         Alarm(runtime=f"{name}.erp", kind=AlarmKind.ALONE, since=NOON - timedelta(minutes=30), cleared_at=NOON - timedelta(minutes=24))
         for name in "ab"
     ]
-    lanes = timeline.lanes(["a", "b"], [change(1, "a", 90)], HOUR, known_until=NOON, alone=spells)
+    lanes = timeline.lanes(["a", "b"], [change(1, "a", 90)], HOUR, known=timeline.Known(NOON), alone=spells)
     shown = {lane.machine: [(piece.kind, piece.left, piece.width) for piece in lane.stretches] for lane in lanes}
     assert shown == {"a": [("lead", 0.0, 100.0), ("alone", 50.0, 10.0)], "b": [("alone", 50.0, 10.0)]}
 
@@ -418,6 +429,43 @@ def two_changes(group: FailoverGroup) -> FailoverGroup:
             gap_seconds=0.009 if previous else None,
         )
     return group
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        pytest.param("isolated", False, id="the majority is lost"),
+        pytest.param("disabled", True, id="the last member was disabled while it was cut off"),
+        pytest.param("follower", True, id="it stopped cleanly, and nobody else is ready"),
+    ],
+)
+def test_the_timeline_shows_that_nobody_leads_now(
+    client: Client, viewer: User, two_changes: FailoverGroup, status: str, told: bool
+) -> None:
+    """Though the machine of who led last is well and reports."""
+    factories.heard(two_changes, "external01", "isolated")
+    since = timezone.now() - timedelta(minutes=3)
+    at = timezone.now() - timedelta(minutes=1) if told else since
+    factories.heard(two_changes, "external02", status, observed_since=at.isoformat())
+    if told:
+        end = {"runtime": "external02.erp", "cause": "release", "at": since}
+        LeadershipEnd.objects.create(group=two_changes, epoch=41, **end)
+    client.force_login(viewer)
+    text = client.get("/projects/webshop/test/timeline/?window=15m").content.decode()
+    pieces = re.findall(r'class="stretch is-(\w+)" x="([\d.]+)%" y="0" width="([\d.]+)%"[^>]*><title>([^<]*)', text)
+    kind, left, width, title = pieces[-1]
+    assert (kind, title) == ("gap", "nobody leads")
+    assert 78 < float(left) < 81 and 99 < float(left) + float(width) <= 100.1, "for the last three of fifteen minutes"
+
+
+def test_the_timeline_claims_nothing_of_a_leader_that_has_not_told_since_when(
+    client: Client, viewer: User, two_changes: FailoverGroup
+) -> None:
+    factories.heard(two_changes, "external02", "follower", observed_since=(timezone.now() - timedelta(minutes=3)).isoformat(), epoch=42)
+    factories.heard(two_changes, "external01", "leader", state="off", epoch=42)
+    client.force_login(viewer)
+    text = client.get("/projects/webshop/test/timeline/?window=15m").content.decode()
+    assert "external01 leads, and has not told since when" in text
 
 
 def test_the_timeline_lists_cause_actor_and_gap(client: Client, viewer: User, two_changes: FailoverGroup) -> None:
