@@ -91,6 +91,7 @@ def _flows(found: failover.Verdict, said: failover.MemberVerdict) -> list[dict[s
 
 def _silent(found: failover.Verdict, said: failover.MemberVerdict, *, alarm_move: str) -> list[Found]:
     made = []
+    runs = f"leads {found.group.name} and is On, but" if said.state == State.ON else f"runs {found.group.name} only in part, and"
     for flow in _flows(found, said):
         unanswered, undelivered = str(flow.get("silent_since") or ""), str(flow.get("undelivered_since") or "")
         if not flow["on"] or not (unanswered or undelivered):
@@ -107,8 +108,7 @@ def _silent(found: failover.Verdict, said: failover.MemberVerdict, *, alarm_move
                 said.member.runtime.key,
                 said.machine,
                 str(flow["name"])[:80],
-                f"{said.machine} leads {found.group.name} and is On, but {what} since "
-                f"{failover.clock(since, now=found.at)}{': ' + reason if reason else ''}.",
+                f"{said.machine} {runs} {what} since {failover.clock(since, now=found.at)}{': ' + reason if reason else ''}.",
                 f"Look at the {side} and at the runtime's log; if only {said.machine} cannot reach it, {alarm_move}.",
             )
         )

@@ -11,7 +11,8 @@ from runtimes.models import LIVE_REQUESTS, FailbackPolicy, FailoverGroup, GroupR
 from runtimes.protocol import Cause, Preference, RequestKind, RequestStatus, State, Status
 
 SILENT_FOR_LONG_SECONDS = 30.0  # no longer is waited for a preferred member whose agent is silent for so long
-ASK_AGAIN_AFTER_SECONDS = 2.0  # after a hand-over that failed
+ASK_AGAIN_AFTER_SECONDS = 2.0  # after a hand-over that failed …
+DRAIN_AGAIN_AFTER_SECONDS = 20.0  # … and after one for which the leader stood still for the whole drain limit, in vain
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ def _hand_over(found: Verdict, preferred: MemberVerdict, *, release: int, actor:
     missing = next(filter(None, [*(_off_release(said, release) for said in found.members), _unreachable(found)]), "")
     if missing or (missing := obstacle(found, preferred)):
         return f"{name} stays on {found.leader.machine} for now: {missing}{failure}"
-    if failure and last is not None and last.ended_at and now - last.ended_at < timedelta(seconds=ASK_AGAIN_AFTER_SECONDS):
+    pause = DRAIN_AGAIN_AFTER_SECONDS if last is not None and last.code == "drain-limit" else ASK_AGAIN_AFTER_SECONDS
+    if failure and last is not None and last.ended_at and now - last.ended_at < timedelta(seconds=pause):
         return f"{name} stays on {found.leader.machine} for now.{failure}"
     try:
         switch(found.group, candidate=machine, expected_leader=found.leader.machine, actor=actor, cause=Cause.BALANCE, now=now)

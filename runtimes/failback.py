@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.db import IntegrityError, transaction
-from django.db.models import Count, Exists, OuterRef, Prefetch, Q, QuerySet, Subquery
+from django.db.models import Count, Exists, F, OuterRef, Prefetch, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 
 from portal.ages import in_words
@@ -20,10 +20,12 @@ from runtimes import failover
 from runtimes.models import LIVE_REQUESTS, FailbackPolicy, FailoverGroup, GroupRequest, LeadershipChange, SwitchEnding, TimedSwitch
 from runtimes.protocol import Cause, Preference, RequestStatus, Status
 
-ASK_AGAIN_AFTER = timedelta(seconds=30)  # a return that did not succeed
+# A return that did not succeed, then after twice as long each time: every try may stop the leader for as long as it drains.
+ASK_AGAIN_AFTER, ASK_AGAIN_LIMIT = timedelta(seconds=30), timedelta(minutes=16)
 GIVE_UP_AFTER = timedelta(hours=1)  # for which a timed switch that is over was tried to be returned
 BY_HAND = (Cause.SWITCH, Cause.DISABLE)
 FLAP_LIMIT, FLAP_SPAN = 3, timedelta(hours=1)  # so many returns by policy within this time did not help: something is wrong there
+RETURNS = (Cause.FAILBACK, Cause.EXPIRY)
 SHORTEST, LONGEST = timedelta(minutes=1), timedelta(days=7)  # of a timed switch
 STABLE_LONGEST = 24 * 3600
 POLICY_ACTOR = "failback policy"
@@ -58,21 +60,28 @@ class Return:
 
 
 def with_facts(groups: "QuerySet[FailoverGroup]", *, now: datetime) -> "QuerySet[FailoverGroup]":
-    """The groups with what `decide` reads beside their members: newest change, returns of late, the standing timed switch."""
+    """The groups with what `decide` reads beside their members: newest move, returns of late and those that failed, the standing timed
+    switch."""
     newest = LeadershipChange.objects.filter(group=OuterRef("pk")).order_by("-epoch")
+    moved = newest.exclude(runtime=F("previous"))  # a member that crashed and leads again moved nothing: who switched it there, still did
     by_hand = newest.filter(cause__in=BY_HAND)
     own = LeadershipChange.objects.filter(
         group=OuterRef("group"), epoch__gt=OuterRef("request__expected_epoch"), cause=Cause.SWITCH, actor=OuterRef("request__actor")
     ).order_by("epoch")
     standing = TimedSwitch.objects.filter(ended_at=None).select_related("request").annotate(own_epoch=Subquery(own.values("epoch")[:1]))
+    failed = GroupRequest.objects.filter(
+        group=OuterRef("pk"), cause__in=RETURNS, status__in=(RequestStatus.FAILED, RequestStatus.EXPIRED), created_at__gte=now - FLAP_SPAN
+    )
     of_late = newest.filter(cause=Cause.FAILBACK, heard_at__gte=now - FLAP_SPAN).order_by().values("group").annotate(n=Count("pk"))
     return groups.annotate(
-        newest_cause=Subquery(newest.values("cause")[:1]),
-        newest_actor=Subquery(newest.values("actor")[:1]),
+        newest_cause=Subquery(moved.values("cause")[:1]),
+        newest_actor=Subquery(moved.values("actor")[:1]),
         newest_heard_at=Subquery(newest.values("heard_at")[:1]),
         by_hand_epoch=Subquery(by_hand.values("epoch")[:1]),
         by_hand_actor=Subquery(by_hand.values("actor")[:1]),
         returns_of_late=Coalesce(Subquery(of_late.values("n")), 0),
+        failed_returns=Coalesce(Subquery(failed.order_by().values("group").annotate(n=Count("pk")).values("n")), 0),
+        failed_because=Subquery(failed.order_by("-created_at").values("reason")[:1]),
         is_busy=Exists(GroupRequest.objects.filter(group=OuterRef("pk"), status__in=LIVE_REQUESTS)),
     ).prefetch_related(Prefetch("timed_switches", standing, to_attr="standing"))
 
@@ -96,10 +105,11 @@ def decide(found: failover.Verdict, *, blocked: str, now: datetime) -> Return | 
     Pure over a group read by `with_facts` and `failover.with_members`.
     """
     group: Any = found.group
-    if not failover.meant_to_fail_over(group):
-        return None
-    preferred = next((said for said in found.members if said.member.runtime.preference == Preference.LEADER), None)
     standing = timed(group)
+    if not failover.meant_to_fail_over(group):
+        over = f"{group.name} does not fail over any more: nothing is left to return."
+        return Return(over, ending=SwitchEnding.OVERTAKEN) if standing is not None else None
+    preferred = next((said for said in found.members if said.member.runtime.preference == Preference.LEADER), None)
     if standing is not None:
         return _after_switch(found, standing, preferred, blocked, now)
     if found.leader is None or preferred is None or found.leader is preferred or group.failback == FailbackPolicy.MANUAL:
@@ -121,23 +131,24 @@ def _after_switch(
         return over(SwitchEnding.FAILED, f"The switch that {by} asked for did not happen: {request.reason}")
     if request.status in LIVE_REQUESTS:
         return Return(f"{by} asked for a switch that ends by itself.", to, Cause.EXPIRY, at=standing.until)
+    group: Any = found.group
+    if later := _later_by_hand(found, standing):
+        return over(SwitchEnding.OVERTAKEN, f"{later} moved {group.name} again.")
     since_switch = request.ended_at is None or now - request.ended_at > timedelta(seconds=5)  # reports may still tell of before it
     if found.leader is not None and found.leader is preferred and since_switch:
-        group: Any = found.group
         if group.newest_cause == Cause.EXPIRY:
             return over(SwitchEnding.RETURNED, f"{to} leads again: the switch by {by} was for a time only.")
         return over(SwitchEnding.OVERTAKEN, f"{to} leads already: nothing is left to return.")
-    if later := _later_by_hand(found, standing):
-        return over(SwitchEnding.OVERTAKEN, f"{later} moved {found.group.name} again.")
     if now < standing.until:
         sentence = f"{by} moved {found.group.name} to {standing.machine or 'another member'} for a time; it returns to {to or 'nobody'}."
         return Return(sentence, to, Cause.EXPIRY, by, at=standing.until)
     why = blocked or _obstacle(found, preferred)
     tried_since = standing.tried_since
-    if why and tried_since is not None and now >= tried_since + GIVE_UP_AFTER:
+    failed = why or _last_try(group)
+    if failed and not group.is_busy and tried_since is not None and now >= tried_since + GIVE_UP_AFTER:
         hours = f"{GIVE_UP_AFTER.total_seconds() / 3600:g} h"
         return over(
-            SwitchEnding.GIVEN_UP, f"{found.group.name} stays where it is: for {hours} it could not return to {to or 'anybody'}. {why}"
+            SwitchEnding.GIVEN_UP, f"{found.group.name} stays where it is: for {hours} it could not return to {to or 'anybody'}. {failed}"
         )
     if why:
         gives_up = f"It is tried again until {(tried_since or now) + GIVE_UP_AFTER:%H:%M} UTC."
@@ -203,15 +214,30 @@ def _obstacle(found: failover.Verdict, preferred: failover.MemberVerdict | None)
 def _asked_for(found: failover.Verdict, coming: Return, now: datetime) -> Return:
     """Due, unless it was asked for a moment ago, or something else is under way."""
     group: Any = found.group
-    asked = group.return_asked_at
-    recently = asked is not None and now - asked < ASK_AGAIN_AFTER
+    asked, wait = group.return_asked_at, _ask_again_after(group)
+    recently = asked is not None and now - asked < wait
     if recently and group.is_busy:
         return Return(f"{coming.sentence} It was asked for and is under way.", coming.to, coming.cause, coming.actor)
+    sentence = " ".join(filter(None, (coming.sentence, _last_try(group))))
     if asked is not None and recently:
-        return Return(coming.sentence, coming.to, coming.cause, coming.actor, at=asked + ASK_AGAIN_AFTER)
+        return Return(sentence, coming.to, coming.cause, coming.actor, at=asked + wait)
     if group.is_busy:
         return Return(f"{coming.sentence} Another request is under way.", coming.to, coming.cause, coming.actor)
-    return Return(coming.sentence, coming.to, coming.cause, coming.actor, at=now, due=True)
+    return Return(sentence, coming.to, coming.cause, coming.actor, at=now, due=True)
+
+
+def _ask_again_after(group: Any) -> timedelta:
+    """How long after a return was asked for it may be asked for again: longer after each of late that failed."""
+    doublings = min(max(int(group.failed_returns) - 1, 0), 10)
+    wait: timedelta = ASK_AGAIN_AFTER * 2**doublings
+    return min(wait, ASK_AGAIN_LIMIT)
+
+
+def _last_try(group: Any) -> str:
+    """How the last return of late that failed did; empty where none has."""
+    if not group.failed_returns:
+        return ""
+    return f"The last try failed: {(group.failed_because or 'nobody said why').rstrip('.')}."
 
 
 # ------------------------------------------------------------------------------------------------------------------- windows
@@ -254,7 +280,8 @@ def switch(
     now: datetime,
     returns_after: timedelta | None = None,
 ) -> GroupRequest:
-    """A person's Play or Stop, as `failover.switch`, for a time only where `returns_after` says so. Ends a timed switch before it.
+    """A person's Play or Stop, as `failover.switch`, for a time only where `returns_after` says so. It ends a timed switch before it once
+    it has moved the group; one that is for a time itself takes its place, until that failed.
 
     Raises what `failover.switch` raises, and Invalid (field returns_after_seconds): too short or long, or there is nowhere to return to.
     """
@@ -263,8 +290,8 @@ def switch(
         _refuse_senseless(group, candidate, preferred, returns_after)
     with transaction.atomic():
         request = failover.switch(group, candidate=candidate, expected_leader=expected_leader, actor=actor, now=now)
-        end(group, SwitchEnding.OVERTAKEN, f"{actor} moved {group.name} again.", now=now)
         if returns_after is not None:
+            end(group, SwitchEnding.OVERTAKEN, f"{actor} asked to move {group.name} again.", now=now)
             TimedSwitch.objects.create(
                 group=group, request=request, machine=candidate or "", actor=actor, until=now + returns_after, created_at=now
             )
@@ -288,14 +315,32 @@ def end(group: FailoverGroup, ending: SwitchEnding, reason: str, *, now: datetim
     return bool(TimedSwitch.objects.filter(group=group, ended_at=None).update(ended_at=now, ending=ending, reason=reason))
 
 
+def _failed(standing: TimedSwitch, reason: str, *, now: datetime) -> bool:
+    """The switch did not happen. What it took the place of stands again."""
+    with transaction.atomic():
+        if not end(standing.group, SwitchEnding.FAILED, reason, now=now):
+            return False
+        replaced = TimedSwitch.objects.filter(group=standing.group, ending=SwitchEnding.OVERTAKEN, ended_at=standing.created_at)
+        replaced.update(ended_at=None, ending="", reason="")
+    return True
+
+
+def _refuse_while_it_returns(group: FailoverGroup) -> None:
+    if GroupRequest.objects.filter(group=group, status__in=LIVE_REQUESTS, cause=Cause.EXPIRY).exists():
+        raise Busy(f"{group.name} is on its way back already, as the time of its switch is over: look again in a moment.")
+
+
 def cancel(group: FailoverGroup, *, actor: str, now: datetime) -> None:
-    """Let the switch stand for good. Raises NotAllowed when none is for a time."""
+    """Let the switch stand for good. Raises NotAllowed when none is for a time, Busy while it returns."""
+    _refuse_while_it_returns(group)
     if not end(group, SwitchEnding.CANCELLED, f"{actor} let it stand.", now=now):
         raise NotAllowed(f"No switch of {group.name} is for a time: nothing to cancel.")
 
 
 def extend(group: FailoverGroup, by: timedelta, *, now: datetime) -> TimedSwitch:
-    """Let the switch stand longer. Raises NotAllowed when none is for a time, Invalid beyond LONGEST from now or into the past."""
+    """Let the switch stand longer. Raises NotAllowed when none is for a time, Busy while it returns, Invalid beyond LONGEST from now or
+    into the past."""
+    _refuse_while_it_returns(group)
     row = TimedSwitch.objects.filter(group=group, ended_at=None).first()
     if row is None:
         raise NotAllowed(f"No switch of {group.name} is for a time: nothing to extend.")
@@ -323,7 +368,7 @@ def set_policy(
     window: tuple[time, time] | None = None,
     zone: str = "UTC",
 ) -> None:
-    """Choose how leadership returns to the preferred leader.
+    """Choose how leadership returns to the preferred leader. Who holds it goes on doing so, unless nothing returns any more.
 
     Raises:
         Invalid: the group does not run in failover; a stability time beyond a day; a window policy without a window.
@@ -335,13 +380,14 @@ def set_policy(
     if policy == FailbackPolicy.WINDOW and (window is None or window[0] == window[1]):
         raise Invalid("Say from when to when leadership may return.", field="window_start")
     start, until = window or (None, None)
+    nobody_holds = {"failback_held_by": ""} if policy == FailbackPolicy.MANUAL else {}
     FailoverGroup.objects.filter(pk=group.pk).update(
         failback=policy,
         failback_stable_seconds=stable_seconds,
         failback_window_start=start,
         failback_window_end=until,
         failback_zone=zone,
-        failback_held_by="",
+        **nobody_holds,
     )
 
 
@@ -374,13 +420,15 @@ def carry_out(group_id: Any, *, now: datetime) -> str:
         FailoverGroup.objects.filter(pk=group.pk, failback_held_by=group.failback_held_by).update(failback_held_by="")
     if coming is None:
         return ""
+    if coming.ending == SwitchEnding.FAILED and standing is not None:
+        return coming.sentence if _failed(standing, coming.sentence, now=now) else ""
     if coming.ending is not None:
         return coming.sentence if end(group, coming.ending, coming.sentence, now=now) else ""
     if not coming.due or coming.cause is None or found.leader is None:
         return ""
     try:
         with transaction.atomic():
-            unasked = Q(return_asked_at=None) | Q(return_asked_at__lte=now - ASK_AGAIN_AFTER)
+            unasked = Q(return_asked_at=None) | Q(return_asked_at__lte=now - _ask_again_after(group))
             if not FailoverGroup.objects.filter(unasked, pk=group.pk, epoch=group.epoch).update(return_asked_at=now):
                 return ""
             failover.switch(

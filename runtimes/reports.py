@@ -30,6 +30,8 @@ from runtimes.models import (
     Router,
     Runtime,
     RuntimeLog,
+    SwitchEnding,
+    TimedSwitch,
 )
 
 logger = logging.getLogger(__name__)
@@ -360,20 +362,37 @@ def _store_outcomes(machine: Machine, outcomes: list[protocol.RequestOutcome], n
                 status=outcome.status, expires_at=now + timedelta(seconds=REQUEST_RUNNING_SECONDS)
             )
         elif outcome.status in (protocol.RequestStatus.SUCCEEDED, protocol.RequestStatus.FAILED, protocol.RequestStatus.EXPIRED):
-            # An agent without a majority knows nothing of a wish that another one has carried.
-            ended = (protocol.RequestStatus.PENDING,) if outcome.code == "no-majority" else LIVE_REQUESTS
-            told = request.filter(status__in=(*ended, protocol.RequestStatus.EXPIRED)).update(
+            # An agent without a majority knows nothing of a wish that another one has carried, or has yet to tell of.
+            gives_back = outcome.code == "no-majority"
+            ended = (protocol.RequestStatus.PENDING,) if gives_back else LIVE_REQUESTS
+            open_still = Q(status__in=(*ended, protocol.RequestStatus.EXPIRED))
+            given_back = Q(status=protocol.RequestStatus.FAILED, code="no-majority")
+            told = request.filter(open_still if gives_back else open_still | given_back).update(
                 status=outcome.status, code=outcome.code[:40], reason=outcome.reason, ended_at=now
             )
             if told and outcome.status == protocol.RequestStatus.SUCCEEDED:
-                _store_wish(request.get())
+                _store_wish(request.get(), now)
 
 
-def _store_wish(request: GroupRequest) -> None:
+def _store_wish(request: GroupRequest, now: datetime) -> None:
     """A member that was disabled or enabled is so from now on, also where none of the group's processes is there to say so."""
+    if request.kind == protocol.RequestKind.SWITCH:
+        _stands_after_all(request, now)
     if request.kind in (protocol.RequestKind.DISABLE, protocol.RequestKind.ENABLE):
         members = GroupMember.objects.filter(group_id=request.group_id, runtime__machine__name=request.machine)
         members.update(observed_disabled=request.kind == protocol.RequestKind.DISABLE)
+
+
+def _stands_after_all(request: GroupRequest, now: datetime) -> None:
+    """A switch for a time that was given up, because nobody had said in time how it ended, has happened: it ends when it was to end. Unless
+    somebody has asked for another one since."""
+    given_up = TimedSwitch.objects.filter(request=request, ending=SwitchEnding.FAILED)
+    later = GroupRequest.objects.filter(group=request.group_id, kind=protocol.RequestKind.SWITCH, created_at__gt=request.created_at)
+    if not given_up.exists() or later.exists():
+        return
+    standing = TimedSwitch.objects.filter(group=request.group_id, ended_at=None)
+    standing.update(ended_at=now, ending=SwitchEnding.OVERTAKEN, reason=f"{request.actor} moved the group again.")
+    given_up.update(ended_at=None, ending="", reason="")
 
 
 def _store_answers(machine: Machine, runtimes: dict[str, Runtime], answers: list[protocol.InquiryAnswer], now: datetime) -> None:

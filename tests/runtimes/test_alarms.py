@@ -95,6 +95,14 @@ def test_a_leader_that_hears_nothing_of_its_source(group: FailoverGroup, silent_
     assert "Play on external02 moves the leadership there" in alarm.remedy
 
 
+def test_one_that_runs_in_part_is_not_said_to_be_on(group: FailoverGroup, silent_since: str) -> None:
+    factories.heard(group, "external01", L, state=partly)
+    factories.heard(group, "external02", F)
+    runs("external01", flow(group, silent_since=silent_since), flow(group, "erp-stock", on=False, reason="folder /data/in is missing"))
+    _, silent = found(group)
+    assert silent.sentence.startswith("external01 runs erp-orders only in part, and its inbound erp-orders has had no answer")
+
+
 @pytest.mark.parametrize("status", [F, X, D])
 def test_only_who_leads_is_silent(group: FailoverGroup, status: Status, silent_since: str) -> None:
     factories.heard(group, "external01", status)

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from deployments import rollout
 from deployments.models import Deployment, Release, RunStatus
-from portal.errors import Invalid, NotAllowed
+from portal.errors import Busy, Invalid, NotAllowed
 from runtimes import failback, failover, fleet, protocol, tasks
 from runtimes.models import FailbackPolicy, FailoverGroup, GroupMember, GroupRequest, LeadershipChange, Machine, Runtime, TimedSwitch
 from runtimes.protocol import Cause, Preference, RequestStatus, Status
@@ -96,6 +96,13 @@ def _switched(group: FailoverGroup) -> None:
     changed(group, 42, "external02", Cause.SWITCH, timezone.now() - 8 * MINUTE, "olga")
 
 
+def _switched_and_crashed(group: FailoverGroup) -> None:
+    """The member that olga chose led again by itself, for nobody else was ready."""
+    _switched(group)
+    changed(group, 43, "external02", Cause.CRASH, timezone.now() - 7 * MINUTE)
+    LeadershipChange.objects.filter(group=group, epoch=43).update(previous="external02.erp")
+
+
 def _flapped(group: FailoverGroup) -> None:
     for number in range(3):
         changed(group, 50 + 2 * number, "external01", Cause.FAILBACK, timezone.now() - (40 - 10 * number) * MINUTE)
@@ -127,6 +134,7 @@ def _busy(group: FailoverGroup) -> None:
         pytest.param(_silent, "external01 has not been heard from for 40 s", id="silent"),
         pytest.param(_disabled, "external01 is disabled. It returns some time after Enable.", id="disabled for patching"),
         pytest.param(_switched, "olga switched it by hand. Play on external01 moves it back.", id="a person's switch stands"),
+        pytest.param(_switched_and_crashed, "olga switched it by hand.", id="it stands over a crash of that member alone"),
         pytest.param(_flapped, "it returned to external01 3 times within 1 h and did not stay", id="flapping"),
         pytest.param(_held, "olga holds it there", id="held"),
         pytest.param(_busy, "Another request is under way", id="a person's request goes first"),
@@ -171,6 +179,14 @@ def test_a_hold_ends_when_the_preferred_member_leads_again(fallen: FailoverGroup
     _preferred_leads(fallen)
     tasks.return_leaderships()
     assert FailoverGroup.objects.get().failback_held_by == ""
+
+
+def test_a_hold_stands_over_another_choice_of_when_it_returns(fallen: FailoverGroup) -> None:
+    failback.hold(fallen, held=True, actor="olga")
+    failback.set_policy(fallen, FailbackPolicy.WINDOW, stable_seconds=0, window=(time(0, 0), time(23, 59)))
+    assert FailoverGroup.objects.get().failback_held_by == "olga"
+    failback.set_policy(fallen, FailbackPolicy.MANUAL, stable_seconds=0)
+    assert FailoverGroup.objects.get().failback_held_by == "", "nothing is left to hold"
 
 
 def test_the_time_counts_anew_after_every_break(external01: Machine, erp01: Runtime, group: FailoverGroup) -> None:
@@ -263,6 +279,25 @@ def test_two_beats_and_three_workers_ask_once(fallen: FailoverGroup, file_databa
     assert len(asked(fallen)) == 2
 
 
+def test_a_return_that_fails_again_and_again_is_asked_for_more_and_more_seldom(fallen: FailoverGroup) -> None:
+    """Each try stops the leader for as long as it drains: at most the drain limit."""
+    waits = []
+    for _ in range(8):
+        FailoverGroup.objects.update(return_asked_at=timezone.now() - failback.ASK_AGAIN_LIMIT)
+        tasks.return_leaderships()
+        GroupRequest.objects.update(status=RequestStatus.FAILED, code="drain-limit", reason="what was in flight did not end within 5 s")
+        found = coming(fallen)
+        assert found is not None and found.at is not None
+        waits.append(round((found.at - timezone.now()).total_seconds() / 30))
+        tasks.return_leaderships()  # not yet
+    assert waits == [1, 2, 4, 8, 16, 32, 32, 32] and len(asked(fallen)) == 8
+    assert found.sentence.endswith("The last try failed: what was in flight did not end within 5 s.")
+    GroupRequest.objects.update(created_at=timezone.now() - failback.FLAP_SPAN)
+    FailoverGroup.objects.update(return_asked_at=timezone.now() - failback.ASK_AGAIN_AFTER)
+    found = coming(fallen)
+    assert found is not None and found.due and "last try" not in found.sentence
+
+
 # ------------------------------------------------------------------------------------------------------------- timed switches
 
 
@@ -348,6 +383,22 @@ def test_it_says_why_it_cannot_return_and_gives_up(at_home: FailoverGroup) -> No
     assert row.ending == "given-up" and "for 1 h it could not return to external01. external01 is Isolated" in row.reason
 
 
+def test_it_gives_up_too_when_every_hand_over_fails(at_home: FailoverGroup) -> None:
+    play(at_home)
+    moved(at_home, "external02", 42)
+    expired()
+    tasks.return_leaderships()
+    assert len(asked(at_home)) == 2
+    TimedSwitch.objects.update(tried_since=timezone.now() - failback.GIVE_UP_AFTER)
+    tasks.return_leaderships()
+    assert endings() == [""], "not while it is asked for"
+    GroupRequest.objects.filter(cause=Cause.EXPIRY).update(status=RequestStatus.FAILED, reason="what was in flight did not end within 5 s")
+    tasks.return_leaderships()
+    row = TimedSwitch.objects.get()
+    assert row.ending == "given-up" and row.reason.endswith("The last try failed: what was in flight did not end within 5 s.")
+    assert len(asked(at_home)) == 2
+
+
 def test_a_portal_that_was_away_at_its_end_tries_before_it_gives_up(at_home: FailoverGroup) -> None:
     """It expired hours ago; at the first beat all reports are old, and a second later everything is there."""
     play(at_home)
@@ -386,11 +437,81 @@ def test_a_switch_that_did_not_happen_returns_nothing(at_home: FailoverGroup) ->
     assert endings() == ["failed"] and "did not end" in TimedSwitch.objects.get().reason
 
 
+def test_one_whose_success_is_told_late_ends_when_it_was_to_end(at_home: FailoverGroup, external01: Machine) -> None:
+    """The way to the portal was cut just then: its wish expired, and then the machines tell that they have carried it out."""
+    wish = play(at_home)
+    GroupRequest.objects.update(status=RequestStatus.EXPIRED, reason="No agent carried it in time.", ended_at=timezone.now())
+    tasks.return_leaderships()
+    assert endings() == ["failed"]
+    told = protocol.RequestOutcome(id=str(wish.pk), status=RequestStatus.SUCCEEDED, reason="external02.erp leads")
+    fleet.record_report(external01, said(outcomes=[told]), now=timezone.now())
+    moved(at_home, "external02", 42)
+    tasks.return_leaderships()
+    assert endings() == [""]
+    expired()
+    tasks.return_leaderships()
+    assert asked(at_home)[1:] == [("external01", "expiry", "olga")]
+
+
+def test_a_success_told_late_takes_the_place_of_what_stood_before(at_home: FailoverGroup, external01: Machine) -> None:
+    play(at_home)
+    moved(at_home, "external02", 42)
+    moved(at_home, "external01", 43, Cause.CRASH)
+    wish = play(at_home, hours=8, actor="ann")
+    GroupRequest.objects.filter(pk=wish.pk).update(status=RequestStatus.EXPIRED, ended_at=timezone.now())
+    TimedSwitch.objects.filter(actor="olga").update(until=timezone.now() + 2 * HOUR)
+    moved(at_home, "external02", 44, Cause.CRASH)
+    tasks.return_leaderships()
+    assert endings() == ["", "failed"], "what it took the place of stands again"
+    told = protocol.RequestOutcome(id=str(wish.pk), status=RequestStatus.SUCCEEDED, reason="external02.erp leads")
+    fleet.record_report(external01, said(outcomes=[told]), now=timezone.now())
+    assert endings() == ["overtaken", ""]
+
+
 def test_a_later_switch_overtakes_it(at_home: FailoverGroup) -> None:
     play(at_home)
     moved(at_home, "external02", 42)
     play(at_home, "external01", hours=None, actor="ann")
+    tasks.return_leaderships()
+    assert endings() == [""], "it was asked for: nothing moved yet"
+    moved(at_home, "external01", 43)
+    tasks.return_leaderships()
     assert endings() == ["overtaken"] and "ann moved erp-orders again" in TimedSwitch.objects.get().reason
+
+
+@pytest.mark.parametrize("hours", [None, 8])
+def test_a_later_switch_that_does_not_happen_overtakes_nothing(at_home: FailoverGroup, hours: float | None) -> None:
+    play(at_home)
+    moved(at_home, "external02", 42)
+    play(at_home, "external01" if hours is None else "external02", hours=hours, actor="ann")
+    GroupRequest.objects.filter(actor="ann").update(status=RequestStatus.FAILED, reason="not ready", ended_at=timezone.now())
+    tasks.return_leaderships()
+    assert endings()[0] == "" and TimedSwitch.objects.get(ended_at=None).actor == "olga"
+    expired()
+    tasks.return_leaderships()
+    assert asked(at_home)[-1] == ("external01", "expiry", "olga")
+
+
+def test_it_ends_with_the_failover_of_its_group(at_home: FailoverGroup) -> None:
+    play(at_home)
+    moved(at_home, "external02", 42)
+    FailoverGroup.objects.update(failover=False)
+    tasks.return_leaderships()
+    assert endings() == ["overtaken"] and "does not fail over any more" in TimedSwitch.objects.get().reason
+
+
+def test_while_it_returns_nobody_lets_it_stand(at_home: FailoverGroup) -> None:
+    play(at_home)
+    moved(at_home, "external02", 42)
+    expired()
+    tasks.return_leaderships()
+    for late in (
+        lambda: failback.cancel(at_home, actor="olga", now=timezone.now()),
+        lambda: failback.extend(at_home, HOUR, now=timezone.now()),
+    ):
+        with pytest.raises(Busy, match="on its way back already"):
+            late()
+    assert endings() == [""]
 
 
 def test_leadership_that_returned_otherwise_ends_it(at_home: FailoverGroup) -> None:

@@ -491,6 +491,19 @@ def test_balance_asks_again_after_a_failed_hand_over_but_not_at_once(settled: Fa
     assert GroupRequest.objects.count() == 2
 
 
+def test_balance_lets_a_leader_work_that_did_not_drain(settled: FailoverGroup) -> None:
+    """For each try it takes nothing for five seconds."""
+    prefer(settled, "external02")
+    began = timezone.now() - timedelta(seconds=60)
+    balance(settled, began=began)
+    GroupRequest.objects.update(
+        status="failed", code="drain-limit", reason="Still draining.", ended_at=timezone.now() - timedelta(seconds=15)
+    )
+    assert "stays on external01 for now. The last hand-over failed: Still draining." in balance(settled, began=began).reason
+    GroupRequest.objects.update(ended_at=timezone.now() - timedelta(seconds=21))
+    assert "is handed over" in balance(settled, began=began).reason
+
+
 @pytest.mark.parametrize("status", ["pending", "running", "succeeded"])
 @pytest.mark.parametrize("machine", ["external01", ""])
 def test_balance_does_not_override_a_person(settled: FailoverGroup, status: str, machine: str) -> None:

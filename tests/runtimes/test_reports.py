@@ -253,6 +253,16 @@ def test_outcomes_move_a_request_once(external01: Machine, group: FailoverGroup,
         assert (request.reason, request.ended_at) == ("because", NOW)
 
 
+@pytest.mark.parametrize("told", ["succeeded", "failed"])
+def test_what_an_agent_without_a_majority_gave_back_may_have_been_carried_out(external01: Machine, group: FailoverGroup, told: str) -> None:
+    """Its write came through and the answer did not, or another agent's news was slower."""
+    request = wish(group, status="failed", code="no-majority", reason="the router did not answer")
+    outcome = protocol.RequestOutcome(id=str(request.pk), status=protocol.RequestStatus(told), code="", reason="external02.erp leads")
+    fleet.record_report(external01, said(1, outcomes=[outcome]), now=NOW)
+    request.refresh_from_db()
+    assert (request.status, request.code, request.reason) == (told, "", "external02.erp leads")
+
+
 def test_logs_are_bounded_per_source(external01: Machine, erp01: Runtime, settings: Any) -> None:
     settings.LOG_LINES_KEPT_PER_RUNTIME = 10
     for sequence in range(1, 4):
