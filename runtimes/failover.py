@@ -531,8 +531,10 @@ def _play(found: Verdict, said: MemberVerdict) -> str:
         return f"{said.machine} leads already."
     if reason := obstacle(found, said):
         return f"Not now: {reason}"
+    if (silent := unheard_leader(found)) is not None:
+        return f"If {silent.machine} still leads, it stops first, then {said.machine} takes over."
     if found.leader is None:
-        return f"{said.machine} starts taking in {found.group.name}."
+        return f"Nobody is known to lead {found.group.name}: {said.machine} takes over by itself where nobody does."
     return f"{found.leader.machine} stops first, then {said.machine} takes over.{_gap(found)}"
 
 
@@ -559,11 +561,12 @@ def _disable(found: Verdict, said: MemberVerdict) -> str:
     if said.status == Status.DISABLED:
         return f"{said.machine} is disabled already."
     rest = f"{said.machine} takes no part in {found.group.name} until it is enabled again."
-    if said is not found.leader:
+    silent = unheard_leader(found)
+    if said is not found.leader and said is not silent:
         return rest
     heir = _follower(found, said)
     takes = f"{heir.machine} takes over" if heir else "nobody takes over: the data waits in the source"
-    return f"Stops here, {takes}; {rest}"
+    return f"{'Stops here' if said is not silent else 'If it still leads, it stops'}, {takes}; {rest}"
 
 
 def _enable(found: Verdict, said: MemberVerdict) -> str:

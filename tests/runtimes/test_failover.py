@@ -377,6 +377,26 @@ def test_a_button_says_what_it_would_do(settled: FailoverGroup, machine: str, ac
     assert failover.consequence(group, member, action, now=timezone.now()) == sentence
 
 
+@pytest.mark.parametrize(
+    ("machine", "action", "sentence"),
+    [
+        ("external02", "play", "If external01 still leads, it stops first, then external02 takes over."),
+        (
+            "external01",
+            "disable",
+            "If it still leads, it stops, external02 takes over; external01 takes no part in erp-orders until it is enabled again.",
+        ),
+        ("external02", "disable", "external02 takes no part in erp-orders until it is enabled again."),
+    ],
+)
+def test_a_button_says_so_too_when_the_leader_is_silent(settled: FailoverGroup, machine: str, action: str, sentence: str) -> None:
+    """Its agent is away: it may well lead on."""
+    GroupMember.objects.filter(runtime__machine__name="external01").update(observed_at=timezone.now() - timedelta(seconds=40))
+    group = FailoverGroup.objects.prefetch_related(failover.with_members()).get(pk=settled.pk)
+    member = next(member for member in group.members.all() if member.runtime.machine.name == machine)
+    assert failover.consequence(group, member, action, now=timezone.now()) == sentence
+
+
 def test_stop_of_one_that_runs_alone_says_what_stops_it(settled: FailoverGroup) -> None:
     """It consumes, though it leads nothing: neither Stop nor Disable reaches it through routers without a majority."""
     for machine in ("external01", "external02"):
