@@ -13,7 +13,7 @@ from django.db.models import QuerySet
 
 from runtimes import failover, solitude
 from runtimes.models import Alarm, AlarmKind, FailoverGroup
-from runtimes.protocol import State, Status
+from runtimes.protocol import DRAINING, State, Status
 
 # Each names those of the environments (ids) in which no alarm is raised now; DeploymentsConfig.ready() adds deployments with alerting off.
 silencers: list[Callable[[Collection[int]], set[int]]] = []
@@ -55,8 +55,8 @@ def of(found: failover.Verdict) -> list[Found]:
 
 
 def _of_member(found: failover.Verdict, said: failover.MemberVerdict) -> list[Found]:
-    if not said.fresh or said.status == Status.UNKNOWN:
-        return []
+    if not said.fresh or said.status == Status.UNKNOWN or said.member.observed_reason.startswith(DRAINING):
+        return []  # one that drains stops one inbound after the other, as it should
     group, machine, leads = found.group.name, said.machine, said.status in LEADS
     elsewhere = next((other.machine for other in found.members if other is not said and not failover.obstacle(found, other)), "")
     move = f"Play on {elsewhere} moves the leadership there" if elsewhere else "no other member could take over now"

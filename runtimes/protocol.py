@@ -150,6 +150,7 @@ class IsolationPolicy(Told):
 # How a member's reason begins that has lost the majority; what follows is the cause, to which its agent knows peer, address and time.
 ISOLATED_BECAUSE = "isolated: "
 ALONE_BECAUSE = "runs alone, as the group's isolation policy says: "
+DRAINING = "draining"  # how it begins while a member lets end what is in flight, for as long as the drain limit
 
 
 # How the reason of a router begins that runs well and is to restart: what follows is what it waits for.

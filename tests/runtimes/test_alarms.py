@@ -65,6 +65,22 @@ def test_what_is_an_alarm(group: FailoverGroup, status: Status, state: State, ki
     assert all(alarm.remedy for alarm in said)
 
 
+@pytest.mark.parametrize(
+    ("status", "state", "reason"),
+    [
+        (L, partly, "draining before external02.erp takes over"),
+        (L, partly, "draining: the runtime is asked to stop"),
+        (D, on, "draining: disabled until enabled again, by olga"),
+    ],
+)
+def test_a_member_that_drains_is_no_alarm(group: FailoverGroup, status: Status, state: State, reason: str) -> None:
+    """A command may take seconds to stop, when the other inbounds of its group are Off already."""
+    factories.heard(group, "external02", F)
+    factories.heard(group, "external01", status, state=state, observed_reason=reason)
+    runs("external01", flow(group), flow(group, "erp-stock", on=False))
+    assert not found(group)
+
+
 def test_a_leader_whose_target_takes_nothing(group: FailoverGroup, silent_since: str) -> None:
     factories.heard(group, "external01", L)
     factories.heard(group, "external02", F)
