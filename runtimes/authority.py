@@ -192,7 +192,7 @@ def words(found: Standing | None) -> str:
     said = [f"Authority {found.authority.number} ends on {found.ends:%Y-%m-%d}."]
     if found.overlaps:
         said.append("The former one is trusted too.")
-        said += [f"{name} has no certificate of the new one yet." for name in found.with_former]
+    said += [f"{name} has no certificate of {'the new one' if found.overlaps else 'it'} yet." for name in found.with_former]
     said += [f"The router on {name} has read only the former one." for name in found.reads_former]
     return " ".join([*said, *([found.due] if found.due else [])])
 
@@ -266,6 +266,39 @@ def retire(environment: Environment, *, now: datetime) -> None:
     CertificateAuthority.objects.filter(pk=authority.pk).update(former="")
 
 
+@transaction.atomic
+def replace(environment: Environment, *, now: datetime) -> None:
+    """Another authority instead of one whose key is lost with the portal's secret key. Nothing vouches for it: running routers accept no
+    certificate of it until they have restarted, all of them.
+
+    Raises:
+        NotAllowed: there is none, or it can sign: it is renewed, without any loss.
+    """
+    authority = CertificateAuthority.objects.filter(environment=environment).first()
+    if authority is None:
+        raise NotAllowed(f"{environment.name} has no authority yet: it is made when the first machine asks for a certificate.")
+    try:
+        _key(authority)
+    except NotAllowed:
+        pass
+    else:
+        raise NotAllowed(f"The {authority} can sign: renew it instead, which restarts nothing.")
+    certificate, key = certificates.make_authority(f"Baton {environment.cluster.hex[:12]} {authority.number + 1}", now)
+    replaced = CertificateAuthority.objects.filter(pk=authority.pk, number=authority.number).update(
+        number=authority.number + 1,
+        certificate=certificate,
+        encrypted_key=_cipher().encrypt(key).decode(),
+        former="",
+        bridge="",
+        revoked_number=F("revoked_number") + 1,
+        created_at=now,
+    )
+    if not replaced:
+        raise Busy(f"Somebody else just replaced the authority of {environment.name}.")
+    authority.refresh_from_db()
+    CertificateAuthority.objects.filter(pk=authority.pk).update(revoked=_list_of_revoked(authority, key, now), taken_back=[])
+
+
 def _trusted(authority: CertificateAuthority) -> str:
     return authority.certificate + authority.former
 
@@ -294,7 +327,7 @@ def _key(authority: CertificateAuthority) -> bytes:
     except InvalidToken:
         raise NotAllowed(
             f"The {authority} cannot sign: its key was encrypted under another BATON_SECRET_KEY. "
-            "Start the portal with the former secret key."
+            "Start the portal with the former secret key; where that is lost, replace the authority (manage.py renew_authority --replace)."
         ) from None
 
 

@@ -123,6 +123,13 @@ def retire_authority(environment: Environment, *, now: datetime) -> None:
     touch(*Machine.objects.filter(environment=environment))
 
 
+@transaction.atomic
+def replace_authority(environment: Environment, *, now: datetime) -> None:
+    """Another certificate authority instead of one that cannot sign any more. Raises: see authority."""
+    authority.replace(environment, now=now)
+    touch(*Machine.objects.filter(environment=environment))
+
+
 # ------------------------------------------------------------------------------------------------------------------- bundles
 
 

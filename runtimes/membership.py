@@ -289,7 +289,8 @@ def why_not_rebuild(survivor: Machine, *, now: datetime) -> str:
     if survivor.is_silent(now=now):
         return f"{survivor.name} is silent: what it has cannot be known. Start its agent first."
     if router.observed_outside:
-        return f"The router on {survivor.name} has no data of this cluster any more: {router.observed_reason}"
+        remedy = "Where no machine has any, take failover off in the design and on again: that founds an empty cluster."
+        return f"The router on {survivor.name} has no data of this cluster any more: {router.observed_reason.rstrip('.')}. {remedy}"
     building = next((other.machine for other in routers.values() if other.survivor), None)
     if building is not None and (building == survivor or not building.is_silent(now=now)):
         return f"The cluster is being built anew from {building.name} already."

@@ -334,6 +334,28 @@ def test_an_authority_that_cannot_sign_is_told_at_once(external01: Machine, sett
     assert told.endswith("Until then no certificate is renewed.")
 
 
+def test_an_authority_whose_key_is_lost_is_replaced(external01: Machine, external02: Machine, admin: User, settings: Any) -> None:
+    """Else no machine could be registered, removed or certified any more, until everything has ended."""
+    joined(external01, admin)
+    taken = serial(certified(external01))
+    authority.revoke(external01, because="a test", now=NOW)
+    where = (external01.environment.project.slug, external01.environment.kind)
+    with pytest.raises(CommandError, match="can sign: renew it instead, which restarts nothing"):
+        call_command("renew_authority", *where, "--replace")
+    settings.SECRET_KEY = "another secret key of a portal that was set up anew"
+    with pytest.raises(NotAllowed, match="where that is lost, replace the authority"):
+        certified(external02)
+    out = StringIO()
+    call_command("renew_authority", *where, "--replace", stdout=out)
+    assert "external01 has no certificate of it yet" in out.getvalue() and "end the process etcd on all machines" in out.getvalue()
+    private, request = make_request("external02")
+    answer = joining.certify(Machine.objects.get(pk=external02.pk), protocol.CertificateRequest(request=request), now=NOW)
+    assert read_certificate(private + answer.certificate.encode(), answer.authority).authority == trust_of(external01).authority
+    assert len(x509.load_pem_x509_certificates(answer.authority.encode())) == 1, "the lost one is trusted no more"
+    assert revoked(external02) == {taken}, "a router that has not restarted yet refuses it as before"
+    assert authority.standings_due([external01.environment], now=NOW) == {}
+
+
 def test_no_certificate_outlives_its_authority(external01: Machine) -> None:
     certified(external01)
     _, request = make_request("external01")

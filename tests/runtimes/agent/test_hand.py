@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import pytest
 
 from runtimes.agent import console, doctor, hand
 from runtimes.agent.__main__ import main
+from runtimes.agent.certificate import Held
 from runtimes.agent.home import Home, Identity
 from runtimes.process.records import ControlRecord, GroupMark, LeaderRecord, SessionRecord
 from runtimes.process.wishes import Picture
@@ -32,6 +34,7 @@ from runtimes.protocol import (
     RuntimeOrder,
     State,
     Status,
+    TlsFiles,
     digest_of,
     encode,
     epoch_words,
@@ -135,6 +138,31 @@ def test_what_cannot_be_done_is_said(joined: Home, arguments: list[str], status:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(
+    ("days", "level", "says"),
+    [
+        pytest.param(240, "well", "is valid until", id="good"),
+        pytest.param(246, "well", "is valid until", id="asked for these days"),
+        pytest.param(250, "warning", "and should have been renewed since", id="its agent is stopped, or gets an error"),
+        pytest.param(368, "bad", "ended on", id="nobody accepts it"),
+    ],
+)
+def test_doctor_warns_of_a_certificate_that_is_not_renewed(
+    days: int, level: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    since = datetime.now(UTC) - timedelta(days=days)
+    held = Held(frozenset({"external01"}), 7, since, since + timedelta(days=367), "CA")
+    monkeypatch.setattr(doctor, "read_certificate", lambda pem, authority: held)
+    files = TlsFiles(authority=str(tmp_path / "authority.pem"), machine=str(tmp_path / "machine.pem"))
+    for path in (files.authority, files.machine):
+        Path(path).write_text("")
+    machine = SimpleNamespace(
+        home=SimpleNamespace(tls=files), orders=SimpleNamespace(router=None), identity=SimpleNamespace(machine="external01")
+    )
+    check = doctor.certificate_check(machine)  # type: ignore[arg-type]
+    assert (check.level, says in check.sentence) == (level, True), check.sentence
+
+
 @pytest.mark.parametrize("command", [["status"], ["switch", "returns"], ["disable", "returns"], ["enable", "returns"], ["doctor"]])
 def test_other_users_of_the_machine_are_refused(
     joined: Home, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -28,6 +28,7 @@ from runtimes.agent.etcd_member import (
 )
 from runtimes.process.tls import ClientTls
 from runtimes.protocol import RouterOrder, RouterState, TlsFiles
+from tests.certified import Authority
 from tests.runtimes.agent.conftest import Host, LittlePortal, cluster, content, erp, eventually, is_alive, listener
 
 
@@ -367,6 +368,36 @@ def test_a_router_is_founded_anew_where_failover_was_taken_off_and_comes_again(h
     eventually(lambda: portal.last("external01").router is None)
     portal.order("external01", router=msgspec.structs.replace(order, cluster_token="test-2"), generation=2)
     eventually(lambda: runs("test-2"))
+
+
+@pytest.mark.journey
+def test_after_an_authority_was_replaced_routers_wait_until_all_are_ended_once(
+    hosts: Callable[[str], Host], portal: LittlePortal, tmp_path: Path
+) -> None:
+    """Nothing vouches for the new one, so each router waits for the others, which refuse it: the remedy that docs/operating.md tells."""
+    names = ("core01", "external01", "external02")
+    orders = cluster(*names)
+    machines = {name: hosts(name) for name in names}
+    for name, machine in machines.items():
+        portal.order(name, router=orders[name])
+        machine.start()
+
+    def said(name: str) -> tuple[str, str, set[str]]:
+        report = portal.last(name)
+        router = report.router if report is not None else None
+        return (router.state, router.reason, {peer.error for peer in report.peers}) if report is not None and router else ("", "", set())
+
+    eventually(lambda: all(said(name) == ("running", "", {""}) for name in names), within=30)
+    portal.authority = Authority(tmp_path / "replaced")
+    for name in names:
+        portal.order(name, router=orders[name])
+    waits = "does not accept this machine's certificate"
+    eventually(lambda: all(waits in said(name)[1] or "another router restarts first" in said(name)[1] for name in names), within=30)
+    ours = [str(machine.home) for machine in machines.values()]
+    for pid in etcds():
+        if any(home in read(Path(f"/proc/{pid}/cmdline")) for home in ours):
+            os.kill(pid, signal.SIGKILL)
+    eventually(lambda: all(said(name) == ("running", "", {""}) for name in names), within=30)
 
 
 @pytest.mark.journey
