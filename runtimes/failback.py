@@ -61,7 +61,7 @@ class Return:
 
 def with_facts(groups: "QuerySet[FailoverGroup]", *, now: datetime) -> "QuerySet[FailoverGroup]":
     """The groups with what `decide` reads beside their members: newest move, returns of late and those that failed, the standing timed
-    switch."""
+    switch and how the last one ended."""
     newest = LeadershipChange.objects.filter(group=OuterRef("pk")).order_by("-epoch")
     moved = newest.exclude(runtime=F("previous"))  # a member that crashed and leads again moved nothing: who switched it there, still did
     by_hand = newest.filter(cause__in=BY_HAND)
@@ -72,6 +72,7 @@ def with_facts(groups: "QuerySet[FailoverGroup]", *, now: datetime) -> "QuerySet
     failed = GroupRequest.objects.filter(
         group=OuterRef("pk"), cause__in=RETURNS, status__in=(RequestStatus.FAILED, RequestStatus.EXPIRED), created_at__gte=now - FLAP_SPAN
     )
+    timed_switches = TimedSwitch.objects.filter(group=OuterRef("pk")).order_by("-created_at")
     of_late = newest.filter(cause=Cause.FAILBACK, heard_at__gte=now - FLAP_SPAN).order_by().values("group").annotate(n=Count("pk"))
     return groups.annotate(
         newest_cause=Subquery(moved.values("cause")[:1]),
@@ -82,6 +83,9 @@ def with_facts(groups: "QuerySet[FailoverGroup]", *, now: datetime) -> "QuerySet
         returns_of_late=Coalesce(Subquery(of_late.values("n")), 0),
         failed_returns=Coalesce(Subquery(failed.order_by().values("group").annotate(n=Count("pk")).values("n")), 0),
         failed_because=Subquery(failed.order_by("-created_at").values("reason")[:1]),
+        last_ending=Subquery(timed_switches.values("ending")[:1]),
+        last_ended_at=Subquery(timed_switches.values("ended_at")[:1]),
+        last_ended_because=Subquery(timed_switches.values("reason")[:1]),
         is_busy=Exists(GroupRequest.objects.filter(group=OuterRef("pk"), status__in=LIVE_REQUESTS)),
     ).prefetch_related(Prefetch("timed_switches", standing, to_attr="standing"))
 
@@ -112,9 +116,20 @@ def decide(found: failover.Verdict, *, blocked: str, now: datetime) -> Return | 
     preferred = next((said for said in found.members if said.member.runtime.preference == Preference.LEADER), None)
     if standing is not None:
         return _after_switch(found, standing, preferred, blocked, now)
-    if found.leader is None or preferred is None or found.leader is preferred or group.failback == FailbackPolicy.MANUAL:
+    if found.leader is None or preferred is None or found.leader is preferred:
         return None
-    return _by_policy(found, found.leader, preferred, blocked, now)
+    manual = group.failback == FailbackPolicy.MANUAL
+    if (given_up := _given_up(group)) and (manual or (group.newest_cause == Cause.SWITCH and not group.failback_held_by)):
+        return Return(f"{given_up} Play on {preferred.machine} moves it back.", preferred.machine)
+    return None if manual else _by_policy(found, found.leader, preferred, blocked, now)
+
+
+def _given_up(group: Any) -> str:
+    """Why the last switch for a time did not return, until leadership has changed since; empty where it did."""
+    if group.last_ending != SwitchEnding.GIVEN_UP:
+        return ""
+    changed_since = group.newest_heard_at is not None and group.newest_heard_at > group.last_ended_at
+    return "" if changed_since else str(group.last_ended_because)
 
 
 def _after_switch(

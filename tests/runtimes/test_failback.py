@@ -381,6 +381,26 @@ def test_it_says_why_it_cannot_return_and_gives_up(at_home: FailoverGroup) -> No
     tasks.return_leaderships()
     row = TimedSwitch.objects.get()
     assert row.ending == "given-up" and "for 1 h it could not return to external01. external01 is Isolated" in row.reason
+    for policy in (FailbackPolicy.MANUAL, FailbackPolicy.AUTOMATIC):
+        failback.set_policy(at_home, policy, stable_seconds=0)
+        found = coming(at_home)
+        assert found is not None and (found.cause, found.due) == (None, False)
+        assert found.sentence == f"{row.reason} Play on external01 moves it back.", "people are told for as long as it is so"
+    moved(at_home, "external02", 43, Cause.CRASH)
+    failback.set_policy(at_home, FailbackPolicy.MANUAL, stable_seconds=0)
+    assert coming(at_home) is None
+
+
+def test_one_that_gave_up_keeps_no_policy_from_returning_it(at_home: FailoverGroup) -> None:
+    play(at_home)
+    moved(at_home, "external02", 42)
+    changed(at_home, 43, "external03", Cause.CRASH, timezone.now())
+    changed(at_home, 44, "external02", Cause.CRASH, timezone.now())
+    factories.heard(at_home, "external01", Status.FOLLOWER, epoch=44, ready_since=timezone.now() - HOUR)
+    TimedSwitch.objects.update(ended_at=timezone.now(), ending="given-up", reason="It stays.")
+    failback.set_policy(at_home, FailbackPolicy.AUTOMATIC, stable_seconds=3600)
+    found = coming(at_home)
+    assert found is not None and found.cause == Cause.FAILBACK
 
 
 def test_it_gives_up_too_when_every_hand_over_fails(at_home: FailoverGroup) -> None:
