@@ -129,7 +129,7 @@ def begin(
     if former is not None and former.before:  # what is half done is no state to go back to
         before, before_passing_on = former.before, former.before_passing_on
     else:
-        before, before_passing_on = map(_listed, _as_it_is(environment))
+        before, before_passing_on = map(_listed, present(environment))
     _replace(environment, now)
     change = MembershipChange.objects.create(
         environment=environment,
@@ -169,12 +169,18 @@ def _replace(environment: Environment, now: datetime) -> None:
     live.update(status=MembershipStatus.REPLACED, ended_at=now, hand_over="")
 
 
-def _as_it_is(environment: Environment) -> tuple[dict[str, tuple[str, int]], dict[str, tuple[str, int]]]:
-    """Who is ordered to vote, and who to pass traffic on, those that are leaving included."""
-    ordered = [router for router in fleet.routers_of(environment) if router.desired_running and router.desired_port]
-    addresses = {router.machine.name: (router.desired_host, router.desired_port or 0) for router in ordered}
-    voting = {router.machine.name for router in ordered if router.machine.name in router.desired_members}
-    return {name: addresses[name] for name in voting}, {name: addresses[name] for name in addresses.keys() - voting}
+def present(environment: Environment) -> tuple[dict[str, tuple[str, int]], dict[str, tuple[str, int]]]:
+    """Who is ordered to vote, and who to pass traffic on, those that are leaving included: the wish to change nothing but what is broken.
+    Members that were refused when the cluster was built anew are neither."""
+    vote: dict[str, tuple[str, int]] = {}
+    pass_on: dict[str, tuple[str, int]] = {}
+    for router in fleet.routers_of(environment):
+        if router.desired_running and router.desired_port:
+            if router.machine.name in router.desired_members:
+                vote[router.machine.name] = (router.desired_host, router.desired_port)
+            elif not router.cluster_known:
+                pass_on[router.machine.name] = (router.desired_host, router.desired_port)
+    return vote, pass_on
 
 
 @transaction.atomic
@@ -228,19 +234,6 @@ def _refuse_ended(change: MembershipChange) -> None:
         raise NotAllowed("This change of the routers has ended: there is nothing to resume or to roll back.")
     if newest.is_driven:
         raise NotAllowed(f"The routers are being changed ({newest.actor}): cancel that deployment first, or let it go on.")
-
-
-def present(environment: Environment) -> tuple[dict[str, tuple[str, int]], dict[str, tuple[str, int]]]:
-    """The routers that are ordered to vote, and those that pass traffic on: the wish to change nothing but what is broken."""
-    vote: dict[str, tuple[str, int]] = {}
-    pass_on: dict[str, tuple[str, int]] = {}
-    for router in fleet.routers_of(environment):
-        if router.desired_running and router.desired_port and not router.leaving:
-            if router.machine.name in router.desired_members:
-                vote[router.machine.name] = (router.desired_host, router.desired_port)
-            elif not router.cluster_known:
-                pass_on[router.machine.name] = (router.desired_host, router.desired_port)
-    return vote, pass_on
 
 
 def refuse(change: MembershipChange, *, now: datetime) -> None:
@@ -431,7 +424,7 @@ def shut_out(environment_id: int, reporter: str, *, now: datetime) -> None:
 @transaction.atomic
 def _shut_out(environment_id: int, now: datetime) -> None:
     environment = Environment.objects.get(pk=environment_id)
-    wished, passing_on = _as_it_is(environment)
+    wished, passing_on = present(environment)
     view = look(environment, wished, now=now)
     names = sorted(name for name, condition in view.conditions.items() if condition == Condition.REVOKED)
     if names:

@@ -551,6 +551,23 @@ def test_a_router_that_leaves_stays_while_something_there_runs_in_failover(
     assert change is not None and "external02" not in change.wished, "now it is to leave"
 
 
+def test_rebuilding_a_router_lets_no_other_one_leave(cluster: Cluster) -> None:
+    """That one goes with a deployment, as its page says: what runs there in failover would stand still without it."""
+    Router.objects.filter(machine__name="external02").update(leaving=True)
+    cluster.emptied.add("core01")
+    cluster.round()
+    membership.rebuild_router(Machine.objects.get(name="core01"), actor="operator", now=cluster.now)
+    cluster.round(8)
+    assert cluster.change().status == "succeeded", cluster.change().sentence
+    assert cluster.made[0] == ("remove", "core01") and [act for act, _ in cluster.made] == ["remove", "add", "promote"]
+    assert routers(cluster.environment)["external02"].leaving
+
+
+def test_after_a_rebuild_the_refused_members_are_not_what_a_roll_back_goes_back_to(cluster: Cluster, survivor: Machine) -> None:
+    membership.rebuild(survivor, confirm="Test", actor="admin", now=cluster.now)
+    assert membership.present(cluster.environment) == ({"external01": ("10.0.0.1", 7400)}, {})
+
+
 def test_a_portal_that_was_restored_takes_over_what_runs(cluster: Cluster, external02: Machine) -> None:
     """A backup from before the cluster was built anew, and before external02 was added to it: nothing may be ordered back."""
     environment, backup = cluster.environment, Router.objects.get(machine=external02).desired_members
