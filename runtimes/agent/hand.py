@@ -397,11 +397,12 @@ def _here(group: GroupHere, news: KeeperNews | None) -> GroupReport | None:
     return next((said for said in news.groups if said.group == group.spec.id), None) if news is not None else None
 
 
-def _trouble_here(group: GroupHere, news: KeeperNews | None) -> str:
+def _trouble_here(machine: Machine, group: GroupHere, news: KeeperNews | None) -> str:
     """What this machine's own process says of its member that is not as it should be."""
     here = _here(group, news)
     if news is None or here is None:
-        return f"the process of {group.key} is not running"
+        as_ordered = news is None and any(order.key == group.key and not order.running for order in machine.orders.runtimes)
+        return "" if as_ordered else f"the process of {group.key} is not running"
     if here.state == State.PARTLY:
         return f"some inbounds run here and some do not: {here.reason}"
     if here.status in (Status.FOLLOWER, Status.DISABLED) and here.state == State.ON:
@@ -424,7 +425,7 @@ def _group_status(
 ) -> GroupStatus:
     here = _here(group, news)
     fields: dict[str, Any] = {"id": group.spec.id, "name": group.spec.name, "connector": group.connector, "here": here}
-    trouble = leads_off(group, picture, news) or _trouble_here(group, news)
+    trouble = leads_off(group, picture, news) or _trouble_here(machine, group, news)
     if not isinstance(picture, Picture):
         single = here is not None and here.status == Status.SINGLE_NODE and machine.orders.router is None
         members = [MemberStatus(runtime=key, machine=_machine_of(key), session="unknown") for key in group.spec.members]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from runtimes.agent import console, doctor, hand
@@ -296,6 +297,20 @@ def test_what_is_wrong_with_a_leader_is_told_on_the_machine_too(
     picture = Picture(ControlRecord(), 0, LeaderRecord(f"{leader}.erp", "l:1", Cause.FIRST), 5, sessions)
     found = hand._group_status(machine, group, picture, news if status else None, set(sessions))
     assert found.problem.startswith(says) if says else found.problem == ""
+
+
+def test_a_runtime_that_is_stopped_as_ordered_is_no_trouble(joined: Home) -> None:
+    """Doctor says so too."""
+    orders = joined.read("orders.json", Orders)
+    assert orders is not None
+    stopped = [msgspec.structs.replace(order, running=False) for order in orders.runtimes]
+    joined.write("orders.json", msgspec.structs.replace(orders, runtimes=stopped))
+    machine = hand.Machine(joined.root)
+    sessions = {
+        "external02.erp": (SessionRecord("l:1", 1, "external02.erp", 3, {"erp-returns": GroupMark(True, True, Preference.NONE)}), 7),
+    }
+    picture = Picture(ControlRecord(), 0, LeaderRecord("external02.erp", "l:1", Cause.FIRST), 5, sessions)
+    assert hand._group_status(machine, machine.named("returns"), picture, None, set(sessions)).problem == ""
 
 
 # --------------------------------------------------------------------------------------------------------------------- with machines
