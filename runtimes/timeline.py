@@ -75,7 +75,9 @@ def lanes(
             lane.append(gap(change, window))
         following = ordered[number + 1] if number + 1 < len(ordered) else None
         end = ended_at(following) if following else min(max(known.until, change.at), window.end)
-        lane.append(window.stretch("lead", change.at, end, f"{told.machine} led, epoch {told.epoch}: {told.words}"))
+        unseen = following is not None and following.previous and following.gap_seconds is None
+        title = f"{told.machine} led, epoch {told.epoch}: {told.words}{'; nobody saw when it stopped' if unseen else ''}"
+        lane.append(window.stretch("lead", change.at, end, title))
         if following is None:
             lane.append(window.stretch(known.kind, end, window.end, known.title))
     for spell in alone:

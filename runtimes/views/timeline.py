@@ -79,6 +79,7 @@ def drawn(environment: Environment, window: Window) -> dict[str, Any]:
     groups = boards.with_members(FailoverGroup.objects.filter(environment=environment)).annotate(
         month_changes=Count("changes", filter=month),
         month_gap=Sum("changes__gap_seconds", filter=month & Q(changes__gap_seconds__gt=0)),
+        month_unseen=Count("changes", filter=month & Q(changes__gap_seconds=None) & ~Q(changes__previous="")),
         end_runtime=Subquery(ends.values("runtime")[:1]),
         end_epoch=Subquery(ends.values("epoch")[:1]),
         end_at=Subquery(ends.values("at")[:1]),

@@ -468,6 +468,18 @@ def test_the_timeline_claims_nothing_of_a_leader_that_has_not_told_since_when(
     assert "external01 leads, and has not told since when" in text
 
 
+def test_the_timeline_says_where_nobody_saw_how_long_nobody_led(client: Client, viewer: User, two_changes: FailoverGroup) -> None:
+    """Everything was powered off for a night."""
+    client.force_login(viewer)
+    address = "/projects/webshop/test/timeline/"
+    assert "nobody saw" not in client.get(address).content.decode()
+    told = {"runtime": "external02.erp", "previous": "external02.erp", "cause": "power-off", "heard_at": timezone.now()}
+    LeadershipChange.objects.create(group=two_changes, epoch=42, at=timezone.now() - timedelta(minutes=2), **told)
+    text = client.get(address).content.decode()
+    assert "nobody led for 9 ms in all, and 1 time for as long as nobody saw" in text
+    assert text.count("external02 led, epoch 0·41: switched by hand; nobody saw when it stopped") == 2
+
+
 def test_the_timeline_lists_cause_actor_and_gap(client: Client, viewer: User, two_changes: FailoverGroup) -> None:
     client.force_login(viewer)
     text = client.get("/projects/webshop/test/timeline/").content.decode()
