@@ -166,7 +166,7 @@ def _overdue(environments: Iterable[Environment], now: datetime) -> dict[int, st
     for pk, name, ends in ending.order_by("name").values_list("environment_id", "name", "ends"):
         when = "it has none" if ends is None else f"{'ends' if ends > now else 'ended'} on {ends:%Y-%m-%d}"
         told.setdefault(pk, []).append(f"{name} ({when})")
-    remedy = "see the log of its agent, and let it run and reach the portal. Without a certificate the other routers refuse it."
+    remedy = "see the log of the agent there, and let it run and reach the portal. Without a certificate a router is refused by the others."
     return {pk: f"The certificate of {' and of '.join(names)} is not renewed: {remedy}" for pk, names in told.items()}
 
 
@@ -228,7 +228,8 @@ def renew(environment: Environment, *, now: datetime) -> CertificateAuthority:
     try:
         bridge = certificates.bridge(authority.certificate, _key(authority), certificate, now)
     except certificates.CannotBridge as error:
-        raise NotAllowed(f"The authority of {environment.name} cannot be renewed: {error}.") from None
+        remedy = "It can be replaced, and every router has to be ended once then (manage.py renew_authority --replace)."
+        raise NotAllowed(f"The authority of {environment.name} cannot be renewed: {error}. {remedy}") from None
     renewed = CertificateAuthority.objects.filter(pk=authority.pk, number=authority.number).update(
         number=authority.number + 1,
         certificate=certificate,
@@ -268,22 +269,18 @@ def retire(environment: Environment, *, now: datetime) -> None:
 
 @transaction.atomic
 def replace(environment: Environment, *, now: datetime) -> None:
-    """Another authority instead of one whose key is lost with the portal's secret key. Nothing vouches for it: running routers accept no
-    certificate of it until they have restarted, all of them.
+    """Another authority instead of one whose key is lost with the portal's secret key, or that may not vouch for another. Nothing vouches
+    for this one: running routers accept no certificate of it until they have restarted, all of them.
 
     Raises:
-        NotAllowed: there is none, or it can sign: it is renewed, without any loss.
+        NotAllowed: there is none, or it can be renewed, without any loss.
     """
     authority = CertificateAuthority.objects.filter(environment=environment).first()
     if authority is None:
         raise NotAllowed(f"{environment.name} has no authority yet: it is made when the first machine asks for a certificate.")
-    try:
-        _key(authority)
-    except NotAllowed:
-        pass
-    else:
-        raise NotAllowed(f"The {authority} can sign: renew it instead, which restarts nothing.")
     certificate, key = certificates.make_authority(f"Baton {environment.cluster.hex[:12]} {authority.number + 1}", now)
+    if _vouches(authority, certificate, now):
+        raise NotAllowed(f"The {authority} can sign: renew it instead, which restarts nothing.")
     replaced = CertificateAuthority.objects.filter(pk=authority.pk, number=authority.number).update(
         number=authority.number + 1,
         certificate=certificate,
@@ -297,6 +294,13 @@ def replace(environment: Environment, *, now: datetime) -> None:
         raise Busy(f"Somebody else just replaced the authority of {environment.name}.")
     authority.refresh_from_db()
     CertificateAuthority.objects.filter(pk=authority.pk).update(revoked=_list_of_revoked(authority, key, now), taken_back=[])
+
+
+def _vouches(authority: CertificateAuthority, successor: str, now: datetime) -> bool:
+    try:
+        return bool(certificates.bridge(authority.certificate, _key(authority), successor, now))
+    except (NotAllowed, certificates.CannotBridge):
+        return False
 
 
 def _trusted(authority: CertificateAuthority) -> str:

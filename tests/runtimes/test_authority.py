@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from datetime import timedelta
+from datetime import datetime, timedelta
 from io import StringIO
 from typing import Any
 
@@ -16,7 +16,7 @@ from django.test import Client
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment, EnvironmentKind
-from runtimes import architecture, authority, fleet, joining, ordering, protocol
+from runtimes import architecture, authority, certificates, fleet, joining, ordering, protocol
 from runtimes.agent.certificate import Held, make_request, read_certificate, why_renew
 from runtimes.models import CertificateAuthority, FailoverGroup, Machine, MachineCertificate, Router
 from tests.runtimes.conftest import NOW, joined
@@ -354,6 +354,22 @@ def test_an_authority_whose_key_is_lost_is_replaced(external01: Machine, externa
     assert len(x509.load_pem_x509_certificates(answer.authority.encode())) == 1, "the lost one is trusted no more"
     assert revoked(external02) == {taken}, "a router that has not restarted yet refuses it as before"
     assert authority.standings_due([external01.environment], now=NOW) == {}
+
+
+def test_an_authority_that_may_certify_machines_only_is_replaced(external01: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that an earlier version of Baton made."""
+    certified(external01)
+
+    def refuses(former: str, key: bytes, successor: str, now: datetime) -> str:
+        raise certificates.CannotBridge("it was made by an earlier version of Baton and may certify machines only")
+
+    monkeypatch.setattr(certificates, "bridge", refuses)
+    with pytest.raises(NotAllowed, match=r"may certify machines only\. It can be replaced, and every router has"):
+        fleet.renew_authority(external01.environment, now=NOW)
+    fleet.replace_authority(external01.environment, now=NOW)
+    monkeypatch.undo()
+    fleet.renew_authority(external01.environment, now=NOW)
+    assert CertificateAuthority.objects.get().number == 3
 
 
 def test_no_certificate_outlives_its_authority(external01: Machine) -> None:
