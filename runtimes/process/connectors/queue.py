@@ -88,6 +88,8 @@ return id
 )
 # Reading is fenced too: a stale leader that read an entry would keep it from the new one.
 READ = _FENCE + "return redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', KEYS[2], '>')"
+# What this consumer was given before and has not finished: also what an answer held that never came.
+READ_AGAIN = _FENCE + "return redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', KEYS[2], '0')"
 CLAIM = _FENCE + "return redis.call('XAUTOCLAIM', KEYS[2], ARGV[2], ARGV[3], '0', ARGV[4], 'COUNT', '100')"
 FINISH = (
     _FENCE
@@ -140,7 +142,7 @@ end
 redis.call('XDEL', KEYS[1], ARGV[1])
 return 1
 """
-SCRIPTS = (RAISE, APPEND, COMMIT, READ, CLAIM, FINISH, REJECT, RETRY, DISCARD)
+SCRIPTS = (RAISE, APPEND, COMMIT, READ, READ_AGAIN, CLAIM, FINISH, REJECT, RETRY, DISCARD)
 
 
 class Broker:
@@ -396,6 +398,7 @@ class QueueInbound(Inbound):
         self.failures = QueueErrors(self._broker, setting)
         self._waiting: dict[bytes, Item] = {}  # read or claimed, not yet finished; oldest first
         self._delivered: dict[bytes, bytes] = {}  # entry -> upload: delivered by this process, but not yet taken off the queue
+        self._unanswered = False  # was something read whose answer never came
 
     def prepare(self) -> None:
         pass
@@ -424,13 +427,16 @@ class QueueInbound(Inbound):
             return list(self._waiting.values())
         duty.check_take()
         try:
-            answer = self._broker.script(READ, self._keys(duty), [duty.epoch, CONSUMERS, self._consumer, BATCH])
+            if self._unanswered:
+                self._read(READ_AGAIN, WAITING_LIMIT + 2 * BATCH, duty)
+            self._unanswered = True
+            self._read(READ, BATCH, duty)
         except NoQueue:
             self._waiting.clear()
             self._make_group()
+            self._unanswered = False
             return []
-        for _, entries in answer or ():
-            self._keep(entries)
+        self._unanswered = False
         return list(self._waiting.values())
 
     def remove(self, item: Item, duty: Duty) -> None:
@@ -460,6 +466,11 @@ class QueueInbound(Inbound):
             summary = [0]
         pending = int(summary["pending"] if isinstance(summary, dict) else summary[0])
         return max(length - pending, 0), pending
+
+    def _read(self, script: str, count: int, duty: Duty) -> None:
+        answer = self._broker.script(script, self._keys(duty), [duty.epoch, CONSUMERS, self._consumer, count])
+        for _, entries in answer or ():
+            self._keep(entries)
 
     def _finish(self, entry: bytes, upload: bytes, duty: Duty) -> None:
         self._broker.script(FINISH, [*self._keys(duty), upload], [duty.epoch, CONSUMERS, entry])

@@ -80,6 +80,7 @@ class TimerInbound(Inbound):
         self.failures: ErrorFolder = ErrorFolder(setting.data / "errors" / setting.flow_id, setting)
         self._last: datetime | None = None
         self._waiting: list[Item] = []
+        self._fired: list[datetime] = []  # done before an earlier one, which waits: not remembered yet
 
     def prepare(self) -> None:
         self.failures.prepare()
@@ -87,6 +88,7 @@ class TimerInbound(Inbound):
     def begin(self, duty: Duty) -> None:
         """Go on where the group's former leader was; a schedule begins with its first leadership."""
         self._waiting.clear()
+        self._fired.clear()
         known = self._setting.state.read(duty).get("last")
         self._last = datetime.fromisoformat(known) if isinstance(known, str) else None
         if self._last is None:
@@ -133,9 +135,16 @@ class TimerInbound(Inbound):
         return f"the last instant, {self._last:%Y-%m-%d %H:%M} UTC, lies {minutes:.0f} minutes ahead of this clock"
 
     def _done(self, item: Item, duty: Duty) -> None:
-        """The next leader begins after this one; when that cannot be kept, the item comes again under the same id."""
-        self._remember(item.handle, duty)
-        self._waiting = [other for other in self._waiting if other.id != item.id]
+        """The next leader begins after the last instant before which none waits: one that failed while later ones were delivered is not
+        left out. When that cannot be kept, the item comes again under the same id."""
+        left = [other for other in self._waiting if other.id != item.id]
+        before = min((other.handle for other in left), default=None)
+        fired = [*self._fired, item.handle]
+        passed = [moment for moment in fired if before is None or moment < before]
+        if passed:
+            self._remember(max(passed), duty)
+        self._fired = [moment for moment in fired if moment not in passed]
+        self._waiting = left
 
     def _remember(self, moment: datetime, duty: Duty) -> None:
         self._setting.state.write(duty, {"last": moment.astimezone(UTC).isoformat()})

@@ -285,6 +285,30 @@ def test_a_new_leader_claims_what_the_former_had_read_and_the_former_can_finish_
     assert broker.client.xlen("t:orders") == 0
 
 
+def test_entries_whose_reading_was_never_answered_are_offered_all_the_same(
+    broker: Broker, tmp_path: Path, source: FileInbound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(broker, tmp_path, source, name=b"order")
+    reader = consumer(broker, tmp_path)
+    reader.begin(duty())
+    asked = queue_connector.Broker.script
+
+    def cut(self: Any, text: str, *args: Any) -> Any:
+        answer = asked(self, text, *args)
+        if text is queue_connector.READ:
+            raise Unavailable("the connection broke before the answer came")
+        return answer
+
+    monkeypatch.setattr(queue_connector.Broker, "script", cut)
+    with pytest.raises(Unavailable, match="before the answer came"):
+        reader.poll(duty())
+    monkeypatch.setattr(queue_connector.Broker, "script", asked)
+    (item,) = reader.poll(duty())
+    assert item.name == b"order"
+    reader.remove(item, duty())
+    assert reader.poll(duty()) == [] and reader.depth() == (0, 0)
+
+
 def test_a_queue_that_is_away_is_not_the_items_fault(tmp_path: Path) -> None:
     gone = Component(kind=ComponentKind.QUEUE, settings={"url": "redis://127.0.0.1:1/0", "queue": "q"})
     with pytest.raises(Unavailable, match="cannot be reached"):

@@ -88,6 +88,26 @@ def test_an_instant_is_an_item_with_the_same_id_everywhere_and_is_remembered_onc
     assert first.poll(held) == [], "another leader finds it done"
 
 
+def test_an_instant_that_fails_while_later_ones_go_is_neither_left_out_nor_are_they_fired_again(tmp_path: Path) -> None:
+    held, now = Duty("g", "orders", 0, float("inf")), utc("2026-11-22T10:00:30")
+    made = timer(tmp_path, missed="every")
+    made.clock = lambda: now
+    made.begin(held)
+    now = utc("2026-11-22T10:03:30")
+    first, second, third = made.poll(held)
+    made.remove(second, held)  # the target refused the first one for now
+    after_a_crash = timer(tmp_path, missed="every")
+    after_a_crash.clock = lambda: now
+    after_a_crash.begin(held)
+    assert first.id in {item.id for item in after_a_crash.poll(held)}, "the next leader has it"
+    made.remove(third, held)
+    assert [item.id for item in made.poll(held)] == [first.id]
+    made.remove(first, held)
+    assert made.poll(held) == [], "what went before it does not come again"
+    after_a_crash.begin(held)
+    assert after_a_crash.poll(held) == []
+
+
 def test_a_clock_that_was_wrong_stops_no_timer_for_ever(tmp_path: Path) -> None:
     """A leader whose clock ran ahead remembered an instant of the future; then another leads, or its clock was set right."""
     held, now = Duty("g", "orders", 0, float("inf")), utc("2026-11-22T10:00:30")
