@@ -118,12 +118,13 @@ def known_of(group: Any, newest: LeadershipChange | None, window: Window) -> Kno
     if newest is None or member is None:
         return Known(window.start)
     machine = member.runtime.machine
-    if machine.is_silent(now=window.end):
-        return Known(machine.last_report_at or window.start)
+    silent = machine.is_silent(now=window.end)
     if member.observed_status == Status.LEADER or not failover.meant_to_fail_over(group):
-        return Known(window.end)
+        return Known(window.end if not silent else machine.last_report_at or window.start)
     told = group.end_at if group.end_runtime == newest.runtime and group.end_epoch >= newest.epoch else None
     until = told or (boards.moment(member.observed_since) if member.observed_status != Status.UNKNOWN else None)
+    if silent:
+        return Known(until or newest.at)
     leader = failover.verdict(group, now=window.end).leader
     if leader is not None and leader.status == Status.LEADER:
         return Known(until or newest.at, title=f"{leader.machine} leads, and has not told since when")

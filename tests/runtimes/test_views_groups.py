@@ -458,6 +458,18 @@ def test_the_timeline_shows_that_nobody_leads_now(
     assert 78 < float(left) < 81 and 99 < float(left) + float(width) <= 100.1, "for the last three of fifteen minutes"
 
 
+def test_the_timeline_knows_no_leadership_beyond_what_a_machine_said_before_it_fell_silent(
+    client: Client, viewer: User, two_changes: FailoverGroup
+) -> None:
+    factories.heard(two_changes, "external02", "isolated", observed_since=(timezone.now() - timedelta(minutes=6)).isoformat())
+    Machine.objects.update(last_report_at=timezone.now() - timedelta(minutes=1))
+    client.force_login(viewer)
+    text = client.get("/projects/webshop/test/timeline/?window=15m").content.decode()
+    pieces = re.findall(r'class="stretch is-(\w+)" x="([\d.]+)%"', text)
+    kind, left = pieces[-1]
+    assert kind == "unknown" and 58 < float(left) < 62
+
+
 def test_the_timeline_claims_nothing_of_a_leader_that_has_not_told_since_when(
     client: Client, viewer: User, two_changes: FailoverGroup
 ) -> None:
