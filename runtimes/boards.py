@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from django.db.models import OuterRef, QuerySet, Subquery
 
 from portal.models import Environment
-from runtimes import alarms, failback, failover, history, protocol
+from runtimes import alarms, clocks, failback, failover, history, protocol
 from runtimes.alarms import Found
 from runtimes.models import (
     LIVE_REQUESTS,
@@ -218,11 +218,8 @@ def on_whose_behalf(request: GroupRequest) -> str:
 
 
 def moment(text: str) -> datetime | None:
-    """A moment off the wire (RFC 3339); None when it is empty or unreadable."""
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return None
+    """A moment off the wire, as `clocks.read`."""
+    return clocks.read(text)
 
 
 def in_words(change: LeadershipChange) -> Change:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from runtimes import protocol
 
+READABLE_YEARS = (1970, 2400)  # clocks may be wrong, and zones and ages are added to what they say
 TOLERATED_SECONDS = 2.0  # a clock off by less is believed: a report is under way for a while too
 
 
@@ -32,7 +33,7 @@ class Clock:
         if booted_at is not None and report.at_boot is not None and report.boot_id == boot_id:
             longer = (now - timedelta(seconds=report.at_boot) - booted_at).total_seconds()
             late = longer if longer > TOLERATED_SECONDS and abs(longer - late_before) > TOLERATED_SECONDS else 0.0
-        at = _read(report.at)
+        at = read(report.at)
         ahead = (at - now).total_seconds() + late if at else None
         return cls(now, None if ahead is None else round(ahead, 3), report.boot_id, report.at_boot, late)
 
@@ -48,15 +49,17 @@ class Clock:
     def moment(self, text: str) -> datetime:
         """An RFC 3339 moment of the machine in the portal's time, never later than the report that tells it; when the report came for an
         empty or unreadable one."""
-        at = _read(text)
+        at = read(text)
         if at is None:
             return self.now
         return min(self.now, at - timedelta(seconds=self.ahead_seconds or 0.0) if self.is_off else at)
 
     def text(self, text: str) -> str:
         """The same, as text; empty for an empty or unreadable one."""
-        at = _read(text)
-        if at is None or (not self.is_off and at <= self.now):
+        at = read(text)
+        if at is None:
+            return ""
+        if not self.is_off and at <= self.now:
             return text[:40]
         return self.moment(text).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -106,9 +109,10 @@ def in_words(ahead_seconds: float | None) -> str:
     return f"{span} {'ahead of' if ahead_seconds > 0 else 'behind'} the portal's"
 
 
-def _read(text: str) -> datetime | None:
+def read(text: str) -> datetime | None:
+    """A moment off the wire (RFC 3339, with its offset); None when it is empty, unreadable, or of a year nobody can reckon with."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return at if at.tzinfo else None
+    return at if at.tzinfo and READABLE_YEARS[0] <= at.year <= READABLE_YEARS[1] else None

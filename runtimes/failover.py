@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from portal.ages import in_words
 from portal.errors import Busy, Invalid, NotReady, Stale
-from runtimes import fleet, protocol
+from runtimes import clocks, fleet, protocol
 from runtimes.models import LIVE_REQUESTS, Bundle, FailoverGroup, GroupMember, GroupRequest, Runtime
 from runtimes.protocol import Cause, IsolationPolicy, Preference, RequestKind, RequestStatus, State, Status, epoch_words
 from runtimes.reports import REQUEST_PENDING_SECONDS
@@ -116,10 +116,10 @@ def read_now(group: FailoverGroup) -> FailoverGroup:
 
 def clock(moment: str, *, now: datetime) -> str:
     """ "12:03:41 UTC" of an RFC 3339 moment, with the day if that is another than today's; as it is, if it is none."""
-    try:
-        at = datetime.fromisoformat(moment).astimezone(UTC)
-    except ValueError:
+    read = clocks.read(moment)
+    if read is None:
         return moment
+    at = read.astimezone(UTC)
     return f"{at:%H:%M:%S} UTC" if at.date() == now.astimezone(UTC).date() else f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 SEEN_FROM_OUTSIDE = (Cause.CRASH, Cause.SILENCE)
 TOLD_AFTERWARDS = (Cause.CRASH, Cause.HANG, Cause.LOST_MAJORITY)
 SEEN_ON_WITHIN = 5.0  # seconds before its end in which a leader was last seen On: a renewal, and what two machines' instants may differ by
+LONGEST_SPAN = 10 * 366 * 86400.0  # seconds for which nobody can have led
 ENDS = (*TOLD_AFTERWARDS, Cause.RELEASE, Cause.DISABLE)  # the last two by who left the group to nobody: since when nobody led
 
 CAUSES: dict[Cause, str] = {
@@ -91,8 +92,8 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
             actor=event.actor[:150],
             at=clock.instant(event.at, event.at_boot, event.boot_id),
             heard_at=clock.now,
-            detection_seconds=event.detection_seconds,
-            gap_seconds=event.gap_seconds,
+            detection_seconds=_reckonable(event.detection_seconds),
+            gap_seconds=_reckonable(event.gap_seconds),
         )
         for event in report.events
         if may_be(event.epoch, machine) and _concerns(machine, event.group, event.runtime, groups, runtimes)
@@ -110,6 +111,11 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
     FailoverGroup.objects.filter(pk__in={change.group_id for change in changes} | {end.group_id for end in ends}).update(
         last_gap_seconds=Subquery(measured.values("gap_seconds")[:1]), last_gap_at=Subquery(measured.values("at")[:1])
     )
+
+
+def _reckonable(seconds: float | None) -> float | None:
+    """A span that a page can add to a moment and to others; None: not known, or nonsense."""
+    return seconds if seconds is not None and abs(seconds) <= LONGEST_SPAN else None
 
 
 def _concerns(machine: Machine, group: str, runtime: str, groups: Container[str], runtimes: Container[str]) -> bool:

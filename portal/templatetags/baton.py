@@ -124,7 +124,7 @@ def _moment(value: Any) -> datetime | None:
             moment = parse_datetime(value)
         except ValueError:
             return None
-    if not isinstance(moment, datetime):
+    if not isinstance(moment, datetime) or not 1 < moment.year < 9999:  # at the ends of time no other zone has a word for it
         return None
     return moment if timezone.is_aware(moment) else moment.replace(tzinfo=UTC)
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from django.contrib.auth.decorators import login_not_required
-from django.db import DataError, InterfaceError, OperationalError
+from django.db import DataError, IntegrityError, InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils import timezone
@@ -34,6 +34,7 @@ BODY_LIMIT = 8 * 1024 * 1024  # bytes
 LONGEST_WAIT = 25.0  # seconds; below the idle time-outs of usual proxies
 LOOK_EVERY = 1.0  # seconds between looks into the database, wake-ups or not
 NOTICE_SHUTDOWN_WITHIN = 0.25  # seconds
+ESCAPE = re.compile(rb"\\(?:u0000|.)", re.DOTALL)  # of JSON: a NUL, or another one
 NO_LONGER = "This credential is not (or no longer) a machine's: join again with a new token."
 
 T = TypeVar("T")
@@ -77,12 +78,19 @@ def _body(request: HttpRequest, kind: type[T]) -> T:
     if not length.isdigit() or int(length) > BODY_LIMIT or len(data) > BODY_LIMIT:
         raise _TooLarge(f"The body is larger than {BODY_LIMIT // 1024 // 1024} MiB: send fewer log lines at once.")
     try:
-        return protocol.decode(kind, data)
+        return protocol.decode(kind, _without_nul(data))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         place = re.search(r"`\$\.?([^`]*)`", str(error))
         missing = re.search(r"missing required field `([^`]*)`", str(error))
         parts = [match.group(1) for match in (place, missing) if match and match.group(1)]
         raise Invalid(f"This is not a {kind.__name__}: {error}.", field=".".join(parts)) from None
+
+
+def _without_nul(data: bytes) -> bytes:
+    """A NUL, which PostgreSQL keeps in no text, as the replacement character: what a target answered, say, is told as a reason."""
+    if rb"\u0000" not in data:
+        return data
+    return ESCAPE.sub(lambda found: rb"\ufffd" if found[0] == rb"\u0000" else found[0], data)
 
 
 def _credential(request: HttpRequest) -> str:
@@ -112,9 +120,9 @@ def agent_view(view: AgentView) -> AgentView:
             return view(request, **kwargs)
         except NotAllowed as refusal:
             return problem(refusal)
-        except (DataError, OverflowError):
+        except (DataError, IntegrityError, OverflowError):
             logger.exception("A value of an agent does not fit the database.")
-            return problem(Invalid("A number of this message is out of range."))
+            return problem(Invalid("A value of this message does not fit: a number is out of range, or a text is too long."))
         except (OperationalError, InterfaceError) as error:
             logger.exception("An agent was sent away, to come again: the database does not do its part.")
             return problem(away(error) or NotAllowed("Come again."))

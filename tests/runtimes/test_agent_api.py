@@ -7,17 +7,20 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.core.asgi import get_asgi_application
 from django.test import AsyncClient, Client
+from django.utils import timezone
 
 from runtimes import fleet, joining, protocol, wakeup
 from runtimes.api import agents
-from runtimes.models import FailoverGroup, Machine, Runtime
+from runtimes.models import FailoverGroup, GroupMember, Machine, Runtime
 from tests.runtimes.conftest import content_for, joined, said, said_of
 
 
@@ -109,6 +112,49 @@ def test_a_replaced_agent_is_told_to_join_again(agent: Client, external01: Machi
 )
 def test_a_wrong_field_is_named(agent: Client, body: bytes, field: str) -> None:
     assert assert_problem(post(agent, "report", body), 400, "invalid", "This is not a Report")["errors"].keys() == {field}
+
+
+def test_a_nul_that_a_target_answered_keeps_no_report_away(agent: Client, erp01: Runtime) -> None:
+    """PostgreSQL keeps none in a text, and would refuse all that the machine says."""
+    flow = protocol.FlowReport(flow="f-orders", name="erp-orders", on=True, reason="http://erp answered 503: <\x00?\x00x; see C:\\u0000")
+    answer = post(agent, "report", said(1, runtimes=[said_of(erp01, flows=[flow])]))
+    assert protocol.decode(protocol.ReportAnswer, answer.content).accepted
+    erp01.refresh_from_db()
+    assert erp01.observed_flows[0]["reason"] == "http://erp answered 503: <\ufffd?\ufffdx; see C:\\u0000"
+
+
+def test_a_number_that_the_database_checks_is_refused(agent: Client, erp01: Runtime) -> None:
+    assert_problem(post(agent, "report", said(1, runtimes=[said_of(erp01, pid=-1)])), 400, "invalid", "does not fit")
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-11-23T10:00:00", "yesterday"])
+def test_a_moment_that_is_none_breaks_no_page(agent: Client, erp01: Runtime, group: FailoverGroup, operator: User, moment: str) -> None:
+    flow = protocol.FlowReport(flow="f-orders", name="erp-orders", on=True, last_activity=moment, kept=1, kept_at=moment)
+    leads = said_of(erp01, group, protocol.Status.LEADER, epoch=10**12 + 5, started_at=moment, flows=[flow])
+    groups = [msgspec.structs.replace(leads.groups[0], since=moment, last_activity=moment)]
+    peer = protocol.PeerReport(machine="external02", address="10.0.0.2:7400", reachable=False, since=moment, error="refused")
+    Machine.objects.filter(name="external02").update(last_report_at=timezone.now() - timedelta(hours=1))
+    GroupMember.objects.filter(runtime__machine__name="external02").update(observed_at=timezone.now() - timedelta(hours=1))
+    told = said(1, started_at=moment, peers=[peer], runtimes=[msgspec.structs.replace(leads, groups=groups)])
+    assert protocol.decode(protocol.ReportAnswer, post(agent, "report", told).content).accepted
+    client = Client()
+    client.force_login(operator)
+    here = "/projects/webshop/test/"
+    pages = ("groups/", "timeline/", "items/", "architecture/", "machines/external01/", "machines/external01/?tab=runtimes")
+    assert [client.get(here + page).status_code for page in pages] == [200] * len(pages)
+
+
+@pytest.mark.parametrize("gap", [1e18, 1e308, -1e308])
+def test_a_gap_that_is_none_breaks_no_page(agent: Client, erp01: Runtime, group: FailoverGroup, operator: User, gap: float) -> None:
+    told = protocol.LeadershipEvent(
+        group=group.group.key, epoch=10**12 + 5, runtime=erp01.key, previous="external02.erp", cause=protocol.Cause.CRASH, gap_seconds=gap
+    )
+    assert protocol.decode(protocol.ReportAnswer, post(agent, "report", said(1, events=[told])).content).accepted
+    change = group.changes.get()
+    assert change.gap_seconds is None
+    client = Client()
+    client.force_login(operator)
+    assert client.get("/projects/webshop/test/timeline/").status_code == 200
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
