@@ -19,6 +19,7 @@ from runtimes.models import (
     JoinToken,
     LeadershipChange,
     LeadershipEnd,
+    LeadershipInterruption,
     Machine,
     MachineCertificate,
     MembershipChange,
@@ -30,7 +31,7 @@ from runtimes.models import (
 
 
 @admin.display(description="Epoch", ordering="epoch")
-def epoch(row: FailoverGroup | LeadershipChange | LeadershipEnd) -> str:
+def epoch(row: FailoverGroup | LeadershipChange | LeadershipEnd | LeadershipInterruption) -> str:
     return shown_epoch(row.epoch)
 
 
@@ -97,6 +98,13 @@ class LeadershipChangeAdmin(ReadOnly):
 @admin.register(LeadershipEnd)
 class LeadershipEndAdmin(ReadOnly):
     list_display = ("group", epoch, "runtime", "cause", "reason", "at")
+    list_filter = ("cause", "group__environment__project")
+    list_select_related = ("group",)
+
+
+@admin.register(LeadershipInterruption)
+class LeadershipInterruptionAdmin(ReadOnly):
+    list_display = ("group", epoch, "runtime", "cause", "reason", "since", "until", "seconds")
     list_filter = ("cause", "group__environment__project")
     list_select_related = ("group",)
 

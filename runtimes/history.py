@@ -3,14 +3,14 @@ former leader's machine tells, at once or days later, how its leadership ended. 
 """
 
 import logging
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from datetime import datetime, timedelta
 
 from django.db.models import OuterRef, QuerySet, Subquery
 
 from runtimes import protocol
-from runtimes.clocks import Clock
-from runtimes.models import FailoverGroup, LeadershipChange, LeadershipEnd, Machine
+from runtimes.clocks import Clock, read
+from runtimes.models import FailoverGroup, GroupMember, LeadershipChange, LeadershipEnd, LeadershipInterruption, Machine
 from runtimes.protocol import GENERATION_STEP, Cause, epoch_words
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,35 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
 def _reckonable(seconds: float | None) -> float | None:
     """A span that a page can add to a moment and to others; None: not known, or nonsense."""
     return seconds if seconds is not None and abs(seconds) <= LONGEST_SPAN else None
+
+
+def note_leading(members: Iterable[GroupMember]) -> None:
+    """These members were just stored. A leadership whose end was told, and that goes on since, under the same epoch, was interrupted: it
+    did not end. Inside the caller's transaction; what is told again is kept once."""
+    leading = {(member.group_id, member.runtime.key): member for member in members if _leads(member)}
+    told = LeadershipEnd.objects.filter(group__in={group for group, _ in leading}, cause__in=(Cause.LOST_MAJORITY, Cause.HANG))
+    for end in told if leading else ():
+        member = leading.get((end.group_id, end.runtime))
+        since = read(member.observed_since) if member is not None and member.observed_epoch == end.epoch else None
+        if since is None or since <= end.at:
+            continue
+        LeadershipInterruption.objects.get_or_create(
+            group_id=end.group_id,
+            epoch=end.epoch,
+            since=end.at,
+            defaults={
+                "runtime": end.runtime,
+                "cause": end.cause,
+                "reason": end.reason,
+                "until": since,
+                "seconds": (since - end.at).total_seconds(),
+            },
+        )
+        LeadershipEnd.objects.filter(pk=end.pk).delete()
+
+
+def _leads(member: GroupMember) -> bool:
+    return member.observed_status == protocol.Status.LEADER and member.observed_state == protocol.State.ON
 
 
 def _concerns(machine: Machine, group: str, runtime: str, groups: Container[str], runtimes: Container[str]) -> bool:

@@ -482,6 +482,27 @@ class LeadershipEnd(models.Model):
         return f"{self.group}: {self.runtime} led in epoch {protocol.epoch_words(self.epoch)} until {self.cause}"
 
 
+class LeadershipInterruption(models.Model):
+    """A leader lost its permit, was Off, and led on under the same epoch, as nobody had taken over: no change of leadership, and yet nobody
+    led meanwhile. From its machine's words: how it ended, and since when it leads again."""
+
+    group = models.ForeignKey(FailoverGroup, on_delete=models.CASCADE, related_name="interruptions")
+    epoch = models.BigIntegerField()
+    runtime = models.CharField(max_length=82)  # key
+    cause = models.CharField(max_length=16, choices=choices(protocol.Cause))
+    reason = models.TextField(blank=True)
+    since = models.DateTimeField()
+    until = models.DateTimeField()
+    seconds = models.FloatField()  # until - since
+
+    class Meta:
+        ordering: ClassVar = ["-since"]
+        constraints: ClassVar = [models.UniqueConstraint(fields=["group", "epoch", "since"], name="one_interruption_per_moment")]
+
+    def __str__(self) -> str:
+        return f"{self.group}: {self.runtime} did not lead for {self.seconds:.1f} s in epoch {protocol.epoch_words(self.epoch)}"
+
+
 LIVE_REQUESTS = (protocol.RequestStatus.PENDING, protocol.RequestStatus.RUNNING)
 
 

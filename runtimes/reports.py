@@ -108,8 +108,10 @@ def store(machine: Machine, report: protocol.Report, *, now: datetime) -> News |
     heard = [said for said in report.runtimes if _knows(machine, said.key, runtimes)]
     restarted = {said.key for said in heard if runtimes[said.key].observed_started_at != said.started_at}
     _store_runtimes(runtimes, heard, clock)
-    _store_members(machine, runtimes, heard, restarted, clock, [peer.since for peer in report.peers])
+    changed = _store_members(machine, runtimes, heard, restarted, clock, [peer.since for peer in report.peers])
     history.store(machine, runtimes, report, clock)
+    if changed or report.ends:
+        history.note_leading(_members_on.all(machine.pk))
     solitude.store(machine, report.alone, clock)
     if rebooted and heard_before is not None:
         history.note_reboot(machine, since=heard_before)
@@ -273,9 +275,10 @@ def _store_members(
     restarted: set[str],
     clock: Clock,
     moments: list[str],
-) -> None:
-    """A runtime that was reported without one of its groups does not run it: Unknown and Off, never the last thing heard. `moments` of the
-    machine's own clock that a reason may name."""
+) -> bool:
+    """Did a member's status or state change. A runtime that was reported without one of its groups does not run it: Unknown and Off, never
+    the last thing heard. `moments` of the machine's own clock that a reason may name."""
+    changed = False
     by_runtime = {runtimes[said.key].pk: said for said in heard}
     rows = [row for row in _members_on.all(machine.pk) if row.runtime_id in by_runtime]
     spoken: set[tuple[int, str]] = set()
@@ -293,6 +296,7 @@ def _store_members(
             row.observed_ttl = None
             continue
         spoken.add((row.runtime_id, said.group))
+        changed = changed or (row.observed_since, row.observed_state) != (clock.text(said.since), said.state)
         row.observed_status = said.status
         row.observed_state = said.state
         row.observed_reason = clock.sentence(said.reason, moments)
@@ -320,6 +324,7 @@ def _store_members(
         for said in runtime.groups:
             if (runtime_id, said.group) not in spoken:
                 logger.info("%s reports group %s in %s, which it is no member of: ignored.", machine, said.group, runtime.key)
+    return changed
 
 
 def _hears_majority(said: protocol.GroupReport) -> bool:

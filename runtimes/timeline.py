@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from runtimes.boards import in_words
-from runtimes.models import Alarm, LeadershipChange
+from runtimes.models import Alarm, LeadershipChange, LeadershipInterruption
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,16 @@ class Window:
 
 
 def lanes(
-    machines: Sequence[str], changes: Sequence[LeadershipChange], window: Window, *, known: Known, alone: Sequence[Alarm] = ()
+    machines: Sequence[str],
+    changes: Sequence[LeadershipChange],
+    window: Window,
+    *,
+    known: Known,
+    interruptions: Sequence[LeadershipInterruption] = (),
+    alone: Sequence[Alarm] = (),
 ) -> list[Lane]:
     """One lane per machine of a group. `changes` in any order, the last one before the window included; `known`: how far the newest of
-    them goes; `alone`: when members ran alone, over all the rest."""
+    them goes; `interruptions` of a leadership that went on, and `alone`: when members ran alone, over all the rest."""
     ordered = sorted(changes, key=lambda change: change.epoch)
     drawn: dict[str, list[Stretch | None]] = {machine: [] for machine in machines}
     for number, change in enumerate(ordered):
@@ -80,6 +86,9 @@ def lanes(
         lane.append(window.stretch("lead", change.at, end, title))
         if following is None:
             lane.append(window.stretch(known.kind, end, window.end, known.title))
+    for broken in interruptions:
+        machine, title = broken.runtime.partition(".")[0], f"nobody led for {broken.seconds:.3g} s, then {broken.runtime} led on"
+        drawn.setdefault(machine, []).append(window.stretch("gap", broken.since, broken.until, title))
     for spell in alone:
         machine, until = spell.runtime.partition(".")[0], spell.cleared_at or window.end
         title = f"{machine} ran alone, without a majority: others may have consumed at once"

@@ -19,7 +19,17 @@ from portal.errors import Invalid
 from portal.models import Role
 from portal.time_zones import zone_of
 from runtimes import alarms, boards, failback, failover, history
-from runtimes.models import PREFERENCES, AlarmKind, FailbackPolicy, FailoverGroup, GroupRequest, LeadershipChange, TimedSwitch, choices
+from runtimes.models import (
+    PREFERENCES,
+    AlarmKind,
+    FailbackPolicy,
+    FailoverGroup,
+    GroupRequest,
+    LeadershipChange,
+    LeadershipInterruption,
+    TimedSwitch,
+    choices,
+)
 from runtimes.protocol import Cause, IsolationPolicy, Preference, RequestStatus, State, Status
 
 POLICIES = choices(IsolationPolicy)
@@ -222,6 +232,14 @@ class ChangeSerializer(serializers.ModelSerializer[LeadershipChange]):
         return boards.in_words(change).deployment
 
 
+class InterruptionSerializer(serializers.ModelSerializer[LeadershipInterruption]):
+    """`since` its leader was Off, `until` it led on, by the portal's clock."""
+
+    class Meta:
+        model = LeadershipInterruption
+        fields = ("epoch", "runtime", "cause", "reason", "since", "until", "seconds")
+
+
 class ChangeFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter has no types
     """`?cause=crash&cause=hang`, `?runtime=external01.erp`, `?actor=`, `?at_after=`, `?at_before=`, `?gap_min=` seconds."""
 
@@ -413,6 +431,13 @@ class GroupViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gated[Failo
             raise serializers.ValidationError(asked.errors)
         changes: Any = asked.qs
         return self.get_paginated_response(ChangeSerializer(self.paginate_queryset(changes) or [], many=True).data)
+
+    @extend_schema(responses=InterruptionSerializer(many=True), filters=False)
+    @action(detail=True, filterset_class=None)
+    def interruptions(self, request: Request, pk: str) -> Response:
+        """Where a leader was Off and led on under the same epoch, newest first: no change of leadership, but nobody led."""
+        found: Any = self.row_for_reading().interruptions.all()
+        return self.get_paginated_response(InterruptionSerializer(self.paginate_queryset(found) or [], many=True).data)
 
     def row_for_reading(self) -> FailoverGroup:
         """The group of this address; the filters of the list below it are not its own."""

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.core.paginator import Paginator
 from django.db.models import Count, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce
 from django.http import HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
@@ -17,7 +18,7 @@ from portal.access import get_environment
 from portal.htmx import UserRequest, render
 from portal.models import Environment
 from runtimes import boards, failover, history, protocol
-from runtimes.models import Alarm, AlarmKind, FailoverGroup, LeadershipChange, LeadershipEnd, Machine
+from runtimes.models import Alarm, AlarmKind, FailoverGroup, LeadershipChange, LeadershipEnd, LeadershipInterruption, Machine
 from runtimes.protocol import Status
 from runtimes.timeline import Known, Lane, Window, lanes
 
@@ -76,9 +77,11 @@ def drawn(environment: Environment, window: Window) -> dict[str, Any]:
     """Lanes of every group, and how often and how long nobody led in the last 30 days. A fixed number of queries."""
     month = Q(changes__at__gte=window.end - MONTH)
     ends = LeadershipEnd.objects.filter(group=OuterRef("pk")).order_by("-epoch")
+    interrupted = LeadershipInterruption.objects.filter(group=OuterRef("pk"), until__gte=window.end - MONTH).order_by().values("group")
     groups = boards.with_members(FailoverGroup.objects.filter(environment=environment)).annotate(
         month_changes=Count("changes", filter=month),
-        month_gap=Sum("changes__gap_seconds", filter=month & Q(changes__gap_seconds__gt=0)),
+        month_gap=Coalesce(Sum("changes__gap_seconds", filter=month & Q(changes__gap_seconds__gt=0)), 0.0)
+        + Coalesce(Subquery(interrupted.annotate(seconds_in_all=Sum("seconds")).values("seconds_in_all")), 0.0),
         month_unseen=Count("changes", filter=month & Q(changes__gap_seconds=None) & ~Q(changes__previous="")),
         end_runtime=Subquery(ends.values("runtime")[:1]),
         end_epoch=Subquery(ends.values("epoch")[:1]),
@@ -94,21 +97,32 @@ def drawn(environment: Environment, window: Window) -> dict[str, Any]:
     in_window = Q(cleared_at=None) | Q(cleared_at__gte=window.start)
     for spell in Alarm.objects.filter(in_window, group__in=found, kind=AlarmKind.ALONE, raised_at__isnull=False):
         alone.setdefault(spell.group_id, []).append(spell)
+    interruptions: dict[Any, list[LeadershipInterruption]] = {}
+    for broken in LeadershipInterruption.objects.filter(group__in=found, until__gte=window.start):
+        interruptions.setdefault(broken.group_id, []).append(broken)
     return {
         "window_start": window.start,
         "window_end": window.end,
         "ticks": window.ticks(),
         "groups": [
-            {"group": group, "lanes": group_lanes(group, by_group.get(group.pk, []), alone.get(group.pk, []), window)} for group in found
+            {
+                "group": group,
+                "lanes": group_lanes(
+                    group, by_group.get(group.pk, []), window, interruptions=interruptions.get(group.pk, []), alone=alone.get(group.pk, [])
+                ),
+            }
+            for group in found
         ],
     }
 
 
-def group_lanes(group: Any, changes: list[LeadershipChange], alone: list[Alarm], window: Window) -> list[Lane]:
+def group_lanes(
+    group: Any, changes: list[LeadershipChange], window: Window, *, interruptions: list[LeadershipInterruption], alone: list[Alarm]
+) -> list[Lane]:
     """Needs the annotations of `drawn`."""
     newest = max(changes, key=lambda change: change.epoch, default=None)
     machines = sorted({member.runtime.machine.name for member in group.members.all()})
-    return lanes(machines, changes, window, known=known_of(group, newest, window), alone=alone)
+    return lanes(machines, changes, window, known=known_of(group, newest, window), interruptions=interruptions, alone=alone)
 
 
 def known_of(group: Any, newest: LeadershipChange | None, window: Window) -> Known:

@@ -4,9 +4,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import permutations
 from typing import Any
 
+import msgspec
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils import timezone
 
 from runtimes import clocks, fleet, history, protocol
 from runtimes.agent.peers import seen_so
@@ -90,6 +92,46 @@ def test_an_end_after_which_it_led_on_explains_nothing(
     event = told(group, 42, TWO, ONE, Cause.SILENCE, at=text(taken), gap_seconds=1.1, detection_seconds=1.0)
     fleet.record_report(external02, said(1, events=[event], at=text(taken)), now=taken)
     assert causes(group) == ["first", known]
+
+
+@pytest.mark.parametrize("end_first", [True, False], ids=["the end is told first", "the end is told later"])
+def test_a_leader_that_was_off_and_led_on_was_interrupted(
+    client: Client, viewer: User, external01: Machine, erp01: Runtime, group: FailoverGroup, end_first: bool
+) -> None:
+    """Two routers were away for 44 s: nobody led, and the same one led on under the same epoch. Told twice, it is kept once."""
+    client.force_login(viewer)
+    now = timezone.now()
+    lost, on, heard = now - timedelta(seconds=60), now - timedelta(seconds=16), now - timedelta(seconds=15)
+    first = told(group, 41, ONE, None, Cause.FIRST, at=text(now - timedelta(seconds=100)))
+    ends = {"ends": [protocol.LeadershipEnd(group.group.key, 41, ONE, Cause.LOST_MAJORITY, "no answer", at=text(lost))]}
+    leads = {"runtimes": [leading(erp01, group, 41, since=on)]}
+    before = {"runtimes": [leading(erp01, group, 41, since=now - timedelta(seconds=99))]}
+    fleet.record_report(external01, said(1, events=[first], **before), now=now - timedelta(seconds=90))
+    for sequence, news in enumerate((ends, leads, ends) if end_first else (leads, ends, leads), 2):
+        fleet.record_report(external01, said(sequence, **news), now=heard)
+    assert not LeadershipEnd.objects.exists(), "it did not end"
+    answer = client.get(f"/api/v1/groups/{group.pk}/interruptions/").json()
+    assert [(row["epoch"], row["runtime"], row["cause"], row["seconds"]) for row in answer["results"]] == [
+        (41, ONE, "lost-majority", pytest.approx(44, abs=0.01))
+    ]
+    page = client.get(f"/projects/webshop/test/groups/{group.pk}/history/").content.decode()
+    assert "Interruptions" in page and "lost majority" in page.lower() and page.count("44.0 s") == 3, "the longest, in all, and the line"
+    lanes = client.get("/projects/webshop/test/timeline/").content.decode()
+    assert "nobody led for 44.0 s in all" in lanes and "nobody led for 44 s, then external01.erp led on" in lanes
+
+
+def test_an_end_that_came_after_it_led_is_no_interruption(external01: Machine, erp01: Runtime, group: FailoverGroup) -> None:
+    """It says that it leads, by a report from just before."""
+    leads = leading(erp01, group, 41, since=NOW - timedelta(seconds=60))
+    end = protocol.LeadershipEnd(group.group.key, 41, ONE, Cause.LOST_MAJORITY, "no answer", at=text(NOW - timedelta(seconds=1)))
+    fleet.record_report(external01, said(1, runtimes=[leads], ends=[end]), now=NOW)
+    assert LeadershipEnd.objects.exists() and not group.interruptions.exists()
+
+
+def leading(runtime: Runtime, group: FailoverGroup, epoch: int, *, since: datetime) -> protocol.RuntimeReport:
+    """It leads, in this status since."""
+    report = said_of(runtime, group, protocol.Status.LEADER, epoch=epoch)
+    return msgspec.structs.replace(report, groups=[msgspec.structs.replace(report.groups[0], since=text(since))])
 
 
 def test_of_one_leadership_the_last_end_counts(external01: Machine, group: FailoverGroup) -> None:
