@@ -34,6 +34,7 @@ from runtimes.protocol import Component, ComponentKind, FlowReport, FlowSpec
 
 TRIES = 3  # of an item that itself fails, before it is moved aside
 TRY_AGAIN_SECONDS = (0.2, 1.0)
+CHANGED_SECONDS = 1.0  # an item that changed or went away while it was read is left alone for so long, if it is offered still
 ASIDE_SECONDS, ASIDE_LIMIT = 5.0, 300.0  # an item that could not even be moved aside is skipped for so long, doubling
 AWAY_SECONDS, AWAY_LIMIT = 0.1, 1.0  # between asks of a source or target that is away
 PREPARE_SECONDS = 2.0
@@ -380,6 +381,8 @@ class Flow:
             self._inbound.remove(item, duty)
         except ItemChanged as change:
             self._log.info(f"{item.name!r}: {change}; it is taken when it has settled")
+            tries, again_at = trouble.tries if trouble else 0, time.monotonic() + CHANGED_SECONDS
+            self._troubles[item.id] = Trouble(tries, again_at, str(change))
         except Refusing:
             self._refused.add(item.id)
             raise

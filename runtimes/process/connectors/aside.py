@@ -1,7 +1,7 @@
 """Items that could not be delivered, in a folder of this machine: the item, and beside it the reason.
 
 <name>               the item, byte for byte
-<name>.reason.json   id, flow, name, reason, tries, at, epoch, machine
+<name>.reason.json   id, flow, flow_id, name, reason, tries, at, epoch, machine; flows that share the folder have each their own items
 again/               pairs that somebody ordered to be tried again: the inbound offers them like new items
 """
 
@@ -28,6 +28,7 @@ REASON = b".reason.json"
 NAME_LIMIT = 255  # bytes of a file name on Linux
 KEPT_DAYS, KEPT_ITEMS = 30.0, 1000  # what a flow keeps of its failed items, unless its settings say otherwise
 LISTED = 200
+OWNERS_KNOWN = 10_000  # reasons of which this process remembers whose they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class ErrorFolder:
         self._setting = setting
         self._bytes = os.fsencode(folder)
         self._again = os.path.join(self._bytes, b"again")  # noqa: PTH118
+        self._owned: dict[tuple[bytes, int, int], bool] = {}  # by path, inode and time of a reason: is it of this flow
 
     def prepare(self) -> None:
         make_folder(self.folder, "the error folder")
@@ -99,7 +101,13 @@ class ErrorFolder:
         """Write the reason; gives its path. First the reason, then the item: an item here always has its reason beside it."""
         path = os.path.join(self._bytes, name + REASON)  # noqa: PTH118
         with open(path, "xb") as file:  # noqa: PTH123
-            file.write(json.dumps(facts).encode() + b"\n")
+            try:
+                file.write(json.dumps(facts | {"flow_id": self._setting.flow_id}).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.unlink(path)  # noqa: PTH108
+                raise
         return path
 
     def put(self, item: Item, reason: str, tries: int) -> None:
@@ -111,6 +119,7 @@ class ErrorFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             name = self.free_name(item.name)
             note = self.note(name, facts_of(item, reason, tries))
+            target = os.path.join(self._bytes, name)  # noqa: PTH118
             part = os.path.join(self._bytes, b".part-" + key_of(note).encode())  # noqa: PTH118 - nobody tries half an item again
             try:
                 with suppress(FileNotFoundError):
@@ -121,9 +130,10 @@ class ErrorFolder:
                             file.write(chunk)
                     file.flush()
                     os.fsync(file.fileno())
-                os.rename(part, os.path.join(self._bytes, name))  # noqa: PTH104, PTH118
-            except OSError:
-                for left in (part, note):
+                os.rename(part, target)  # noqa: PTH104
+                sync_folder(self._bytes)  # its source forgets it next
+            except BaseException:  # its source broke, too
+                for left in (part, target, note):
                     Path(os.fsdecode(left)).unlink(missing_ok=True)
                 raise
         except OSError as error:
@@ -154,7 +164,7 @@ class ErrorFolder:
         most = int(self._setting.number("failed_items", KEPT_ITEMS, 1, 100_000))
         oldest = (now or time.time()) - days * 86400
         for folder, limit in ((self._bytes, float(most)), (self._again, float("inf"))):
-            for index, (modified, note) in enumerate(_notes(folder)):
+            for index, (modified, note) in enumerate(self._notes(folder)):
                 if index < limit and modified >= oldest:
                     continue
                 kept = f"{days:g} days, {most} items"
@@ -169,18 +179,24 @@ class ErrorFolder:
     # --------------------------------------------------------------------------------------------------------- what people do
 
     def count(self) -> int:
-        with suppress(OSError), os.scandir(self._bytes) as entries:
-            return sum(entry.name.endswith(REASON) for entry in entries)
-        return 0
+        return self._count(self._bytes)
 
     def ordered(self) -> int:
-        with suppress(OSError), os.scandir(self._again) as entries:
-            return sum(entry.name.endswith(REASON) for entry in entries)
-        return 0
+        return self._count(self._again)
+
+    def _count(self, folder: bytes) -> int:
+        return len(self._whole(folder))
+
+    def _whole(self, folder: bytes) -> list[tuple[float, bytes]]:
+        """Reasons whose items are there: one without the other is being moved, or was left by a process that was killed."""
+        names = set[bytes]()
+        with suppress(OSError):
+            names = set(os.listdir(folder))  # noqa: PTH208
+        return [(moment, note) for moment, note in self._notes(folder) if note.removesuffix(REASON) in names]
 
     def listed(self) -> tuple[int, list[FailedItem]]:
         """How many there are, and the newest of them."""
-        notes = _notes(self._bytes)
+        notes = self._whole(self._bytes)
         return len(notes), [item for _, note in notes[:LISTED] if (item := self._read(note)) is not None]
 
     def content(self, key: str, limit: int) -> tuple[bytes, int]:
@@ -262,12 +278,40 @@ class ErrorFolder:
         try:
             with _regular(path + REASON) as file:
                 facts = json.loads(file.read())
+            if facts.get("flow_id", self._setting.flow_id) != self._setting.flow_id:
+                return None
             size = _size(path)
             origin = Origin(self._setting.flow, duty.group_name, duty.epoch, self._setting.machine)
             opened, properties = partial(_opened, path), dict(facts.get("properties", {}))
             return Item(str(facts["id"]), os.fsencode(str(facts["name"])), size, origin, opened, Again(path), properties=properties)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
+
+    def _notes(self, folder: bytes) -> list[tuple[float, bytes]]:
+        """When each of this flow's was written and its name, the newest first."""
+        found: list[tuple[float, bytes]] = []
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(REASON):
+                    with suppress(FileNotFoundError):  # somebody has just removed it
+                        facts = entry.stat(follow_symlinks=False)
+                        if self._is_ours(entry.path, facts):
+                            found.append((facts.st_mtime, entry.name))
+        return sorted(found, reverse=True)
+
+    def _is_ours(self, note: bytes, status: os.stat_result) -> bool:
+        """What does not say whose it is (an older one, or one that is being written) counts as ours."""
+        mark = (note, status.st_ino, status.st_mtime_ns)
+        if mark not in self._owned:
+            try:
+                with _regular(note) as file:
+                    flow_id = json.loads(file.read()).get("flow_id", self._setting.flow_id)
+            except (OSError, ValueError, AttributeError):
+                return True
+            if len(self._owned) >= OWNERS_KNOWN:
+                self._owned.clear()
+            self._owned[mark] = flow_id == self._setting.flow_id
+        return self._owned[mark]
 
     def _put_back(self, item: Item, handle: Again, reason: str, tries: int) -> None:
         try:
@@ -282,17 +326,6 @@ class ErrorFolder:
                 os.unlink(handle.path + REASON)  # noqa: PTH108
         except OSError as error:
             raise Unavailable(f"the error folder {self.folder} does not take it: {error.strerror}") from error
-
-
-def _notes(folder: bytes) -> list[tuple[float, bytes]]:
-    """When each was written and its name, the newest first."""
-    found: list[tuple[float, bytes]] = []
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.endswith(REASON):
-                with suppress(FileNotFoundError):  # somebody has just removed it
-                    found.append((entry.stat(follow_symlinks=False).st_mtime, entry.name))
-    return sorted(found, reverse=True)
 
 
 def key_of(note: bytes) -> str:
@@ -325,7 +358,24 @@ def _size(path: bytes) -> int:
 @contextmanager
 def _opened(path: bytes) -> Iterator[Iterator[bytes]]:
     try:
-        with _regular(path) as file:
-            yield iter(partial(file.read, CHUNK), b"")
+        file = _regular(path)
     except OSError as error:
         raise ItemChanged(f"it cannot be read: {error.strerror}") from error
+    with file:  # what fails in its body is the target's
+        yield _chunks(file)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    try:
+        yield from iter(partial(file.read, CHUNK), b"")
+    except OSError as error:
+        raise ItemChanged(f"it cannot be read: {error.strerror}") from error
+
+
+def sync_folder(folder: bytes) -> None:
+    """What was renamed there stays there, also after a power cut. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

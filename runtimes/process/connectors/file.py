@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from runtimes.process.connectors.aside import Again, ErrorFolder, facts_of, fit, now_text
+from runtimes.process.connectors.aside import Again, ErrorFolder, facts_of, fit, now_text, sync_folder
 from runtimes.process.connectors.base import (
     CHUNK,
     Inbound,
@@ -241,7 +241,12 @@ class FileInbound(Inbound):
             except (ItemChanged, ItemError) as error:
                 raise OSError(5, str(error)) from error
             os.rename(part, target)  # noqa: PTH104
-            os.unlink(found.path)  # noqa: PTH108
+            try:
+                sync_folder(folder)
+                os.unlink(found.path)  # noqa: PTH108
+            except OSError:  # it stays where it was: no copy more at each try
+                os.unlink(target)  # noqa: PTH108
+                raise
         finally:
             Path(os.fsdecode(part)).unlink(missing_ok=True)
 
@@ -287,7 +292,7 @@ class FileOutbound(Outbound):
                 raise ItemError(f"its content does not match its header: sha256 {digest}, expected {item.sha256}")
             duty.check()
             os.rename(part, os.path.join(folder, name))  # noqa: PTH104, PTH118
-            _sync_folder(folder)
+            sync_folder(folder)
             if self._receipts is not None:
                 self._receipt(self._receipts, item, name, digest)
         except OSError as error:
@@ -340,11 +345,3 @@ def _remove(path: bytes) -> None:
         os.unlink(path)  # noqa: PTH108
     except OSError:
         pass
-
-
-def _sync_folder(folder: bytes) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -289,8 +289,9 @@ class SftpInbound(Inbound):
 
         try:
             file = self._session.run(start())
-        except FileNotFoundError as error:
-            raise ItemChanged("it went away before it was read") from error
+        except (FileNotFoundError, ItemChanged) as error:
+            self._waiting.pop(found.name, None)  # the next look finds what there is now
+            raise ItemChanged("it went away before it was read" if isinstance(error, FileNotFoundError) else str(error)) from error
         try:
             yield self._chunks(file, found)
         finally:

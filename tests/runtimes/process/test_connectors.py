@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +420,23 @@ def test_an_item_the_target_cannot_take_is_moved_aside_after_bounded_tries(tmp_p
     flows(folder(tmp_path / "outbox"), folder(tmp_path / "inbox"), Duty(None, "", 0, float("inf")))
     until(lambda: (tmp_path / "data" / "errors" / "f" / "bad").exists(), 4, "it is moved aside")
     assert "cannot take" in (tmp_path / "data" / "errors" / "f" / "bad.reason.json").read_text()
+
+
+def test_an_item_that_goes_on_changing_is_not_tried_without_a_pause(
+    tmp_path: Path, flows: Callable[..., Flow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[float] = []
+
+    def changes(self: FileOutbound, item: Item, duty: Duty) -> None:
+        tried.append(time.monotonic())
+        raise ItemChanged("it changed while it was read")
+
+    monkeypatch.setattr(FileOutbound, "deliver", changes)
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox" / "order").write_bytes(b"x")
+    flows(folder(tmp_path / "outbox"), folder(tmp_path / "inbox"), duty())
+    until(lambda: len(tried) >= 3, 10)
+    assert all(later - earlier >= flow_module.CHANGED_SECONDS for earlier, later in pairwise(tried))
 
 
 def test_a_voided_duty_never_comes_back(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Failed items as the agent answers for them: real error folders, a real queue."""
 
 import base64
+import errno
 import json
 import os
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -16,7 +18,7 @@ import structlog
 from runtimes.agent.items import SHOWN_BYTES, answered
 from runtimes.process import flows
 from runtimes.process.connectors.aside import LISTED, ErrorFolder
-from runtimes.process.connectors.base import Item, ItemError, Origin, Setting
+from runtimes.process.connectors.base import Item, ItemError, Origin, Setting, Unavailable
 from runtimes.process.connectors.file import FileInbound
 from runtimes.process.connectors.queue import QueueInbound
 from runtimes.process.flows import Flow, Trouble
@@ -118,6 +120,81 @@ def test_two_of_one_name_that_are_tried_again_are_two(machine: Machine) -> None:
     assert sorted(read(each) for each in offered) == [b"first", b"second"] and {each.name for each in offered} == {b"order.xml"}
 
 
+def test_flows_that_share_a_folder_have_each_their_own(machine: Machine) -> None:
+    """Tried again it would else go to the target of whichever flow looks first."""
+    orders = ErrorFolder(machine.data / "errors", machine.setting)
+    invoices = ErrorFolder(machine.data / "errors", replace(machine.setting, flow_id="g", flow="invoices"))
+    orders.prepare()
+    orders.put(item(b"an order"), "it is bad", 3)
+    invoices.put(item(b"an invoice"), "it is bad", 3)
+    assert (orders.count(), invoices.count()) == (1, 1)
+    (failed,) = orders.listed()[1]
+    orders.retry(failed.key)
+    assert [read(each) for each in orders.offered(FREE)] == [b"an order"] and orders.ordered() == 1
+    assert invoices.offered(FREE) == [] and (invoices.ordered(), invoices.count()) == (0, 1)
+
+
+def test_an_item_whose_source_breaks_while_it_is_kept_leaves_no_reason_behind(machine: Machine) -> None:
+    @contextmanager
+    def breaks() -> Iterator[Iterator[bytes]]:
+        def chunks() -> Iterator[bytes]:
+            yield b"half of"
+            raise Unavailable("the connection broke")
+
+        yield chunks()
+
+    failures = ErrorFolder(machine.data / "errors" / "f", machine.setting)
+    failures.prepare()
+    with pytest.raises(Unavailable, match="the connection broke"):
+        failures.put(replace(item(b""), open=breaks), "it is bad", 3)
+    assert list(failures.folder.iterdir()) == []
+
+
+def test_a_reason_that_a_killed_process_left_is_no_item(machine: Machine) -> None:
+    failures = ErrorFolder(machine.data / "errors" / "f", machine.setting)
+    failures.prepare()
+    failures.put(item(b"whole"), "it is bad", 3)
+    failures.note(b"nothing", {"id": "m2", "reason": "it is bad", "at": "2026-11-23T10:00:00Z"})
+    total, items = failures.listed()
+    assert (failures.count(), total, [each.item for each in items]) == (1, 1, ["m1"])
+
+
+def test_what_fails_at_the_target_of_an_item_tried_again_is_told_as_the_targets(machine: Machine) -> None:
+    failures = ErrorFolder(machine.data / "errors" / "f", machine.setting)
+    failures.prepare()
+    failures.put(item(b"order"), "it is bad", 3)
+    failures.retry(failures.listed()[1][0].key)
+    (again,) = failures.offered(FREE)
+    with pytest.raises(OSError, match="No space left"), again.open() as chunks:
+        next(chunks)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_that_can_be_copied_aside_but_not_removed_is_not_copied_again_and_again(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbound = FileInbound(machine.setting)
+    inbound.prepare()
+    source = tmp_path / "outbox" / "order"
+    rename, unlink = os.rename, os.unlink
+
+    def elsewhere(old: Any, new: Any) -> None:
+        if os.fsdecode(old) == str(source):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(old, new)
+
+    def kept(path: Any, **more: Any) -> None:
+        if os.fsdecode(path) == str(source):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path, **more)
+
+    monkeypatch.setattr(os, "rename", elsewhere)
+    monkeypatch.setattr(os, "unlink", kept)
+    with pytest.raises(Unavailable, match="does not take order"):
+        fail(inbound, source, b"x")
+    assert list((machine.data / "errors" / "f").iterdir()) == [] and source.read_bytes() == b"x"
+
+
 def test_whoever_is_first_has_it_when_two_try_again_or_one_discards(machine: Machine) -> None:
     failures = ErrorFolder(machine.data / "errors" / "f", machine.setting)
     failures.prepare()
@@ -199,7 +276,7 @@ def test_what_was_laid_there_instead_of_an_item_is_never_followed_nor_waited_for
     machine.ask(ItemAct.RETRY, item.key)
     assert inbound.poll(FREE) == []
     os.mkfifo(errors / "pipe.reason.json")
-    assert machine.ask(ItemAct.LIST).total == 1
+    assert machine.ask(ItemAct.LIST).total == 0, "a reason without an item"
     assert machine.ask(ItemAct.LIST).items == []
 
 

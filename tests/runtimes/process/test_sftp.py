@@ -190,6 +190,17 @@ def test_a_file_that_changed_is_another_item_and_stays(server: Server, connect: 
         content(found)
 
 
+def test_a_file_that_went_away_is_not_asked_for_again_before_the_next_look(server: Server, connect: Callable[..., Any]) -> None:
+    (server.root / "box" / "order").write_bytes(b"first")
+    source = connect(SftpInbound)
+    (found,) = settled(source)
+    source._every, source._look_at = 3600.0, time.monotonic() + 3600.0
+    (server.root / "box" / "order").unlink()
+    with pytest.raises(ItemChanged, match="went away"):
+        content(found)
+    assert source.poll(duty()) == []
+
+
 def test_a_rejected_file_comes_to_the_machine_and_can_be_tried_again(server: Server, connect: Callable[..., Any]) -> None:
     (server.root / "box" / "bad").write_bytes(b"<x/>")
     source = connect(SftpInbound)
