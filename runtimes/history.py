@@ -3,14 +3,23 @@ former leader's machine tells, at once or days later, how its leadership ended. 
 """
 
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db.models import OuterRef, QuerySet, Subquery
 
 from runtimes import protocol
-from runtimes.clocks import Clock, read
-from runtimes.models import FailoverGroup, GroupMember, LeadershipChange, LeadershipEnd, LeadershipInterruption, Machine
+from runtimes.clocks import TOLERATED_SECONDS, Clock, read
+from runtimes.models import (
+    FailoverGroup,
+    GroupMember,
+    LeadershipChange,
+    LeadershipEnd,
+    LeadershipInterruption,
+    Machine,
+    Runtime,
+)
 from runtimes.protocol import GENERATION_STEP, Cause, epoch_words
 
 logger = logging.getLogger(__name__)
@@ -58,7 +67,7 @@ NAMES: dict[Cause, str] = {
 }
 
 
-def store(machine: Machine, runtimes: Container[str], report: protocol.Report, clock: Clock) -> None:
+def store(machine: Machine, runtimes: Mapping[str, Runtime], report: protocol.Report, clock: Clock) -> None:
     """Changes and ends of a report, inside the caller's transaction. What is known already is not told twice."""
     if not report.events and not report.ends:
         return
@@ -78,7 +87,7 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
         if end.cause in ENDS and may_be(end.epoch, machine) and _concerns(machine, end.group, end.runtime, groups, runtimes)
     ]
     # Of one leadership the last word counts: it may have lost the majority for a moment before it crashed.
-    ends = list({(end.group_id, end.epoch, end.runtime): end for end in ends}.values())
+    ends = _new_ends({(end.group_id, end.epoch, end.runtime): end for end in ends})
     LeadershipEnd.objects.bulk_create(
         ends, update_conflicts=True, unique_fields=["group", "epoch", "runtime"], update_fields=["cause", "reason", "at"]
     )
@@ -98,6 +107,7 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
         for event in report.events
         if may_be(event.epoch, machine) and _concerns(machine, event.group, event.runtime, groups, runtimes)
     ]
+    changes = _new_changes({(change.group_id, change.epoch): change for change in changes})
     LeadershipChange.objects.bulk_create(changes, ignore_conflicts=True)
     for change in changes:
         raise_epoch(change.group, change.epoch)
@@ -111,6 +121,25 @@ def store(machine: Machine, runtimes: Container[str], report: protocol.Report, c
     FailoverGroup.objects.filter(pk__in={change.group_id for change in changes} | {end.group_id for end in ends}).update(
         last_gap_seconds=Subquery(measured.values("gap_seconds")[:1]), last_gap_at=Subquery(measured.values("at")[:1])
     )
+
+
+def _new_changes(told: dict[tuple[Any, int], LeadershipChange]) -> list[LeadershipChange]:
+    """Those that no report told before: an agent repeats all until it hears that they are stored, which may take long."""
+    stored = LeadershipChange.objects.filter(group__in={group for group, _ in told}, epoch__gte=min((at for _, at in told), default=0))
+    for key in stored.values_list("group_id", "epoch"):
+        told.pop(key, None)
+    return list(told.values())
+
+
+def _new_ends(told: dict[tuple[Any, int, str], LeadershipEnd]) -> list[LeadershipEnd]:
+    """Those that no report told before, in these words and of this moment."""
+    stored = LeadershipEnd.objects.filter(group__in={key[0] for key in told}, epoch__gte=min((key[1] for key in told), default=0))
+    for row in stored:
+        known = told.get((row.group_id, row.epoch, row.runtime))
+        same = known is not None and (known.cause, known.reason) == (row.cause, row.reason)
+        if known is not None and same and abs((known.at - row.at).total_seconds()) <= TOLERATED_SECONDS:
+            del told[row.group_id, row.epoch, row.runtime]
+    return list(told.values())
 
 
 def _reckonable(seconds: float | None) -> float | None:
@@ -147,8 +176,9 @@ def _leads(member: GroupMember) -> bool:
     return member.observed_status == protocol.Status.LEADER and member.observed_state == protocol.State.ON
 
 
-def _concerns(machine: Machine, group: str, runtime: str, groups: Container[str], runtimes: Container[str]) -> bool:
-    if group in groups and runtime in runtimes:
+def _concerns(machine: Machine, group: str, runtime: str, groups: Mapping[str, FailoverGroup], runtimes: Mapping[str, Runtime]) -> bool:
+    """Is it one of this machine's runtimes, and does it run the group's connector."""
+    if group in groups and runtime in runtimes and groups[group].group.connector_id == runtimes[runtime].connector_id:
         return True
     logger.info("%s tells a leadership of %s in group %s, which it cannot have: ignored.", machine, runtime, group)
     return False

@@ -418,6 +418,7 @@ class Agent:
     def report(self) -> Report:
         """The whole picture of this machine, now."""
         self.sequence += 1
+        waits = self.spool.next()
         ordered = {order.key for order in self.orders.runtimes} if self.orders is not None else set()
         return Report(
             agent_version=self.version,
@@ -430,10 +431,10 @@ class Agent:
             runtimes=[
                 runtime.report() for key, runtime in self.runtimes.items() if key in ordered or runtime.program.keeping is not Keeping.GONE
             ],
-            outcomes=list(self.spool.outcomes),
-            events=list(self.spool.events),
-            ends=list(self.spool.ends),
-            alone=list(self.spool.alone),
+            outcomes=waits.outcomes,
+            events=waits.events,
+            ends=waits.ends,
+            alone=waits.alone,
             at=linux.utc_now(),
             at_boot=linux.boot_seconds(),
             logs=self.logs.take(),
@@ -449,7 +450,8 @@ class Agent:
         failures = 0
         while True:
             try:
-                await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS if not self.logs.is_long() else DEBOUNCE_SECONDS)
+                more = self.logs.is_long() or self.spool.is_long()
+                await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS if not more else DEBOUNCE_SECONDS)
             except TimeoutError:
                 pass
             await asyncio.sleep(DEBOUNCE_SECONDS)

@@ -21,6 +21,7 @@ from runtimes.protocol import (
 
 log = structlog.get_logger()
 KEPT = 2_000  # events, ends, and outcomes, that wait at most
+PER_REPORT = 100  # of each, the oldest: a report is stored by one transaction, within the time that its agent waits for the answer
 LOG_LINES = 5_000
 LOG_LINES_PER_REPORT = 500
 OPEN = (RequestStatus.PENDING, RequestStatus.RUNNING)
@@ -68,6 +69,19 @@ class Spool:
         if known is not None:
             self.outcomes.remove(known)
         self.outcomes.append(outcome)
+
+    def is_long(self) -> bool:
+        """More waits than one report carries."""
+        return max(len(self.events), len(self.ends), len(self.alone), len(self.outcomes)) > PER_REPORT
+
+    def next(self) -> Spooled:
+        """What the next report carries. Ends go before events: a change is put down to what is known of its former leader then."""
+        return Spooled(
+            events=self.events[:PER_REPORT] if len(self.ends) <= PER_REPORT else [],
+            ends=self.ends[:PER_REPORT],
+            alone=self.alone[:PER_REPORT],
+            outcomes=self.outcomes[:PER_REPORT],
+        )
 
     def stored(self, report: Report) -> None:
         """The portal has what this report told."""

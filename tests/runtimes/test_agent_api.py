@@ -123,6 +123,12 @@ def test_a_nul_that_a_target_answered_keeps_no_report_away(agent: Client, erp01:
     assert erp01.observed_flows[0]["reason"] == "http://erp answered 503: <\ufffd?\ufffdx; see C:\\u0000"
 
 
+def test_more_news_at_once_than_an_agent_keeps_is_refused(agent: Client, erp01: Runtime, group: FailoverGroup) -> None:
+    told = protocol.LeadershipEvent(group=group.group.key, epoch=1, runtime=erp01.key, previous=None, cause=protocol.Cause.FIRST)
+    answer = post(agent, "report", said(1, events=[told] * (agents.MOST_AT_ONCE + 1)))
+    assert assert_problem(answer, 413, "too-large", "Send 2000 at most")["errors"].keys() == {"events"}
+
+
 def test_a_number_that_the_database_checks_is_refused(agent: Client, erp01: Runtime) -> None:
     assert_problem(post(agent, "report", said(1, runtimes=[said_of(erp01, pid=-1)])), 400, "invalid", "does not fit")
 

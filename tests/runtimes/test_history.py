@@ -10,6 +10,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
+from portal.models import Connector
 from runtimes import clocks, fleet, history, protocol
 from runtimes.agent.peers import seen_so
 from runtimes.models import FailoverGroup, GroupMember, LeadershipChange, LeadershipEnd, Machine, Runtime
@@ -61,6 +62,32 @@ def test_the_former_leaders_machine_tells_why(
         fleet.record_report(machine, report, now=NOW)
     assert causes(group) == ["first", known]
     assert LeadershipChange.objects.get(epoch=42).detail == ("killed by signal 9" if seen != Cause.SWITCH and end != Cause.SWITCH else "")
+
+
+def test_what_is_told_again_costs_next_to_nothing(external01: Machine, group: FailoverGroup, django_assert_max_num_queries: Any) -> None:
+    """After days without a portal an agent repeats all that it has to tell until it hears that it is stored."""
+    events = [told(group, 41 + n, ONE, None if n == 0 else ONE, Cause.CRASH, gap_seconds=0.2) for n in range(50)]
+    ends = [ended(group, 41 + n, ONE, Cause.CRASH) for n in range(49)]
+    fleet.record_report(external01, said(1, events=events, ends=ends), now=NOW)
+    with django_assert_max_num_queries(20):
+        assert fleet.record_report(external01, said(2, events=events, ends=ends), now=NOW + timedelta(seconds=1))
+    assert len(causes(group)) == 50
+
+
+def test_a_later_end_in_the_same_words_counts(external01: Machine, group: FailoverGroup) -> None:
+    for sequence, at in enumerate(("2026-11-22T11:00:00Z", "2026-11-22T11:30:00Z"), start=1):
+        end = msgspec.structs.replace(ended(group, 41, ONE, Cause.LOST_MAJORITY), at=at)
+        fleet.record_report(external01, said(sequence, ends=[end]), now=NOW)
+    assert LeadershipEnd.objects.get().at == datetime(2026, 11, 22, 11, 30, tzinfo=UTC)
+
+
+def test_a_runtime_of_another_connector_tells_nothing_of_a_group(external01: Machine, group: FailoverGroup) -> None:
+    connector = Connector.objects.create(project=group.environment.project, system=group.group.connector.system, name="web")
+    other = Runtime.objects.create(environment=group.environment, machine=external01, connector=connector)
+    report = said(1, events=[told(group, 77, other.key, None, Cause.FIRST)], ends=[ended(group, 77, other.key, Cause.CRASH)])
+    assert fleet.record_report(external01, report, now=NOW)
+    group.refresh_from_db()
+    assert (group.epoch, causes(group), LeadershipEnd.objects.exists()) == (0, [], False)
 
 
 def test_an_end_explains_only_the_change_right_after_it(external01: Machine, external02: Machine, group: FailoverGroup) -> None:

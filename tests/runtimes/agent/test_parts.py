@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import msgspec
 import pytest
 
 from runtimes.agent import linux, logbook
@@ -25,7 +26,7 @@ from runtimes.agent.peers import addresses, why_cut_off
 from runtimes.agent.program import Program
 from runtimes.agent.router import RouterSupervisor
 from runtimes.agent.spool import LOG_LINES as SENT_LINES
-from runtimes.agent.spool import LogBuffer, Spool
+from runtimes.agent.spool import PER_REPORT, LogBuffer, Spool, Spooled
 from runtimes.agent.supervisor import BundleUnavailable, RuntimeSupervisor, Surroundings
 from runtimes.protocol import (
     PERMIT,
@@ -193,6 +194,18 @@ def test_the_spool_survives_the_agent_and_forgets_only_what_was_stored(tmp_path:
     again.stored(Report(agent_version="1", boot_id="", started_at="", orders_version=0, sequence=1, events=[EVENT], ends=[END]))
     left = Spool(Home(tmp_path))
     assert (left.events, left.ends, len(left.outcomes)) == ([], [], 1)
+
+
+def test_what_piled_up_without_a_portal_is_told_in_parts_and_ends_before_events(tmp_path: Path) -> None:
+    spool = Spool(Home(tmp_path))
+    spool.events = [msgspec.structs.replace(EVENT, epoch=number) for number in range(PER_REPORT + 2)]
+    spool.ends = [msgspec.structs.replace(END, epoch=number) for number in range(PER_REPORT + 1)]
+    told, longs = [], []
+    while (part := spool.next()) != Spooled():
+        told.append((len(part.ends), len(part.events)))
+        longs.append(spool.is_long())
+        spool.stored(Report(agent_version="1", boot_id="", started_at="", orders_version=0, sequence=1, events=part.events, ends=part.ends))
+    assert (told, longs) == ([(PER_REPORT, 0), (1, PER_REPORT), (0, 2)], [True, True, False])
 
 
 def test_an_end_replaces_running_and_never_the_other_way_round(tmp_path: Path) -> None:
