@@ -15,7 +15,7 @@ from runtimes.agent.client import NotKnown, Portal, PortalAway
 from runtimes.agent.etcd_binary import NoEtcd, find_etcd, why_refused
 from runtimes.agent.hand import Machine, router_status
 from runtimes.agent.home import TamperedBundle
-from runtimes.agent.peers import addresses, probe
+from runtimes.agent.peers import SILENT, addresses, probe
 from runtimes.process.tls import ClientTls
 from runtimes.protocol import RouterState, RuntimeOrder, Wire, digest_of
 
@@ -146,6 +146,11 @@ async def etcd_checks(machine: Machine, chosen: str | None) -> list[Check]:
             *checks,
             well("router", f"The router at {router.url} runs."),
             well("majority", f"It reaches a majority of its {members} member{'s' if members != 1 else ''}."),
+        ]
+    if router.reason == SILENT:
+        return [
+            *checks,
+            bad("router", f"The router at {router.url} does not answer, though its process is there: nobody can lead here until it does."),
         ]
     if router.state == RouterState.NO_MAJORITY:
         why = f"The router at {router.url} runs, but {router.reason}: nobody can take leadership here until it does."

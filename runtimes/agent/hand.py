@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 
 from runtimes.agent import linux
 from runtimes.agent.decide import Launched
 from runtimes.agent.etcd_member import Health, Member, RouterLaunch, judge
 from runtimes.agent.home import Home, Identity
-from runtimes.agent.peers import Seen, clock_of, look_around, why_cut_off
+from runtimes.agent.peers import SILENT, Seen, clock_of, look_around, why_cut_off
 from runtimes.agent.program import Program
 from runtimes.process.etcd import Etcd, OutcomeUnknown
 from runtimes.process.tls import ClientTls
@@ -350,6 +351,8 @@ async def _health(client: Etcd) -> Health:
     try:
         told = dict(await client.ask("/v3/maintenance/status", {}, timeout=ASK_SECONDS))
     except OutcomeUnknown as error:
+        if isinstance(error.__cause__, httpx.TimeoutException):  # its process is there, or the connection would be refused
+            return Health(RouterState.NO_MAJORITY, SILENT)
         return Health(RouterState.FAILED, str(error))
     try:
         alarms = await client.ask("/v3/maintenance/alarm", {"action": "GET"}, timeout=ASK_SECONDS)

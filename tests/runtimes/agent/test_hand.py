@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import msgspec
 import pytest
 
@@ -20,6 +21,7 @@ from runtimes.agent import console, doctor, hand
 from runtimes.agent.__main__ import main
 from runtimes.agent.certificate import Held
 from runtimes.agent.home import Home, Identity
+from runtimes.process.etcd import OutcomeUnknown
 from runtimes.process.records import ControlRecord, GroupMark, LeaderRecord, SessionRecord
 from runtimes.process.wishes import Picture
 from runtimes.protocol import (
@@ -240,6 +242,25 @@ def test_doctor_calls_a_process_ready_only_when_its_groups_are(ready: list[bool]
     order = RuntimeOrder(key="external01.erp", connector="erp", running=True, digest="d", release=1)
     check = asyncio.run(doctor._runtime_check(SimpleNamespace(news=news), order))  # type: ignore[arg-type]
     assert (check.level, check.sentence) == (level, says)
+
+
+@pytest.mark.parametrize(
+    ("cause", "says"),
+    [
+        pytest.param(httpx.ReadTimeout("late"), "this machine's own router does not answer", id="etcd stands still"),
+        pytest.param(httpx.ConnectError("refused"), "this machine's router does not run", id="nothing is there"),
+    ],
+)
+def test_a_router_that_stands_still_is_not_said_not_to_run(joined: Home, cause: Exception, says: str) -> None:
+    """As the pages say it; its process is there."""
+
+    async def ask(*_: object, **__: object) -> None:
+        raise OutcomeUnknown("the router at https://127.0.0.1:1 did not say") from cause
+
+    silent = SimpleNamespace(url="https://127.0.0.1:1", ask=ask)
+    machine = SimpleNamespace(orders=SimpleNamespace(router=SimpleNamespace(members={})), launched_router=lambda: None)
+    told = hand.with_cause(asyncio.run(hand.router_status(machine, silent)), [])  # type: ignore[arg-type]
+    assert told.reason.startswith(says) and not told.majority
 
 
 def test_a_full_disk_is_told(joined: Home, monkeypatch: pytest.MonkeyPatch) -> None:
