@@ -151,7 +151,11 @@ def note_leading(members: Iterable[GroupMember]) -> None:
     """These members were just stored. A leadership whose end was told, and that goes on since, under the same epoch, was interrupted: it
     did not end. Inside the caller's transaction; what is told again is kept once."""
     leading = {(member.group_id, member.runtime.key): member for member in members if _leads(member)}
-    told = LeadershipEnd.objects.filter(group__in={group for group, _ in leading}, cause__in=(Cause.LOST_MAJORITY, Cause.HANG))
+    told = LeadershipEnd.objects.filter(
+        group__in={group for group, _ in leading},
+        epoch__in={member.observed_epoch for member in leading.values()},
+        cause__in=(Cause.LOST_MAJORITY, Cause.HANG),
+    )
     for end in told if leading else ():
         member = leading.get((end.group_id, end.runtime))
         since = read(member.observed_since) if member is not None and member.observed_epoch == end.epoch else None
