@@ -64,7 +64,7 @@ class FileInbound(Inbound):
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._folder = setting.folder("folder")
-        self._place = Place(self._folder, "the folder to poll", setting.log)
+        self._place = Place(self._folder, "the folder to poll", setting)
         self._errors = setting.folder("error_folder", setting.data / "errors" / setting.flow_id)
         if self._errors == self._folder:
             raise setting.error("error_folder", "is the polled folder itself", "choose another folder")
@@ -258,7 +258,7 @@ class FileOutbound(Outbound):
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._folder = setting.folder("folder")
-        self._place = Place(self._folder, "the folder to write to", setting.log)
+        self._place = Place(self._folder, "the folder to write to", setting)
         self._receipts = setting.folder("receipts") if setting.component.settings.get("receipts") else None
 
     def prepare(self) -> None:

@@ -572,6 +572,14 @@ def test_what_is_under_an_unmounted_share_is_not_taken_for_it(tmp_path: Path) ->
     with pytest.raises(Unavailable, match="not mounted any more"):
         target.deliver(Item("1", b"x", 0, None, None), duty())  # type: ignore[arg-type]
     assert list((share / "inbox").iterdir()) == []
+    for kind, side, path in ((FileInbound, "inbound", share), (FileOutbound, "outbound", share / "inbox")):
+        after_a_restart = kind(setting(folder(path), tmp_path, side))
+        with pytest.raises(
+            NotReady, match=f"was on {share}, which is not mounted: mount it; .*delete {tmp_path}/data/mounts/f.{side}.json"
+        ):
+            after_a_restart.prepare()
+        (tmp_path / "data" / "mounts" / f"f.{side}.json").unlink()
+        after_a_restart.prepare()
 
 
 def test_a_flow_that_fails_in_every_round_is_not_on_until_it_went_through_one(
