@@ -350,14 +350,14 @@ def refusal_of(act: str, said: failover.MemberVerdict, verdict: failover.Verdict
     if act == "play":
         return f"{name} leads already." if leads else failover.obstacle(verdict, said)
     if act == "stop":
-        if said.status == protocol.Status.SINGLE_NODE and failover.meant_to_fail_over(verdict.group):
-            return failover.stopping_alone(said)
+        if said.status == protocol.Status.SINGLE_NODE:
+            return failover.stopping_alone(verdict, said)
         if not leads:
             return f"{name} {'does not lead: nothing to stop here' if said.fresh else 'is not heard from: it cannot be stopped from here'}."
         others = [other for other in verdict.members if other is not said]
         if all(failover.obstacle(verdict, other) for other in others):
             return "No follower is ready to take over. Disable stops it all the same."
-    return ""
+    return failover.no_disable(verdict, said) if act == "disable" else ""
 
 
 def troubled(found: Sequence[Board]) -> list[Board]:

@@ -433,9 +433,9 @@ def switch(
 
 def _refuse_without_follower(found: Verdict) -> None:
     """Stop needs somebody who takes over."""
-    alone = [said for said in found.members if said.status == Status.SINGLE_NODE] if meant_to_fail_over(found.group) else []
+    alone = [said for said in found.members if said.status == Status.SINGLE_NODE]
     if alone:
-        raise NotReady(" ".join(stopping_alone(said) for said in alone))
+        raise NotReady(" ".join(stopping_alone(found, said) for said in alone))
     if found.leader is None:
         raise NotReady(f"Nobody is known to lead {found.group.name}, so there is nothing to stop.")
     reasons = {said.machine: obstacle(found, said) for said in found.members if said is not found.leader}
@@ -496,11 +496,13 @@ def _set_disabled(
     """Any member's agent can carry it, so one that is heard of is enough, even for a silent member."""
     group = read_now(group)
     found = verdict(group, now=now)
-    _member(found, machine)
+    said = _member(found, machine)
     expire_overdue(now=now, group=group)
     _refuse_when_busy(group)
     _refuse_stale(found, expected_leader)
     _refuse_without_agent(found)
+    if kind == RequestKind.DISABLE and (reason := no_disable(found, said)):
+        raise NotReady(reason)
     return _ask(group, now=now, kind=kind, machine=machine, cause=cause, actor=actor)
 
 
@@ -538,17 +540,23 @@ def _play(found: Verdict, said: MemberVerdict) -> str:
     return f"{found.leader.machine} stops first, then {said.machine} takes over.{_gap(found)}"
 
 
-def stopping_alone(said: MemberVerdict) -> str:
+def stopping_alone(found: Verdict, said: MemberVerdict) -> str:
     """What ends the consuming of a member that runs alone: it hears no wish that goes through the routers."""
-    return (
-        f"{said.machine} runs alone, without a majority that could give its leadership to another member. "
-        f"To stop it, stop its runtime {said.member.runtime.key} on the page of {said.machine}, tab Runtimes."
-    )
+    why = f"{found.group.name} does not fail over: {said.machine} runs it as a single node, and hears no Stop and no Disable."
+    if meant_to_fail_over(found.group):
+        why = f"{said.machine} runs alone, without a majority that could give its leadership to another member."
+    return f"{why} To stop it, stop its runtime {said.member.runtime.key} on the page of {said.machine}, tab Runtimes."
+
+
+def no_disable(found: Verdict, said: MemberVerdict) -> str:
+    """Why Disable would do nothing to a member; empty where it does: a group that was deployed without failover never looks who is
+    disabled, and would come up disabled once it fails over."""
+    return stopping_alone(found, said) if said.status == Status.SINGLE_NODE and not meant_to_fail_over(found.group) else ""
 
 
 def _stop(found: Verdict, said: MemberVerdict) -> str:
-    if said.status == Status.SINGLE_NODE and meant_to_fail_over(found.group):
-        return f"Not now: {stopping_alone(said)}"
+    if said.status == Status.SINGLE_NODE:
+        return f"Not now: {stopping_alone(found, said)}"
     if said is not found.leader:
         return f"{said.machine} does not lead, so there is nothing to stop."
     heir = _follower(found, said)
@@ -560,6 +568,8 @@ def _stop(found: Verdict, said: MemberVerdict) -> str:
 def _disable(found: Verdict, said: MemberVerdict) -> str:
     if said.status == Status.DISABLED:
         return f"{said.machine} is disabled already."
+    if reason := no_disable(found, said):
+        return f"Not now: {reason}"
     rest = f"{said.machine} takes no part in {found.group.name} until it is enabled again."
     silent = unheard_leader(found)
     if said is not found.leader and said is not silent:

@@ -287,6 +287,25 @@ def test_disable_and_enable_are_carried_for_a_silent_member_by_the_other(settled
     assert failover.enable(settled, "external02", actor="operator", now=timezone.now()).kind == "enable"
 
 
+def test_a_group_that_does_not_fail_over_is_neither_stopped_nor_disabled(settled: FailoverGroup, erp02: Runtime) -> None:
+    """Its single node never asks who is disabled: the wish would be told as carried out, and the group would come up disabled later."""
+    FailoverGroup.objects.update(failover=False)
+    GroupMember.objects.filter(runtime=erp02).delete()
+    member = factories.heard(settled, "external01", Status.SINGLE_NODE)
+    way_out = "as a single node, and hears no Stop and no Disable. To stop it, stop its runtime external01.erp"
+    with pytest.raises(NotReady, match=way_out):
+        failover.disable(settled, "external01", actor="operator", now=timezone.now())
+    with pytest.raises(NotReady, match=way_out):
+        switch(settled, None)
+    assert not GroupRequest.objects.exists()
+    settled = failover.read_now(settled)
+    found = failover.verdict(settled, now=timezone.now())
+    for act in ("stop", "disable"):
+        assert way_out in failover.consequence(settled, member, act, now=timezone.now())
+        assert way_out in boards.refusal_of(act, found.members[0], found)
+    assert failover.enable(settled, "external01", actor="operator", now=timezone.now()).kind == "enable"  # of what was disabled before
+
+
 def test_nobody_carries_a_wish_when_all_are_silent(settled: FailoverGroup) -> None:
     with pytest.raises(NotReady, match="No agent of erp-orders can carry this"):
         failover.disable(settled, "external02", actor="operator", now=timezone.now() + timedelta(minutes=5))
