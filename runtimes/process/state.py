@@ -6,6 +6,7 @@ that it is made under, in the same transaction: whoever no longer leads writes n
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,18 @@ class FileState:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise Unavailable(f"what the flow remembers cannot be read from {self._path}: {error}") from error
+            words = f"what the flow remembers cannot be read from {self._path}: {error}; without that file it begins anew"
+            raise Unavailable(words) from error
         return found if isinstance(found, dict) else {}
 
     def write(self, duty: Duty, value: dict[str, Any]) -> None:
         part = self._path.with_name(f".{self._path.name}.part")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(value))
+            with part.open("w") as file:
+                file.write(json.dumps(value))
+                file.flush()
+                os.fsync(file.fileno())  # after a power cut an empty file would stop the flow
             part.replace(self._path)
         except OSError as error:
             raise Unavailable(f"what the flow remembers cannot be written to {self._path}: {error.strerror}") from error

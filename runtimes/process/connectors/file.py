@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -259,6 +260,7 @@ class FileOutbound(Outbound):
         self._setting = setting
         self._folder = setting.folder("folder")
         self._place = Place(self._folder, "the folder to write to", setting)
+        self._own = uuid.uuid4().hex[:12].encode()  # in a container on each machine all processes may have the same number
         self._receipts = setting.folder("receipts") if setting.component.settings.get("receipts") else None
 
     def prepare(self) -> None:
@@ -285,7 +287,7 @@ class FileOutbound(Outbound):
             raise Unavailable(unmounted)
         folder = os.fsencode(self._folder)
         name = target_name(item.id, item.name)
-        part = os.path.join(folder, b".baton-%s-%d.part" % (item.id.encode()[:64], os.getpid()))  # noqa: PTH118
+        part = os.path.join(folder, b".baton-%s.part" % target_name(item.id[:64], self._own))  # noqa: PTH118
         try:
             digest = self._write(part, item)
             if item.sha256 is not None and digest != item.sha256:

@@ -41,6 +41,7 @@ from runtimes.process.permits import Duty
 from runtimes.protocol import ComponentKind
 
 TRIES = 4  # of one delivery, before the item waits in its source
+CONNECT_SECONDS = 4.0  # less than the drain limit: nothing can cut an attempt to connect
 BACKOFF_SECONDS, BACKOFF_LIMIT = 0.2, 5.0
 RETRY_AFTER_LIMIT = 3600.0  # seconds that a server may ask us to wait
 ANSWER_LIMIT = 64 * 1024 * 1024  # bytes of a polled answer, which is held in memory
@@ -93,7 +94,7 @@ class Caller:
             raise setting.error("ca_file", f"cannot be read: {error}", "name a file of certificates in PEM") from error
         self._client = httpx.Client(
             verify=verify,
-            timeout=seconds,
+            timeout=httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
             trust_env=False,
             limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30),
         )

@@ -50,6 +50,7 @@ ANSWER_SECONDS = 3.0
 UPLOAD_SECONDS = 600  # an upload that nobody commits is gone after this
 BATCH = 10
 WAITING_LIMIT = 100  # entries held by this consumer at a time
+ID_LIMIT = 200  # letters of an entry's own id
 CONSUMERS = "baton"  # the one consumer group of a queue
 
 # Refused epochs answer with this word first.
@@ -364,6 +365,13 @@ class QueueErrors:
         )
 
 
+def _identity(told: bytes) -> str:
+    """As whoever wrote the entry gave it, if every target can carry it (a header, a file's name); else a hash of it, the same each time."""
+    text = told.decode("ascii", "replace")
+    plain = text.isprintable() and text.isascii() and text == text.strip() and len(text) <= ID_LIMIT
+    return text if plain else hashlib.sha256(told).hexdigest()[:32]
+
+
 def fields_of(flat: Any) -> dict[bytes, bytes]:
     return flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=False))
 
@@ -495,14 +503,15 @@ class QueueInbound(Inbound):
         """An item from its entry; a malformed one can be held too, and fails when it is opened, so it moves aside like any other."""
 
         def text(name: bytes) -> str:
-            return os.fsdecode(fields.get(name, b""))
+            return fields.get(name, b"").decode("utf-8", "replace")
 
-        trouble = "" if fields.get(b"id") and fields.get(b"upload") else "the entry has no id or no upload: it was not written by Baton"
+        lacks = next((name.decode() for name in (b"id", b"upload", b"size") if not fields.get(name)), "")
+        trouble = f"the entry has no {lacks}: it was not written by Baton" if lacks else ""
         numbers = {name: _whole(fields.get(name)) for name in (b"size", b"epoch")}
         origin = Origin(text(b"flow"), text(b"group"), numbers[b"epoch"], text(b"machine"))
         upload = fields.get(b"upload", b"")
         opener = partial(self._open, upload, numbers[b"size"], trouble)
-        identity = text(b"id") or entry.decode()
+        identity = _identity(fields.get(b"id") or entry)
         name = fields.get(b"name", b"")
         properties = _properties(fields.get(b"properties", b"{}"))
         return Item(identity, name, numbers[b"size"], origin, opener, (entry, upload), text(b"sha256") or None, properties)
@@ -519,8 +528,10 @@ class QueueInbound(Inbound):
             chunk = self._broker.command("LINDEX", upload, index)
             if chunk is None:
                 raise ItemError(f"its bytes are gone from the queue after {received} of {size}")
-            yield chunk
             received += len(chunk)
+            if received > size:
+                raise ItemError(f"it has more bytes than its entry says: {size}")
+            yield chunk
             index += 1
 
 

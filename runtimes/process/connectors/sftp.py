@@ -35,6 +35,7 @@ from runtimes.process.permits import Duty
 from runtimes.protocol import ComponentKind
 
 CONNECT_SECONDS, CALL_SECONDS = 10.0, 30.0
+DISCARD_SECONDS = 2.0  # to remove what a failed upload left
 CHUNK = 256 * 1024  # bytes of one read or write
 LISTED = 10_000  # files of a folder that one poll takes: the oldest
 LOOK_SECONDS = 10.0  # a look at a folder of even more goes on for so long; then the oldest of those seen are taken
@@ -315,6 +316,8 @@ class SftpOutbound(Outbound):
 
     def __init__(self, setting: Setting) -> None:
         self._session = Session(setting)
+        # Of this runtime alone: a former leader that was paused must not cut what the next one is sending. It finds its own again.
+        self._part = hashlib.sha256(setting.key.encode()).hexdigest()[:8].encode() + b".part"
 
     def prepare(self) -> None:
         pass
@@ -331,7 +334,7 @@ class SftpOutbound(Outbound):
 
     def deliver(self, item: Item, duty: Duty) -> None:
         base = self._session.folder.encode().rstrip(b"/") + b"/"
-        part, target = base + b".baton-" + target_name(item.id[:64], b"part"), base + target_name(item.id, item.name)
+        part, target = base + b".baton-" + target_name(item.id[:64], self._part), base + target_name(item.id, item.name)
         digest = hashlib.sha256()
 
         async def create() -> Any:
@@ -346,6 +349,7 @@ class SftpOutbound(Outbound):
                 duty.check()
                 await client.rename(part, target)
 
+        file: Any = None
         try:
             file = self._session.run(create())
             sent = 0
@@ -361,8 +365,24 @@ class SftpOutbound(Outbound):
             if item.sha256 is not None and digest.hexdigest() != item.sha256:
                 raise ItemError(f"its content does not match its header: sha256 {digest.hexdigest()}, expected {item.sha256}")
             self._session.run(commit())
-        except FileNotFoundError as error:
-            raise Unavailable(f"the folder {self._session.folder} is not on the server: create it, or correct the setting") from error
+        except BaseException as error:
+            if file is not None:
+                self._discard(file, part)
+            if isinstance(error, FileNotFoundError):
+                gone = f"the folder {self._session.folder} is not on the server: create it, or correct the setting"
+                raise Unavailable(gone) from error
+            raise
+
+    def _discard(self, file: Any, part: bytes) -> None:
+        """An upload that failed: the server has only so many handles. Over the connection that stands; else the next try writes over it."""
+
+        async def act() -> None:
+            client = self._session.standing()
+            await file.close()
+            await client.remove(part)
+
+        with contextlib.suppress(Unavailable, FileNotFoundError):
+            self._session.run(act(), DISCARD_SECONDS)
 
     def abort(self) -> None:
         self._session.drop()

@@ -8,10 +8,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import structlog
@@ -175,6 +177,28 @@ def test_a_delivery_is_written_whole_then_receipted(source: FileInbound, tmp_pat
     assert (receipt["flow"], receipt["group"], receipt["epoch"], receipt["machine"]) == ("erp-orders", "orders", EPOCH, "external01")
     assert "\\udcfc" in line and receipt["received_at"].endswith("Z")
     assert [os.fsencode(path.name) for path in (tmp_path / "inbox").iterdir()] == [os.fsencode(receipt["file"])]
+
+
+def test_two_processes_of_one_number_do_not_write_into_the_same_unfinished_file(source: FileInbound, tmp_path: Path) -> None:
+    """In containers the processes of both machines may have the same number; a former leader that was paused may come to itself."""
+    (tmp_path / "outbox" / "order").write_bytes(b"x" * 100)
+    (item,) = settled(source, duty())
+    former, leader = (FileOutbound(setting(folder(tmp_path / "inbox"), tmp_path, "outbound")) for _ in range(2))
+    leader.prepare()
+
+    @contextmanager
+    def slowly() -> Iterator[Iterator[bytes]]:
+        def chunks() -> Iterator[bytes]:
+            yield b"x" * 50
+            with pytest.raises(PermitEnded):
+                former.deliver(item, duty(clock=lambda: 2.0))
+            yield b"x" * 50
+
+        yield chunks()
+
+    leader.deliver(replace(item, open=slowly), duty())
+    (arrived,) = (tmp_path / "inbox").iterdir()
+    assert arrived.read_bytes() == b"x" * 100
 
 
 def test_a_wrong_hash_or_an_ended_permit_leaves_nothing_behind(source: FileInbound, tmp_path: Path) -> None:
@@ -379,6 +403,49 @@ def test_an_undeliverable_entry_goes_to_the_error_stream_and_the_rest_arrives(
     assert b"was not written by Baton" in reasons[0] and b"gone from the queue" in reasons[1]
     assert broker.client.xlen("t:orders") == 0
     until(lambda: (flow.report().delivered, flow.report().failed) == (1, 2), 3, "counted once they are aside")
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        pytest.param({"id": b"best\xfcllung"}, id="an id that is no text"),
+        pytest.param({"id": "bestellung-ü".encode()}, id="an id that no header carries"),
+        pytest.param({"id": b"two\r\nlines"}, id="an id of two lines"),
+        pytest.param({"id": b"x" * 5000}, id="an endless id"),
+        pytest.param({"flow": b"fl\xffw", "group": b"\xff", "machine": b"\xff"}, id="an origin that is no text"),
+    ],
+)
+def test_what_others_write_into_a_queue_can_be_carried_by_every_target(broker: Broker, tmp_path: Path, strange: dict[str, bytes]) -> None:
+    free = Duty(None, "", 0, 1.0, lambda: 0.0)
+    broker.client.rpush("t:upload:x", b"abc")
+    entry: dict[Any, Any] = {"id": b"m1", "name": b"order", "size": 3, "upload": b"t:upload:x", "flow": b"f", **strange}
+    broker.client.xadd("t:orders", entry)
+    inbound = consumer(broker, tmp_path)
+    inbound.begin(free)
+    (item,) = inbound.poll(free)
+    for text in (item.id, item.origin.flow, item.origin.group, item.origin.machine):
+        quote(text)
+    assert item.id.isascii() and item.id.isprintable() and len(item.id) <= 200
+    target = FileOutbound(setting(folder(tmp_path / "inbox"), tmp_path, "outbound"))
+    target.prepare()
+    target.deliver(item, free)
+    assert next((tmp_path / "inbox").iterdir()).read_bytes() == b"abc"
+    inbound.begin(free)
+    assert [again.id for again in inbound.poll(free)] == [item.id], "the same each time"
+
+
+@pytest.mark.parametrize(
+    ("size", "says"), [pytest.param("2", "more bytes than its entry says: 2", id="too few"), pytest.param("", "has no size", id="none")]
+)
+def test_an_entry_whose_size_is_wrong_is_its_own_fault(broker: Broker, tmp_path: Path, size: str, says: str) -> None:
+    free = Duty(None, "", 0, 1.0, lambda: 0.0)
+    broker.client.rpush("t:upload:x", b"abc")
+    broker.client.xadd("t:orders", {"id": "m1", "name": "order", "size": size, "upload": "t:upload:x"})
+    inbound = consumer(broker, tmp_path)
+    inbound.begin(free)
+    (item,) = inbound.poll(free)
+    with pytest.raises(ItemError, match=says):
+        content(item)
 
 
 class Picky(FileOutbound):

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import ssl
 import threading
 import time
@@ -234,6 +235,22 @@ def test_a_server_that_is_away_or_silent_is_not_the_items_fault(
     server.pause.clear()
     with pytest.raises(Unavailable, match="did not answer in time"):
         outbound(timeout_seconds="0.2").deliver(item(), duty())
+
+
+def test_a_server_that_does_not_let_itself_be_connected_is_given_up_before_a_drain_is(
+    outbound: Callable[..., HttpOutbound], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can cut an attempt to connect: one that may take minutes would keep the group from being handed over."""
+    monkeypatch.setattr("runtimes.process.connectors.http.CONNECT_SECONDS", 0.3, raising=False)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.socket() as first, socket.socket() as second:
+        for each in (first, second):
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())
+        target = outbound(url=f"http://127.0.0.1:{full.getsockname()[1]}/", timeout_seconds="4")
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="did not answer in time"):
+            target.deliver(item(b"x"), duty())
+        assert time.monotonic() - started < 3
 
 
 def test_a_certificate_is_verified_and_an_own_authority_can_be_named(tmp_path: Path, made: list[Any]) -> None:

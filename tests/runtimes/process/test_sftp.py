@@ -97,10 +97,11 @@ def connect(server: Server, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         }  # fmt: skip
         if kind is SftpOutbound:
             del given["poll_seconds"]
+        key = given.pop("key", "external01.erp")
         component = Component(kind=ComponentKind.SFTP, settings=given)
         side = "inbound" if kind is SftpInbound else "outbound"
         log = structlog.get_logger()
-        made.append(kind(Setting("f", "erp-orders", component, side, "external01.erp", "external01", tmp_path / "data", log)))
+        made.append(kind(Setting("f", "erp-orders", component, side, key, "external01", tmp_path / "data", log)))
         made[-1].prepare()
         return made[-1]
 
@@ -312,7 +313,50 @@ def test_an_ended_permit_leaves_nothing_that_a_reader_would_take(server: Server,
     answers = iter([0.0, 2.0])
     with pytest.raises(PermitEnded):
         target.deliver(item(b"x"), duty(clock=lambda: next(answers)))
-    assert all(path.name.startswith(".baton-") for path in (server.root / "box").iterdir())
+    assert list((server.root / "box").iterdir()) == [], "nor anything else"
+
+
+def test_a_former_leader_that_comes_to_itself_does_not_cut_what_the_next_one_sends(
+    server: Server, connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former, leader, data = connect(SftpOutbound), connect(SftpOutbound, key="external02.erp"), os.urandom(600_000)
+    former.begin(duty())
+    leader.begin(duty())
+    answers = iter([0.0, 2.0])
+
+    @contextmanager
+    def slowly() -> Iterator[Iterator[bytes]]:
+        def chunks() -> Iterator[bytes]:
+            yield data[:300_000]
+            with pytest.raises(PermitEnded):
+                former.deliver(item(data), duty(clock=lambda: next(answers)))
+            yield data[300_000:]
+
+        yield chunks()
+
+    leader.deliver(replace(item(data), open=slowly), duty())
+    (arrived,) = (server.root / "box").iterdir()
+    assert arrived.read_bytes() == data
+
+
+def test_an_upload_that_fails_leaves_neither_file_nor_handle(server: Server, connect: Callable[..., Any]) -> None:
+    target = connect(SftpOutbound)
+    target.begin(duty())
+
+    @contextmanager
+    def changes() -> Iterator[Iterator[bytes]]:
+        def chunks() -> Iterator[bytes]:
+            yield b"half of it"
+            raise ItemChanged("it changed while it was read")
+
+        yield chunks()
+
+    for _ in range(3):
+        with pytest.raises(ItemChanged):
+            target.deliver(replace(item(b"x"), open=changes), duty())
+    assert list((server.root / "box").iterdir()) == []
+    assert not any((server.root / "box") in each.resolve().parents for each in Path("/proc/self/fd").iterdir())
+    target.deliver(item(b"x"), duty())
 
 
 @pytest.mark.parametrize("key", ["../../escape", "x" * 300, "ü" * 90])

@@ -16,7 +16,7 @@ from runtimes.process.connectors.timer import TimerInbound, due
 from runtimes.process.etcd import Etcd, put, read, unchanged
 from runtimes.process.permits import Duty
 from runtimes.process.records import epoch_of, leader_key
-from runtimes.process.state import GroupState
+from runtimes.process.state import FileState, GroupState
 from runtimes.protocol import BundleContent, Component, ComponentKind, FlowSpec, GroupSpec, Preference
 from tests.runtimes.process.lab import NAMESPACE, Broker, EtcdCluster, Launched, launch, queue, until
 
@@ -193,6 +193,19 @@ def test_who_no_longer_leads_writes_nothing(router: EtcdCluster, loop: asyncio.A
         assert state.read(old) == {"cursor": "2"}
     finally:
         asyncio.run_coroutine_threadsafe(etcd.close(), loop).result(5)
+
+
+def test_what_a_single_node_remembers_is_on_disk_before_it_takes_the_place_of_the_former(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut an empty file would stop the flow for good."""
+    synced: list[bytes] = []
+    monkeypatch.setattr("os.fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").resolve().read_bytes()))
+    FileState(tmp_path / "state" / "f.json").write(Duty(None, "", 0, float("inf")), {"cursor": "1"})
+    assert synced == [b'{"cursor": "1"}']
+    (tmp_path / "state" / "f.json").write_bytes(b"")
+    with pytest.raises(Unavailable, match="without that file it begins anew"):
+        FileState(tmp_path / "state" / "f.json").read(Duty(None, "", 0, float("inf")))
 
 
 def test_the_next_leader_goes_on_after_a_crash(tmp_path: Path, three_routers: EtcdCluster, broker: Broker) -> None:
