@@ -3,6 +3,7 @@
 `code` is stable and for programs; `detail` and `reasons` are sentences for people; `errors` maps a field to what is wrong with it.
 """
 
+import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +16,8 @@ from rest_framework.views import set_rollback
 
 from portal.database import away
 from portal.errors import NotAllowed
+
+logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -72,6 +75,9 @@ def handle(exception: Exception, context: dict[str, Any]) -> Response | None:
                 headers["WWW-Authenticate"] = challenge
             if wait := getattr(exception, "wait", None):
                 headers["Retry-After"] = str(int(wait))
+        case OverflowError():  # what the database refuses, or the calendar: the year 1 in another zone
+            logger.exception("A value of a request is out of range.")
+            document = body(400, "invalid", "A number or a moment of this request is out of range.")
         case _ if refusal := away(exception):
             document = body(refusal.status, refusal.code, refusal.sentence)
         case _:

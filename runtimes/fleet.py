@@ -23,6 +23,10 @@ from runtimes.models import Bundle, FailoverGroup, GroupMember, Machine, Router,
 
 logger = logging.getLogger(__name__)
 
+# What a machine may know more than a portal that was restored; one that says so much more is wrong, and believed, it would lead its orders'
+# version and its environment's generation out of every number's range.
+ORDERS_SINCE_A_BACKUP, REBUILDS_SINCE_A_BACKUP = 10**9, 1000
+
 # Called with the environment's id and the machine's name after every stored report, outside its transaction. deployments adds rollout.wake.
 on_report: list[Callable[[int, str], None]] = []
 
@@ -55,6 +59,9 @@ def _learn(machine: Machine, report: protocol.Report, now: datetime) -> None:
         return
     name, generation = protocol.cluster_of(said.cluster_token)
     own, known = protocol.cluster_of(reports.cluster_token(environment))
+    if report.orders_version > machine.orders_version + ORDERS_SINCE_A_BACKUP or generation > known + REBUILDS_SINCE_A_BACKUP:
+        logger.warning("%s tells of orders %d in %s: nobody can have given them.", machine, report.orders_version, said.cluster_token)
+        return
     if name != own or generation < known or (generation == known and report.orders_version <= machine.orders_version):
         return
     if generation > known and not _most_are_in(environment, said.cluster_token, now):

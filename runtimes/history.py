@@ -161,18 +161,19 @@ def note_leading(members: Iterable[GroupMember]) -> None:
         since = read(member.observed_since) if member is not None and member.observed_epoch == end.epoch else None
         if since is None or since <= end.at:
             continue
-        LeadershipInterruption.objects.get_or_create(
-            group_id=end.group_id,
-            epoch=end.epoch,
-            since=end.at,
-            defaults={
-                "runtime": end.runtime,
-                "cause": end.cause,
-                "reason": end.reason,
-                "until": since,
-                "seconds": (since - end.at).total_seconds(),
-            },
-        )
+        near = timedelta(seconds=TOLERATED_SECONDS)  # the same moment, told by two reports, differs by what they were under way
+        known = LeadershipInterruption.objects.filter(group_id=end.group_id, epoch=end.epoch, since__range=(end.at - near, end.at + near))
+        if not known.exists():
+            LeadershipInterruption.objects.create(
+                group_id=end.group_id,
+                epoch=end.epoch,
+                runtime=end.runtime,
+                cause=end.cause,
+                reason=end.reason,
+                since=end.at,
+                until=since,
+                seconds=(since - end.at).total_seconds(),
+            )
         LeadershipEnd.objects.filter(pk=end.pk).delete()
 
 

@@ -1,6 +1,7 @@
 """/api/v1/groups/: who leads, and the acts of an operator."""
 
-from datetime import timedelta
+import re
+from datetime import time, timedelta
 from typing import Any
 
 from django.db.models import QuerySet
@@ -89,13 +90,23 @@ class AlarmNowSerializer(serializers.Serializer[Any]):
     remedy = serializers.CharField()
 
 
+class ClockTime(serializers.TimeField):
+    """A time of the day; its zone stands beside it. One with an offset of its own is refused, lest it be taken for another hour."""
+
+    def to_internal_value(self, value: Any) -> time:
+        if isinstance(value, str) and re.search("[zZ+-]", value):
+            raise serializers.ValidationError('Say the time of the day without an offset ("22:00"): its zone stands in time_zone.')
+        read: time = super().to_internal_value(value)
+        return read
+
+
 class FailbackSerializer(ExactInput, serializers.ModelSerializer[FailoverGroup]):
     policy = serializers.ChoiceField(choices=FailbackPolicy.choices, source="failback")
     stable_seconds = serializers.IntegerField(
         source="failback_stable_seconds", min_value=0, max_value=failback.STABLE_LONGEST, required=False
     )
-    window_start = serializers.TimeField(source="failback_window_start", allow_null=True, required=False)
-    window_end = serializers.TimeField(source="failback_window_end", allow_null=True, required=False)
+    window_start = ClockTime(source="failback_window_start", allow_null=True, required=False)
+    window_end = ClockTime(source="failback_window_end", allow_null=True, required=False)
     time_zone = serializers.CharField(source="failback_zone", max_length=64, required=False, help_text="Of the window: Europe/Amsterdam")
     held_by = serializers.CharField(source="failback_held_by", read_only=True)
 

@@ -670,5 +670,8 @@ def test_the_api_switches_for_a_time_and_sets_the_policy(
     for bad in ({"policy": "window", "window_start": None}, {"policy": "never"}, {"policy": "automatic", "time_zone": "Middle/Earth"}):
         failback.set_policy(at_home, FailbackPolicy.MANUAL, stable_seconds=60)
         assert send("put", "failback/", bad).status_code == 400, bad
+    for hour in ("22:00Z", "22:00:00+05:00", "22:00-01:00"):  # the zone stands beside it: nobody guesses which of the two was meant
+        refused = send("put", "failback/", {**policy, "window_start": hour})
+        assert refused.status_code == 400 and "without an offset" in refused.json()["errors"]["window_start"][0], hour
     with django_assert_max_num_queries(20):
         assert client.get("/api/v1/groups/").json()["count"] == 1

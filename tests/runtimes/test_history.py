@@ -147,6 +147,18 @@ def test_a_leader_that_was_off_and_led_on_was_interrupted(
     assert "nobody led for 44.0 s in all" in lanes and "nobody led for 44 s, then external01.erp led on" in lanes
 
 
+def test_an_interruption_that_is_told_again_is_kept_once_however_long_its_reports_were_under_way(
+    external01: Machine, erp01: Runtime, group: FailoverGroup
+) -> None:
+    """The boot-time clock tells the moment of an end by when its report came: to some milliseconds."""
+    end = protocol.LeadershipEnd(group.group.key, 41, ONE, Cause.LOST_MAJORITY, "no answer", text(NOW), at_boot=100.0, boot_id="boot-1")
+    for sequence in range(1, 6):
+        heard = NOW + timedelta(seconds=10 + sequence, milliseconds=70 * sequence)
+        leads = leading(erp01, group, 41, since=NOW + timedelta(seconds=5))
+        fleet.record_report(external01, said(sequence, ends=[end], runtimes=[leads], at_boot=110.0 + sequence), now=heard)
+    assert group.interruptions.count() == 1
+
+
 def test_an_end_that_came_after_it_led_is_no_interruption(external01: Machine, erp01: Runtime, group: FailoverGroup) -> None:
     """It says that it leads, by a report from just before."""
     leads = leading(erp01, group, 41, since=NOW - timedelta(seconds=60))
@@ -502,6 +514,13 @@ def test_the_api_refuses_a_filter_that_makes_no_sense(client: Client, viewer: Us
     client.force_login(viewer)
     answer = client.get(f"/api/v1/groups/{eventful.pk}/changes/?{query}")
     assert answer.status_code == 400 and query.split("=")[0] in answer.content.decode()
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59-14:00"])
+def test_the_api_refuses_a_moment_that_no_calendar_reckons_with(client: Client, viewer: User, eventful: FailoverGroup, moment: str) -> None:
+    client.force_login(viewer)
+    answer = client.get(f"/api/v1/groups/{eventful.pk}/changes/?at_after={moment}")
+    assert answer.status_code == 400 and "out of range" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

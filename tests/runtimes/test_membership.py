@@ -568,6 +568,21 @@ def test_after_a_rebuild_the_refused_members_are_not_what_a_roll_back_goes_back_
     assert membership.present(cluster.environment) == ({"external01": ("10.0.0.1", 7400)}, {})
 
 
+@pytest.mark.parametrize(("version", "generation"), [(2**63 - 1, 1), (2**63 - 1, 2), (41, 2_000_000_000)])
+def test_a_machine_that_tells_of_orders_nobody_gave_is_not_believed(
+    cluster: Cluster, external02: Machine, version: int, generation: int
+) -> None:
+    """Believed, its own orders could never be given again, and on PostgreSQL nobody's."""
+    before = external02.orders_version
+    token = f"{reports.cluster_token(cluster.environment).removesuffix('-1')}-{generation}"
+    Machine.objects.exclude(pk=external02.pk).update(last_report_at=cluster.now - timedelta(hours=1))
+    router = RouterReport(state=RouterState.RUNNING, cluster_id="c1", member_id="m", cluster_token=token)
+    fleet.record_report(external02, said(1000, router=router, orders_version=version), now=cluster.now)
+    external02.refresh_from_db()
+    cluster.environment.refresh_from_db()
+    assert (cluster.environment.generation, external02.orders_version - before) in ((1, 0), (1, 1))
+
+
 def test_a_portal_that_was_restored_takes_over_what_runs(cluster: Cluster, external02: Machine) -> None:
     """A backup from before the cluster was built anew, and before external02 was added to it: nothing may be ordered back."""
     environment, backup = cluster.environment, Router.objects.get(machine=external02).desired_members
