@@ -5,7 +5,7 @@ what the routers report (`votes.next_change`), so that portal, worker and agents
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,6 +21,9 @@ from portal.prepared import Prepared
 from runtimes import authority, failover, fleet, protocol, reports, votes
 from runtimes.models import FailoverGroup, GroupRequest, Machine, MembershipChange, MembershipStatus, Router, Runtime
 from runtimes.votes import Act, Condition, Next, Voter
+
+# Called before a person resumes or rolls back a change; raises NotAllowed when it must not be now. deployments adds "a deployment runs".
+guards: list[Callable[[Environment], None]] = []
 
 DRIVEN_WITHIN = timedelta(seconds=30)  # a deployment that has not looked at its change for so long drives it no more
 UNFINISHED = (MembershipStatus.RUNNING, MembershipStatus.HALTED, MembershipStatus.REFUSED)
@@ -212,7 +215,7 @@ def resume(change: MembershipChange, *, actor: str, now: datetime) -> Membership
     change waits, saying why, while nobody can take over.
 
     Raises:
-        NotAllowed: a deployment drives it, or it has ended.
+        NotAllowed: a deployment drives it, or is under way there; or it has ended.
     """
     _refuse_ended(change)
     return begin(change.environment, _addresses(change.wished), _addresses(change.passing_on), actor=actor, now=now)
@@ -234,6 +237,8 @@ def _refuse_ended(change: MembershipChange) -> None:
         raise NotAllowed("This change of the routers has ended: there is nothing to resume or to roll back.")
     if newest.is_driven:
         raise NotAllowed(f"The routers are being changed ({newest.actor}): cancel that deployment first, or let it go on.")
+    for guard in guards:
+        guard(change.environment)
 
 
 def refuse(change: MembershipChange, *, now: datetime) -> None:

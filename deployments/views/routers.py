@@ -1,7 +1,7 @@
 """What a person does about a router that has lost its data, and about a cluster that has lost its majority for good."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from django.contrib import messages
 from django.http import HttpResponse
@@ -10,13 +10,14 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_http_methods
 
-from deployments import rollout
 from portal.access import get_environment
-from portal.errors import NotAllowed
+from portal.errors import Invalid, NotAllowed
 from portal.htmx import UserRequest, dialog, redirect
 from portal.models import Environment, Role
 from runtimes import authority, fleet, membership
 from runtimes.models import Machine
+
+T = TypeVar("T")
 
 
 @require_http_methods(["GET", "POST"])
@@ -58,10 +59,8 @@ def router_change(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     environment = get_environment(request.user, slug, kind, role=Role.OPERATOR)
     change, refusal = membership.unfinished(environment), None
     if request.method == "POST" and change is not None:
-        act = membership.roll_back if request.POST.get("act") == "roll-back" else membership.resume
         try:
-            rollout.refuse_while_deploying(environment)
-            act(change, actor=request.user.get_username(), now=timezone.now())
+            chosen(CHANGE_ACTS, request)(change, actor=request.user.get_username(), now=timezone.now())
             messages.info(request, "The routers are being changed; this page says how far it is.")
             return redirect(request, "architecture", slug, kind)
         except NotAllowed as said:
@@ -70,6 +69,24 @@ def router_change(request: UserRequest, slug: str, kind: str) -> HttpResponse:
     if change is not None:
         context |= {"wished": _addresses(change.wished), "before": _addresses(change.before)}
     return dialog(request, "deployments/router_change.html", context, back=reverse("architecture", args=[slug, kind]))
+
+
+CHANGE_ACTS = {"resume": membership.resume, "roll-back": membership.roll_back}
+AUTHORITY_ACTS = {
+    "renew": (fleet.renew_authority, "The authority is renewed. Machines get new certificates by themselves; nothing restarts."),
+    "retire": (
+        fleet.retire_authority,
+        "The former authority is trusted no more; routers that read only that one restart one by one.",
+    ),
+}
+
+
+def chosen(acts: Mapping[str, T], request: UserRequest) -> T:
+    """What the person asked for. Raises Invalid: nothing is done in place of an act that does not exist."""
+    asked = request.POST.get("act", "")
+    if asked not in acts:
+        raise Invalid(f'There is no act "{asked}"; say {" or ".join(acts)}.', field="act")
+    return acts[asked]
 
 
 def _addresses(listed: Mapping[str, tuple[str, int]]) -> str:
@@ -83,12 +100,9 @@ def certificate_authority(request: UserRequest, slug: str, kind: str) -> HttpRes
     refusal: NotAllowed | None = None
     if request.method == "POST":
         try:
-            if request.POST.get("act") == "retire":
-                fleet.retire_authority(environment, now=timezone.now())
-                messages.success(request, "The former authority is trusted no more; routers that read only that one restart one by one.")
-            else:
-                fleet.renew_authority(environment, now=timezone.now())
-                messages.success(request, "The authority is renewed. Machines get new certificates by themselves; nothing restarts.")
+            act, done = chosen(AUTHORITY_ACTS, request)
+            act(environment, now=timezone.now())
+            messages.success(request, done)
             return redirect(request, "architecture", slug, kind)
         except NotAllowed as said:
             refusal = said

@@ -5,9 +5,11 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
+from deployments.models import Release, RunStatus
 from runtimes import joining, protocol
 from runtimes.agent.certificate import make_request
 from runtimes.models import CertificateAuthority, FailoverGroup, Machine, MembershipChange
+from tests import factories
 
 PLACE = "/projects/webshop/test/architecture/"
 BEFORE = {"external01": ["10.0.0.1", 7400], "external02": ["10.0.0.2", 7400], "core01": ["10.0.0.3", 7400]}
@@ -67,6 +69,33 @@ def test_by_the_api_too(client: Client, operator: User, viewer: User, halted: Me
     MembershipChange.objects.update(status="succeeded")
     refused = client.post(f"/api/v1/machines/{machine.pk}/resume-router-change/")
     assert "nothing to resume" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("act", ["resume", "roll-back"])
+def test_while_a_deployment_is_under_way_neither_page_nor_api_goes_on(
+    client: Client, operator: User, halted: MembershipChange, act: str
+) -> None:
+    """Both would hand leadership over, each for reasons of its own."""
+    release = Release.objects.create(project=halted.environment.project, number=3, name="Stock", content={}, digest="x" * 64)
+    factories.deployed(halted.environment, release, status=RunStatus.RUNNING)
+    machine = Machine.objects.get(name="external01", environment=halted.environment)
+    client.force_login(operator)
+    refused = client.post(f"/api/v1/machines/{machine.pk}/{act}-router-change/")
+    assert refused.status_code == 409 and "is under way on Test" in refused.json()["detail"]
+    assert "is under way on Test" in client.post(f"{PLACE}router-change/", {"act": act}).content.decode()
+    halted.refresh_from_db()
+    assert halted.status == "halted"
+
+
+@pytest.mark.parametrize("act", ["", "rollback", "Retire"])
+def test_nothing_is_done_in_place_of_an_act_that_does_not_exist(client: Client, admin: User, halted: MembershipChange, act: str) -> None:
+    certify(*Machine.objects.filter(environment=halted.environment))
+    client.force_login(admin)
+    for page in ("router-change/", "authority/"):
+        assert "There is no act" in client.post(PLACE + page, {"act": act}).content.decode()
+    halted.refresh_from_db()
+    assert halted.status == "halted"
+    assert not CertificateAuthority.objects.get().former
 
 
 def test_below_operator_nothing_is_chosen(client: Client, developer: User, halted: MembershipChange) -> None:
