@@ -40,6 +40,7 @@ AWAY_SECONDS, AWAY_LIMIT = 0.1, 1.0  # between asks of a source or target that i
 PREPARE_SECONDS = 2.0
 STOPS_AGAIN_SECONDS = 0.5  # after an error while it stops
 GAUGE_SECONDS = 5.0  # between two counts of what waits
+KEEP_UP_SECONDS = 60.0  # between two looks at what the group remembers
 SWEEP_SECONDS = 600.0  # between two looks for failed items that are kept no longer
 SILENT_SECONDS = 30.0  # without an answer of the source, or three of its intervals where those are longer: then something is wrong …
 DELIVERING_SECONDS = 300.0  # … but a long delivery of one item is work; a target that took nothing for longer is something wrong, too
@@ -95,6 +96,7 @@ class Flow:
         self._owing_since = ""  # … and the same as a moment
         self._offered_at = 0.0  # when the inbound last offered anything (time.monotonic())
         self._rest_until = 0.0  # a target that can be begun, and still takes nothing, is tried again then (time.monotonic())
+        self._counted: set[str] = set()  # items that were taken and not delivered yet: taken once, however often they are tried
         self._refused: set[str] = set()  # items that the target would not take: the others go first
         self._said = ""
         self._said_at = 0.0
@@ -355,8 +357,9 @@ class Flow:
             self._owing_at = 0.0  # what it was owed has gone elsewhere
         due = [item for item in items if item.id not in self._troubles or self._troubles[item.id].again_at <= now]
         due.sort(key=lambda item: item.id in self._refused)  # stable: only these go last
-        if self._troubles or self._refused:
+        if self._troubles or self._refused or self._counted:
             offered = {item.id for item in items}
+            self._counted &= offered
             self._troubles = {key: trouble for key, trouble in self._troubles.items() if key in offered}
             self._refused &= offered
         return due
@@ -365,9 +368,10 @@ class Flow:
         trouble = self._troubles.get(item.id)
         try:
             check()
-            if trouble is None:
+            if item.id not in self._counted:
+                self._counted.add(item.id)
                 self._taken += 1
-            elif trouble.tries >= TRIES:
+            if trouble is not None and trouble.tries >= TRIES:
                 self._aside(item, duty, trouble)
                 return
             self._last_activity = now_text()
@@ -376,6 +380,7 @@ class Flow:
             if made is not None:
                 self._give(made, duty)
             self._delivered += 1
+            self._counted.discard(item.id)
             self._owing_at = 0.0
             self._troubles.pop(item.id, None)
             self._inbound.remove(item, duty)
@@ -425,9 +430,12 @@ class Flow:
 
     def _gauge(self) -> None:
         """Count what waits and what failed, now and then: also where this runtime follows."""
-        swept = float("-inf")
+        swept = kept_up = float("-inf")
         while not self._closing:
             try:
+                if time.monotonic() - kept_up >= KEEP_UP_SECONDS:
+                    self._inbound.keep_up()
+                    kept_up = time.monotonic()
                 if time.monotonic() - swept >= SWEEP_SECONDS:
                     self._inbound.failures.sweep()
                     swept = time.monotonic()

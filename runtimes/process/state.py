@@ -7,6 +7,7 @@ that it is made under, in the same transaction: whoever no longer leads writes n
 import asyncio
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from runtimes.protocol import GENERATION_STEP
 
 ASK_SECONDS = 2.0  # one question to the router
 LARGEST = 256 * 1024  # bytes of one state
+_WRITES = threading.Lock()  # a flow's worker, and what keeps its file up, write the same one
 
 
 class FileState:
@@ -41,11 +43,12 @@ class FileState:
         part = self._path.with_name(f".{self._path.name}.part")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("w") as file:
-                file.write(json.dumps(value))
-                file.flush()
-                os.fsync(file.fileno())  # after a power cut an empty file would stop the flow
-            part.replace(self._path)
+            with _WRITES:
+                with part.open("w") as file:
+                    file.write(json.dumps(value))
+                    file.flush()
+                    os.fsync(file.fileno())  # after a power cut an empty file would stop the flow
+                part.replace(self._path)
         except OSError as error:
             raise Unavailable(f"what the flow remembers cannot be written to {self._path}: {error.strerror}") from error
 

@@ -5,7 +5,7 @@ All their methods but `abort` run in the flow's own worker thread and may block;
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -85,7 +85,7 @@ class Setting:
     shared: "State | None" = None  # what the flow remembers, where the next leader finds it
 
     @property
-    def state(self) -> "State":
+    def state(self) -> "FlowState":
         """What the flow remembers across a change of leader, or, on a single node, across its own end."""
         from runtimes.process.state import FileState  # not above: it speaks of what this module defines
 
@@ -162,7 +162,7 @@ class State(Protocol):
     """What an inbound must remember: a cursor, the last instant of a timer. Called by worker threads; may block."""
 
     def read(self, duty: Duty) -> dict[str, Any]:
-        """What was last written; empty: nothing yet. Raises Unavailable."""
+        """What was last written, by whomever; empty: nothing yet. Raises Unavailable."""
 
     def write(self, duty: Duty, value: dict[str, Any]) -> None:
         """Keep it. Raises Fenced when another leads, Unavailable when it may not have been kept."""
@@ -170,7 +170,8 @@ class State(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FlowState:
-    """Under an epoch what the group shares, without one (a single node, run alone) a file of this machine."""
+    """Under an epoch what the group shares, without one (a single node, run alone) a file of this machine. The file keeps up with the
+    group, so that who runs alone goes on from there instead of from the beginning."""
 
     shared: State | None
     alone: State
@@ -183,6 +184,20 @@ class FlowState:
 
     def write(self, duty: Duty, value: dict[str, Any]) -> None:
         self.of(duty).write(duty, value)
+        self._take_along(duty, value)
+
+    def keep_up(self) -> None:
+        """Also where another leads; nothing happens while there is no majority. Called now and then, from a thread of its own."""
+        if self.shared is not None:
+            nobody = Duty(None, "", 1, float("-inf"))
+            with suppress(Unavailable):
+                self._take_along(nobody, self.shared.read(nobody))
+
+    def _take_along(self, duty: Duty, value: dict[str, Any]) -> None:
+        if value and self.of(duty) is not self.alone:
+            with suppress(Unavailable):  # a full disk: what is there is older
+                if self.alone.read(duty) != value:
+                    self.alone.write(duty, value)
 
 
 class Failures(Protocol):
@@ -258,6 +273,10 @@ class Inbound(Protocol):
     def check(self) -> None:
         """Could it work here now, whether it leads or not: cheap, changes nothing, asks nothing of a system that allows only one
         connection. Called from a thread of its own. Raises NotReady or Unavailable; kinds that can tell nothing return."""
+        return
+
+    def keep_up(self) -> None:
+        """Note down on this machine what the group remembers. Called now and then, from a thread of its own."""
         return
 
     def rest(self) -> float:

@@ -337,6 +337,9 @@ class HttpInbound(Inbound):
         self._waiting = [other for other in self._waiting if other.id != item.id]
         self._settle(duty)
 
+    def keep_up(self) -> None:
+        self._setting.state.keep_up()
+
     def wait_seconds(self) -> float:
         return min(max(self._ask_at - time.monotonic(), 0.02), 0.5)
 

@@ -123,6 +123,9 @@ class TimerInbound(Inbound):
         if isinstance(item.handle, datetime):
             self._done(item, duty)
 
+    def keep_up(self) -> None:
+        self._setting.state.keep_up()
+
     def wait_seconds(self) -> float:
         return 0.25
 

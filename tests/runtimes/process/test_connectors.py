@@ -489,6 +489,25 @@ def test_an_item_the_target_cannot_take_is_moved_aside_after_bounded_tries(tmp_p
     assert "cannot take" in (tmp_path / "data" / "errors" / "f" / "bad.reason.json").read_text()
 
 
+def test_an_item_is_taken_once_however_often_its_target_is_away(
+    tmp_path: Path, flows: Callable[..., Flow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, deliver = list[int](), FileOutbound.deliver
+
+    def away(self: FileOutbound, item: Item, duty: Duty) -> None:
+        tried.append(1)
+        if len(tried) < 4:
+            raise Unavailable("it is away")
+        deliver(self, item, duty)
+
+    monkeypatch.setattr(FileOutbound, "deliver", away)
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox" / "order").write_bytes(b"x")
+    flow = flows(folder(tmp_path / "outbox"), folder(tmp_path / "inbox"), duty())
+    until(lambda: flow.report().delivered == 1, 10)
+    assert (flow.report().taken, len(tried)) == (1, 4)
+
+
 def test_an_item_that_goes_on_changing_is_not_tried_without_a_pause(
     tmp_path: Path, flows: Callable[..., Flow], monkeypatch: pytest.MonkeyPatch
 ) -> None:

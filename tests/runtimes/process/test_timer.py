@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import structlog
 
-from runtimes.process.connectors.base import ConfigError, Fenced, Setting, Unavailable
+from runtimes.process.connectors.base import ConfigError, Fenced, FlowState, Setting, Unavailable
 from runtimes.process.connectors.timer import TimerInbound, due
 from runtimes.process.etcd import Etcd, put, read, unchanged
 from runtimes.process.permits import Duty
@@ -193,6 +193,27 @@ def test_who_no_longer_leads_writes_nothing(router: EtcdCluster, loop: asyncio.A
         assert state.read(old) == {"cursor": "2"}
     finally:
         asyncio.run_coroutine_threadsafe(etcd.close(), loop).result(5)
+
+
+def test_who_runs_alone_goes_on_where_the_group_was_on_every_member(tmp_path: Path) -> None:
+    """Not from the first cursor, nor from what this machine remembered when it last ran alone."""
+
+    class Away(FileState):
+        def read(self, duty: Duty) -> dict[str, object]:
+            raise Unavailable("no majority")
+
+    def member(name: str, shared: type[FileState] = FileState) -> FlowState:
+        return FlowState(shared(tmp_path / "shared.json"), FileState(tmp_path / name / "f.json"))
+
+    leads, alone = Duty("g", "orders", 10**12 + 5, float("inf")), Duty("g", "orders", 0, float("inf"))
+    member("follower").write(alone, {"cursor": "of last winter"})
+    member("leader").write(leads, {"cursor": "7"})
+    assert member("leader", Away).read(alone) == {"cursor": "7"}
+    member("follower").keep_up()
+    member("follower", Away).keep_up()
+    assert member("follower", Away).read(alone) == {"cursor": "7"}
+    member("follower").write(alone, {"cursor": "8"})
+    assert member("leader").read(leads) == {"cursor": "7"}, "what one did alone is its own"
 
 
 def test_what_a_single_node_remembers_is_on_disk_before_it_takes_the_place_of_the_former(
