@@ -52,6 +52,7 @@ class SqlOutbound(Outbound):
         self._driver: Any = sqlite3
         self._connection: Any = None
         self._fence: SqlFence | None = None
+        self._file: tuple[int, int] | None = None  # device and inode of the open SQLite file
 
     def prepare(self) -> None:
         if self._sqlite:
@@ -77,7 +78,7 @@ class SqlOutbound(Outbound):
     def deliver(self, item: Item, duty: Duty) -> None:
         values = self._values(item, duty)
         try:
-            fence = self._fence or self._connect()
+            fence = self._standing()
             duty.check()
             with fence.admit(duty.group or "", duty.epoch if duty.group is not None else 0, item.id) as cursor:
                 if cursor is None:
@@ -142,11 +143,25 @@ class SqlOutbound(Outbound):
                 raise ItemError(f"it is not UTF-8 text, which :text asks for: {error}; use :content for bytes") from error
         return values
 
+    def _standing(self) -> SqlFence:
+        """The connection that stands, or a new one. Raises Unavailable."""
+        if self._fence is not None and self._file is not None and self._file != (now := _file_of(self._path)):
+            if now is None:  # nothing is made where one was
+                raise Unavailable(f"the database {self._path} is gone: bring it back")
+            self._setting.log.warning(f"the database {self._path} was replaced by another file: it is opened anew")
+            self._close()  # SQLite would refuse the former one as read-only for good
+        if self._fence is not None:
+            return self._fence
+        fence = self._connect()
+        fence.prepare()
+        return fence
+
     def _connect(self) -> SqlFence:
         if self._sqlite:
             seconds = float(ANSWER_SECONDS)
             self._connection = sqlite3.connect(self._path, timeout=seconds, isolation_level=None, check_same_thread=False)
             self._connection.execute("PRAGMA synchronous=FULL")
+            self._file = _file_of(self._path)
         else:
             milliseconds = ANSWER_SECONDS * 1000
             options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
@@ -169,6 +184,14 @@ class SqlOutbound(Outbound):
                 connection.close()
             except Exception:
                 self._setting.log.debug("a broken database connection could not be closed")
+
+
+def _file_of(path: str) -> tuple[int, int] | None:
+    try:
+        facts = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def _first_line(error: Exception) -> str:

@@ -316,6 +316,27 @@ def test_an_ended_permit_commits_nothing_and_a_bad_item_is_its_own_fault(databas
     outbound._close()
 
 
+def test_a_database_file_that_was_replaced_under_the_flow_gets_what_comes_next(tmp_path: Path) -> None:
+    """As by a backup that was put in its place: SQLite refuses to write the former file, for as long as it is open."""
+    for name in ("orders.db", "restored.db"):
+        with opened(f"sqlite://{tmp_path}/{name}") as connection:
+            connection.execute("CREATE TABLE orders (number TEXT, content TEXT, epoch BIGINT)")
+    outbound = target(f"sqlite://{tmp_path}/orders.db", tmp_path)
+    outbound.begin(duty())
+    outbound.deliver(item("a"), duty())
+    (tmp_path / "restored.db").replace(tmp_path / "orders.db")
+    outbound.deliver(item("b"), duty())
+    with opened(f"sqlite://{tmp_path}/orders.db") as connection:
+        assert connection.execute("SELECT number FROM orders").fetchall() == [("b",)]
+    (tmp_path / "orders.db").rename(tmp_path / "away.db")
+    with pytest.raises(Unavailable, match="is gone: bring it back"):
+        outbound.deliver(item("c"), duty())
+    assert not (tmp_path / "orders.db").exists()
+    (tmp_path / "away.db").rename(tmp_path / "orders.db")
+    outbound.deliver(item("c"), duty())
+    outbound._close()
+
+
 def test_a_database_that_is_away_or_has_no_such_table_is_not_the_items_fault(database: str, tmp_path: Path) -> None:
     away = "sqlite:///no/such/folder/x.db" if database.startswith("sqlite") else "postgresql://baton@127.0.0.1:1/postgres"
     with pytest.raises(Unavailable, match="cannot be reached"):
