@@ -370,9 +370,11 @@ def extend(group: FailoverGroup, by: timedelta, *, now: datetime) -> TimedSwitch
 
 def hold(group: FailoverGroup, *, held: bool, actor: str) -> None:
     """Keep the policy from returning the group until it is let go, or the preferred member leads again. NotAllowed under manual."""
-    if held and group.failback == FailbackPolicy.MANUAL:
+    groups = FailoverGroup.objects.filter(pk=group.pk)
+    if held:
+        groups = groups.exclude(failback=FailbackPolicy.MANUAL)
+    if not groups.update(failback_held_by=actor if held else ""):
         raise NotAllowed(f"The failback of {group.name} is manual: nothing returns by itself, so there is nothing to hold.")
-    FailoverGroup.objects.filter(pk=group.pk).update(failback_held_by=actor if held else "")
 
 
 def set_policy(

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
+from django.db import transaction
 from django.db.models import Q
 from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404
@@ -259,8 +260,9 @@ def confirmed(request: UserRequest, environment: Environment, runtimes: list[Run
     )
     if form.is_valid():
         try:
-            for runtime in runtimes:
-                RUNTIME_ACTS[asked["act"]](runtime)
+            with transaction.atomic():  # all or none: one of them may be stopped or held since the dialog was opened
+                for runtime in runtimes:
+                    RUNTIME_ACTS[asked["act"]](runtime)
             messages.info(request, f"{asked['label']} of {asked['target']} was ordered; its state shows when it is done.")
             return redirect(request, back)
         except NotAllowed as refusal:

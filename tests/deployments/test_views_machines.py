@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from cli import show
 from deployments.models import Activation, Approval, ApprovalRequest, Deployment, EnvironmentRules, Release, StepRun
+from deployments.views import machines as machines_views
 from portal import ages, design, properties, router_addresses
 from portal.models import Connector, DesignedMachine, Environment, MachineKind, Placement, Project, Property
 from runtimes import fleet, joining, protocol
@@ -421,6 +422,27 @@ def test_restarting_a_machine_restarts_what_should_run(client: Client, operator:
     client.force_login(operator)
     client.post(f"{TEST}machines/external01/restart/")
     assert dict(Runtime.objects.values_list("machine__name", "desired_restarts")) == {"external01": 1, "external02": 0}
+
+
+def test_of_several_runtimes_all_are_restarted_or_none(
+    client: Client, operator: User, group: FailoverGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody stops one of them while the dialog is open."""
+    first = Runtime.objects.get(machine__name="external01")
+    connector = Connector.objects.create(project=group.environment.project, system=first.connector.system, name="web")
+    second = Runtime.objects.create(environment=first.environment, machine=first.machine, connector=connector)
+    stopped = False
+
+    def restart(runtime: Runtime) -> None:
+        nonlocal stopped
+        if not stopped:
+            stopped = bool(Runtime.objects.filter(pk=second.pk if runtime.pk == first.pk else first.pk).update(desired_running=False))
+        fleet.restart(runtime)
+
+    monkeypatch.setitem(machines_views.RUNTIME_ACTS, "restart", restart)
+    client.force_login(operator)
+    assert "is stopped: start it instead" in client.post(f"{TEST}machines/external01/restart/").content.decode()
+    assert not Runtime.objects.exclude(desired_restarts=0).exists()
 
 
 @pytest.mark.parametrize("person", ["viewer", "developer"])

@@ -181,6 +181,16 @@ def test_a_hold_ends_when_the_preferred_member_leads_again(fallen: FailoverGroup
     assert FailoverGroup.objects.get().failback_held_by == ""
 
 
+def test_nothing_is_held_once_the_policy_became_manual(fallen: FailoverGroup) -> None:
+    """Of two people at once: the hold would come true when the policy is automatic again, perhaps months later."""
+    seen = FailoverGroup.objects.get(pk=fallen.pk)
+    failback.set_policy(fallen, FailbackPolicy.MANUAL, stable_seconds=60)
+    with pytest.raises(NotAllowed, match="nothing to hold"):
+        failback.hold(seen, held=True, actor="operator")
+    seen.refresh_from_db()
+    assert seen.failback_held_by == ""
+
+
 def test_a_hold_stands_over_another_choice_of_when_it_returns(fallen: FailoverGroup) -> None:
     failback.hold(fallen, held=True, actor="olga")
     failback.set_policy(fallen, FailbackPolicy.WINDOW, stable_seconds=0, window=(time(0, 0), time(23, 59)))
