@@ -64,6 +64,7 @@ from runtimes.protocol import (
 WATCH_SECONDS = 0.02  # between two looks at the permit page
 SILENCE_SECONDS = 3.0  # without a word from the process, after which nothing it said counts any more
 HUNG_SECONDS = 30.0  # without a word, after which it is killed, so that it starts anew
+PENDING = 2_000  # events, ends and outcomes that wait for an agent: all of them are in each news
 LONGEST_LOOK = 0.5  # a longer time between two looks is time in which this keeper, or the whole machine, stood still
 MARKER_ENV = "BATON_KEEPER_FOLDER"  # borne by every process of the tree, so that a killed keeper's leftovers are found
 STARTED, LOCKED, REFUSED = 0, 3, 4
@@ -137,6 +138,7 @@ class Keeper:
         self.log_sent = 0  # lines some agent has received
         self.numbered = 0
         self.pending: list[tuple[int, ProcessNews]] = []
+        self.dropped = 0
         self.ready = False
         self.was_ready = False
         self.reason = ""
@@ -418,9 +420,16 @@ class Keeper:
             self._owe()
 
     def _keep(self, news: ProcessNews) -> None:
-        """For the agent, until it acknowledges."""
+        """For the agent, until it acknowledges; of more than it would keep itself, the latest."""
         self.numbered += 1
         self.pending.append((self.numbered, news))
+        if len(self.pending) > PENDING:
+            del self.pending[0]
+            if not self.dropped:
+                self.log.say(
+                    LogLevel.WARNING, f"no agent asks for what {self.spec.name} tells: of more than {PENDING} the oldest are dropped"
+                )
+            self.dropped += 1
 
     def _tell_ends(self) -> None:
         """The leaderships that ended with the process: what it led by its own last word, and what its death was."""

@@ -7,7 +7,7 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -277,8 +277,9 @@ class FileOutbound(Outbound):
             with os.scandir(self._folder) as entries:
                 for entry in entries:
                     ours = entry.name.startswith(".baton-") and entry.name.endswith(".part")
-                    if ours and time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS:
-                        Path(entry.path).unlink(missing_ok=True)
+                    with suppress(OSError):  # gone meanwhile, or another user's: it stands in nobody's way
+                        if ours and time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS:
+                            Path(entry.path).unlink()
         except OSError as error:
             raise Unavailable(f"the folder {self._folder} cannot be read: {error.strerror}") from error
 

@@ -357,6 +357,15 @@ def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
     made.log.file.close()
 
 
+def test_what_a_keeper_keeps_for_an_agent_that_never_comes_has_an_end(keeper: Keeper) -> None:
+    """Each news bears all of it: without an end it would once be longer than an agent reads."""
+    for _ in range(2_010):
+        keeper._keep(ProcessNews(event=EVENT))
+    assert [number for number, _ in keeper.pending] == list(range(11, 2_011)), "the latest"
+    said = [line.text for line in keeper.log.lines]
+    assert said == ["no agent asks for what external02.erp tells: of more than 2000 the oldest are dropped"]
+
+
 def look(keeper: Keeper, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """The keeper looks five times a second for so long."""
     start = keeper.looked_at

@@ -179,6 +179,25 @@ def test_a_delivery_is_written_whole_then_receipted(source: FileInbound, tmp_pat
     assert [os.fsencode(path.name) for path in (tmp_path / "inbox").iterdir()] == [os.fsencode(receipt["file"])]
 
 
+def test_an_unfinished_file_that_cannot_be_removed_stands_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inbox").mkdir()
+    for name in (".baton-a.part", ".baton-b.part"):
+        (tmp_path / "inbox" / name).write_bytes(b"half")
+        os.utime(tmp_path / "inbox" / name, (1, 1))
+    unlink = Path.unlink
+
+    def others(path: Path, **more: Any) -> None:
+        if path.name == ".baton-a.part":
+            raise PermissionError(1, "Operation not permitted")
+        unlink(path, **more)
+
+    monkeypatch.setattr(Path, "unlink", others)
+    target = FileOutbound(setting(folder(tmp_path / "inbox"), tmp_path, "outbound"))
+    target.prepare()
+    target.begin(duty())
+    assert [path.name for path in (tmp_path / "inbox").iterdir()] == [".baton-a.part"]
+
+
 def test_two_processes_of_one_number_do_not_write_into_the_same_unfinished_file(source: FileInbound, tmp_path: Path) -> None:
     """In containers the processes of both machines may have the same number; a former leader that was paused may come to itself."""
     (tmp_path / "outbox" / "order").write_bytes(b"x" * 100)
