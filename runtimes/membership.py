@@ -18,8 +18,17 @@ from django.utils import timezone
 from portal.errors import Busy, Invalid, NotAllowed
 from portal.models import DesignedMachine, Environment
 from portal.prepared import Prepared
-from runtimes import authority, failover, fleet, protocol, reports, votes
-from runtimes.models import FailoverGroup, GroupRequest, Machine, MembershipChange, MembershipStatus, Router, Runtime
+from runtimes import authority, certificates, clocks, failover, fleet, protocol, reports, votes
+from runtimes.models import (
+    FailoverGroup,
+    GroupRequest,
+    Machine,
+    MachineCertificate,
+    MembershipChange,
+    MembershipStatus,
+    Router,
+    Runtime,
+)
 from runtimes.votes import Act, Condition, Next, Voter
 
 # Called before a person resumes or rolls back a change; raises NotAllowed when it must not be now. deployments adds "a deployment runs".
@@ -669,10 +678,16 @@ def look(environment: Environment, wished: Addresses, *, now: datetime) -> View:
 
 
 def _revoked(routers: Mapping[str, Router], now: datetime) -> frozenset[str]:
-    """Machines of which a sibling that is heard of has seen for REVOKED_FOR that a revoked certificate answers for them."""
+    """Machines of which a sibling that is heard of has seen for REVOKED_FOR that a revoked certificate answers for them. Only the portal
+    takes certificates back: a machine that had none taken back is never shut out on another one's word."""
     peers = [peer for router in routers.values() if not router.machine.is_silent(now=now) for peer in router.observed_peers]
-    seen = ((peer["machine"], peer["since"]) for peer in peers if peer.get("revoked"))
-    return frozenset(name for name, since in seen if now - datetime.fromisoformat(since) >= REVOKED_FOR)
+    seen = ((peer["machine"], clocks.read(peer["since"])) for peer in peers if peer.get("revoked"))
+    named = frozenset(name for name, since in seen if since is not None and now - since >= REVOKED_FOR)
+    if not named:
+        return named
+    taken_back = MachineCertificate.objects.filter(name__in=named, revoked_at__isnull=False, expires_at__gt=now - certificates.EARLIER)
+    own = taken_back.filter(authority__environment__in={router.machine.environment_id for router in routers.values()})
+    return frozenset(own.values_list("name", flat=True))
 
 
 def _machine_of(member: protocol.ClusterMember, routers: Mapping[str, Router], wished: Addresses) -> str:

@@ -10,7 +10,17 @@ from django.test import Client
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment
 from runtimes import fleet, membership, ordering, protocol, reports
-from runtimes.models import FailoverGroup, GroupMember, GroupRequest, Machine, MembershipChange, Router, Runtime
+from runtimes.models import (
+    CertificateAuthority,
+    FailoverGroup,
+    GroupMember,
+    GroupRequest,
+    Machine,
+    MachineCertificate,
+    MembershipChange,
+    Router,
+    Runtime,
+)
 from runtimes.protocol import ClusterMember, MemberAct, PeerReport, RouterReport, RouterState
 from tests import factories
 from tests.runtimes.conftest import NOW, content_for, said
@@ -54,6 +64,19 @@ class Cluster:
                 if membership.under_way(self.environment) is None:
                     membership.shut_out(self.environment.pk, machine.name, now=self.now)
             membership.advance(self.environment.pk, now=self.now)
+
+    def take_back(self, machine: str, *, since: datetime | None = None) -> None:
+        """The certificate of a machine is taken back, and its siblings see that its router shows it still."""
+        self.revoked[machine] = since or self.now
+        authority, _ = CertificateAuthority.objects.get_or_create(environment=self.environment, defaults={"created_at": self.now})
+        MachineCertificate.objects.create(
+            authority=authority,
+            name=machine,
+            serial="1",
+            issued_at=self.now,
+            expires_at=self.now + timedelta(days=365),
+            revoked_at=self.now,
+        )
 
     def peers(self, name: str) -> list[PeerReport]:
         others = [(other, *address) for other, address in THREE.items() if other != name]
@@ -645,7 +668,7 @@ def test_a_token_of_another_cluster_raises_no_generation(cluster: Cluster, exter
 
 def test_a_router_whose_certificate_was_taken_back_is_shut_out_and_its_machine_comes_back_with_another(cluster: Cluster) -> None:
     """It could read and vote through the others' calls: etcd asks no list when it calls."""
-    cluster.revoked["external02"] = cluster.now
+    cluster.take_back("external02")
     cluster.round(10)
     assert cluster.made == [], "a machine that is registered anew shows its new certificate within this time"
     cluster.round(10)
@@ -659,16 +682,33 @@ def test_a_router_whose_certificate_was_taken_back_is_shut_out_and_its_machine_c
     assert [act for act, _ in cluster.made] == ["remove", "add", "promote"]
 
 
+def test_nobody_is_shut_out_on_anothers_word_alone(cluster: Cluster) -> None:
+    """Its certificate was never taken back: who says that it was is wrong, or lies."""
+    cluster.revoked["external02"] = cluster.now
+    cluster.round(20)
+    assert cluster.made == [] and membership.under_way(cluster.environment) is None
+
+
+@pytest.mark.parametrize("since", ["", "2026-11-22T11:00:00", "yesterday"])
+def test_a_moment_that_is_none_stops_no_look_at_the_routers(cluster: Cluster, external01: Machine, since: str) -> None:
+    cluster.round()
+    cluster.take_back("external02")
+    peer = PeerReport(machine="external02", address="10.0.0.2:7400", reachable=True, since=since, revoked=True)
+    fleet.record_report(external01, said(1000, router=cluster.report(external01), peers=[peer]), now=cluster.now)
+    membership.shut_out(cluster.environment.pk, "external01", now=cluster.now)
+    assert membership.under_way(cluster.environment) is None
+
+
 def test_not_below_a_majority(cluster: Cluster) -> None:
     cluster.silent.add("core01")
-    cluster.revoked["external02"] = cluster.now
+    cluster.take_back("external02")
     cluster.round(17)
     assert cluster.made == []
     assert "1 of 3 routers run, no majority" in cluster.change().sentence
 
 
 def test_a_deployment_that_changes_the_routers_shuts_out_too(cluster: Cluster) -> None:
-    cluster.revoked["external02"] = cluster.now - membership.REVOKED_FOR
+    cluster.take_back("external02", since=cluster.now - membership.REVOKED_FOR)
     cluster.round()
     change = assign(cluster)
     assert change is not None and change.status == "running"
