@@ -414,7 +414,8 @@ def _conclude(step: StepRun, kind: steps.Kind, outcome: Outcome, now: datetime, 
     StepRun.objects.filter(pk=step.pk, status=RunStatus.RUNNING).update(
         status=status, reason=sentence, memory=step.memory, woken_at=now, ended_at=ended
     )
-    if _without_numbers(sentence) != _without_numbers(step.reason) or status != RunStatus.RUNNING:
+    told = status == RunStatus.RUNNING and any(line.text == sentence for line in step.told)  # by the look itself, which knows of whom
+    if not told and (_without_numbers(sentence) != _without_numbers(step.reason) or status != RunStatus.RUNNING):
         level = "error" if status in BROKEN else "info"
         looks.tell(step, sentence, now, machine=step.machine, level=level)
     looks.write_down(step)

@@ -1,6 +1,7 @@
 """What each kind of step orders, what it waits for, and what it says."""
 
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -161,6 +162,7 @@ def test_a_change_of_a_running_cluster_is_followed_until_its_end(stage: Stage) -
     assert step.status == RunStatus.SUCCEEDED, step.reason
     said = [line.text for line in StepLog.objects.filter(step=step)]
     assert any("external01 moves from https://10.0.0.11:2380 to https://10.0.0.11:2390" in line for line in said)
+    assert [line for line, after in pairwise(said) if line == after] == [], "each sentence once"
     assert stage.machines.handed_over[-1] == ("external02.erp", "deploy"), "external01 led, and hands over first"
     assert Router.objects.get(machine__name="external01").desired_port == 2390
 
