@@ -28,6 +28,7 @@ REASON = b".reason.json"
 NAME_LIMIT = 255  # bytes of a file name on Linux
 KEPT_DAYS, KEPT_ITEMS = 30.0, 1000  # what a flow keeps of its failed items, unless its settings say otherwise
 LISTED = 200
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what a file system without hard links answers
 OWNERS_KNOWN = 10_000  # reasons of which this process remembers whose they are
 
 
@@ -218,15 +219,35 @@ class ErrorFolder:
         target = os.path.join(self._again, self.free_name(os.path.basename(path), self._again))  # noqa: PTH118, PTH119
         try:
             os.link(path, target)
+        except (FileNotFoundError, FileExistsError):
+            raise KeyError(key) from None
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            self._move_again(path, target, key)
+            return
+        try:
+            os.rename(path + REASON, target + REASON)  # noqa: PTH104
+        except FileNotFoundError:
+            os.unlink(target)  # noqa: PTH108
+            raise KeyError(key) from None
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108
+
+    def _move_again(self, path: bytes, target: bytes, key: str) -> None:
+        """Where no file can have two names (a Windows share): its reason is copied first, so that it is never without one."""
+        try:
+            with _regular(path + REASON) as file, open(target + REASON, "xb") as copy:  # noqa: PTH123
+                copy.write(file.read())
             try:
-                os.rename(path + REASON, target + REASON)  # noqa: PTH104
-            except FileNotFoundError:
-                os.unlink(target)  # noqa: PTH108
+                os.rename(path, target)  # noqa: PTH104
+            except OSError:
+                os.unlink(target + REASON)  # noqa: PTH108
                 raise
         except (FileNotFoundError, FileExistsError):
             raise KeyError(key) from None
         with suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108
+            os.unlink(path + REASON)  # noqa: PTH108
 
     def discard(self, key: str) -> None:
         """Remove it for good. Raises KeyError."""

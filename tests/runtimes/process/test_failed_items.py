@@ -134,6 +134,26 @@ def test_flows_that_share_a_folder_have_each_their_own(machine: Machine) -> None
     assert invoices.offered(FREE) == [] and (invoices.ordered(), invoices.count()) == (0, 1)
 
 
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.EOPNOTSUPP])
+def test_an_error_folder_without_hard_links_gives_its_items_back_too(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, refusal: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(refusal, os.strerror(refusal))
+
+    failures = ErrorFolder(machine.data / "errors" / "f", machine.setting)
+    failures.prepare()
+    failures.put(item(b"order"), "it is bad", 3)
+    (failed,) = failures.listed()[1]
+    monkeypatch.setattr(os, "link", refuse)
+    failures.retry(failed.key)
+    (again,) = failures.offered(FREE)
+    assert (read(again), again.id, failures.count(), failures.ordered()) == (b"order", "m1", 0, 1)
+    with pytest.raises(KeyError):
+        failures.retry(failed.key)
+    assert failures.delivered(again) and list(failures.folder.glob("*.reason.json")) == []
+
+
 def test_an_item_whose_source_breaks_while_it_is_kept_leaves_no_reason_behind(machine: Machine) -> None:
     @contextmanager
     def breaks() -> Iterator[Iterator[bytes]]:
