@@ -9,6 +9,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -79,6 +80,7 @@ class Session:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: asyncssh.SSHClientConnection | None = None
         self._client: asyncssh.SFTPClient | None = None
+        self._connecting: asyncio.Future[Any] | None = None  # while a connection is made
         self._lock = threading.Lock()
 
     def run(self, act: "Coroutine[Any, Any, T]", seconds: float = CALL_SECONDS) -> T:
@@ -106,15 +108,20 @@ class Session:
             future.cancel()
             self.drop()
             raise Unavailable(f"{self._where} did not answer within {seconds:g} s") from error
-        except (asyncssh.Error, OSError, asyncio.CancelledError) as error:
+        except CancelledError as error:  # by `drop`, while a connection was made
+            raise Unavailable(f"the connection to {self._where} was given up while it was made") from error
+        except (asyncssh.Error, OSError) as error:
             self.drop()
             raise Unavailable(f"{self._where} cannot be reached: {error}") from error
 
     async def client(self) -> asyncssh.SFTPClient:
         if self._client is None:
-            self._connection = await asyncio.wait_for(
-                asyncssh.connect(self._host, self._port, keepalive_interval=15, **self._options), CONNECT_SECONDS
-            )
+            connecting = asyncssh.connect(self._host, self._port, keepalive_interval=15, **self._options)
+            self._connecting = asyncio.ensure_future(asyncio.wait_for(connecting, CONNECT_SECONDS))
+            try:
+                self._connection = await self._connecting
+            finally:
+                self._connecting = None
             self._client = await self._connection.start_sftp_client()
         return self._client
 
@@ -131,6 +138,8 @@ class Session:
             loop.call_soon_threadsafe(self._abort)
 
     def _abort(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
         connection, self._connection, self._client = self._connection, None, None
         if connection is not None:
             connection.abort()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -269,6 +270,26 @@ def test_a_server_that_is_not_as_expected_is_said_and_is_not_the_items_fault(
             source.poll(duty())
     with pytest.raises(Unavailable, match=says):
         connect(SftpOutbound, **given).begin(duty())
+
+
+def test_an_attempt_to_connect_is_cut_when_the_permit_ends(connect: Callable[..., Any]) -> None:
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes the connection, and never says who it is
+        target = connect(SftpOutbound, port=str(mute.getsockname()[1]))
+
+        def begin() -> None:
+            with pytest.raises(Unavailable) as refusal:
+                target.begin(duty())
+            said.append(str(refusal.value))
+
+        worker = threading.Thread(target=begin)
+        worker.start()
+        until(lambda: target._session._loop is not None and target._session._loop.is_running(), 5)
+        cut = time.monotonic()
+        while worker.is_alive() and time.monotonic() - cut < 6:
+            target.abort()
+            worker.join(0.1)
+        assert said and "given up while it was made" in said[0]
 
 
 def test_a_connection_that_broke_is_made_anew(server: Server, connect: Callable[..., Any]) -> None:
