@@ -83,7 +83,7 @@ def obstacles(release: Release, environment: Environment, *, now: datetime, leav
         if not machines[name].has_agent:
             found.append(f"{name} has no agent: register it in Deploy › Architecture.")
         elif name not in leaving_out and machines[name].is_silent(now=now):
-            found.append(looks.silence(machines[name], now))
+            found.append(f"{looks.silence(machines[name], now)} Start its agent, or leave {name} out.")
     found += [item.sentence for item in releases.missing(release, environment)]
     found += releases.too_many_groups(release, environment)
     found += [refusal for name in leaving_out if (refusal := not_offline(machines.get(name), name, now))]

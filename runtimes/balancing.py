@@ -6,7 +6,19 @@ from datetime import datetime, timedelta
 
 from portal.ages import in_words
 from portal.errors import Busy, NotReady, Stale
-from runtimes.failover import MemberVerdict, Verdict, expire_overdue, meant_to_fail_over, obstacle, read_now, switch, verdict, without
+from runtimes.failover import (
+    MemberVerdict,
+    Verdict,
+    expire_overdue,
+    meant_to_fail_over,
+    obstacle,
+    read_now,
+    switch,
+    unheard_leader,
+    unproven_without,
+    verdict,
+    without,
+)
 from runtimes.models import LIVE_REQUESTS, FailbackPolicy, FailoverGroup, GroupRequest, LeadershipChange
 from runtimes.protocol import Cause, Preference, RequestKind, RequestStatus, State, Status
 
@@ -43,7 +55,9 @@ def balance(
     """
     group = read_now(group)
     expire_overdue(now=now, group=group)
-    found = without(verdict(group, now=now), left_out)
+    whole = verdict(group, now=now)
+    found = without(whole, left_out)
+    unheard = unheard_leader(whole)
     preferred = next((said for said in found.members if said.member.runtime.preference == Preference.LEADER), None)
 
     def done(reason: str) -> Balanced:
@@ -53,6 +67,8 @@ def balance(
         return Balanced(group, done=False, failed=True, reason=reason)
 
     def waits(reason: str) -> Balanced:
+        if unheard is not None and unheard.machine in left_out:  # nothing comes of waiting: say what has to be done
+            reason = unproven_without(group.name, unheard.machine)
         return Balanced(group, done=False, failed=False, reason=reason)
 
     if not found.members:

@@ -524,7 +524,7 @@ def test_without_the_machine_that_leads_a_group_balance_cannot_prove_it_and_that
     assert said in stops.sentence
     run = rollout.prepare(release, on=upgrade.environment, by=upgrade.person, now=engine.now, leaving_out=["external02"])
     assert engine.run(run, every=5).status == RunStatus.TIMED_OUT
-    assert "Nobody is known to lead erp-orders." in run.steps.get(kind=StepKind.BALANCE_FAILOVER).reason
+    assert said in run.steps.get(kind=StepKind.BALANCE_FAILOVER).reason, "and when it has stopped there, what to do"
     offer = upgrade.offer(run, Choice.ROLL_BACK)
     assert offer is not None and "external02 led erp-orders when it was last heard of" in offer.effect
     engine.machines.lead(group, "external01.erp")  # Play, or Disable of the other one

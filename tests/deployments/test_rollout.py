@@ -51,7 +51,7 @@ def test_every_obstacle_is_named(release: Release, filled: Environment, engine: 
     assert rollout.obstacles(release, filled, now=engine.now) == [
         "Release 1 is not active on Test: activate it first.",
         "external01 has no agent: register it in Deploy › Architecture.",
-        "external02 has not been heard from for 40 s.",
+        "external02 has not been heard from for 40 s. Start its agent, or leave external02 out.",
         "witness on core01 needs a value for core01.failover.port (Failover port).",
         "Step 5, Deploy machine core09: core09 is no machine on Test. There is core01, external01, external02.",
     ]
