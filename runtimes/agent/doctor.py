@@ -148,10 +148,8 @@ async def etcd_checks(machine: Machine, chosen: str | None) -> list[Check]:
             well("majority", f"It reaches a majority of its {members} member{'s' if members != 1 else ''}."),
         ]
     if router.reason == SILENT:
-        return [
-            *checks,
-            bad("router", f"The router at {router.url} does not answer, though its process is there: nobody can lead here until it does."),
-        ]
+        silent = f"The router at {router.url} does not answer, though its process is there: nobody can lead here until it does."
+        return [*checks, bad("router", f"{silent} Look at its disk; if it lasts, kill that etcd: it is started anew at once.")]
     if router.state == RouterState.NO_MAJORITY:
         why = f"The router at {router.url} runs, but {router.reason}: nobody can take leadership here until it does."
         return [*checks, well("router", f"The router at {router.url} answers."), bad("majority", why)]

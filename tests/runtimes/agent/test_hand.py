@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from runtimes.agent import console, doctor, hand
 from runtimes.agent.__main__ import main
 from runtimes.agent.certificate import Held
 from runtimes.agent.home import Home, Identity
+from runtimes.agent.peers import SILENT
 from runtimes.process.etcd import OutcomeUnknown
 from runtimes.process.records import ControlRecord, GroupMark, LeaderRecord, SessionRecord
 from runtimes.process.wishes import Picture
@@ -261,6 +263,22 @@ def test_a_router_that_stands_still_is_not_said_not_to_run(joined: Home, cause: 
     machine = SimpleNamespace(orders=SimpleNamespace(router=SimpleNamespace(members={})), launched_router=lambda: None)
     told = hand.with_cause(asyncio.run(hand.router_status(machine, silent)), [])  # type: ignore[arg-type]
     assert told.reason.startswith(says) and not told.majority
+
+
+def test_doctor_says_what_to_do_about_a_router_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def router() -> "AsyncIterator[None]":
+        yield None
+
+    async def silent(*_: object) -> hand.RouterStatus:
+        return hand.RouterStatus(state=RouterState.NO_MAJORITY, majority=False, reason=SILENT, url="https://127.0.0.1:1")
+
+    monkeypatch.setattr(doctor, "router_status", silent)
+    launched = SimpleNamespace(version="3.4.23", warning="")
+    machine = SimpleNamespace(orders=SimpleNamespace(router=object()), router=router, launched_router=lambda: launched)
+    _, check = asyncio.run(doctor.etcd_checks(machine, None))  # type: ignore[arg-type]
+    assert check.level == "bad" and "does not answer, though its process is there" in check.sentence
+    assert "kill that etcd" in check.sentence
 
 
 def test_a_full_disk_is_told(joined: Home, monkeypatch: pytest.MonkeyPatch) -> None:
