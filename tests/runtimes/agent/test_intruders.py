@@ -274,6 +274,7 @@ def test_a_renewal_moves_no_leadership_and_restarts_nothing(tmp_path: Path, host
     eventually(lambda: all(peer.reachable for peer in portal.last(follower).peers))
 
 
+@pytest.mark.long  # the lab's test_trust.py does so on three hosts
 def test_the_authority_is_renewed_without_a_leadership_change_and_the_former_one_retired_with_hand_overs(
     tmp_path: Path, hosts: Callable[[str], Host], portal: LittlePortal
 ) -> None:

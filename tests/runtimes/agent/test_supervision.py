@@ -313,6 +313,7 @@ def test_a_process_that_stands_still_is_told_within_seconds_and_again_when_it_an
     assert (again.pid, again.starts, again.groups[0].status, again.groups[0].ready) == (pid, 1, Status.FOLLOWER, True)
 
 
+@pytest.mark.long
 def test_a_process_that_stands_still_for_half_a_minute_starts_anew(running: Host) -> None:
     pid = running.ready().pid
     os.kill(pid, signal.SIGSTOP)
