@@ -11,10 +11,11 @@ from datetime import datetime, timedelta
 from django.db.models import OuterRef, QuerySet, Subquery
 
 from portal.models import Environment
-from runtimes import alarms, clocks, failback, failover, history, protocol
+from runtimes import alarms, clocks, failback, failover, history, protocol, solitude
 from runtimes.alarms import Found
 from runtimes.models import (
     LIVE_REQUESTS,
+    Alarm,
     AlarmKind,
     FailbackPolicy,
     FailoverGroup,
@@ -54,6 +55,7 @@ class Change:
     machine: str
     previous: str  # machine; empty when nobody led
     words: str
+    alone: str = ""  # who ran alone while nobody led before it
 
     @property
     def epoch(self) -> str:
@@ -222,14 +224,17 @@ def moment(text: str) -> datetime | None:
     return clocks.read(text)
 
 
-def in_words(change: LeadershipChange) -> Change:
+def in_words(change: LeadershipChange, spells: Iterable[Alarm] = ()) -> Change:
+    """`spells`: when members ran alone, of any group."""
     cause = protocol.Cause(change.cause)
+    began = change.at - timedelta(seconds=max(change.gap_seconds or 0.0, 0.0))
     by_step = cause == protocol.Cause.SWITCH and DEPLOYMENT.fullmatch(change.actor)
     return Change(
         row=change,
         machine=change.runtime.split(".")[0],
         previous=change.previous.split(".")[0],
         words="switched by a step of the plan" if by_step else history.CAUSES[cause],
+        alone=solitude.meanwhile((spell for spell in spells if spell.group_id == change.group_id), began, change.at),
     )
 
 

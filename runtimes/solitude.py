@@ -1,6 +1,9 @@
 """Members that ran alone, as their machines tell it, perhaps long after: kept as alarms, for then items may have come twice."""
 
 from collections.abc import Iterable
+from datetime import datetime
+
+from django.db.models import QuerySet
 
 from portal.ages import in_words
 from runtimes.clocks import Clock
@@ -16,6 +19,18 @@ REMEDY = (
 def sentence(machine: str, group: str, reason: str) -> str:
     why = (reason[:1].lower() + reason[1:]).removeprefix(ALONE_BECAUSE).rstrip(".")  # a member's reason begins as a sentence
     return f"{machine} runs {group} alone{': ' + why if why else ''}. Other members may consume too, and items come twice."
+
+
+def spells() -> "QuerySet[Alarm]":
+    """When members ran alone, newest first."""
+    return Alarm.objects.filter(kind=AlarmKind.ALONE, raised_at__isnull=False).order_by("-since")
+
+
+def meanwhile(known: Iterable[Alarm], since: datetime, until: datetime) -> str:
+    """Who ran alone between two moments in which nobody led: "external01 and external02 ran alone meanwhile"; empty: nobody did."""
+    beside = [spell for spell in known if spell.since < until and (spell.cleared_at is None or spell.cleared_at > since)]
+    machines = sorted({spell.runtime.partition(".")[0] for spell in beside})
+    return f"{' and '.join(machines)} ran alone meanwhile" if machines else ""
 
 
 def store(machine: Machine, told: Iterable[RanAlone], clock: Clock) -> None:

@@ -16,9 +16,9 @@ from django.views.decorators.http import require_GET
 from portal import exports
 from portal.access import get_environment
 from portal.htmx import UserRequest, render
-from runtimes import alarms, boards, history, protocol
+from runtimes import alarms, boards, history, protocol, solitude
 from runtimes.models import FailoverGroup, LeadershipChange, LeadershipInterruption
-from runtimes.views.timeline import as_csv
+from runtimes.views.timeline import SPELLS_LOOKED_AT, as_csv
 
 MONTH = timedelta(days=30)
 ON_A_PAGE = 50
@@ -37,18 +37,24 @@ def group_history(request: UserRequest, slug: str, kind: str, pk: UUID) -> HttpR
     if exports.wanted(request.GET):
         return as_csv(environment, chosen)
     page = Paginator(chosen, ON_A_PAGE).get_page(request.GET.get("page"))
+    spells = solitude.spells().filter(group=group)[:SPELLS_LOOKED_AT]
     counts = Counter(every.order_by().values_list("cause", flat=True))
     context = {
         "environment": environment,
         "group": group,
         "page": page,
-        "changes": [boards.in_words(change) for change in page.object_list],
+        "changes": [boards.in_words(change, spells) for change in page.object_list],
         "chosen_cause": cause if cause in list(protocol.Cause) else "",
         "causes": [(known.value, history.NAMES[known], counts[known]) for known in protocol.Cause if counts[known]],
         "number": sum(counts.values()),
         "alarms": alarms.shown().filter(group=group)[:ALARMS_SHOWN],
         "interruptions": [
-            (broken, broken.runtime.partition(".")[0], history.CAUSES[protocol.Cause(broken.cause)])
+            (
+                broken,
+                broken.runtime.partition(".")[0],
+                history.CAUSES[protocol.Cause(broken.cause)],
+                solitude.meanwhile(spells, broken.since, broken.until),
+            )
             for broken in group.interruptions.all()[:INTERRUPTIONS_SHOWN]
         ],
         "here": request.get_full_path(),

@@ -17,8 +17,8 @@ from portal import exports
 from portal.access import get_environment
 from portal.htmx import UserRequest, render
 from portal.models import Environment
-from runtimes import boards, failover, history, protocol
-from runtimes.models import Alarm, AlarmKind, FailoverGroup, LeadershipChange, LeadershipEnd, LeadershipInterruption, Machine
+from runtimes import boards, failover, history, protocol, solitude
+from runtimes.models import Alarm, FailoverGroup, LeadershipChange, LeadershipEnd, LeadershipInterruption, Machine
 from runtimes.protocol import Status
 from runtimes.timeline import Known, Lane, Window, lanes
 
@@ -30,6 +30,7 @@ WINDOWS = {
     "7d": timedelta(days=7),
 }
 MONTH = timedelta(days=30)
+SPELLS_LOOKED_AT = 200  # in which members ran alone
 UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -43,6 +44,7 @@ def timeline(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         return as_csv(environment, changes)
     now = timezone.now()
     page = Paginator(changes, 50).get_page(request.GET.get("page"))
+    spells = solitude.spells().filter(group__environment=environment)[:SPELLS_LOOKED_AT]
     window = request.GET.get("window", "")
     window = window if window in WINDOWS else "1h"
     context = {
@@ -50,7 +52,7 @@ def timeline(request: UserRequest, slug: str, kind: str) -> HttpResponse:
         "window": window,
         "windows": list(WINDOWS),
         "page": page,
-        "changes": [boards.in_words(change) for change in page.object_list],
+        "changes": [boards.in_words(change, spells) for change in page.object_list],
         "causes": [(cause.value, history.NAMES[cause]) for cause in protocol.Cause],
         "chosen": asked,
         "filters": urlencode({name: text for name, text in asked.items() if text}),
@@ -95,7 +97,7 @@ def drawn(environment: Environment, window: Window) -> dict[str, Any]:
         by_group.setdefault(change.group_id, []).append(change)
     alone: dict[Any, list[Alarm]] = {}
     in_window = Q(cleared_at=None) | Q(cleared_at__gte=window.start)
-    for spell in Alarm.objects.filter(in_window, group__in=found, kind=AlarmKind.ALONE, raised_at__isnull=False):
+    for spell in solitude.spells().filter(in_window, group__in=found):
         alone.setdefault(spell.group_id, []).append(spell)
     interruptions: dict[Any, list[LeadershipInterruption]] = {}
     for broken in LeadershipInterruption.objects.filter(group__in=found, until__gte=window.start):

@@ -13,7 +13,7 @@ from django.utils import timezone
 from portal.models import Connector
 from runtimes import clocks, fleet, history, protocol
 from runtimes.agent.peers import seen_so
-from runtimes.models import FailoverGroup, GroupMember, LeadershipChange, LeadershipEnd, Machine, Runtime
+from runtimes.models import Alarm, AlarmKind, FailoverGroup, GroupMember, LeadershipChange, LeadershipEnd, Machine, Runtime
 from runtimes.protocol import Cause
 from tests.runtimes.conftest import NOW, said, said_of
 
@@ -157,6 +157,24 @@ def test_an_interruption_that_is_told_again_is_kept_once_however_long_its_report
         leads = leading(erp01, group, 41, since=NOW + timedelta(seconds=5))
         fleet.record_report(external01, said(sequence, ends=[end], runtimes=[leads], at_boot=110.0 + sequence), now=heard)
     assert group.interruptions.count() == 1
+
+
+def test_history_and_timeline_say_who_ran_alone_while_nobody_led(client: Client, viewer: User, group: FailoverGroup) -> None:
+    """Where the policy is to run alone, items did not wait meanwhile: they may have come twice."""
+    for epoch, at in ((41, NOW - timedelta(hours=2)), (42, NOW), (43, NOW + timedelta(hours=1))):
+        LeadershipChange.objects.create(
+            group=group, epoch=epoch, runtime=ONE, previous=TWO, cause="crash", at=at, heard_at=at, gap_seconds=28.0
+        )
+    spell = {"group": group, "kind": AlarmKind.ALONE, "since": NOW - timedelta(seconds=25), "raised_at": NOW}
+    for runtime in (TWO, ONE):
+        Alarm.objects.create(runtime=runtime, sentence="runs alone", cleared_at=NOW - timedelta(seconds=1), **spell)
+    since, until = NOW - timedelta(seconds=20), NOW - timedelta(seconds=10)
+    group.interruptions.create(epoch=41, runtime=TWO, cause="lost-majority", since=since, until=until, seconds=10.0)
+    client.force_login(viewer)
+    groups = f"/projects/{group.environment.project.slug}/{group.environment.kind}/"
+    words = "external01 and external02 ran alone meanwhile"
+    assert client.get(f"{groups}groups/{group.pk}/history/").content.decode().count(words) == 2, "of the change and of the interruption"
+    assert client.get(f"{groups}timeline/").content.decode().count(words) == 1
 
 
 def test_an_end_that_came_after_it_led_is_no_interruption(external01: Machine, erp01: Runtime, group: FailoverGroup) -> None:
