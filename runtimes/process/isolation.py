@@ -3,13 +3,13 @@
 Only groups whose policy is to run alone are remembered, with whether this member was disabled in them; all others stop.
 """
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from runtimes.process.files import write_whole
 from runtimes.process.records import ControlRecord
 from runtimes.protocol import IsolationPolicy
 
@@ -50,19 +50,11 @@ class Memory:
         if word == known:
             return
         self._groups = {key: value for key, value in self._groups.items() if key != group} | ({group: word} if word else {})
-        self._writer.submit(self._write, msgspec.json.encode(self._groups)).add_done_callback(self._written)
+        self._writer.submit(write_whole, self._path, msgspec.json.encode(self._groups)).add_done_callback(self._written)
 
     def close(self) -> None:
         """Wait for what is being written."""
         self._writer.shutdown()
-
-    def _write(self, data: bytes) -> None:
-        part = self._path.with_name(f".{self._path.name}.part")
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._path)
 
     def _written(self, future: "Future[None]") -> None:
         if (error := future.exception()) is not None:

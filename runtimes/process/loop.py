@@ -30,6 +30,7 @@ from runtimes.process.election import (
     vacancy,
 )
 from runtimes.process.etcd import Etcd
+from runtimes.process.files import write_whole
 from runtimes.process.flows import Flow
 from runtimes.process.isolation import Memory
 from runtimes.process.permits import ALWAYS, NEVER, Clock, Duty, PermitPage, boot_clock, boot_id
@@ -760,10 +761,8 @@ class Runtime:
             before = ""
         now = str(self._config.generation)
         if before != now:
-            part = mark.with_name(".generation.part")
             try:
-                part.write_text(now)
-                part.replace(mark)
+                write_whole(mark, now.encode())
             except OSError as error:  # a full disk: the next start waits once more
                 self._log.error(f"the generation of the cluster could not be written down: {error}")
         return self._clock() + LONGEST_TTL if before not in ("", now) else NEVER

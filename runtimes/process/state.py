@@ -6,7 +6,6 @@ that it is made under, in the same transaction: whoever no longer leads writes n
 
 import asyncio
 import json
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from runtimes.process.connectors.base import Fenced, Unavailable
 from runtimes.process.etcd import Etcd, OutcomeUnknown, put, read, unchanged
+from runtimes.process.files import write_whole
 from runtimes.process.permits import Duty
 from runtimes.process.records import leader_key
 from runtimes.protocol import GENERATION_STEP
@@ -40,15 +40,10 @@ class FileState:
         return found if isinstance(found, dict) else {}
 
     def write(self, duty: Duty, value: dict[str, Any]) -> None:
-        part = self._path.with_name(f".{self._path.name}.part")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with _WRITES:
-                with part.open("w") as file:
-                    file.write(json.dumps(value))
-                    file.flush()
-                    os.fsync(file.fileno())  # after a power cut an empty file would stop the flow
-                part.replace(self._path)
+                write_whole(self._path, json.dumps(value).encode())
         except OSError as error:
             raise Unavailable(f"what the flow remembers cannot be written to {self._path}: {error.strerror}") from error
 

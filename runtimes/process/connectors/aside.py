@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from runtimes.process.connectors.base import CHUNK, Item, ItemChanged, ItemError, Origin, Setting, Unavailable, make_folder
+from runtimes.process.files import sync_folder
 from runtimes.process.permits import Duty
 from runtimes.protocol import FailedItem
 
@@ -391,12 +392,3 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
         yield from iter(partial(file.read, CHUNK), b"")
     except OSError as error:
         raise ItemChanged(f"it cannot be read: {error.strerror}") from error
-
-
-def sync_folder(folder: bytes) -> None:
-    """What was renamed there stays there, also after a power cut. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

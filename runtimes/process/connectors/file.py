@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from runtimes.process.connectors.aside import Again, ErrorFolder, facts_of, fit, now_text, sync_folder
+from runtimes.process.connectors.aside import Again, ErrorFolder, facts_of, fit, now_text
 from runtimes.process.connectors.base import (
     CHUNK,
     Inbound,
@@ -30,6 +30,7 @@ from runtimes.process.connectors.base import (
     outbound,
 )
 from runtimes.process.connectors.place import Place
+from runtimes.process.files import sync_folder
 from runtimes.process.permits import Duty
 from runtimes.protocol import ComponentKind
 

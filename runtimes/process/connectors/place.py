@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runtimes.process.connectors.base import NotReady, Setting, make_folder
+from runtimes.process.files import write_whole
 
 
 class Place:
@@ -61,13 +62,11 @@ class Place:
 
     def _write_down(self, mount: Path) -> None:
         words = json.dumps({"folder": str(self.path), "mount": str(mount)})
-        part = self._note.with_name(f".{self._note.name}.part")
         try:
             if self._note.exists() and self._note.read_text() == words:
                 return
             self._note.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(words)
-            part.replace(self._note)
+            write_whole(self._note, words.encode())
         except OSError as error:  # a full disk: it works all the same
             self._log.warning(f"on which mount {self.path} is cannot be written down: {error.strerror}")
 
