@@ -9,7 +9,7 @@ import msgspec
 from deployments.landscape import MachineBox, Part, RuntimeBox
 from portal import router_addresses
 from portal.models import Property
-from runtimes import boards, items, protocol
+from runtimes import boards, clocks, items, protocol
 from runtimes.models import Machine, Router, Runtime
 
 
@@ -23,7 +23,7 @@ class Reach:
 
     @property
     def since(self) -> datetime | None:
-        return boards.moment(self.peer.since)
+        return clocks.read(self.peer.since)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class FlowLine:
 
     @property
     def last_activity(self) -> datetime | None:
-        return boards.moment(self.flow.last_activity)
+        return clocks.read(self.flow.last_activity)
 
 
 def settings_of(machine: Machine, values: Sequence[Property]) -> list[Setting]:

@@ -25,8 +25,8 @@ from runtimes.models import CertificateAuthority, Machine, MachineCertificate, R
 
 DUE_BEFORE_END = timedelta(days=2 * 365)  # so long before its end its renewal is due: machines then hold certificates for a year yet
 JUST_REVOKED = timedelta(days=1)
-# Agents ask for another certificate after two thirds of its life: one that ends within this time should have been replaced days ago.
-OVERDUE = (certificates.MACHINE_LIFE + certificates.EARLIER) / 3 - timedelta(days=3)
+# One that ends within this time should have been replaced days ago.
+OVERDUE = (certificates.MACHINE_LIFE + certificates.EARLIER) * (1 - protocol.RENEW_AFTER) - protocol.RENEWAL_LATE
 
 
 def trust(machine: Machine) -> protocol.Trust | None:

@@ -219,11 +219,6 @@ def on_whose_behalf(request: GroupRequest) -> str:
     return f"as the switch for a time by {request.actor} is over" if ends else f"asked by {request.actor}"
 
 
-def moment(text: str) -> datetime | None:
-    """A moment off the wire, as `clocks.read`."""
-    return clocks.read(text)
-
-
 def in_words(change: LeadershipChange, spells: Iterable[Alarm] = ()) -> Change:
     """`spells`: when members ran alone, of any group."""
     cause = protocol.Cause(change.cause)
@@ -315,8 +310,8 @@ def line_of(
         said=said,
         machine=runtime.machine,
         preferred=runtime.preference == protocol.Preference.LEADER,
-        since=moment(said.member.observed_since) if said.status != protocol.Status.UNKNOWN else None,
-        last_activity=moment(said.member.observed_last_activity),
+        since=clocks.read(said.member.observed_since) if said.status != protocol.Status.UNKNOWN else None,
+        last_activity=clocks.read(said.member.observed_last_activity),
         alarms=[alarm for alarm in alarms.of(verdict) if alarm.runtime == runtime.key],
         wish=member_wish(said, request),
         buttons=buttons_of(group, said, verdict, request, now=now),

@@ -15,8 +15,7 @@ from django.db.models import QuerySet
 
 from portal.errors import Invalid, NotAllowed
 from portal.models import Environment
-from runtimes import fleet, protocol
-from runtimes.boards import moment
+from runtimes import clocks, fleet, protocol
 from runtimes.models import ItemInquiry, Runtime
 
 ACTS = (protocol.ItemAct.RETRY, protocol.ItemAct.DISCARD)
@@ -50,7 +49,7 @@ class FlowItems:
 
 def kept_at(flow: protocol.FlowReport, runtime: Runtime, *, silent: bool) -> datetime | None:
     """Of when the count of failed items is; None: of now."""
-    return moment(flow.kept_at) or (runtime.observed_at if silent else None)
+    return clocks.read(flow.kept_at) or (runtime.observed_at if silent else None)
 
 
 def by_flow(environment: Environment, *, now: datetime) -> list[FlowItems]:

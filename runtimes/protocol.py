@@ -15,6 +15,7 @@ unless a name says `_boot` (seconds on CLOCK_BOOTTIME of the machine that wrote 
 
 import hashlib
 import struct
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -22,6 +23,9 @@ import msgspec
 
 PROTOCOL_VERSION = 1
 GENERATION_STEP = 10**12  # epoch = generation of the cluster * GENERATION_STEP + revision of the leader key
+MOST_KEPT = 2_000  # events, ends and outcomes of each kind that wait for an answer, in a keeper and in an agent
+RENEW_AFTER = 2 / 3  # of a certificate's life, after which its machine asks for another one …
+RENEWAL_LATE = timedelta(days=3)  # … and after so long more it was not renewed for a reason
 MOST_FAILOVER_GROUPS = 100  # of one runtime: one transaction of the router renews them all; 150 lost permits on a machine under load
 
 # --------------------------------------------------------------------------------------------------------------------- enums

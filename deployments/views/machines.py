@@ -98,7 +98,7 @@ def overview_tab(request: UserRequest, box: MachineBox) -> dict[str, Any]:
         "clock_is_off": abs(box.machine.clock_ahead_seconds or 0.0) > clocks.TOLERATED_SECONDS,
         "change": membership.unfinished(box.machine.environment),
         "going": membership.going(box.machine.environment, list(routers)) if box.router and box.router.router.leaving else "",
-        "agent_started_at": boards.moment(box.machine.agent_started_at),
+        "agent_started_at": clocks.read(box.machine.agent_started_at),
         "orders_pending": box.machine.has_agent and box.machine.orders_taken < box.machine.orders_version,
     }
 
@@ -214,7 +214,7 @@ def machine_contact(request: UserRequest, slug: str, kind: str, name: str) -> Ht
     """The part that waits for the first contact; it stops asking once the agent reported."""
     environment = get_environment(request.user, slug, kind)
     machine = get_object_or_404(Machine, environment=environment, name=name)
-    since = boards.moment(request.GET.get("since", ""))
+    since = clocks.read(request.GET.get("since", ""))
     return render(request, "deployments/_contact.html", {"environment": environment, "machine": machine, **contact_context(machine, since)})
 
 

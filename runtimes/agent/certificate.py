@@ -27,10 +27,9 @@ from runtimes.agent import linux
 from runtimes.agent.client import NotKnown, PortalAway
 from runtimes.agent.decide import retry_delay
 from runtimes.agent.home import Home
-from runtimes.protocol import CertificateAnswer, CertificateRequest, Trust
+from runtimes.protocol import RENEW_AFTER, CertificateAnswer, CertificateRequest, Trust
 
 log = structlog.get_logger()
-RENEW_AFTER = 2 / 3  # of its life
 LOOK_SECONDS = 60.0  # between two looks at the calendar
 LONGEST_WAIT = 60.0  # between two tries
 ONE_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
@@ -17,13 +17,12 @@ from runtimes.agent.hand import Machine, router_status
 from runtimes.agent.home import TamperedBundle
 from runtimes.agent.peers import SILENT, addresses, probe
 from runtimes.process.tls import ClientTls
-from runtimes.protocol import RouterState, RuntimeOrder, Wire, digest_of
+from runtimes.protocol import RENEWAL_LATE, RouterState, RuntimeOrder, Wire, digest_of
 
 CLOCK_SECONDS = 0.5  # over which the clocks' rates are compared
 CLOCK_RATES_APART = 0.05  # half of what the guard allows between two machines (docs/failover.md)
 WALL_CLOCK_SECONDS = 30.0  # apart from the portal's
 LEAST_FREE_BYTES = 512 * 1024 * 1024  # the router's quota, its snapshot, and logs
-LATE_BY = timedelta(days=3)  # after which a certificate that is due was not renewed for a reason
 NEWEST = 2**62  # orders are never that new: the portal says only whether it knows this machine
 
 
@@ -190,7 +189,7 @@ def certificate_check(machine: Machine) -> Check:
     if wrong:
         return bad("certificate", f"{wrong[0].upper()}{wrong[1:]}.")
     until = f"This machine's certificate is valid until {held.not_after:%Y-%m-%d}"
-    if datetime.now(UTC) > held.renewed_from + LATE_BY:
+    if datetime.now(UTC) > held.renewed_from + RENEWAL_LATE:
         said = f"{until}, and should have been renewed since {held.renewed_from:%Y-%m-%d}: the agent's log says why it was not."
         return Check(name="certificate", level=Level.WARNING, sentence=said)
     return well("certificate", f"{until}.")

@@ -41,6 +41,7 @@ from runtimes.protocol import (
     CANNOT_RUN,
     CONTROL_FD_ENV,
     LIFELINE_FD_ENV,
+    MOST_KEPT,
     PERMIT,
     PRESENCE_FD_ENV,
     SIGN_OF_LIFE_SECONDS,
@@ -64,7 +65,6 @@ from runtimes.protocol import (
 WATCH_SECONDS = 0.02  # between two looks at the permit page
 SILENCE_SECONDS = 3.0  # without a word from the process, after which nothing it said counts any more
 HUNG_SECONDS = 30.0  # without a word, after which it is killed, so that it starts anew
-PENDING = 2_000  # events, ends and outcomes that wait for an agent: all of them are in each news
 LONGEST_LOOK = 0.5  # a longer time between two looks is time in which this keeper, or the whole machine, stood still
 MARKER_ENV = "BATON_KEEPER_FOLDER"  # borne by every process of the tree, so that a killed keeper's leftovers are found
 STARTED, LOCKED, REFUSED = 0, 3, 4
@@ -423,11 +423,11 @@ class Keeper:
         """For the agent, until it acknowledges; of more than it would keep itself, the latest."""
         self.numbered += 1
         self.pending.append((self.numbered, news))
-        if len(self.pending) > PENDING:
+        if len(self.pending) > MOST_KEPT:
             del self.pending[0]
             if not self.dropped:
                 self.log.say(
-                    LogLevel.WARNING, f"no agent asks for what {self.spec.name} tells: of more than {PENDING} the oldest are dropped"
+                    LogLevel.WARNING, f"no agent asks for what {self.spec.name} tells: of more than {MOST_KEPT} the oldest are dropped"
                 )
             self.dropped += 1
 

@@ -7,6 +7,7 @@ import structlog
 from runtimes.agent.home import Home
 from runtimes.agent.linux import utc_now
 from runtimes.protocol import (
+    MOST_KEPT,
     LeadershipEnd,
     LeadershipEvent,
     LogLevel,
@@ -20,7 +21,6 @@ from runtimes.protocol import (
 )
 
 log = structlog.get_logger()
-KEPT = 2_000  # events, ends, and outcomes, that wait at most
 PER_REPORT = 100  # of each, the oldest: a report is stored by one transaction, within the time that its agent waits for the answer
 LOG_LINES = 5_000
 LOG_LINES_PER_REPORT = 500
@@ -94,10 +94,10 @@ class Spool:
         self.home.remember("spool.json", self._spooled())
 
     def _spooled(self) -> Spooled:
-        if max(len(self.events), len(self.ends), len(self.alone), len(self.outcomes)) > KEPT:
-            log.warning("spool_full", text=f"More than {KEPT} events wait for the portal; the oldest are dropped.")
-            self.events, self.ends = self.events[-KEPT:], self.ends[-KEPT:]
-            self.alone, self.outcomes = self.alone[-KEPT:], self.outcomes[-KEPT:]
+        if max(len(self.events), len(self.ends), len(self.alone), len(self.outcomes)) > MOST_KEPT:
+            log.warning("spool_full", text=f"More than {MOST_KEPT} events wait for the portal; the oldest are dropped.")
+            self.events, self.ends = self.events[-MOST_KEPT:], self.ends[-MOST_KEPT:]
+            self.alone, self.outcomes = self.alone[-MOST_KEPT:], self.outcomes[-MOST_KEPT:]
         return Spooled(events=self.events, ends=self.ends, alone=self.alone, outcomes=self.outcomes)
 
 

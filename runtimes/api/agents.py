@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 BODY_LIMIT = 8 * 1024 * 1024  # bytes
 REPEATED = ("events", "ends", "alone", "outcomes")  # until acknowledged; each is stored with queries of its own
-MOST_AT_ONCE = 2_000  # of each: as many as an agent keeps (an older one sends them all at once)
 LONGEST_WAIT = 25.0  # seconds; below the idle time-outs of usual proxies
 LOOK_EVERY = 1.0  # seconds between looks into the database, wake-ups or not
 NOTICE_SHUTDOWN_WITHIN = 0.25  # seconds
@@ -147,9 +146,9 @@ def report(request: HttpRequest) -> HttpResponse:
     machine = _machine(request)
     now = timezone.now()
     told = _body(request, protocol.Report)
-    for name in REPEATED:
-        if len(getattr(told, name)) > MOST_AT_ONCE:
-            raise _TooLarge(f"{name}: {len(getattr(told, name))} are too many for one report. Send {MOST_AT_ONCE} at most.", field=name)
+    for name in REPEATED:  # an older agent sends all that it keeps at once
+        if (number := len(getattr(told, name))) > protocol.MOST_KEPT:
+            raise _TooLarge(f"{name}: {number} are too many for one report. Send {protocol.MOST_KEPT} at most.", field=name)
     accepted = fleet.record_report(machine, told, now=now)
     return _answer(protocol.ReportAnswer(accepted=accepted, orders=ordering.orders_for(machine, now=now)))
 

@@ -17,7 +17,7 @@ from portal import exports
 from portal.access import get_environment
 from portal.htmx import UserRequest, render
 from portal.models import Environment
-from runtimes import boards, failover, history, protocol, solitude
+from runtimes import boards, clocks, failover, history, protocol, solitude
 from runtimes.models import Alarm, FailoverGroup, LeadershipChange, LeadershipEnd, LeadershipInterruption, Machine
 from runtimes.protocol import Status
 from runtimes.timeline import Known, Lane, Window, lanes
@@ -138,7 +138,7 @@ def known_of(group: Any, newest: LeadershipChange | None, window: Window) -> Kno
     if member.observed_status == Status.LEADER or not failover.meant_to_fail_over(group):
         return Known(window.end if not silent else machine.last_report_at or window.start)
     told = group.end_at if group.end_runtime == newest.runtime and group.end_epoch >= newest.epoch else None
-    until = told or (boards.moment(member.observed_since) if member.observed_status != Status.UNKNOWN else None)
+    until = told or (clocks.read(member.observed_since) if member.observed_status != Status.UNKNOWN else None)
     if silent:
         return Known(until or newest.at)
     leader = failover.verdict(group, now=window.end).leader

@@ -125,7 +125,7 @@ def test_a_nul_that_a_target_answered_keeps_no_report_away(agent: Client, erp01:
 
 def test_more_news_at_once_than_an_agent_keeps_is_refused(agent: Client, erp01: Runtime, group: FailoverGroup) -> None:
     told = protocol.LeadershipEvent(group=group.group.key, epoch=1, runtime=erp01.key, previous=None, cause=protocol.Cause.FIRST)
-    answer = post(agent, "report", said(1, events=[told] * (agents.MOST_AT_ONCE + 1)))
+    answer = post(agent, "report", said(1, events=[told] * (protocol.MOST_KEPT + 1)))
     assert assert_problem(answer, 413, "too-large", "Send 2000 at most")["errors"].keys() == {"events"}
 
 

@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from portal.models import Connector, Environment, Group
-from runtimes import boards, fleet, protocol, timeline
+from runtimes import boards, clocks, fleet, protocol, timeline
 from runtimes.models import (
     Alarm,
     AlarmKind,
@@ -536,8 +536,8 @@ def test_an_epoch_reads_as_generation_and_revision() -> None:
 
 
 def test_no_moment_is_read_from_nonsense() -> None:
-    assert boards.moment("yesterday") is None and boards.moment("") is None
-    assert boards.moment("2026-11-22T12:00:00Z") == NOON
+    assert clocks.read("yesterday") is None and clocks.read("") is None
+    assert clocks.read("2026-11-22T12:00:00Z") == NOON
 
 
 def test_a_machine_silent_for_long_is_no_leader(group: FailoverGroup) -> None:
